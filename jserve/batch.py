@@ -1,0 +1,111 @@
+"""The pytrees that cross `jit`: what a step is given, what it keeps, and what it returns.
+
+Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_num_seqs`), P pages per
+sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+pytree = partial(jax.tree_util.register_dataclass)
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One ragged batch. Row s owns the tokens `query_start[s]:query_start[s + 1]`; padding rows own none."""
+
+    token_ids: jax.Array
+    """i32[T]; -1 means the newest token of the row's slot, still on the device."""
+    slots: jax.Array
+    """i32[S]; slot of each row, R for padding rows."""
+    query_start: jax.Array
+    """i32[S + 1]"""
+    context_len: jax.Array
+    """i32[S]; tokens of the row in the KV cache, those of this step included; 0 for padding rows."""
+    page_updates: jax.Array
+    """i32[U, 3]; (slot, index in the slot's page table, page); slot R for padding."""
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """The paged cache of one layer."""
+
+    k: jax.Array
+    """[N, K, B, D]"""
+    v: jax.Array
+    """[N, K, B, D]"""
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What lives on the device from step to step; donated to every step."""
+
+    kv: tuple[LayerKV, ...]
+    page_table: jax.Array
+    """i32[R, P]; page ids of each slot in order."""
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What all layers of one step share; computed once."""
+
+    positions: jax.Array
+    """i32[T]"""
+    write_slots: jax.Array
+    """i32[T]; page * B + offset of each token, N * B for padding."""
+    page_table: jax.Array
+    """i32[S, P]"""
+    query_start: jax.Array
+    """i32[S + 1]"""
+    context_len: jax.Array
+    """i32[S]"""
+    rope: tuple[jax.Array, jax.Array]
+    """cos and sin, f32[T, D / 2]"""
+    attention_plan: object
+    """Whatever the attention implementation wants computed once per step; a pytree or None."""
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class SamplingInput:
+    """How each row's next token is chosen; one entry per row. See `protocol.SamplingParams`."""
+
+    slots: jax.Array
+    """i32[S]; R where the row does not sample in this step."""
+    output_index: jax.Array
+    """i32[S]; how many tokens the row had generated before this one."""
+    seed: jax.Array
+    """i32[S]"""
+    top_k: jax.Array
+    """i32[S]; V where off."""
+    temperature: jax.Array
+    """f32[S]; 0 is greedy."""
+    top_p: jax.Array
+    """f32[S]; 1 where off."""
+    min_p: jax.Array
+    """f32[S]; 0 where off."""
+    repetition_penalty: jax.Array
+    """f32[S]; 1 where off."""
+    frequency_penalty: jax.Array
+    """f32[S]"""
+    presence_penalty: jax.Array
+    """f32[S]"""
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class SamplingState:
+    """Per slot, what logit edits need; read and written only by steps that have a row with edits."""
+
+    output_counts: jax.Array
+    """i16[R, V]; how often each token was generated."""
+    in_prompt: jax.Array
+    """bool[R, V]"""
+    bias: jax.Array
+    """f32[R, V]; added to the logits."""

@@ -1,0 +1,53 @@
+"""The `jserve` command: reads the options, takes the port, starts the engine, and serves.
+
+The order is deliberate: a wrong flag or a used port is told within a fraction of a second, and the engine is
+on its way before the HTTP libraries are imported. Never imports jax.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from jserve.errors import JserveError
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command. Leaves with 0 after a graceful stop, 1 where it cannot start or go on, 2 for a bad flag."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except JserveError as error:
+        print(f"jserve: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Serve until stopped. Raises StartupError where that is not possible."""
+    from jserve.api.options import parse
+
+    config, settings = parse(argv)
+    _set_up_logging(settings.log_level)
+    from jserve.api.listener import listen
+
+    listener = listen(settings.host, settings.port)
+    from jserve.api.process import launch_engine
+
+    launched = launch_engine(settings.engine_command, config)
+    try:
+        import uvloop
+
+        from jserve.api.server import serve
+
+        uvloop.run(serve(config, settings, listener, launched))
+    finally:
+        listener.close()
+        if launched.popen.poll() is None:
+            launched.popen.kill()
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format=_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
+    if level != "debug":
+        for name in ("uvicorn", "httptools", "asyncio"):
+            logging.getLogger(name).setLevel(logging.WARNING)

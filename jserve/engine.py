@@ -1,0 +1,228 @@
+"""The loop, and the process around it. The only file that knows both schedule/ and runtime/.
+
+The life of a request here:
+    1. `receive` takes it off the socket, `Scheduler.add` queues it.
+    2. `Scheduler.schedule` gives it a slot, pages and a share of a step's tokens.
+    3. `Runner.dispatch` starts the step and returns; the step before is still running.
+    4. `Runner.collect` waits for the step before; `Scheduler.update` appends its tokens.
+    5. One frame per step carries all new tokens home.
+Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pages are free at once.
+"""
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from jserve.config import EngineConfig
+from jserve.errors import StartupError
+from jserve.ipc import EngineSocket
+from jserve.protocol import (
+    Abort,
+    EngineFatal,
+    EngineProgress,
+    EngineReady,
+    EngineStats,
+    FromEngine,
+    Request,
+    Shutdown,
+    StepFrame,
+    TokenDelta,
+)
+from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.runner import Launched, Runner
+from jserve.runtime.shapes import EngineShape
+from jserve.runtime.start import Started, compile_behind, describe, start_runner
+from jserve.schedule.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Scheduler and runner, one step ahead of each other. Driven from one thread."""
+
+    def __init__(self, started: Started, *, enable_prefix_caching: bool = True) -> None:
+        shape = started.shape
+        self.runner: Runner = started.runner
+        self.shape: EngineShape = shape
+        self.scheduler = Scheduler(
+            num_pages=shape.num_pages,
+            page_size=shape.page_size,
+            max_num_seqs=shape.max_num_seqs,
+            max_num_batched_tokens=shape.max_num_batched_tokens,
+            max_model_len=shape.max_model_len,
+            eos_token_ids=started.eos_token_ids,
+            enable_prefix_caching=enable_prefix_caching,
+        )
+        self.compiles = CompileCounter()
+        self._in_flight: Launched | None = None
+        self._num_steps = 0
+        self._padded_tokens = 0
+        self._last_step_at = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to schedule and nothing in flight."""
+        return self._in_flight is None and self.scheduler.is_idle
+
+    def add(self, request: Request) -> TokenDelta | None:
+        """Queue a request; the final delta of one that can never run, else None."""
+        return self.scheduler.add(request)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Stop requests and free what they hold."""
+        self.scheduler.abort(request_ids)
+
+    def step(self) -> list[TokenDelta]:
+        """Dispatch the next step, then bring the one before it home."""
+        plan = self.scheduler.schedule()
+        launched = self.runner.dispatch(plan) if plan else None
+        deltas: list[TokenDelta] = []
+        if self._in_flight is not None:
+            tokens = self.runner.collect(self._in_flight)
+            deltas = self.scheduler.update(self._in_flight.plan, tokens)
+        self._in_flight = launched
+        if launched is not None:
+            self._num_steps += 1
+            self._padded_tokens = launched.bucket.tokens
+            self._last_step_at = time.time()
+        return deltas
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters as of now."""
+        return self.scheduler.stats(
+            num_steps=self._num_steps,
+            padded_tokens=self._padded_tokens,
+            compiles_after_ready=self.compiles.count,
+            last_step_at=self._last_step_at,
+        )
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """Serves one API process over one socket until it says stop or goes away."""
+
+    core: EngineCore
+    connection: EngineSocket
+    is_stopping: bool = False
+
+    def run(self) -> None:
+        """The loop. Sleeps in the kernel while there is nothing to do."""
+        while not self.is_stopping:
+            refused = self._receive(block=self.core.is_idle)
+            deltas = self.core.step() if not self.core.is_idle else []
+            if refused or deltas or self.core.is_idle:
+                self.connection.send(StepFrame(refused + deltas, self.core.stats()))
+
+    def _receive(self, *, block: bool) -> list[TokenDelta]:
+        """Take in what has arrived; returns the final deltas of requests that were refused."""
+        refused = []
+        for message in self.connection.receive(block=block):
+            match message:
+                case Request():
+                    delta = self.core.add(message)
+                    if delta is not None:
+                        refused.append(delta)
+                case Abort():
+                    self.core.abort(message.request_ids)
+                case Shutdown():
+                    self.is_stopping = True
+        self.is_stopping |= self.connection.is_closed
+        return refused
+
+
+class ProgressReport:
+    """Sends the start's progress to the API process and shows it on standard error."""
+
+    def __init__(self, connection: EngineSocket) -> None:
+        from jserve.progress import StartupBars
+
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._bars = StartupBars()
+        self._is_ready = False
+
+    def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
+        with self._lock:
+            self._bars.show(phase, done, total, detail)
+            if not self._is_ready:
+                self._connection.send(EngineProgress(phase, done, total, detail))
+
+    def ready(self) -> None:
+        """The loop owns the socket from now on; bars of work behind go to standard error only."""
+        with self._lock:
+            self._is_ready = True
+            self._bars.close()
+
+
+def serve(config: EngineConfig, connection: EngineSocket) -> None:
+    """Start an engine and serve until the peer stops it. Raises StartupError where it cannot start."""
+    clock = time.perf_counter()
+    report = ProgressReport(connection)
+    started = start_runner(config, report)
+    core = EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
+    report.ready()
+    shape = started.shape
+    seconds = {**started.seconds, "total": time.perf_counter() - clock}
+    connection.send(
+        EngineReady(
+            max_model_len=shape.max_model_len,
+            max_num_seqs=shape.max_num_seqs,
+            page_size=shape.page_size,
+            num_pages=shape.num_pages,
+            vocab_size=shape.vocab_size,
+            eos_token_ids=sorted(started.eos_token_ids),
+            device=started.device,
+            startup_seconds=seconds,
+            info=describe(started),
+        )
+    )
+    with core.compiles.watch():
+        compile_behind(started.runner, _quiet)
+        EngineProcess(core, connection).run()
+
+
+def _quiet(phase: str, done: int, total: int, detail: str) -> None:
+    if done == total:
+        logger.info("all %d further programs are compiled", total)
+    else:
+        logger.debug("%s %d of %d: %s", phase, done, total, detail)
+
+
+def main() -> int:
+    """Entry of the engine process: `python -m jserve.engine --fd N`, an `EngineConfig` as JSON on stdin."""
+    parser = argparse.ArgumentParser(prog="jserve.engine", description="The engine process; jserve starts it.")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the API process")
+    fd = parser.parse_args().fd
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    connection = EngineSocket(socket.socket(fileno=fd))
+    try:
+        serve(config, connection)
+    except StartupError as error:
+        return _last_words(connection, EngineFatal(str(error), retry=False))
+    except (BrokenPipeError, ConnectionError):
+        return 0
+    except Exception as error:
+        logger.exception("the engine failed")
+        return _last_words(connection, EngineFatal(f"{type(error).__name__}: {error}", retry=True))
+    return 0
+
+
+def _last_words(connection: EngineSocket, message: FromEngine) -> int:
+    try:
+        connection.send(message)
+    except OSError:
+        logger.error("%s", message)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

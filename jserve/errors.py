@@ -1,0 +1,56 @@
+"""Every error that jserve raises on purpose, in one tree.
+
+A message names the thing, the value, the limit and the way out. `api/` maps the tree to HTTP bodies in
+one place; `cli.py` prints it without a traceback and exits 1.
+"""
+
+
+class JserveError(Exception):
+    """Root of the tree. `str(error)` is fit for a user's eyes."""
+
+
+class RequestError(JserveError):
+    """The request is at fault, and only that request pays (HTTP 400).
+
+    `param` names the offending field as the client wrote it, or is None.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModelError(RequestError):
+    """The request names a model that this server does not serve (HTTP 404)."""
+
+
+class OverloadedError(JserveError):
+    """The queue is full (HTTP 503, with Retry-After)."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailableError(JserveError):
+    """The engine process is loading, restarting or gone (HTTP 503)."""
+
+
+class EngineFailedError(JserveError):
+    """The engine died while it worked on this request (HTTP 500)."""
+
+
+class StartupError(JserveError):
+    """The server cannot start; the message says why and which flag to change (exit code 1)."""
+
+
+class ConfigError(StartupError):
+    """A flag, a preset or a combination of them is not possible."""
+
+
+class CheckpointError(StartupError):
+    """A model file is missing, damaged, or not supported. The message names the file and the tensor."""
+
+
+class OutOfMemoryError(StartupError):
+    """Weights, temporaries and KV pages do not fit. The message gives the numbers and the flag."""

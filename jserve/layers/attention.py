@@ -1,0 +1,106 @@
+"""Self-attention over the paged KV cache."""
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.linear import Linear
+from jserve.layers.norm import RMSNorm
+from jserve.layers.rope import apply_rope
+from jserve.layers.source import GroupedHeads, Tensor
+from pallas_kernels.paged_attention import paged_attention, write_kv
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary embedding; query, key and value are one product.
+
+    `K` is the number of KV heads in the cache: with more devices than KV heads, each KV head is kept
+    several times, so that every device has one.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        config: ModelConfig,
+        layer: int,
+        *,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        head_norm: bool = False,
+    ) -> None:
+        hidden, dim = config.hidden_size, config.head_dim
+        copies = kv_head_copies(config, build.tensor_parallel)
+        weight = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "weight", (hidden,), copies)
+        bias = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "bias", (), copies)
+        kv_heads, self.groups = config.num_kv_heads * copies, weight.groups
+        self.qkv_proj = Linear(
+            build,
+            weight,
+            (hidden, kv_heads, self.groups + 2, dim),
+            shard=1,
+            bias=bias if qkv_bias else None,
+        )
+        self.o_proj = Linear(
+            build,
+            Tensor("weight", (hidden, config.num_heads * dim)),
+            (config.num_heads * dim, hidden),
+            shard=0,
+            bias=Tensor("bias", (hidden,)) if output_bias else None,
+        )
+        self.q_norm = RMSNorm(build, dim, config.rms_norm_eps) if head_norm else None
+        self.k_norm = RMSNorm(build, dim, config.rms_norm_eps) if head_norm else None
+        self.scale = dim**-0.5
+        self.window = config.layer_windows[layer]
+        self.build = build
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        """x: [T, E]. Writes the step's keys and values into `kv`, then attends. Returns [T, E] and the cache."""
+        tokens = x.shape[0]
+        qkv = self.qkv_proj(x)
+        q = qkv[:, :, : self.groups].reshape(tokens, -1, qkv.shape[-1])
+        k, v = qkv[:, :, self.groups], qkv[:, :, self.groups + 1]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
+        out, kv = self._attend(q, k, v, kv, context)
+        return self.o_proj(out.reshape(tokens, -1)), kv
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, context: StepContext
+    ) -> tuple[jax.Array, LayerKV]:
+        def local(
+            q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, context: StepContext
+        ) -> tuple[jax.Array, LayerKV]:
+            pages = LayerKV(*write_kv(kv.k, kv.v, k, v, context.write_slots))
+            out = paged_attention(
+                q,
+                pages.k,
+                pages.v,
+                context.page_table,
+                context.query_start,
+                context.context_len,
+                scale=self.scale,
+                sliding_window=self.window,
+                decode=q.shape[0] == context.context_len.shape[0],
+                implementation=self.build.attention,
+            )
+            return out, pages
+
+        if self.build.tensor_parallel == 1:
+            return local(q, k, v, kv, context)
+        heads, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
+        return jax.shard_map(
+            local,
+            mesh=self.build.mesh,
+            in_specs=(heads, heads, heads, heads, whole),
+            out_specs=(heads, heads),
+            check_vma=False,
+        )(q, k, v, kv, context)
+
+
+def kv_head_copies(config: ModelConfig, tensor_parallel: int) -> int:
+    """How often each KV head is kept, so that the tensor axis divides them."""
+    return max(1, tensor_parallel // config.num_kv_heads)

@@ -1,0 +1,40 @@
+"""What every layer is told when it is built: dtype, mesh, and which implementations to use."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jserve.layers.source import Source
+
+TENSOR_AXIS = "tp"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Passed to the constructor of every module; hashable, so it may stay in a module as static data."""
+
+    dtype: jnp.dtype
+    """Of weights, and of both sides of every product; sums are float32."""
+    activations: jnp.dtype
+    """Between products, and in the KV cache."""
+    mesh: jax.sharding.Mesh
+    """Has the axis "tp"."""
+    attention: str = "auto"
+    """Implementation of `pallas_kernels.paged_attention`."""
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Devices along the tensor axis."""
+        return int(self.mesh.shape[TENSOR_AXIS])
+
+    @property
+    def precision(self) -> jax.lax.Precision:
+        """Of matrix products: float32 models are computed in float32, never in TF32."""
+        return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+    def param(self, source: Source, shape: tuple[int, ...], shard: int | None = None) -> nnx.Param:
+        """A parameter that is filled later from `source`, split over the tensor axis along axis `shard`."""
+        axes = tuple(TENSOR_AXIS if axis == shard else None for axis in range(len(shape)))
+        return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source)

@@ -1,0 +1,22 @@
+"""Normalisation."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jserve.layers.build import Build
+from jserve.layers.source import Tensor
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * weight over the last axis, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, build: Build, size: int, eps: float) -> None:
+        self.weight = build.param(Tensor("weight", (size,)), (size,))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., size]; the result has its dtype."""
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...].astype(x.dtype) * (wide * scale).astype(x.dtype)

@@ -1,0 +1,77 @@
+"""Rotary position embedding (Su et al. 2021) and its scalings for long contexts."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jserve.config import RopeConfig
+
+
+def rope_table(
+    positions: jax.Array, inverse_frequencies: np.ndarray, factor: float
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every position, f32[T, D / 2], scaled by `factor`. positions: i32[T]."""
+    angles = positions[:, None].astype(jnp.float32) * inverse_frequencies
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate the two halves of the last axis against each other. x: [T, heads, D]; cos, sin: [T, D / 2]."""
+    cos, sin = (part[:, None].astype(x.dtype) for part in rope)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """f32[D / 2] angles per position, and the factor on cos and sin."""
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
+    if rope.kind == "linear":
+        return plain / np.float32(rope.get("factor")), 1.0
+    if rope.kind == "llama3":
+        return _llama3(rope, plain), 1.0
+    if rope.kind == "yarn":
+        return _yarn(rope, plain, head_dim)
+    if rope.kind == "freq_factors":
+        return plain / np.asarray(rope.get("factors"), np.float32), 1.0
+    return plain, 1.0
+
+
+def _llama3(rope: RopeConfig, plain: np.ndarray) -> np.ndarray:
+    """Llama 3.1: stretch long wavelengths by `factor`, keep short ones, blend between (Meta, llama-models)."""
+    factor, low, high = (float(rope.get(key)) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = float(rope.get("original_max_position_embeddings"))
+    wavelength = 2 * math.pi / plain
+    smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+    return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32)
+
+
+def _yarn(rope: RopeConfig, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
+    """YaRN (Peng et al. 2023, sections 3.2 to 3.4)."""
+    original = float(rope.get("original_max_position_embeddings"))
+    factor = float(rope.get("factor"))
+
+    def dimension_of(rotations: float) -> float:
+        return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.get("beta_fast") or 32), dimension_of(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = (np.arange(head_dim // 2, dtype=np.float32) - low) / ((high - low) or 0.001)
+    interpolate = np.clip(ramp, 0.0, 1.0)
+    scaled = plain / factor * interpolate + plain * (1 - interpolate)
+    return scaled.astype(np.float32), _yarn_attention_factor(rope, factor)
+
+
+def _yarn_attention_factor(rope: RopeConfig, factor: float) -> float:
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if rope.get("attention_factor") is not None:
+        return float(rope.get("attention_factor"))
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return mscale(rope.get("mscale")) / mscale(rope.get("mscale_all_dim"))
+    return mscale(1.0)

@@ -1,0 +1,124 @@
+"""Where a parameter comes from in a checkpoint, and how any slice of it is read.
+
+A source is a hashable value in the parameter's metadata. `read` touches only the bytes of the slice it is
+asked for, so each device reads its own share. Nothing here is a weight map: names are those of the
+checkpoint, relative to the module that owns the parameter ("../" climbs to its owner).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+ReadTensor = Callable[[str, tuple[slice, ...]], np.ndarray]
+"""Reads a slice of a tensor of the checkpoint by its name relative to the module."""
+
+Index = tuple[slice, ...]
+
+
+class Source(Protocol):
+    """How to assemble a parameter."""
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Tensors that must exist, with the shape each must have."""
+        ...
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        """The slice `index` of the parameter; every slice has explicit bounds and step 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the checkpoint as it is. `rows` above the tensor's own are zeros (padding)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return {self.name: self.shape}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        first = index[0]
+        stop = min(first.stop, self.shape[0])
+        start = min(first.start, stop)
+        data = read(self.name, (slice(start, stop), *index[1:]))
+        missing = (first.stop - first.start) - (stop - start)
+        if not missing:
+            return data
+        return np.concatenate([data, np.zeros((missing, *data.shape[1:]), data.dtype)])
+
+
+@dataclass(frozen=True, slots=True)
+class InputsFirst:
+    """Another source with its last axis, the inputs of a product, moved to the front."""
+
+    source: Source
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return self.source.names()
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        return np.moveaxis(self.source.read(read, (*index[1:], index[0])), -1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Tensors of one shape along a new first axis: `[len(names), *shape]`."""
+
+    tensors: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.shape for name in self.tensors}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        chosen = self.tensors[index[0]]
+        return np.stack([read(name, index[1:]) for name in chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedHeads:
+    """Query, key and value projections interleaved by KV head: `[K, G + 2, D, ...]`.
+
+    Entry k holds the G query heads that KV head k serves, then its key, then its value, so that sharding
+    the first axis gives each device whole groups. Where there are more devices than KV heads, `copies`
+    of each KV head exist, each with its share of the query heads: K is then `num_kv_heads * copies`.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    suffix: str = "weight"
+    inner: tuple[int, ...] = ()
+    copies: int = 1
+
+    @property
+    def groups(self) -> int:
+        return self.num_heads // (self.num_kv_heads * self.copies)
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        kv = (self.num_kv_heads * self.head_dim, *self.inner)
+        return {
+            f"../q_proj.{self.suffix}": (self.num_heads * self.head_dim, *self.inner),
+            f"../k_proj.{self.suffix}": kv,
+            f"../v_proj.{self.suffix}": kv,
+        }
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        first, rest = index[0], index[3:]
+        heads = range(first.start, first.stop)
+        dim, groups = self.head_dim, self.groups
+        query = read(f"../q_proj.{self.suffix}", (slice(heads.start * groups * dim, heads.stop * groups * dim), *rest))
+        query = query.reshape(len(heads), groups, dim, *query.shape[1:])
+        pair = [self._kv_heads(read, name, heads, rest) for name in ("../k_proj", "../v_proj")]
+        whole = np.concatenate([query, *pair], axis=1)
+        return whole[:, index[1], index[2]]
+
+    def _kv_heads(self, read: ReadTensor, name: str, heads: range, rest: Index) -> np.ndarray:
+        low, high = heads.start // self.copies, (heads.stop - 1) // self.copies + 1
+        dim = self.head_dim
+        data = read(f"{name}.{self.suffix}", (slice(low * dim, high * dim), *rest))
+        data = data.reshape(high - low, 1, dim, *data.shape[1:])
+        return data[[head // self.copies - low for head in heads]]

@@ -1,0 +1,74 @@
+"""The frame that every decoder family shares: embedding, layers, final norm, output projection."""
+
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.build import Build
+from jserve.layers.linear import Embedding
+from jserve.layers.norm import RMSNorm
+from jserve.layers.source import Tensor
+
+
+class DecoderLayer(nnx.Module):
+    """What a family's layer looks like from outside."""
+
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        """x: [T, E] to [T, E], and the layer's cache with the step's tokens in it."""
+        raise NotImplementedError
+
+
+class Decoder(nnx.Module):
+    """Named `model` in checkpoints."""
+
+    def __init__(self, build: Build, config: ModelConfig, layer_type: type[DecoderLayer]) -> None:
+        vocab = padded_vocab(config, build)
+        table = Tensor("weight", (config.vocab_size, config.hidden_size))
+        self.embed_tokens = Embedding(build, table, (vocab, config.hidden_size))
+        self.layers = nnx.List([layer_type(build, config, layer) for layer in range(config.num_layers)])
+        self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+
+
+class CausalLM(nnx.Module):
+    """A decoder that predicts the next token. A family sets `layer_type` and `config_defaults`.
+
+    The step walks it: `embed`, each of `layers` with its own cache, then `logits` of the rows that sample.
+    """
+
+    layer_type: ClassVar[type[DecoderLayer]]
+    config_defaults: ClassVar[dict[str, object]] = {}
+    """What the family means where its `config.json` is silent."""
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        self.model = Decoder(build, config, self.layer_type)
+        self.vocab_size = config.vocab_size
+        if config.tie_word_embeddings:
+            self.lm_head = None
+        else:
+            table = Tensor("weight", (config.vocab_size, config.hidden_size))
+            self.lm_head = Embedding(build, table, (padded_vocab(config, build), config.hidden_size))
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        return list(self.model.layers)
+
+    def embed(self, token_ids: jax.Array) -> jax.Array:
+        """i32[T] to [T, E]."""
+        return self.model.embed_tokens(token_ids)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[S, E] to f32[S, V]."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return head.logits(self.model.norm(x))[:, : self.vocab_size]
+
+
+def padded_vocab(config: ModelConfig, build: Build) -> int:
+    """Rows of the token table, a multiple of the tensor axis."""
+    parts = build.tensor_parallel
+    return -(-config.vocab_size // parts) * parts

@@ -1,0 +1,43 @@
+"""Llama 2 and 3, and what shares its shape (SmolLM2, Mistral with its sliding window)."""
+
+from typing import ClassVar
+
+import jax
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.attention import Attention
+from jserve.layers.build import Build
+from jserve.layers.mlp import GatedMLP
+from jserve.layers.norm import RMSNorm
+from jserve.models.causal_lm import CausalLM, DecoderLayer
+
+
+class LlamaDecoderLayer(DecoderLayer):
+    """Pre-norm attention and gated MLP around a residual stream."""
+
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        self.input_layernorm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.self_attn = self.make_attention(build, config, layer)
+        self.post_attention_layernorm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(build, config)
+
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+        """The family's attention; related families differ only here."""
+        bias = config.attention_bias
+        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kv
+
+
+class LlamaForCausalLM(CausalLM):
+    layer_type = LlamaDecoderLayer
+    config_defaults: ClassVar = {"use_sliding_window": False}
+
+
+class MistralForCausalLM(CausalLM):
+    layer_type = LlamaDecoderLayer
+    config_defaults: ClassVar = {"num_key_value_heads": 8}

@@ -1,0 +1,19 @@
+"""Qwen2 and Qwen2.5: Llama with a bias on query, key and value."""
+
+from typing import ClassVar
+
+from jserve.config import ModelConfig
+from jserve.layers.attention import Attention
+from jserve.layers.build import Build
+from jserve.models.causal_lm import CausalLM
+from jserve.models.llama import LlamaDecoderLayer
+
+
+class Qwen2DecoderLayer(LlamaDecoderLayer):
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+        return Attention(build, config, layer, qkv_bias=True)
+
+
+class Qwen2ForCausalLM(CausalLM):
+    layer_type = Qwen2DecoderLayer
+    config_defaults: ClassVar = {"use_sliding_window": False, "max_window_layers": 28}

@@ -1,0 +1,20 @@
+"""Qwen3: Llama with an RMSNorm on every query and key head."""
+
+from typing import ClassVar
+
+from jserve.config import ModelConfig
+from jserve.layers.attention import Attention
+from jserve.layers.build import Build
+from jserve.models.causal_lm import CausalLM
+from jserve.models.llama import LlamaDecoderLayer
+
+
+class Qwen3DecoderLayer(LlamaDecoderLayer):
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+        bias = config.attention_bias
+        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias, head_norm=True)
+
+
+class Qwen3ForCausalLM(CausalLM):
+    layer_type = Qwen3DecoderLayer
+    config_defaults: ClassVar = {"use_sliding_window": False, "max_window_layers": 28, "head_dim": 128}

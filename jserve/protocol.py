@@ -1,0 +1,180 @@
+"""What crosses the socket between the API process and the engine process, as frozen msgspec structs.
+
+Imports neither jax nor anything else of jserve. Everything is `array_like`, so a frame is a few bytes per
+token; fields are therefore only ever appended, never reordered.
+"""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+MAX_LOGPROBS = 20
+"""Most alternatives per token that the device returns."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
+    """How the tokens of one request are chosen and when it ends.
+
+    `temperature` below 1e-5 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 switch that filter off.
+    `logprobs` None returns none, 0 the sampled token's, n the n best as well. `max_tokens` None means up to
+    the context's end. `stop` is matched in the API process on text; `stop_token_ids` in the engine.
+    `seed` makes the tokens a function of the request alone, whatever shares its batch.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether penalties, a bias or min_tokens change the logits before a token is chosen."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+            or bool(self.logit_bias)
+            or self.min_tokens > 0
+        )
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
+    """One sequence to generate. `n` choices are n requests (the prefix cache makes the prompt cheap).
+
+    `arrival` is `time.time()` at the API; `cache_salt` isolates the prefix cache; `priority`: lower is
+    earlier, equal priorities are served first come, first served.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    sampling: SamplingParams
+    arrival: float = 0.0
+    cache_salt: str = ""
+    priority: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Stop these requests and free what they hold. Unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
+    """Leave the loop and exit 0. The API sends it when it has drained."""
+
+
+ToEngine = Request | Abort | Shutdown
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities under the unmodified logits. `rank` of the sampled token starts at 1.
+
+    `top_ids` and `top_logprobs` hold the requested number of best tokens, best first.
+    """
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one request, in order; `finish_reason` is set on its last delta only.
+
+    The token that ended the sequence (end of sequence, or one of `stop_token_ids`, which `stop_reason` then
+    holds) is included in `token_ids`. `num_cached_tokens` is given with the first delta, else 0.
+    `error` explains finish_reason "error".
+    """
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    error: str | None = None
+    scheduled_at: float = 0.0
+    """`time.time()` when the request first left the queue; 0 except on the first delta."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """Gauges (now) and counters (since the engine started)."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_pages_used: int = 0
+    num_pages: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens_computed: int = 0
+    step_tokens: int = 0
+    """Tokens of the newest step."""
+    padded_tokens: int = 0
+    """Size of the bucket that the newest step ran in."""
+    compiles_after_ready: int = 0
+    last_step_at: float = 0.0
+    """`time.time()` of the newest step; 0 before the first."""
+
+
+class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag="step"):
+    """The one frame that a step sends home."""
+
+    deltas: list[TokenDelta]
+    stats: EngineStats
+
+
+class EngineProgress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
+    """How far the start is: `phase` is one of "weights", "compile", "background-compile"."""
+
+    phase: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """The engine serves from now on. `startup_seconds` maps a phase to its duration."""
+
+    max_model_len: int
+    max_num_seqs: int
+    page_size: int
+    num_pages: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    device: str
+    startup_seconds: dict[str, float]
+    info: dict[str, str]
+    """Fields of the cache and the engine for `vllm:cache_config_info` and logs."""
+
+
+class EngineFatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
+    """The last words of an engine that exits. `retry` is False where another start would fail alike."""
+
+    message: str
+    retry: bool
+
+
+FromEngine = StepFrame | EngineProgress | EngineReady | EngineFatal

@@ -1,0 +1,137 @@
+"""Compiled programs on disk: the second start of the same model compiles nothing.
+
+A file holds one serialized executable behind a digest of its bytes. Its name is a digest of everything that
+could change the program: versions, device, driver, flags, jserve's own source, model, shapes. A file that is
+damaged or refused by the runtime is compiled again, and said so.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+logger = logging.getLogger(__name__)
+
+DIGEST_BYTES = 32
+SOURCE_FOLDERS = ("layers", "models", "runtime", "quant")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program to have: its name within the engine, and how it is lowered where it has to be compiled."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+
+
+class ExecutableStore:
+    """Loads compiled programs from a folder, and compiles and stores those that are missing."""
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self._folder = folder
+        self._key = key
+        self._lowering = threading.Lock()
+        self.num_compiled = 0
+        self.num_loaded = 0
+
+    def get(self, program: Program) -> tuple[jax.stages.Compiled, bool]:
+        """The program ready to run, and whether it came from disk. Any thread may call."""
+        path = self._path(program)
+        stored = self._load(path) if path is not None else None
+        if stored is not None:
+            self.num_loaded += 1
+            return stored, True
+        with self._lowering:  # tracing holds the GIL anyway, and nnx's tracing state is not for two threads
+            lowered = program.lower()
+        compiled = lowered.compile()
+        self.num_compiled += 1
+        if path is not None:
+            self._save(path, compiled)
+        return compiled, False
+
+    def _path(self, program: Program) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(f"{self._key}\n{program.name}".encode()).hexdigest()[:32]
+        return self._folder / f"{name}.jserve"
+
+    def _load(self, path: Path) -> jax.stages.Compiled | None:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+            if hashlib.sha256(body).digest() != digest:
+                raise ValueError("its bytes are damaged")
+            return serialize_executable.deserialize_and_load(*pickle.loads(body))
+        except Exception as error:
+            logger.warning("stored executable %s is not usable (%s); compiling again", path.name, error)
+            return None
+
+    def _save(self, path: Path, compiled: jax.stages.Compiled) -> None:
+        try:
+            body = pickle.dumps(serialize_executable.serialize(compiled))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(hashlib.sha256(body).digest() + body)
+            os.replace(file.name, path)
+        except Exception as error:
+            logger.warning("executable could not be stored in %s (%s); the next start compiles again", path, error)
+
+
+def environment_key(mesh: jax.sharding.Mesh) -> str:
+    """Versions, devices, driver, flags and source: what the programs of this process depend on."""
+    device = mesh.devices.flat[0]
+    parts: list[Any] = [
+        jax.__version__,
+        jax.lib.__version__,
+        device.client.platform_version,
+        device.device_kind,
+        dict(mesh.shape),
+        [d.id for d in mesh.devices.flat],
+        {name: value for name, value in sorted(os.environ.items()) if name.startswith(("XLA_", "JAX_"))},
+        jax.config.jax_default_matmul_precision,
+        jax.config.jax_enable_x64,
+        _cpu_model() if device.platform == "cpu" else "",
+        os.cpu_count() if device.platform == "cpu" else "",
+        source_digest(),
+    ]
+    return "\n".join(map(str, parts))
+
+
+def source_digest() -> str:
+    """Digest of the source that programs are traced from."""
+    import pallas_kernels
+
+    home = Path(__file__).parent.parent
+    files = [home / "batch.py", *(file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py"))]
+    files += Path(pallas_kernels.__path__[0]).rglob("*.py")
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def default_folder() -> Path:
+    """Where executables are kept unless told otherwise."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "jserve" / "executables"
+
+
+def _cpu_model() -> str:
+    """What decides which instructions a CPU program may hold."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

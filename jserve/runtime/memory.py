@@ -1,0 +1,196 @@
+"""What goes where in device memory, decided before anything is loaded, and shown as a table.
+
+KV pages get what is left of the limit after weights, the temporaries of the largest step, the sampling
+state and a margin. Nothing is allocated after ready.
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from jserve.config import EngineConfig, ModelConfig
+from jserve.errors import ConfigError, OutOfMemoryError
+from jserve.layers.attention import kv_head_copies
+from jserve.layers.build import Build
+from jserve.runtime.shapes import EngineShape
+
+GIB = 1 << 30
+MARGIN = 256 << 20
+"""For fragmentation and library workspaces on a GPU."""
+CPU_KV_BYTES = 2 * GIB
+"""KV pages on a CPU unless told otherwise."""
+KV_BYTES_FLAG = "--kv-cache-memory-bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Sizes that depend on the kind of device, before the user's flags."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+
+
+CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=512, page_size=16)
+GPU_CAPACITY = Capacity(max_num_seqs=256, max_num_batched_tokens=4096, page_size=64)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes per device."""
+
+    limit: int
+    weights: int
+    temporaries: int
+    sampling: int
+    margin: int
+    kv_pages: int
+    page_bytes: int
+
+    @property
+    def num_pages(self) -> int:
+        return self.kv_pages // self.page_bytes
+
+
+def page_bytes(config: ModelConfig, build: Build, page_size: int) -> int:
+    """Bytes of one page of all layers on one device."""
+    heads = config.num_kv_heads * kv_head_copies(config, build.tensor_parallel) // build.tensor_parallel
+    width = jnp.dtype(build.activations).itemsize
+    return 2 * config.num_layers * heads * page_size * config.head_dim * width
+
+
+def plan_shape(
+    asked: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int
+) -> tuple[EngineShape, MemoryPlan]:
+    """Resolve every automatic size. `weights` and `limit` are bytes on one device.
+
+    Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
+    """
+    on_cpu = build.mesh.devices.flat[0].platform == "cpu"
+    default = CPU_CAPACITY if on_cpu else GPU_CAPACITY
+    longest = _longest(asked, config)
+    seqs = asked.max_num_seqs or default.max_num_seqs
+    tokens = asked.max_num_batched_tokens or max(default.max_num_batched_tokens, 2 * seqs)
+    if tokens < seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens is {tokens} but every one of --max-num-seqs {seqs} sequences needs one "
+            "token a step; raise the one or lower the other"
+        )
+    size = asked.page_size or default.page_size
+    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size)
+    plan = MemoryPlan(
+        limit=limit,
+        weights=weights,
+        temporaries=estimate_temporaries(config, build, shape),
+        sampling=seqs * config.vocab_size * 7,
+        margin=0 if on_cpu else MARGIN,
+        kv_pages=0,
+        page_bytes=page_bytes(config, build, size),
+    )
+    pages = _choose_pages(asked, plan, shape, on_cpu)
+    shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
+    return _fit_length(asked, shape), plan
+
+
+def _longest(asked: EngineConfig, config: ModelConfig) -> int:
+    longest = asked.max_model_len or config.max_position_embeddings
+    if longest > config.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len is {longest} but the model was made for {config.max_position_embeddings} "
+            "positions; lower it, or add rope scaling to config.json"
+        )
+    return longest
+
+
+def _choose_pages(asked: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
+    needed = plan.weights + plan.temporaries + plan.sampling + plan.margin
+    left = plan.limit - needed
+    useful = shape.max_num_seqs * shape.pages_per_sequence * plan.page_bytes
+    if asked.kv_cache_memory_bytes is not None:
+        given = asked.kv_cache_memory_bytes
+        if given > left:
+            raise OutOfMemoryError(
+                f"{KV_BYTES_FLAG} is {gib(given)} but only {gib(max(left, 0))} are left: {_numbers(plan)}; "
+                f"lower {KV_BYTES_FLAG}"
+            )
+    else:
+        given = min(left, useful, CPU_KV_BYTES) if on_cpu else min(left, useful)
+    pages = given // plan.page_bytes if given > 0 else 0
+    if pages < 2:
+        raise OutOfMemoryError(
+            f"no memory is left for the KV cache: {_numbers(plan)}, and two pages need "
+            f"{gib(2 * plan.page_bytes)}; lower --max-num-batched-tokens or --max-num-seqs, use "
+            "--tensor-parallel-size over more devices"
+            + ("" if on_cpu else ", or raise --gpu-memory-utilization")
+            + (f", or raise {KV_BYTES_FLAG}" if asked.kv_cache_memory_bytes is not None else "")
+        )
+    return pages
+
+
+def _fit_length(asked: EngineConfig, shape: EngineShape) -> EngineShape:
+    """One sequence must fit in the pool: shorten an automatic length, refuse one that was asked for."""
+    room = shape.num_pages * shape.page_size
+    if shape.max_model_len <= room:
+        return shape
+    if asked.max_model_len is not None:
+        raise OutOfMemoryError(
+            f"--max-model-len is {shape.max_model_len:,} tokens but the KV cache has room for {room:,} "
+            f"({shape.num_pages:,} pages of {shape.page_size}); lower it, or raise {KV_BYTES_FLAG}"
+        )
+    return replace(shape, max_model_len=room)
+
+
+def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) -> int:
+    """An upper estimate of the largest step's temporaries; checked against the compiler's own number."""
+    parts = build.tensor_parallel
+    heads = config.num_heads * config.head_dim
+    per_token = 4 * (2 * config.intermediate_size // parts + 6 * config.hidden_size + 6 * heads // parts)
+    return 2 * shape.max_num_batched_tokens * per_token + 4 * shape.max_num_seqs * config.vocab_size * 4
+
+
+def device_limit(device: jax.Device) -> int:
+    """Bytes that this process may use on the device, those in use included."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:
+    """The budget as a small table on standard error."""
+    table = Table(title=f"Memory per device ({device})", title_justify="left")
+    table.add_column("what")
+    table.add_column("size", justify="right")
+    table.add_column("holds")
+    tokens = shape.num_pages * shape.page_size
+    longest = max(1, tokens // shape.max_model_len)
+    rows = {
+        "weights": (plan.weights, ""),
+        "KV pages": (plan.kv_pages, f"{tokens:,} tokens = {longest} x {shape.max_model_len:,}"),
+        "temporaries": (plan.temporaries, f"steps of up to {shape.max_num_batched_tokens:,} tokens"),
+        "sampling": (plan.sampling, f"{shape.max_num_seqs} sequences"),
+        "margin": (plan.margin, ""),
+    }
+    for name, (size, holds) in rows.items():
+        if size:
+            table.add_row(name, gib(size), holds)
+    total = sum(size for size, _ in rows.values())
+    table.add_section()
+    table.add_row("total", gib(total), f"of {gib(plan.limit)} usable")
+    Console(stderr=True).print(table)
+
+
+def _numbers(plan: MemoryPlan) -> str:
+    return (
+        f"of {gib(plan.limit)}, weights take {gib(plan.weights)}, temporaries {gib(plan.temporaries)}, "
+        f"sampling {gib(plan.sampling)} and the margin {gib(plan.margin)}"
+    )
+
+
+def gib(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"

@@ -1,0 +1,165 @@
+"""All programs of an engine and how each is lowered: steps per bucket, samplers per variant, slot updates."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jserve.batch import EngineState, LayerKV, SamplingInput, SamplingState
+from jserve.config import ModelConfig
+from jserve.layers.attention import kv_head_copies
+from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.models.causal_lm import CausalLM
+from jserve.runtime import sampling
+from jserve.runtime.executables import Program
+from jserve.runtime.sampling import Variant
+from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.step import StepLayout, make_step
+from jserve.weights.load import parameters
+
+SAMPLING_FIELDS = len(SamplingInput.__dataclass_fields__)
+PAGE_UPDATE_ROWS = 256
+"""Page-table entries that one call of the page-install program takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Makes the programs of one engine; arguments are abstract until the engine calls them."""
+
+    family: type[CausalLM]
+    config: ModelConfig
+    build: Build
+    shape: EngineShape
+
+    def abstract_model(self) -> CausalLM:
+        """The model without arrays."""
+        return nnx.eval_shape(partial(self.family, self.build, self.config))
+
+    def step(self, bucket: Bucket) -> Program:
+        """(weights, state, last_token, packed) to (state, logits); the state is donated."""
+
+        def lower() -> jax.stages.Lowered:
+            model = self.abstract_model()
+            weights = tuple(
+                jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(self.build.mesh))
+                for p in parameters(model)
+            )
+            layout = StepLayout(bucket, self.shape.page_updates(bucket))
+            state = self.abstract_state()
+            step = jax.jit(
+                make_step(model, self.config, self.shape, bucket),
+                donate_argnums=1,
+                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), self.replicated),
+            )
+            return self._lower(step, weights, state, self._slots(), self._integers(layout.size))
+
+        return Program(f"step {bucket}", lower)
+
+    def sampler(self, rows: int, variant: Variant) -> Program:
+        """(logits, last_token, state, packed) to (last_token, state, output)."""
+
+        def lower() -> jax.stages.Lowered:
+            sampler = jax.jit(sampling.make_sampler(variant), donate_argnums=(1, 2))
+            logits = self._abstract((rows, self.shape.vocab_size), jnp.float32)
+            state = self.abstract_sampling() if variant.edits else None
+            packed = self._integers(SAMPLING_FIELDS, rows)
+            return self._lower(sampler, logits, self._slots(), state, packed)
+
+        return Program(f"sample {rows} {variant}", lower)
+
+    def install_sampling(self) -> Program:
+        """(state, slot, counts, in_prompt, bias) to state."""
+
+        def lower() -> jax.stages.Lowered:
+            vocab = (self.shape.vocab_size,)
+            rows = [self._abstract(vocab, dtype) for dtype in (jnp.int16, jnp.bool_, jnp.float32)]
+            install = jax.jit(sampling.install, donate_argnums=0)
+            return self._lower(install, self.abstract_sampling(), self._integers(), *rows)
+
+        return Program("install sampling", lower)
+
+    def install_bias(self) -> Program:
+        """(state, slot, bias) to state."""
+
+        def lower() -> jax.stages.Lowered:
+            bias = self._abstract((self.shape.vocab_size,), jnp.float32)
+            install = jax.jit(sampling.install_bias, donate_argnums=0)
+            return self._lower(install, self.abstract_sampling(), self._integers(), bias)
+
+        return Program("install bias", lower)
+
+    def install_pages(self) -> Program:
+        """(page_table, updates i32[256, 3]) to page_table, for more updates than a step can carry."""
+
+        def install(page_table: jax.Array, updates: jax.Array) -> jax.Array:
+            slot, index, page = updates.T
+            return page_table.at[slot, index].set(page, mode="drop")
+
+        def lower() -> jax.stages.Lowered:
+            table = self.abstract_state().page_table
+            return self._lower(
+                jax.jit(install, donate_argnums=0), table, self._integers(PAGE_UPDATE_ROWS, 3)
+            )
+
+        return Program("install pages", lower)
+
+    def zeros(self) -> Program:
+        """() to one layer's empty pages, made on the devices."""
+
+        def lower() -> jax.stages.Lowered:
+            pages = self.abstract_state().kv[0].k
+            return self._lower(jax.jit(lambda: jnp.zeros(pages.shape, pages.dtype), out_shardings=pages.sharding))
+
+        return Program("empty pages", lower)
+
+    def required(self) -> list[Program]:
+        """What must be there before anything is served."""
+        first = self.shape.buckets()[:3]
+        rows = sorted({bucket.rows for bucket in first})
+        variants = [Variant(), Variant(draws=True), Variant(draws=True, edits=True, logprobs=True)]
+        return [
+            *(self.step(bucket) for bucket in first),
+            *(self.sampler(count, variant) for count in rows for variant in variants),
+            self.install_pages(),
+            self.install_sampling(),
+            self.install_bias(),
+            self.zeros(),
+        ]
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.build.mesh, PartitionSpec())
+
+    def abstract_state(self) -> EngineState:
+        """Shapes and shardings of the state."""
+        config, shape = self.config, self.shape
+        heads = config.num_kv_heads * kv_head_copies(config, self.build.tensor_parallel)
+        pages = jax.ShapeDtypeStruct(
+            (shape.num_pages, heads, shape.page_size, config.head_dim),
+            self.build.activations,
+            sharding=NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS)),
+        )
+        kv = tuple(LayerKV(pages, pages) for _ in range(config.num_layers))  # type: ignore[arg-type]
+        return EngineState(kv, self._integers(shape.max_num_seqs, shape.pages_per_sequence))
+
+    def abstract_sampling(self) -> SamplingState:
+        """Shapes and shardings of the sampling state."""
+        size = (self.shape.max_num_seqs, self.shape.vocab_size)
+        return SamplingState(*(self._abstract(size, dtype) for dtype in (jnp.int16, jnp.bool_, jnp.float32)))
+
+    def _slots(self) -> Any:
+        return self._integers(self.shape.max_num_seqs)
+
+    def _integers(self, *shape: int) -> Any:
+        return self._abstract(shape, jnp.int32)
+
+    def _abstract(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.replicated)
+
+    def _lower(self, function: Any, *args: Any) -> jax.stages.Lowered:
+        platform = self.build.mesh.devices.flat[0].platform
+        return function.trace(*args).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))

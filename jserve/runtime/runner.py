@@ -1,0 +1,201 @@
+"""Takes a `StepPlan` to the device and brings its tokens home.
+
+`dispatch` returns without waiting; `collect` waits. The device runs steps in the order of their dispatch, so
+a step may read what an earlier one, still running, will have written. Owns every device array of the engine.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jserve.batch import EngineState, LayerKV, SamplingState
+from jserve.protocol import MAX_LOGPROBS, TokenLogprobs
+from jserve.runtime import sampling
+from jserve.runtime.executables import ExecutableStore, Program
+from jserve.runtime.pack import SlotSampling, bias_row, history_rows, pack_batch
+from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
+from jserve.runtime.sampling import Variant
+from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.schedule.plan import StepPlan, StepTokens
+from jserve.schedule.sequence import Sequence
+
+Weights = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step on its way."""
+
+    plan: StepPlan
+    bucket: Bucket
+    output: jax.Array | None
+    """i32[S, 1] or i32[S, OUTPUT_COLUMNS]; None where no row samples."""
+
+
+class Runner:
+    """Runs steps with the programs that are there; `add` may bring more at any time, from any thread."""
+
+    def __init__(self, programs: Programs, store: ExecutableStore, mesh: jax.sharding.Mesh) -> None:
+        self.shape: EngineShape = programs.shape
+        self._programs = programs
+        self._store = store
+        self._mesh = mesh
+        self._steps: dict[Bucket, jax.stages.Compiled] = {}
+        self._samplers: dict[tuple[int, Variant], jax.stages.Compiled] = {}
+        self._others: dict[str, jax.stages.Compiled] = {}
+        self._slots = SlotSampling(self.shape)
+        self._weights: Weights = ()
+        self._state: EngineState | None = None
+        self._sampling: SamplingState | None = None
+        self._last_token: jax.Array | None = None
+        self.bucket_steps: Counter[Bucket] = Counter()
+
+    def programs_required(self) -> list[Program]:
+        """Programs to `add` before the first step."""
+        return self._programs.required()
+
+    def programs_optional(self) -> list[Program]:
+        """Programs that make steps cheaper, the most useful first."""
+        buckets = self.shape.buckets()
+        rows = sorted({bucket.rows for bucket in buckets})
+        samplers = [self._programs.sampler(count, variant) for variant in sampling.VARIANTS for count in rows]
+        plain = len(rows) * 2
+        every = samplers[:plain] + [self._programs.step(bucket) for bucket in buckets] + samplers[plain:]
+        required = {program.name for program in self.programs_required()}
+        return [program for program in every if program.name not in required]
+
+    def add(self, program: Program) -> bool:
+        """Compile or load a program and put it to use. Returns whether it was loaded."""
+        compiled, loaded = self._store.get(program)
+        self._register(program.name, compiled)
+        return loaded
+
+    def _register(self, name: str, compiled: jax.stages.Compiled) -> None:
+        for bucket in self.shape.buckets():
+            if name == f"step {bucket}":
+                self._steps = {**self._steps, bucket: compiled}
+                return
+            for variant in sampling.VARIANTS:
+                if name == f"sample {bucket.rows} {variant}":
+                    self._samplers = {**self._samplers, (bucket.rows, variant): compiled}
+                    return
+        self._others[name] = compiled
+
+    def start(self, weights: Weights) -> None:
+        """Take the weights and allocate everything else; needs the required programs."""
+        self._weights = weights
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty pages and slots, as after a start."""
+        shape, place = self.shape, self._put
+        empty = self._others["empty pages"]
+        layers = self._programs.config.num_layers
+        table = np.zeros((shape.max_num_seqs, shape.pages_per_sequence), np.int32)
+        self._state = EngineState(tuple(LayerKV(empty(), empty()) for _ in range(layers)), place(table))
+        self._sampling = jax.tree.map(place, sampling.empty_state(shape.max_num_seqs, shape.vocab_size))
+        self._last_token = place(np.zeros(shape.max_num_seqs, np.int32))
+
+    def dispatch(self, plan: StepPlan) -> Launched:
+        """Start a step. The plan's rows must fit `EngineShape`."""
+        for chunk in plan.chunks:
+            if chunk.is_first:
+                self._enter_slot(chunk.slot, chunk.sequence)
+        samples = any(chunk.samples for chunk in plan.chunks)
+        bucket = self._choose_bucket(plan)
+        packed, late_updates = pack_batch(plan, bucket, self.shape)
+        self._install_pages(late_updates)
+        assert self._state is not None
+        step = self._steps[bucket]
+        self._state, logits = step(self._weights, self._state, self._last_token, packed)
+        self.bucket_steps[bucket] += 1
+        return Launched(plan, bucket, self._sample(plan, bucket, logits) if samples else None)
+
+    def collect(self, launched: Launched) -> StepTokens:
+        """Wait for a step's tokens."""
+        count = len(launched.plan.chunks)
+        if launched.output is None:
+            return StepTokens([0] * count)
+        output = np.asarray(launched.output)[:count]
+        tokens = output[:, 0].tolist()
+        if output.shape[1] == 1:
+            return StepTokens(tokens)
+        return StepTokens(tokens, _read_logprobs(launched.plan, output))
+
+    def step_memory(self) -> int:
+        """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
+        analyses = [step.memory_analysis() for step in self._steps.values()]
+        return max((int(a.temp_size_in_bytes) for a in analyses if a is not None), default=0)
+
+    def _sample(self, plan: StepPlan, bucket: Bucket, logits: jax.Array) -> jax.Array:
+        packed, needed = self._slots.pack(plan, bucket)
+        variant = self._choose_variant(bucket.rows, needed)
+        if needed.edits:
+            self._lift_bans(plan)
+        state = self._sampling if variant.edits else None
+        sampler = self._samplers[bucket.rows, variant]
+        self._last_token, state, output = sampler(logits, self._last_token, state, packed)
+        if variant.edits:
+            self._sampling = state
+        output.copy_to_host_async()
+        return output
+
+    def _choose_bucket(self, plan: StepPlan) -> Bucket:
+        """The smallest bucket there is that holds the plan."""
+        tokens, rows = plan.num_tokens, len(plan.chunks)
+        fitting = (
+            bucket
+            for bucket in self._steps
+            if bucket.rows >= rows and bucket.tokens >= tokens and (plan.is_decode or not bucket.is_decode)
+        )
+        return min(fitting)
+
+    def _choose_variant(self, rows: int, needed: Variant) -> Variant:
+        return next(v for v in sampling.VARIANTS if v.covers(needed) and (rows, v) in self._samplers)
+
+    def _install_pages(self, updates: np.ndarray) -> None:
+        for start in range(0, len(updates), PAGE_UPDATE_ROWS):
+            part = np.full((PAGE_UPDATE_ROWS, 3), self.shape.max_num_seqs, np.int32)
+            chosen = updates[start : start + PAGE_UPDATE_ROWS]
+            part[: len(chosen)] = chosen
+            assert self._state is not None
+            table = self._others["install pages"](self._state.page_table, part)
+            self._state = EngineState(self._state.kv, table)
+
+    def _enter_slot(self, slot: int, sequence: Sequence) -> None:
+        """Bring a slot's sampling state up to date for the sequence that enters it."""
+        self._slots.enter(slot, sequence)
+        if sequence.request.sampling.edits_logits:
+            vocab = self.shape.vocab_size
+            outputs = len(sequence.token_ids) - sequence.num_prompt
+            history, bias = history_rows(sequence, vocab), bias_row(sequence, outputs, vocab)
+            install = self._others["install sampling"]
+            self._sampling = install(self._sampling, np.int32(slot), *history, bias)
+
+    def _lift_bans(self, plan: StepPlan) -> None:
+        """Allow the stop tokens of rows that have just reached their min_tokens."""
+        for chunk in plan.chunks:
+            reached = chunk.sequence.request.sampling.min_tokens
+            if reached and chunk.output_index == reached and chunk.samples and not chunk.is_first:
+                bias = bias_row(chunk.sequence, reached, self.shape.vocab_size)
+                self._sampling = self._others["install bias"](self._sampling, np.int32(chunk.slot), bias)
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array, self._programs.replicated)
+
+
+def _read_logprobs(plan: StepPlan, output: np.ndarray) -> list[TokenLogprobs | None]:
+    floats = np.ascontiguousarray(output).view(np.float32)
+    first_id, first_value = 3, 3 + MAX_LOGPROBS
+    found: list[TokenLogprobs | None] = []
+    for row, chunk in enumerate(plan.chunks):
+        count = chunk.sequence.request.sampling.logprobs
+        if count is None or not chunk.samples:
+            found.append(None)
+            continue
+        ids = output[row, first_id : first_id + count].tolist()
+        values = floats[row, first_value : first_value + count].tolist()
+        found.append(TokenLogprobs(float(floats[row, 1]), int(output[row, 2]), ids, values))
+    return found

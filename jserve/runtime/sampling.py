@@ -1,0 +1,215 @@
+"""From logits to tokens, on the device. What a batch does not use, it does not pay for: see `Variant`.
+
+Filters are thresholds on the logits, found by bisection over the float's bits: no sort of the vocabulary.
+A draw needs one uniform number per row, a function of (seed, how many tokens the row has generated) alone,
+so a request's tokens do not depend on its neighbours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jserve.batch import SamplingInput, SamplingState
+from jserve.protocol import MAX_LOGPROBS
+
+Logits = jax.Array
+"""f32[S, V]"""
+
+INTEGER_FIELDS = 4
+BLOCK = 256
+"""Tokens per block of the two-level search of a draw."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Variant:
+    """What a batch needs of sampling; one small executable each."""
+
+    draws: bool = False
+    """Some row has a temperature."""
+    edits: bool = False
+    """Some row has penalties or a bias."""
+    logprobs: bool = False
+
+    def covers(self, other: "Variant") -> bool:
+        """Whether this variant gives every row of a batch that needs `other` what it asks for."""
+        return self.draws >= other.draws and self.edits >= other.edits and self.logprobs >= other.logprobs
+
+    def __str__(self) -> str:
+        used = [name for name in ("draws", "edits", "logprobs") if getattr(self, name)]
+        return "+".join(used) or "greedy"
+
+
+VARIANTS = tuple(
+    Variant(draws, edits, logprobs)
+    for logprobs in (False, True)
+    for draws, edits in ((False, False), (True, False), (True, True))
+)
+"""All that are compiled, the cheapest first; an edit implies a draw, which a greedy row survives."""
+
+OUTPUT_COLUMNS = 3 + 2 * MAX_LOGPROBS
+"""Of the output with logprobs: token, its logprob, its rank, the best ids, their logprobs; i32 bits."""
+
+
+def split_sampling(packed: jax.Array) -> SamplingInput:
+    """i32[10, S] to its fields; the float fields travel as bits."""
+    rows = list(packed[:INTEGER_FIELDS])
+    rows += [jax.lax.bitcast_convert_type(row, jnp.float32) for row in packed[INTEGER_FIELDS:]]
+    return SamplingInput(**{field.name: row for field, row in zip(fields(SamplingInput), rows, strict=True)})
+
+
+def make_sampler(
+    variant: Variant,
+) -> Callable[
+    [Logits, jax.Array, SamplingState | None, jax.Array], tuple[jax.Array, SamplingState | None, jax.Array]
+]:
+    """The function to compile: (logits, last_token, state, packed) to (last_token, state, output).
+
+    last_token: i32[R]; packed: i32[10, S]; `state` is None unless the variant edits. The output is
+    i32[S, 1] of tokens, or i32[S, OUTPUT_COLUMNS] with logprobs.
+    """
+
+    def sample(
+        logits: Logits, last_token: jax.Array, state: SamplingState | None, packed: jax.Array
+    ) -> tuple[jax.Array, SamplingState | None, jax.Array]:
+        batch = split_sampling(packed)
+        edited = logits if state is None else edit_logits(logits, state, batch)
+        tokens = jnp.argmax(edited, axis=-1).astype(jnp.int32)
+        if variant.draws:
+            tokens = jnp.where(batch.temperature > 0, draw(edited, batch), tokens)
+        last_token = last_token.at[batch.slots].set(tokens, mode="drop")
+        if state is not None:
+            counts = state.output_counts.at[batch.slots, tokens].add(1, mode="drop")
+            state = SamplingState(counts, state.in_prompt, state.bias)
+        output = tokens[:, None]
+        if variant.logprobs:
+            output = jnp.concatenate([output, _logprobs(logits, tokens)], axis=1)
+        return last_token, state, output
+
+    return sample
+
+
+def edit_logits(logits: Logits, state: SamplingState, batch: SamplingInput) -> Logits:
+    """Bias, then penalties: repetition (Keskar et al. 2019, section 4.1) over prompt and output, frequency and
+    presence (OpenAI) over the output.
+    """
+    take = partial(jnp.take, indices=batch.slots, axis=0, mode="clip")
+    counts = take(state.output_counts).astype(jnp.float32)
+    logits = logits + take(state.bias)
+    seen = take(state.in_prompt) | (counts > 0)
+    penalty = jnp.where(seen, batch.repetition_penalty[:, None], 1.0)
+    logits = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    logits = logits - counts * batch.frequency_penalty[:, None]
+    return logits - (counts > 0) * batch.presence_penalty[:, None]
+
+
+def draw(logits: Logits, batch: SamplingInput) -> jax.Array:
+    """i32[S]: a token by temperature, then min-p, top-k and top-p, each on what the one before it left."""
+    temperature = jnp.where(batch.temperature > 0, batch.temperature, 1.0)[:, None]
+    scaled = logits / temperature
+    best = jnp.max(scaled, axis=-1, keepdims=True)
+    mass = jnp.exp(scaled - best)
+    mass = jnp.where(mass >= batch.min_p[:, None], mass, 0.0)
+    mass = jnp.where(mass >= _kth_largest(mass, batch.top_k)[:, None], mass, 0.0)
+    mass = jnp.where(mass >= _nucleus(mass, batch.top_p)[:, None], mass, 0.0)
+    return _inverse_transform(mass, _uniform(batch))
+
+
+def _uniform(batch: SamplingInput) -> jax.Array:
+    def one(seed: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), index))
+
+    return jax.vmap(one)(batch.seed, batch.output_index)
+
+
+def _kth_largest(mass: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest of each row of f32[S, V] >= 0; exact; 0 where k >= V. k: i32[S], at least 1."""
+    return _bisect(mass, k < mass.shape[1], lambda threshold: jnp.sum(mass >= threshold, axis=-1) >= k)
+
+
+def _nucleus(mass: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The largest threshold that keeps a share of at least `top_p` f32[S] of each row's mass (Holtzman 2020)."""
+    needed = top_p * jnp.sum(mass, axis=-1)
+
+    def keeps(threshold: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(mass >= threshold, mass, 0.0), axis=-1) >= needed
+
+    return _bisect(mass, top_p < 1.0, keeps)
+
+
+def _bisect(mass: jax.Array, active: jax.Array, keeps: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The largest f32 threshold in [0, max] of each active row with `keeps(threshold[:, None])`, else 0.
+
+    `keeps` is monotone. The bits of floats that are not negative are ordered as integers are, so 31 halvings
+    are exact; where no row is active there are none.
+    """
+    low = jnp.zeros(mass.shape[0], jnp.int32)
+    top = jax.lax.bitcast_convert_type(jnp.max(mass, axis=-1), jnp.int32)
+    high = jnp.where(active, top + 1, 1)
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        good = keeps(jax.lax.bitcast_convert_type(middle, jnp.float32)[:, None])
+        return jnp.where(good, middle, low), jnp.where(good, high, jnp.maximum(middle, low + 1))
+
+    low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), halve, (low, high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def _inverse_transform(mass: jax.Array, uniform: jax.Array) -> jax.Array:
+    """i32[S]: the token where the running sum of f32[S, V] passes uniform * total; never one without mass."""
+    rows, vocab = mass.shape
+    blocks = jnp.pad(mass, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
+    running = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    target = uniform * running[:, -1]
+    block = _first_above(running, target)
+    before = jnp.where(block > 0, jnp.take_along_axis(running, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
+    inside = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0], axis=-1)
+    return block * BLOCK + _first_above(inside, target - before)
+
+
+def _first_above(running: jax.Array, target: jax.Array) -> jax.Array:
+    """Index of the first entry of each nondecreasing row above the target; at the end, the last that rose."""
+    above = running > jnp.minimum(target, jnp.nextafter(running[:, -1], 0.0))[:, None]
+    return jnp.argmax(above, axis=-1).astype(jnp.int32)
+
+
+def _logprobs(logits: Logits, tokens: jax.Array) -> jax.Array:
+    """i32[S, OUTPUT_COLUMNS - 1]: of the unmodified logits."""
+    normal = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
+    rank = jnp.sum(logits > chosen, axis=-1, keepdims=True, dtype=jnp.int32) + 1
+    best, ids = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[1]))
+    missing = ((0, 0), (0, MAX_LOGPROBS - best.shape[1]))
+    best, ids = jnp.pad(best - normal, missing, constant_values=-jnp.inf), jnp.pad(ids, missing)
+    bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
+    return jnp.concatenate([bits(chosen - normal), rank, ids, bits(best)], axis=1)
+
+
+def install(
+    state: SamplingState, slot: jax.Array, counts: jax.Array, in_prompt: jax.Array, bias: jax.Array
+) -> SamplingState:
+    """Set one slot's rows: counts i16[V], in_prompt bool[V], bias f32[V]."""
+    return SamplingState(
+        state.output_counts.at[slot].set(counts),
+        state.in_prompt.at[slot].set(in_prompt),
+        state.bias.at[slot].set(bias),
+    )
+
+
+def install_bias(state: SamplingState, slot: jax.Array, bias: jax.Array) -> SamplingState:
+    """Set one slot's bias f32[V]."""
+    return SamplingState(state.output_counts, state.in_prompt, state.bias.at[slot].set(bias))
+
+
+def empty_state(slots: int, vocab: int) -> SamplingState:
+    """Zeros; on the host, so that the caller chooses where it goes."""
+    return SamplingState(
+        np.zeros((slots, vocab), np.int16),  # type: ignore[arg-type]
+        np.zeros((slots, vocab), np.bool_),  # type: ignore[arg-type]
+        np.zeros((slots, vocab), np.float32),  # type: ignore[arg-type]
+    )

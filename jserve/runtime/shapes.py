@@ -1,0 +1,70 @@
+"""The fixed shapes of a serving engine: slots, pages, and the buckets that steps run in."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """Padded shape of one step. With as many tokens as rows it serves decode steps alone."""
+
+    tokens: int
+    rows: int
+
+    @property
+    def is_decode(self) -> bool:
+        return self.tokens == self.rows
+
+    def __str__(self) -> str:
+        return f"decode {self.rows}" if self.is_decode else f"mixed {self.tokens}x{self.rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """Sizes that are decided once, at start, and that every executable is compiled for."""
+
+    max_num_seqs: int
+    """R, slots."""
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    """B"""
+    num_pages: int
+    """N"""
+    vocab_size: int
+    """V"""
+
+    @property
+    def pages_per_sequence(self) -> int:
+        """P"""
+        return -(-self.max_model_len // self.page_size)
+
+    def page_updates(self, bucket: Bucket) -> int:
+        """U, how many new page-table entries a step of this bucket can carry."""
+        return bucket.tokens // self.page_size + 2 * bucket.rows
+
+    def buckets(self) -> list[Bucket]:
+        """All buckets, the ones that must exist before serving first: together those serve any plan."""
+        rows = _doubling(1, self.max_num_seqs)
+        decode = [Bucket(count, count) for count in rows]
+        mixed = []
+        largest = max(self.max_num_batched_tokens, 2 * self.max_num_seqs)
+        for tokens in _steps(16, largest, 4):
+            few = min(4, self.max_num_seqs)
+            mixed += [Bucket(tokens, count) for count in sorted({few, self.max_num_seqs}) if count < tokens]
+        required = [mixed[-1], decode[-1], decode[0]]
+        required = list(dict.fromkeys(required))
+        return required + [bucket for bucket in decode + mixed if bucket not in required]
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    return _steps(first, last, 2)
+
+
+def _steps(first: int, last: int, factor: int) -> list[int]:
+    """first, first * factor, ... and always `last`."""
+    sizes = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size *= factor
+    return [*sizes, last]

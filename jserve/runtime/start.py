@@ -1,0 +1,217 @@
+"""From an `EngineConfig` to a `Runner` that is ready: the order of a start, and what it costs.
+
+    1. devices; 2. the model's shape from its files; 3. the memory plan; 4. weights and the required programs,
+    at the same time; 5. empty pages. The other programs follow behind, while requests are served.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import msgspec
+from jax.sharding import Mesh
+
+from jserve.checkpoint import Checkpoint, open_checkpoint
+from jserve.config import EngineConfig, ModelConfig
+from jserve.errors import CheckpointError, ConfigError
+from jserve.layers.build import Build
+from jserve.models.causal_lm import CausalLM
+from jserve.models.registry import resolve
+from jserve.runtime import memory, platform
+from jserve.runtime.executables import ExecutableStore, default_folder, environment_key
+from jserve.runtime.programs import Programs
+from jserve.runtime.runner import Runner
+from jserve.runtime.shapes import EngineShape
+from jserve.weights.load import load, load_dummy, parameters
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (phase, done, total, detail)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A runner with all that it was made from."""
+
+    runner: Runner
+    config: ModelConfig
+    shape: EngineShape
+    plan: memory.MemoryPlan
+    build: Build
+    device: str
+    eos_token_ids: frozenset[int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def start_runner(asked: EngineConfig, progress: Progress) -> Started:
+    """Load and compile. Raises StartupError with a message for the user where it cannot be done."""
+    clock = time.perf_counter()
+    mesh = platform.make_mesh(asked.tensor_parallel_size)
+    device = mesh.devices.flat[0]
+    checkpoint = open_checkpoint(asked.model)
+    family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    build = _build(asked, config, mesh)
+    _check_parallel(config, asked.tensor_parallel_size)
+    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
+    weights_bytes = _bytes_per_device(model, mesh)
+    shape, plan = memory.plan_shape(asked, config, build, weights_bytes, memory.device_limit(device))
+    memory.print_budget(plan, shape, device.device_kind)
+    store = ExecutableStore(_folder(asked), _key(build, config, family, shape, mesh))
+    runner = Runner(Programs(family, config, build, shape), store, mesh)
+    opened = time.perf_counter()
+    with ThreadPoolExecutor(_workers(), "compile") as pool:
+        compiled = pool.submit(_add_required, runner, progress)
+        weights = _load(asked, model, checkpoint, mesh, progress)
+        loaded = time.perf_counter()
+        compiled.result()
+    runner.start(weights)
+    _check_temporaries(runner, plan)
+    checkpoint.close()
+    seconds = {
+        "open": opened - clock,
+        "weights": loaded - opened,
+        "compile": time.perf_counter() - loaded,
+    }
+    eos = _eos(checkpoint, config)
+    return Started(runner, config, shape, plan, build, device.device_kind, eos, seconds)
+
+
+def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
+    """Compile what is left in a thread of its own, while the runner works."""
+
+    def work() -> None:
+        programs = runner.programs_optional()
+        for done, program in enumerate(programs):
+            progress("background-compile", done, len(programs), program.name)
+            try:
+                runner.add(program)
+            except Exception:
+                logger.exception("could not compile %s; steps of this size use a larger program", program.name)
+        progress("background-compile", len(programs), len(programs), "")
+
+    thread = threading.Thread(target=work, name="compile-behind", daemon=True)
+    thread.start()
+    return thread
+
+
+def _build(asked: EngineConfig, config: ModelConfig, mesh: Mesh) -> Build:
+    kind = mesh.devices.flat[0].platform
+    weights = platform.resolve_dtype(asked.dtype, config.dtype, kind)
+    build = Build(weights, platform.activation_dtype(weights, kind), mesh)
+    logger.info("weights in %s, activations and KV cache in %s", build.dtype, build.activations)
+    return build
+
+
+def _check_parallel(config: ModelConfig, parts: int) -> None:
+    kv = config.num_kv_heads
+    if config.num_heads % parts or (kv % parts and parts % kv) or config.intermediate_size % parts:
+        raise ConfigError(
+            f"--tensor-parallel-size {parts} does not divide this model: it has {config.num_heads} heads, "
+            f"{kv} KV heads and an intermediate size of {config.intermediate_size}; choose a common divisor"
+        )
+
+
+def _bytes_per_device(model: CausalLM, mesh: Mesh) -> int:
+    total = 0
+    for parameter in parameters(model):
+        size = jnp.dtype(parameter.dtype).itemsize
+        for length in parameter.sharding(mesh).shard_shape(parameter.shape):
+            size *= length
+        total += size
+    return total
+
+
+def _folder(asked: EngineConfig) -> Path | None:
+    if asked.compile_cache_dir == "":
+        return None
+    return Path(asked.compile_cache_dir).expanduser() if asked.compile_cache_dir else default_folder()
+
+
+def _key(build: Build, config: ModelConfig, family: type[CausalLM], shape: EngineShape, mesh: Mesh) -> str:
+    parts = (build.dtype, build.activations, build.attention, config, family.__name__, shape)
+    return "\n".join([environment_key(mesh), *map(repr, parts)])
+
+
+def _workers() -> int:
+    return max(2, min(8, os.cpu_count() or 1))
+
+
+def _add_required(runner: Runner, progress: Progress) -> None:
+    """Compile what must be there, in parallel: XLA releases the GIL. The first failure ends the start."""
+    programs = runner.programs_required()
+    done = 0
+    with ThreadPoolExecutor(_workers(), "compile") as pool:
+        names = {pool.submit(runner.add, program): program.name for program in programs}
+        waiting = set(names)
+        progress("compile", 0, len(names), "")
+        while waiting:
+            finished, waiting = wait(waiting, return_when=FIRST_EXCEPTION, timeout=0.2)
+            for future in finished:
+                future.result()
+                done += 1
+                progress("compile", done, len(names), names[future])
+
+
+def _load(
+    asked: EngineConfig, model: CausalLM, checkpoint: Checkpoint, mesh: Mesh, progress: Progress
+) -> tuple[jax.Array, ...]:
+    def report(done: int, total: int) -> None:
+        progress("weights", done, total, "")
+
+    if asked.load_format == "dummy":
+        return load_dummy(model, mesh, asked.seed, report)
+    return load(model, checkpoint, mesh, report)
+
+
+def _check_temporaries(runner: Runner, plan: memory.MemoryPlan) -> None:
+    actual = runner.step_memory()
+    if actual > plan.temporaries + plan.margin:
+        logger.warning(
+            "the largest step needs %s of temporaries, more than the %s planned; lower "
+            "--max-num-batched-tokens if memory runs out",
+            memory.gib(actual),
+            memory.gib(plan.temporaries),
+        )
+
+
+def _eos(checkpoint: Checkpoint, config: ModelConfig) -> frozenset[int]:
+    """End-of-sequence tokens of generation_config.json and config.json together."""
+    given = checkpoint.generation_config().get("eos_token_id")
+    listed = [given] if isinstance(given, int) else given or []
+    return frozenset([*listed, *config.eos_token_ids])
+
+
+def describe(started: Started) -> dict[str, str]:
+    """Facts about the engine for `vllm:cache_config_info` and the log."""
+    facts = {
+        **msgspec.to_builtins(memory_facts(started)),
+        "architecture": started.config.architecture,
+        "dtype": str(started.build.dtype),
+        "device": started.device,
+    }
+    return {name: str(value) for name, value in facts.items()}
+
+
+def memory_facts(started: Started) -> dict[str, int]:
+    """The numbers that were decided at start."""
+    shape = started.shape
+    return {
+        "block_size": shape.page_size,
+        "num_gpu_blocks": shape.num_pages,
+        "max_model_len": shape.max_model_len,
+        "max_num_seqs": shape.max_num_seqs,
+        "max_num_batched_tokens": shape.max_num_batched_tokens,
+        "kv_cache_bytes": started.plan.kv_pages,
+        "weights_bytes": started.plan.weights,
+    }
+
+
+__all__ = ["CheckpointError", "Started", "compile_behind", "describe", "start_runner"]

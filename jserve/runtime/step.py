@@ -1,0 +1,116 @@
+"""The step: one ragged batch through the model, as one function to compile per bucket.
+
+    1. enter new page-table entries; 2. find each token's row, position and page; 3. embed;
+    4. every layer writes its keys and values into its pages and attends; 5. logits of each row's last token.
+
+A layer is an inner `jax.jit` that is called once per layer: traced once per kind of layer, and the compiler
+sees the layers unrolled, each with its own weights and its own pages (nothing stacked, nothing copied).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jserve.batch import EngineState, LayerKV, StepContext, StepInput
+from jserve.config import ModelConfig
+from jserve.layers.rope import inverse_frequencies, rope_table
+from jserve.models.causal_lm import CausalLM, DecoderLayer
+from jserve.runtime.shapes import Bucket, EngineShape
+
+Weights = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """How a `StepInput` of a bucket lies in one i32 vector, so that one copy takes it to the device."""
+
+    bucket: Bucket
+    updates: int
+
+    @property
+    def size(self) -> int:
+        return self.bucket.tokens + 3 * self.bucket.rows + 1 + 3 * self.updates
+
+    def split(self, packed: jax.Array) -> StepInput:
+        """i32[size] to its fields."""
+        tokens, rows = self.bucket.tokens, self.bucket.rows
+        bounds = np.cumsum([tokens, rows, rows + 1, rows])
+        token_ids, slots, query_start, context_len, updates = jnp.split(packed, bounds)
+        return StepInput(token_ids, slots, query_start, context_len, updates.reshape(self.updates, 3))
+
+
+def make_step(
+    model: CausalLM, config: ModelConfig, shape: EngineShape, bucket: Bucket
+) -> Callable[[Weights, EngineState, jax.Array, jax.Array], tuple[EngineState, jax.Array]]:
+    """The function to compile for one bucket: (weights, state, last_token, packed) to (state, logits).
+
+    `model` is abstract; `weights` are its leaves. last_token: i32[R]; packed: i32 of `StepLayout`;
+    logits: f32[S, V] of the last token of each row.
+    """
+    graph, abstract = nnx.split(model, nnx.Param)
+    structure = jax.tree.structure(abstract)
+    layout = StepLayout(bucket, shape.page_updates(bucket))
+    frequencies, factor = inverse_frequencies(config.rope, config.head_dim)
+
+    def step(
+        weights: Weights, state: EngineState, last_token: jax.Array, packed: jax.Array
+    ) -> tuple[EngineState, jax.Array]:
+        built = nnx.merge(graph, jax.tree.unflatten(structure, weights))
+        batch = layout.split(packed)
+        slot, index, page = batch.page_updates.T
+        page_table = state.page_table.at[slot, index].set(page, mode="drop")
+        row, positions = _locate(batch, bucket)
+        context = StepContext(
+            positions=positions,
+            write_slots=_write_slots(batch, page_table, row, positions, shape),
+            page_table=jnp.take(page_table, batch.slots, axis=0, mode="clip"),
+            query_start=batch.query_start,
+            context_len=batch.context_len,
+            rope=rope_table(positions, frequencies, factor),
+            attention_plan=None,
+        )
+        newest = jnp.take(last_token, batch.slots[row], mode="clip")
+        x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids))
+        kv = []
+        for layer, pages in zip(built.layers, state.kv, strict=True):
+            x, pages = _apply_layer(*nnx.split(layer), x, pages, context)
+            kv.append(pages)
+        if not bucket.is_decode:
+            x = jnp.take(x, jnp.maximum(batch.query_start[1:] - 1, 0), axis=0)
+        return EngineState(tuple(kv), page_table), built.logits(x)
+
+    return step
+
+
+def _apply_layer_untraced(
+    graph: nnx.GraphDef[DecoderLayer], weights: nnx.State, x: jax.Array, kv: LayerKV, context: StepContext
+) -> tuple[jax.Array, LayerKV]:
+    return nnx.merge(graph, weights)(x, kv, context)
+
+
+_apply_layer = jax.jit(_apply_layer_untraced, static_argnums=0)
+
+
+def _locate(batch: StepInput, bucket: Bucket) -> tuple[jax.Array, jax.Array]:
+    """Row and position of every token, i32[T] each. Padding tokens get the last row and some position."""
+    if bucket.is_decode:
+        return jnp.arange(bucket.rows), jnp.maximum(batch.context_len - 1, 0)
+    token = jnp.arange(bucket.tokens)
+    row = jnp.searchsorted(batch.query_start[1:], token, side="right", method="compare_all")
+    row = jnp.minimum(row, bucket.rows - 1)
+    return row, jnp.maximum(batch.context_len[row] - batch.query_start[row + 1] + token, 0)
+
+
+def _write_slots(
+    batch: StepInput, page_table: jax.Array, row: jax.Array, positions: jax.Array, shape: EngineShape
+) -> jax.Array:
+    """Where each token's key and value go, i32[T]: page * B + offset; N * B where the token is padding."""
+    table = page_table.at[batch.slots[row], positions // shape.page_size]
+    page = table.get(mode="fill", fill_value=shape.num_pages)
+    is_real = (jnp.arange(row.size) < batch.query_start[-1]) & (batch.context_len[row] > 0)
+    slots = page * shape.page_size + positions % shape.page_size
+    return jnp.where(is_real, slots, shape.num_pages * shape.page_size)
