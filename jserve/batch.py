@@ -9,6 +9,8 @@ from functools import partial
 
 import jax
 
+from pallas_kernels.paged_attention import AttentionPlan
+
 pytree = partial(jax.tree_util.register_dataclass)
 
 
@@ -67,8 +69,8 @@ class StepContext:
     """i32[S]"""
     rope: tuple[jax.Array, jax.Array]
     """cos and sin, f32[T, D / 2]"""
-    attention_plan: object
-    """Whatever the attention implementation wants computed once per step; a pytree or None."""
+    attention_plans: tuple[AttentionPlan | None, ...]
+    """One for each of `ModelConfig.windows`, where the attention implementation has use for it."""
 
 
 @pytree

@@ -14,7 +14,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. Leaves with 0 after a graceful stop, 1 where it cannot start or go on, 2 for a bad flag."""
+    """Run the command. Leaves with 0 after a graceful stop, 1 where it cannot go on, 2 for a bad flag."""
     try:
         run(sys.argv[1:] if argv is None else argv)
     except JserveError as error:

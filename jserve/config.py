@@ -101,9 +101,9 @@ class ModelConfig:
     bos_token_id: int | None = None
 
     @property
-    def num_groups(self) -> int:
-        """Query heads per KV head, G."""
-        return self.num_heads // self.num_kv_heads
+    def windows(self) -> tuple[int | None, ...]:
+        """The distinct entries of `layer_windows`, in a fixed order."""
+        return tuple(dict.fromkeys(self.layer_windows))
 
 
 def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig:

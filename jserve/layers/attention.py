@@ -54,6 +54,7 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(build, dim, config.rms_norm_eps) if head_norm else None
         self.scale = dim**-0.5
         self.window = config.layer_windows[layer]
+        self.plan = config.windows.index(self.window)
         self.build = build
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
@@ -86,6 +87,7 @@ class Attention(nnx.Module):
                 sliding_window=self.window,
                 decode=q.shape[0] == context.context_len.shape[0],
                 implementation=self.build.attention,
+                plan=context.attention_plans[self.plan],
             )
             return out, pages
 

@@ -28,9 +28,8 @@ class Linear(nnx.Module):
         bias: Source | None = None,
     ) -> None:
         self.weight = build.param(InputsFirst(source), shape, shard)
-        self.bias = None
-        if bias is not None:
-            self.bias = build.param(bias, shape[1:], shard - 1 if shard else None)
+        bias_shard = shard - 1 if shard else None
+        self.bias = None if bias is None else build.param(bias, shape[1:], bias_shard)
         self.precision = build.precision
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -4,7 +4,6 @@ KV pages get what is left of the limit after weights, the temporaries of the lar
 state and a margin. Nothing is allocated after ready.
 """
 
-import os
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,6 +15,7 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
+from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
 
 GIB = 1 << 30
@@ -35,7 +35,7 @@ class Capacity:
     page_size: int
 
 
-CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=512, page_size=16)
+CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=512, page_size=32)
 GPU_CAPACITY = Capacity(max_num_seqs=256, max_num_batched_tokens=4096, page_size=64)
 
 
@@ -81,7 +81,7 @@ def plan_shape(
             "token a step; raise the one or lower the other"
         )
     size = asked.page_size or default.page_size
-    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size)
+    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2 if on_cpu else 1)
     plan = MemoryPlan(
         limit=limit,
         weights=weights,
@@ -157,7 +157,7 @@ def device_limit(device: jax.Device) -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return free_host_memory()
 
 
 def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:

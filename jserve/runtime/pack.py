@@ -105,8 +105,8 @@ class SlotSampling:
         packed[FIELDS["slots"]] = self._shape.max_num_seqs
         packed[FIELDS["top_k"]] = self._shape.vocab_size
         variant = Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._edits, self._logprobs)))
-        if variant.draws or variant.edits:
-            packed[:, :count] = self._values[:, slots]
+        packed[:, :count] = self._values[:, slots]
+        if variant.draws:
             packed[FIELDS["output_index"], :count] = [chunk.output_index for chunk in plan.chunks]
         packed[FIELDS["slots"], :count] = np.where(samples, slots, self._shape.max_num_seqs)
         return packed, variant

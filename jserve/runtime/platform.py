@@ -15,8 +15,6 @@ from jserve.layers.build import TENSOR_AXIS
 
 logger = logging.getLogger(__name__)
 
-BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
-
 
 def has_nvidia_gpu() -> bool:
     """Whether a driver and a device are there; a CUDA plugin alone does not make a GPU."""
@@ -45,26 +43,28 @@ def make_mesh(tensor_parallel_size: int) -> Mesh:
     return Mesh(np.array(devices[:tensor_parallel_size]), (TENSOR_AXIS,))
 
 
-def resolve_dtype(asked: str, checkpoint: str, platform: str) -> jnp.dtype:
-    """The dtype of weights and products. "auto" is the checkpoint's; on a CPU bfloat16 where it has the
-    instructions for it, else float32, since converting costs more there than it saves.
+def resolve_dtype(asked: str, checkpoint: str, platform: str, num_parameters: int) -> jnp.dtype:
+    """The dtype of weights and products. "auto" is the checkpoint's on a GPU. On a CPU it is float32, where
+    greedy answers then do not move with the batch, unless only 16 bits fit into half of the free memory.
     """
     if asked != "auto":
         return jnp.dtype(asked)
+    narrow = jnp.dtype("bfloat16" if checkpoint == "float32" else checkpoint)
     if platform != "cpu":
-        return jnp.dtype("bfloat16" if checkpoint == "float32" else checkpoint)
-    return jnp.dtype("bfloat16" if checkpoint == "bfloat16" and _cpu_multiplies_bfloat16() else "float32")
+        return narrow
+    return jnp.dtype("float32") if 4 * num_parameters <= free_host_memory() // 2 else narrow
+
+
+def free_host_memory() -> int:
+    """Bytes that can be had without swapping: free, and held by caches that give way."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def activation_dtype(weights: jnp.dtype, platform: str) -> jnp.dtype:
     """Between products: the weights' dtype on a GPU; float32 on a CPU, which is quicker there and finer."""
     return jnp.dtype("float32") if platform == "cpu" else weights
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return any(flag in line.split() for flag in BFLOAT16_INSTRUCTIONS)

@@ -51,7 +51,7 @@ class Programs:
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             state = self.abstract_state()
             step = jax.jit(
-                make_step(model, self.config, self.shape, bucket),
+                make_step(model, self.config, self.shape, bucket, self.build.attention),
                 donate_argnums=1,
                 out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), self.replicated),
             )

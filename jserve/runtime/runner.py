@@ -46,6 +46,7 @@ class Runner:
         self._samplers: dict[tuple[int, Variant], jax.stages.Compiled] = {}
         self._others: dict[str, jax.stages.Compiled] = {}
         self._slots = SlotSampling(self.shape)
+        self._biased: set[int] = set()  # slots whose bias on the device is not zero
         self._weights: Weights = ()
         self._state: EngineState | None = None
         self._sampling: SamplingState | None = None
@@ -167,20 +168,26 @@ class Runner:
     def _enter_slot(self, slot: int, sequence: Sequence) -> None:
         """Bring a slot's sampling state up to date for the sequence that enters it."""
         self._slots.enter(slot, sequence)
+        vocab = self.shape.vocab_size
         if sequence.request.sampling.edits_logits:
-            vocab = self.shape.vocab_size
             outputs = len(sequence.token_ids) - sequence.num_prompt
             history, bias = history_rows(sequence, vocab), bias_row(sequence, outputs, vocab)
             install = self._others["install sampling"]
             self._sampling = install(self._sampling, np.int32(slot), *history, bias)
+            self._biased.add(slot)
+        elif slot in self._biased:
+            self._biased.discard(slot)
+            self._install_bias(slot, np.zeros(vocab, np.float32))
+
+    def _install_bias(self, slot: int, bias: np.ndarray) -> None:
+        self._sampling = self._others["install bias"](self._sampling, np.int32(slot), bias)
 
     def _lift_bans(self, plan: StepPlan) -> None:
         """Allow the stop tokens of rows that have just reached their min_tokens."""
         for chunk in plan.chunks:
             reached = chunk.sequence.request.sampling.min_tokens
             if reached and chunk.output_index == reached and chunk.samples and not chunk.is_first:
-                bias = bias_row(chunk.sequence, reached, self.shape.vocab_size)
-                self._sampling = self._others["install bias"](self._sampling, np.int32(chunk.slot), bias)
+                self._install_bias(chunk.slot, bias_row(chunk.sequence, reached, self.shape.vocab_size))
 
     def _put(self, array: np.ndarray) -> jax.Array:
         return jax.device_put(array, self._programs.replicated)

@@ -32,6 +32,8 @@ class EngineShape:
     """N"""
     vocab_size: int
     """V"""
+    min_rows: int = 1
+    """Rows of the smallest step. 2 on a CPU, whose bfloat16 product of a single row is many times slower."""
 
     @property
     def pages_per_sequence(self) -> int:
@@ -44,26 +46,22 @@ class EngineShape:
 
     def buckets(self) -> list[Bucket]:
         """All buckets, the ones that must exist before serving first: together those serve any plan."""
-        rows = _doubling(1, self.max_num_seqs)
-        decode = [Bucket(count, count) for count in rows]
+        most = max(self.max_num_seqs, self.min_rows)
+        decode = [Bucket(count, count) for count in _steps(self.min_rows, most, 2)]
         mixed = []
-        largest = max(self.max_num_batched_tokens, 2 * self.max_num_seqs)
+        largest = max(self.max_num_batched_tokens, 2 * most)
         for tokens in _steps(16, largest, 4):
-            few = min(4, self.max_num_seqs)
-            mixed += [Bucket(tokens, count) for count in sorted({few, self.max_num_seqs}) if count < tokens]
+            few = min(4, most)
+            mixed += [Bucket(tokens, count) for count in sorted({few, most}) if count < tokens]
         required = [mixed[-1], decode[-1], decode[0]]
         required = list(dict.fromkeys(required))
         return required + [bucket for bucket in decode + mixed if bucket not in required]
 
 
-def _doubling(first: int, last: int) -> list[int]:
-    return _steps(first, last, 2)
-
-
 def _steps(first: int, last: int, factor: int) -> list[int]:
     """first, first * factor, ... and always `last`."""
     sizes = []
-    size = first
+    size = min(first, last)
     while size < last:
         sizes.append(size)
         size *= factor

@@ -5,6 +5,7 @@
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -58,7 +59,7 @@ def start_runner(asked: EngineConfig, progress: Progress) -> Started:
     device = mesh.devices.flat[0]
     checkpoint = open_checkpoint(asked.model)
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    build = _build(asked, config, mesh)
+    build = _build(asked, config, checkpoint, mesh)
     _check_parallel(config, asked.tensor_parallel_size)
     model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
@@ -102,9 +103,10 @@ def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
     return thread
 
 
-def _build(asked: EngineConfig, config: ModelConfig, mesh: Mesh) -> Build:
+def _build(asked: EngineConfig, config: ModelConfig, checkpoint: Checkpoint, mesh: Mesh) -> Build:
     kind = mesh.devices.flat[0].platform
-    weights = platform.resolve_dtype(asked.dtype, config.dtype, kind)
+    parameters = sum(math.prod(info.shape) for info in checkpoint.tensors().values())
+    weights = platform.resolve_dtype(asked.dtype, config.dtype, kind, parameters)
     build = Build(weights, platform.activation_dtype(weights, kind), mesh)
     logger.info("weights in %s, activations and KV cache in %s", build.dtype, build.activations)
     return build

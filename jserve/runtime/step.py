@@ -20,6 +20,7 @@ from jserve.config import ModelConfig
 from jserve.layers.rope import inverse_frequencies, rope_table
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 from jserve.runtime.shapes import Bucket, EngineShape
+from pallas_kernels.paged_attention import prepare
 
 Weights = tuple[jax.Array, ...]
 
@@ -44,11 +45,11 @@ class StepLayout:
 
 
 def make_step(
-    model: CausalLM, config: ModelConfig, shape: EngineShape, bucket: Bucket
+    model: CausalLM, config: ModelConfig, shape: EngineShape, bucket: Bucket, implementation: str = "auto"
 ) -> Callable[[Weights, EngineState, jax.Array, jax.Array], tuple[EngineState, jax.Array]]:
     """The function to compile for one bucket: (weights, state, last_token, packed) to (state, logits).
 
-    `model` is abstract; `weights` are its leaves. last_token: i32[R]; packed: i32 of `StepLayout`;
+    `model` is abstract; `weights` are its leaves; `implementation` is that of the attention. last_token: i32[R]; packed: i32 of `StepLayout`;
     logits: f32[S, V] of the last token of each row.
     """
     graph, abstract = nnx.split(model, nnx.Param)
@@ -64,14 +65,28 @@ def make_step(
         slot, index, page = batch.page_updates.T
         page_table = state.page_table.at[slot, index].set(page, mode="drop")
         row, positions = _locate(batch, bucket)
+        rows = jnp.take(page_table, batch.slots, axis=0, mode="clip")
         context = StepContext(
             positions=positions,
             write_slots=_write_slots(batch, page_table, row, positions, shape),
-            page_table=jnp.take(page_table, batch.slots, axis=0, mode="clip"),
+            page_table=rows,
             query_start=batch.query_start,
             context_len=batch.context_len,
             rope=rope_table(positions, frequencies, factor),
-            attention_plan=None,
+            attention_plans=tuple(
+                prepare(
+                    rows,
+                    batch.query_start,
+                    batch.context_len,
+                    tokens=bucket.tokens,
+                    pages=shape.num_pages,
+                    page_size=shape.page_size,
+                    sliding_window=window,
+                    decode=bucket.is_decode,
+                    implementation=implementation,
+                )
+                for window in config.windows
+            ),
         )
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
         x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids))

@@ -1,0 +1,1 @@
+"""Scripts that measure jserve and print tables and JSON; see README.md."""

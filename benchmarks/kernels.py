@@ -1,0 +1,269 @@
+"""Time every kernel on its own cases, against the copy bandwidth and matrix rate of this device in this run.
+
+  everything        python -m benchmarks.kernels --out kernels.json
+  a few             python -m benchmarks.kernels --match decode --limit 4
+  one, and correct? python -m benchmarks.kernels --match llama3_8b_mixed --check
+
+The table goes to stderr and JSON to stdout (or --out). "of copy" is the bytes that the operation needs at
+least, per second, as a share of a measured copy; "of matmul" is its floating point operations per second as
+a share of a measured square matrix product in the same type: the larger of the two says how near the
+kernel is to what the device can do. On a GPU, up to ten calls run in one program, each on its own copy of the
+inputs: the launch from Python is not in the figure, and inputs of some MiB do not come from the L2 cache
+(those of the smallest cases do). On a CPU, kernels written for the GPU would only be interpreted, so they are
+listed as skipped, and so are the cases over --max-mib.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import machine
+from pallas_kernels import Kernel, KernelCase, KernelInputs, discover
+
+MAX_CALLS = (
+    10  # in one program; the time of a program with one call, which has the launch in it, is taken off
+)
+MAX_COPY_BYTES = 8 * 2**30  # for the copies of the inputs, one to each call
+CPU_MAX_MIB = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One implementation on one case; `skipped` says why there are no figures."""
+
+    kernel: str
+    implementation: str
+    case: str
+    microseconds: float | None = None
+    bytes_per_second: float | None = None
+    flops_per_second: float | None = None
+    of_copy: float | None = None
+    of_matmul: float | None = None
+    error: float | None = None
+    tolerance: float | None = None
+    skipped: str | None = None
+
+
+class Limits:
+    """What this device reaches on the two plainest programs, measured when first asked for."""
+
+    def __init__(self, seconds: float) -> None:
+        self.matmul_flops_per_second: dict[str, float] = {}
+        self._seconds = seconds
+        self._on_gpu = jax.default_backend() == "gpu"
+
+    @functools.cached_property
+    def copy_bytes_per_second(self) -> float:
+        """Reading and writing one large array, both counted."""
+        array = jnp.zeros((2**27 if self._on_gpu else 2**25,), jnp.float32)
+        return 2 * array.nbytes / seconds_per_call(lambda x: x + 1, (array,), self._seconds)
+
+    def matmul(self, dtype: str) -> float:
+        """Operations a second of a square matrix product in `dtype` with float32 sums, without tf32."""
+        if dtype not in self.matmul_flops_per_second:
+            n = 8192 if self._on_gpu else 1024
+            a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.dtype(dtype)) for i in (0, 1))
+            precision = "highest" if dtype == "float32" else None
+            product = functools.partial(jnp.matmul, precision=precision)
+            self.matmul_flops_per_second[dtype] = 2 * n**3 / seconds_per_call(product, (a, b), self._seconds)
+        return self.matmul_flops_per_second[dtype]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 1 where --check found an implementation outside its tolerance."""
+    args = _arguments().parse_args(argv)
+    limits = Limits(args.seconds)
+    results = list(_run(args, limits))
+    if not results:
+        print(f"no case matches {args.match!r}; names look like {_names()}", file=sys.stderr)
+        return 2
+    _print_table(results)
+    report = {
+        "machine": machine(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "copy_bytes_per_second": limits.copy_bytes_per_second,
+        "matmul_flops_per_second": limits.matmul_flops_per_second,
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+    text = json.dumps(report, indent=1)
+    if args.out:
+        args.out.write_text(text + "\n")
+    else:
+        print(text)
+    wrong = [r for r in results if r.error is not None and not r.error <= (r.tolerance or 0)]
+    return 1 if wrong else 0
+
+
+def seconds_per_call(function: Callable[..., Any], args: tuple[jax.Array, ...], budget: float) -> float:
+    """Median time of one call of `function` on the device.
+
+    budget: seconds to spend on each program, after three runs that are always made.
+    """
+    if jax.default_backend() != "gpu":
+        return _median_seconds(jax.jit(function), args, budget)
+    size = sum(array.nbytes for array in args)
+    calls = max(3, min(MAX_CALLS, MAX_COPY_BYTES // size))
+    copies = [args, *(jax.tree.map(jnp.copy, args) for _ in range(calls - 1))]
+    program = jax.jit(functools.partial(chain, function))
+    one, all_calls = (_median_seconds(program, tuple(copies[:n]), budget) for n in (1, calls))
+    return max(all_calls - one, 1e-9) / (calls - 1)
+
+
+def chain(function: Callable[..., Any], *inputs: tuple[jax.Array, ...]) -> list[Any]:
+    """`function` on each of the inputs, one after the other, in a program that must make every call.
+
+    Each input is another set of arrays and each result is returned, so that no call is merged or dropped.
+    """
+    results: list[Any] = []
+    for args in inputs:
+        if results:
+            args, results[-1] = jax.lax.optimization_barrier((args, results[-1]))  # type: ignore[no-untyped-call]
+        results.append(function(*args))
+    return results
+
+
+def _median_seconds(program: Callable[..., Any], args: Sequence[Any], budget: float) -> float:
+    jax.tree.map(jax.Array.block_until_ready, program(*args))  # compiles
+    samples: list[float] = []
+    until = time.perf_counter() + budget
+    while len(samples) < 3 or (time.perf_counter() < until and len(samples) < 100):
+        start = time.perf_counter()
+        jax.tree.map(jax.Array.block_until_ready, program(*args))
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def _run(args: argparse.Namespace, limits: Limits) -> Iterator[Result]:
+    for kernel, case in itertools.islice(_matching(args.match), args.limit):
+        if case.bytes_moved > args.max_mib * 2**20:
+            for name in kernel.implementations:
+                yield Result(kernel.name, name, case.name, skipped=f"over --max-mib {args.max_mib}")
+            continue
+        inputs = case.make(args.seed)
+        expected = _as_float64(kernel.reference, inputs) if args.check else None
+        for name in kernel.implementations:
+            result = _measure(kernel, name, case, inputs, expected, limits, args.seconds)
+            print(f"{case.name} {name}: {_time_or_reason(result)}", file=sys.stderr, flush=True)
+            yield result
+
+
+def _measure(
+    kernel: Kernel,
+    name: str,
+    case: KernelCase,
+    inputs: KernelInputs,
+    expected: np.ndarray | None,
+    limits: Limits,
+    budget: float,
+) -> Result:
+    unmeasured = Result(kernel.name, name, case.name)
+    if jax.default_backend() != "gpu" and name in ("triton", "mosaic"):
+        return dataclasses.replace(unmeasured, skipped="a GPU kernel, and this is a CPU")
+    function = functools.partial(kernel.implementations[name], **inputs.static)
+    try:
+        seconds = seconds_per_call(function, inputs.args, budget)
+    except NotImplementedError as reason:
+        return dataclasses.replace(unmeasured, skipped=str(reason))
+    error = None
+    if expected is not None:
+        got = _as_float64(kernel.implementations[name], inputs)
+        error = float(np.max(np.abs(got - expected) / np.maximum(1, np.abs(expected))))
+    dtype = str(next(array.dtype for array in inputs.args if jnp.issubdtype(array.dtype, jnp.floating)))
+    bytes_rate, flops_rate = case.bytes_moved / seconds, case.flops / seconds
+    return dataclasses.replace(
+        unmeasured,
+        microseconds=seconds * 1e6,
+        bytes_per_second=bytes_rate,
+        flops_per_second=flops_rate,
+        of_copy=bytes_rate / limits.copy_bytes_per_second,
+        of_matmul=flops_rate / limits.matmul(dtype),
+        error=error,
+        tolerance=case.tolerance,
+    )
+
+
+def _as_float64(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarray:
+    out = jax.jit(functools.partial(function, **inputs.static))(*inputs.args)
+    flat = [np.asarray(array.astype(jnp.float32), np.float64).ravel() for array in jax.tree.leaves(out)]
+    return np.concatenate(flat)
+
+
+def _matching(match: str) -> Iterator[tuple[Kernel, KernelCase]]:
+    for kernel in discover():
+        for case in kernel.cases:
+            if match in f"{kernel.name}/{case.name}":
+                yield kernel, case
+
+
+def _names() -> str:
+    kernel, case = next(_matching(""))
+    return f"{kernel.name}/{case.name}"
+
+
+def _time_or_reason(result: Result) -> str:
+    return (
+        f"{result.microseconds:,.1f} us" if result.microseconds is not None else f"skipped, {result.skipped}"
+    )
+
+
+def _print_table(results: Sequence[Result]) -> None:
+    columns = ("kernel", "case", "implementation", "time", "GB/s", "GFLOP/s", "of copy", "of matmul", "error")
+    table = Table(*columns, title=f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    for r in results:
+        figures: tuple[str, ...] = (_time_or_reason(r),)
+        if r.microseconds is not None:
+            figures += (f"{r.bytes_per_second / 1e9:,.1f}", f"{r.flops_per_second / 1e9:,.1f}")  # type: ignore[operator]
+            figures += (f"{r.of_copy:.0%}", f"{r.of_matmul:.0%}")
+            figures += ("not checked" if r.error is None else f"{r.error:.1e} of {r.tolerance:.1e}",)
+        table.add_row(r.kernel, r.case, r.implementation, *figures)
+    Console(stderr=True, width=None if sys.stderr.isatty() else 180).print(table)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    description = __doc__ or ""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    max_mib = CPU_MAX_MIB if jax.default_backend() != "gpu" else 2**20
+    parser.add_argument(
+        "--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most the first N matching cases")
+    parser.add_argument(
+        "--check", action="store_true", help="also compare with the reference; status 1 if wrong"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="time to spend on each measurement (default %(default)s)"
+    )
+    parser.add_argument(
+        "--max-mib",
+        type=int,
+        default=max_mib,
+        metavar="MIB",
+        help="skip cases that need to move more than this; default %(default)s on this device",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random inputs (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here and not to stdout")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Reading a request: its JSON, its id, and whether its client is still there."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from jserve.api.errors import ClientGoneError, MediaTypeError
+from jserve.api.generation import Generation
+from jserve.errors import RequestError
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
+
+
+async def read_body(request: Request, schema: type[Body]) -> Body:
+    """The body as `schema`. Raises MediaTypeError, pydantic's ValidationError, or ClientGoneError."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError("the client left while it sent its request") from None
+    return schema.model_validate_json(raw)
+
+
+def public_id(prefix: str, headers: Mapping[str, str], requested: str | None) -> str:
+    """The id that the client sees: its own, from the body or `X-Request-Id`, or a random one."""
+    chosen = requested or headers.get("x-request-id")
+    if chosen and _REQUEST_ID.fullmatch(chosen):
+        return f"{prefix}-{chosen}"
+    if requested:
+        message = "request_id must be 1 to 128 printable ASCII characters without spaces"
+        raise RequestError(message, param="request_id")
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def check_cache_salt(salt: str | None) -> str:
+    """The salt, "" for none. Raises RequestError where it could not be part of a key."""
+    if salt is None:
+        return ""
+    if not _CACHE_SALT.fullmatch(salt):
+        message = "cache_salt must be 1 to 128 characters without '@', '/', '\\' and NUL"
+        raise RequestError(message, param="cache_salt")
+    return salt
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def cancel_on_disconnect(receive: Receive, generation: Generation) -> "asyncio.Task[None]":
+    """Watch the connection; when the client leaves, the engine is told at once. Cancel the task when done."""
+
+    async def watch() -> None:
+        await _wait_for_disconnect(receive)
+        generation.cancel(ClientGoneError("the client disconnected"))
+
+    return asyncio.create_task(watch())

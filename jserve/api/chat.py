@@ -1,0 +1,108 @@
+"""POST /v1/chat/completions: from messages to a prompt."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jserve.api.answers import send_answer
+from jserve.api.body import check_cache_salt, public_id, read_body
+from jserve.api.chat_answer import ChatAnswer
+from jserve.api.context import ServerContext, context_of
+from jserve.api.errors import invalid
+from jserve.api.generation import GenerationRequest, PreparedPrompt
+from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
+from jserve.api.sampling import check_logprobs, sampling_params
+from jserve.api.schemas import ChatBody
+from jserve.api.served_model import ServedModel
+from jserve.api.streaming import check_stream_options
+from jserve.api.unsupported import refuse_unsupported_chat_fields
+from jserve.errors import RequestError
+from jserve.protocol import SamplingParams
+
+
+async def chat_completions(request: Request) -> Response:
+    """Handle one request."""
+    server = context_of(request)
+    body = await read_body(request, ChatBody)
+    model = server.admit()
+    model.check_name(body.model)
+    _check_fields(body)
+    sampling = _sampling(body, model, server)
+    prompt = await _prepare_prompt(body, model, server.client.max_model_len)
+    generation = server.generator.start(
+        GenerationRequest(
+            public_id=public_id("chatcmpl", request.headers, body.request_id),
+            prompts=[prompt],
+            sampling=sampling,
+            priority=body.priority or 0,
+            cache_salt=check_cache_salt(body.cache_salt),
+        ),
+        model.tokenizer,
+        model.defaults.max_new_tokens,
+    )
+    answer = ChatAnswer(body, model, generation, with_details=server.settings.enable_prompt_tokens_details)
+    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
+
+
+def _check_fields(body: ChatBody) -> None:
+    check_stream_options(body)
+    refuse_unsupported_chat_fields(body.model_extra or {})
+    if body.echo:
+        raise RequestError("`echo` is not supported yet in chat; leave it out.", param="echo")
+    if not body.messages:
+        raise RequestError("messages must not be empty", param="messages")
+    if body.continue_final_message and body.add_generation_prompt:
+        raise RequestError(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+            param="continue_final_message",
+        )
+    top = body.top_logprobs or 0
+    if top < 0:
+        raise invalid(f"`top_logprobs` must be a non-negative value, got {top}.", "top_logprobs", top)
+    if top and not body.logprobs:
+        raise invalid("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top)
+
+
+def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> SamplingParams:
+    limit = server.client.max_model_len
+    check_max_tokens(body.max_tokens, limit, param="max_tokens")
+    check_max_tokens(body.max_completion_tokens, limit, param="max_completion_tokens")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    if logprobs is not None:
+        check_logprobs(logprobs, param="top_logprobs")
+    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return sampling_params(
+        body,
+        model.defaults,
+        vocab_size=server.client.vocab_size,
+        max_tokens=wanted,
+        logprobs=logprobs,
+    )
+
+
+async def _prepare_prompt(body: ChatBody, model: ServedModel, max_model_len: int) -> PreparedPrompt:
+    add_generation_prompt = body.add_generation_prompt
+    if add_generation_prompt is None:
+        add_generation_prompt = not body.continue_final_message
+    text = model.render_chat(
+        body.messages,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=_template_variables(body),
+    )
+    token_ids = await model.encode(
+        text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len
+    )
+    token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
+    check_prompt_length(len(token_ids), max_model_len)
+    return PreparedPrompt(token_ids)
+
+
+def _template_variables(body: ChatBody) -> dict[str, Any]:
+    """Variables for the chat template. An effort asks for thinking, unless the request says otherwise."""
+    variables: dict[str, Any] = {}
+    if body.reasoning_effort is not None:
+        variables["reasoning_effort"] = body.reasoning_effort
+        variables["enable_thinking"] = body.reasoning_effort != "none"
+    return variables | (body.chat_template_kwargs or {})

@@ -1,0 +1,140 @@
+"""A generation in chat's shape, streamed or whole."""
+
+import time
+
+from msgspec import UNSET, UnsetType
+
+from jserve.api.choice import ChoiceUpdate
+from jserve.api.generation import Generation
+from jserve.api.logprobs import LogprobsFormatter
+from jserve.api.responses import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    Usage,
+    encode,
+    event,
+)
+from jserve.api.schemas import ChatBody
+from jserve.api.served_model import ServedModel
+from jserve.api.streaming import wants_usage, wants_usage_always
+from jserve.api.transcript import Transcript
+
+
+class ChatAnswer:
+    """Renders one chat request's choices."""
+
+    def __init__(
+        self, body: ChatBody, model: ServedModel, generation: Generation, *, with_details: bool
+    ) -> None:
+        self._generation = generation
+        self._id = generation.request.public_id
+        self._created = int(time.time())
+        self._model = model
+        self._formatter = LogprobsFormatter(
+            model.tokenizer, as_token_ids=bool(body.return_tokens_as_token_ids)
+        )
+        self._with_ids = bool(body.return_token_ids)
+        self._with_usage = wants_usage(body)
+        self._usage_always = wants_usage_always(body)
+        self._with_details = with_details
+        self._has_begun = False
+
+    def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
+        """One event per update that has something to say; the roles come before the first."""
+        events = [] if self._has_begun else self._begin()
+        events += [self._event(update) for update in updates if self._is_worth_sending(update)]
+        return b"".join(events)
+
+    def last_chunk(self) -> bytes:
+        """The usage, where it was asked for."""
+        if not self._with_usage:
+            return b""
+        return event(
+            ChatChunk(
+                id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage()
+            )
+        )
+
+    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
+        """The body that is not streamed."""
+        prompt = self._generation.request.prompts[0]
+        return encode(
+            ChatCompletion(
+                id=self._id,
+                created=self._created,
+                model=self._model.name,
+                choices=[self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)],
+                system_fingerprint=self._model.fingerprint,
+                usage=self._usage(),
+                prompt_token_ids=prompt.token_ids if self._with_ids else None,
+            )
+        )
+
+    def _begin(self) -> list[bytes]:
+        self._has_begun = True
+        prompt = self._generation.request.prompts[0]
+        return [
+            event(
+                ChatChunk(
+                    id=self._id,
+                    created=self._created,
+                    model=self._model.name,
+                    choices=[ChatChunkChoice(index, ChatDelta(role="assistant", content=""))],
+                    usage=self._chunk_usage(),
+                    prompt_token_ids=prompt.token_ids if self._with_ids else UNSET,
+                )
+            )
+            for index in range(self._generation.num_choices)
+        ]
+
+    def _event(self, update: ChoiceUpdate) -> bytes:
+        is_last = update.finish_reason is not None
+        choice = ChatChunkChoice(
+            update.index,
+            ChatDelta(content=update.text) if update.text or not is_last else ChatDelta(),
+            self._logprobs(update),
+            update.finish_reason,
+            update.stop_reason if is_last else UNSET,
+            update.token_ids if self._with_ids else UNSET,
+        )
+        return event(
+            ChatChunk(
+                id=self._id,
+                created=self._created,
+                model=self._model.name,
+                choices=[choice],
+                usage=self._chunk_usage(),
+                system_fingerprint=self._model.fingerprint if is_last else UNSET,
+            )
+        )
+
+    def _choice(self, done: Transcript) -> ChatChoice:
+        return ChatChoice(
+            done.index,
+            ChatMessage("assistant", done.text),
+            self._formatter.chat(done.token_ids, done.logprobs) if done.logprobs is not None else None,
+            done.finish_reason,
+            done.stop_reason,
+            done.token_ids if self._with_ids else None,
+        )
+
+    def _is_worth_sending(self, update: ChoiceUpdate) -> bool:
+        """False while text is held back and nothing else is new."""
+        has_news = update.text or update.finish_reason is not None or update.logprobs
+        return bool(has_news or self._with_ids)
+
+    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | None:
+        if update.logprobs is None:
+            return None
+        return self._formatter.chat(update.token_ids, update.logprobs)
+
+    def _usage(self) -> Usage:
+        return self._generation.usage(with_details=self._with_details)
+
+    def _chunk_usage(self) -> Usage | UnsetType:
+        return self._usage() if self._usage_always else UNSET

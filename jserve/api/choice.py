@@ -1,0 +1,88 @@
+"""One sequence on its way to the client: token ids in, text out, stop strings cut off."""
+
+from dataclasses import dataclass
+
+from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
+from jserve.text.detokenizer import IncrementalDetokenizer
+from jserve.text.stop import StopMatcher
+from jserve.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class ChoiceUpdate:
+    """What one delta adds to a choice. `finish_reason` is set on the last."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class Choice:
+    """Turns the deltas of one sequence into text.
+
+    Text that may still become a stop string, and bytes that may still become a character, are held back.
+    A stop string ends the choice here, in the API process; the engine is told by the caller.
+    """
+
+    __slots__ = ("_detokenizer", "_matcher", "_sampling", "finish_reason", "index", "num_tokens")
+
+    def __init__(self, index: int, sampling: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self._sampling = sampling
+        self._detokenizer = IncrementalDetokenizer(tokenizer, sampling.skip_special_tokens, continues=True)
+        self._matcher: StopMatcher | None = None
+        if sampling.stop:
+            self._matcher = StopMatcher(sampling.stop, sampling.include_stop_str_in_output)
+
+    def accept(self, delta: TokenDelta) -> ChoiceUpdate:
+        """The update that `delta` amounts to."""
+        if self._matcher is None:
+            self.num_tokens += len(delta.token_ids)
+            text = self._detokenizer.push(self._visible(delta.token_ids, delta))
+            if delta.finish_reason is not None:
+                text += self._detokenizer.finish()
+            return self._update(text, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
+        return self._accept_matching(delta, self._matcher)
+
+    def _accept_matching(self, delta: TokenDelta, matcher: StopMatcher) -> ChoiceUpdate:
+        """Token by token, so that what follows a stop string in one delta is neither shown nor counted."""
+        text = ""
+        last = len(delta.token_ids) - 1
+        for position, token in enumerate(delta.token_ids):
+            self.num_tokens += 1
+            is_end = position == last and delta.finish_reason is not None
+            piece = self._detokenizer.push(self._visible([token], delta) if is_end else [token])
+            if is_end:
+                piece += self._detokenizer.finish()
+            if self.num_tokens <= self._sampling.min_tokens:
+                text += piece
+                continue
+            result = matcher.push(piece)
+            text += result.emit
+            if result.matched is not None:
+                return self._update(text, delta.token_ids[: position + 1], delta, "stop", result.matched)
+        if delta.finish_reason is not None:
+            text += matcher.flush()
+        return self._update(text, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
+
+    def _visible(self, token_ids: list[int], delta: TokenDelta) -> list[int]:
+        """Without the token that stopped the sequence, unless the request wants to see it."""
+        is_stopped = delta.finish_reason == "stop"
+        return token_ids[:-1] if is_stopped and not self._sampling.include_stop_str_in_output else token_ids
+
+    def _update(
+        self,
+        text: str,
+        token_ids: list[int],
+        delta: TokenDelta,
+        finish_reason: str | None,
+        stop_reason: int | str | None,
+    ) -> ChoiceUpdate:
+        self.finish_reason = finish_reason
+        logprobs = delta.logprobs[: len(token_ids)] if delta.logprobs is not None else None
+        return ChoiceUpdate(self.index, text, token_ids, logprobs, finish_reason, stop_reason)

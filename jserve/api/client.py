@@ -1,0 +1,276 @@
+"""The server's side of the engine: starts it, feeds it, hands its tokens out, and starts it again.
+
+Owns the map from request id to inbox. The life of an engine: loading, ready, then gone; when it goes, every
+open request fails at once and another is started, until too many have died in too short a time.
+"""
+
+import asyncio
+import enum
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from jserve.api.inbox import Inbox
+from jserve.api.process import EngineProcess, LaunchedEngine, launch_engine
+from jserve.api.settings import ServerSettings
+from jserve.config import EngineConfig
+from jserve.errors import EngineFailedError, EngineUnavailableError, StartupError
+from jserve.ipc import read_frame
+from jserve.protocol import (
+    Abort,
+    EngineFatal,
+    EngineProgress,
+    EngineReady,
+    EngineStats,
+    FromEngine,
+    Request,
+    Shutdown,
+    StepFrame,
+)
+
+logger = logging.getLogger(__name__)
+
+_LAST_FRAMES_S = 0.2
+"""How long the frames of an engine that has exited may still take to be read."""
+_EXIT_GRACE_S = 2.0
+"""How long an engine whose socket has ended may take to exit before it is killed."""
+
+
+class EngineState(enum.Enum):
+    """What the engine is doing. DOWN: no process, between a death and the next start, or for good."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DOWN = "down"
+
+
+class EngineClient:
+    """Talks to the one engine of this server. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self, config: EngineConfig, settings: ServerSettings, launched: LaunchedEngine | None = None
+    ) -> None:
+        """`launched` is an engine already under way, which `run` takes over instead of starting the first."""
+        self._config = config
+        self._settings = settings
+        self._launched = launched
+        self._process: EngineProcess | None = None
+        self._inboxes: dict[str, Inbox] = {}
+        self._fatal: EngineFatal | None = None
+        self._deaths: deque[float] = deque()
+        self._stopping = False
+        self.state = EngineState.DOWN
+        self.progress: EngineProgress | None = None
+        self.ready: EngineReady | None = None
+        """What the newest ready engine told; kept while it is being restarted."""
+        self.stats = EngineStats()
+        self.num_restarts = 0
+        self.last_frame_at = time.monotonic()
+        self.on_ready: Callable[[EngineReady], None] = lambda _: None
+        self.on_step: Callable[[EngineStats], None] = lambda _: None
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id, None while there is no engine."""
+        return self._process.pid if self._process else None
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether requests are open on a ready engine that has sent nothing for too long."""
+        silent = time.monotonic() - self.last_frame_at
+        return (
+            self.state is EngineState.READY
+            and bool(self._inboxes)
+            and silent > self._settings.stall_timeout_s
+        )
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the context; 0 before the first engine was ready."""
+        return self.ready.max_model_len if self.ready else 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model can emit; 0 before the first engine was ready."""
+        return self.ready.vocab_size if self.ready else 0
+
+    def check_ready(self) -> None:
+        """Raise EngineUnavailableError, saying why, while no engine takes requests."""
+        if self.state is not EngineState.READY or self._stopping:
+            raise EngineUnavailableError(self.describe_unavailable())
+
+    def submit(self, requests: Sequence[Request]) -> Inbox:
+        """Send requests that share one client. Raises EngineUnavailableError while no engine is ready."""
+        self.check_ready()
+        assert self._process is not None
+        if not self._inboxes:
+            self.last_frame_at = time.monotonic()
+        inbox = Inbox(tuple(request.request_id for request in requests))
+        for request in requests:
+            self._inboxes[request.request_id] = inbox
+            self._process.send(request)
+        return inbox
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Stop those of these requests that are still open, and forget them. Returns at once."""
+        open_ids = [request_id for request_id in request_ids if self._inboxes.pop(request_id, None)]
+        if open_ids and self._process is not None:
+            self._process.send(Abort(open_ids))
+
+    def describe_unavailable(self) -> str:
+        """Why no request can be taken now, with how far a start is."""
+        if self._stopping:
+            return "the server is shutting down and takes no new requests"
+        if self.state is EngineState.DOWN:
+            return "the engine has stopped and is about to be restarted; try again in a few seconds"
+        doing = "restarting after a failure" if self.num_restarts else "starting"
+        return f"the engine is still {doing}: {self._describe_progress()}; try again in a few seconds"
+
+    def _describe_progress(self) -> str:
+        if self.progress is None:
+            return "the process has been launched"
+        phase = {"weights": "loading weights", "compile": "compiling"}.get(self.progress.phase)
+        detail = f" ({self.progress.detail})" if self.progress.detail else ""
+        return f"{phase or self.progress.phase} {self.progress.done} of {self.progress.total}{detail}"
+
+    async def run(self) -> None:
+        """Keep an engine alive until `stop`. Raises StartupError where that is not possible."""
+        while not self._stopping:
+            await self._live_once()
+            if self._stopping:
+                return
+            self._check_restartable()
+            self.num_restarts += 1
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Tell the engine to leave and wait for it; kill it when it takes longer than `timeout_s`.
+
+        One that is still loading reads nothing, and has nothing to lose: it is killed.
+        """
+        self._stopping = True
+        process = self._process
+        if process is None:
+            return
+        if self.state is EngineState.LOADING:
+            process.kill()
+            return
+        process.send(Shutdown())
+        try:
+            await asyncio.wait_for(process.wait_for_exit(), timeout_s)
+        except TimeoutError:
+            logger.warning("the engine did not leave within %g s; killing it", timeout_s)
+            process.kill()
+
+    def kill(self) -> None:
+        """End the engine without ceremony; for a hard stop."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.kill()
+
+    async def _live_once(self) -> None:
+        """One engine from start to end."""
+        self._fatal = None
+        self.progress = None
+        launched = self._launched or launch_engine(self._settings.engine_command, self._config)
+        self._launched = None
+        process = self._process = await launched.attach()
+        self.state = EngineState.LOADING
+        try:
+            await self._read_until_gone(process)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            was_ready = self.state is EngineState.READY
+            self.state = EngineState.DOWN
+            self._fail_open_requests()
+        code = await process.reap(_EXIT_GRACE_S)
+        self._process = None
+        if not self._stopping:
+            self._report_death(code, was_ready)
+
+    async def _read_until_gone(self, process: EngineProcess) -> None:
+        frames = asyncio.create_task(self._read_frames(process))
+        exited = asyncio.create_task(process.wait_for_exit())
+        try:
+            await asyncio.wait({frames, exited}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({frames}, timeout=_LAST_FRAMES_S)
+            if frames.done():
+                frames.result()
+        finally:
+            frames.cancel()
+            exited.cancel()
+
+    async def _read_frames(self, process: EngineProcess) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while self._fatal is None:
+                self._receive(await read_frame(process.reader))
+
+    def _receive(self, message: FromEngine) -> None:
+        self.last_frame_at = time.monotonic()
+        if isinstance(message, StepFrame):
+            self._receive_step(message)
+        elif isinstance(message, EngineProgress):
+            self.progress = message
+        elif isinstance(message, EngineReady):
+            self.ready = message
+            self.state = EngineState.READY
+            self.on_ready(message)
+        else:
+            self._fatal = message
+
+    def _receive_step(self, frame: StepFrame) -> None:
+        self.stats = frame.stats
+        self.on_step(frame.stats)
+        inboxes = self._inboxes
+        for delta in frame.deltas:
+            inbox = inboxes.get(delta.request_id)
+            if inbox is None:
+                continue
+            inbox.put(delta)
+            if delta.finish_reason is not None:
+                del inboxes[delta.request_id]
+
+    def _fail_open_requests(self) -> None:
+        inboxes, self._inboxes = self._inboxes, {}
+        for inbox in set(inboxes.values()):
+            inbox.fail(
+                EngineFailedError("the engine process died while it worked on this request; send it again")
+            )
+        self.stats = EngineStats()
+
+    def _report_death(self, code: int, was_ready: bool) -> None:
+        if self._fatal is not None:
+            reason = self._fatal.message
+            retry = self._fatal.retry
+        else:
+            reason = f"the engine process {_describe_exit(code)}"
+            retry = was_ready or self.num_restarts > 0
+        if not retry:
+            raise StartupError(reason)
+        logger.error("engine died: %s", reason)
+        self._deaths.append(time.monotonic())
+
+    def _check_restartable(self) -> None:
+        window = self._settings.restart_window_s
+        while self._deaths and self._deaths[0] < time.monotonic() - window:
+            self._deaths.popleft()
+        if len(self._deaths) > self._settings.max_engine_restarts:
+            raise StartupError(
+                f"the engine died {len(self._deaths)} times within {window:g} seconds; giving up. "
+                "Its own messages above say why"
+            )
+        logger.warning("restarting the engine (death %d within %g s)", len(self._deaths), window)
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code} before it said why; its messages above may tell"
+    with suppress(ValueError):
+        name = signal.Signals(-code).name
+        hint = " (often the kernel's out-of-memory killer)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+    return f"was killed by signal {-code}"

@@ -1,0 +1,135 @@
+"""A generation in completions' shape, streamed or whole."""
+
+import time
+
+from msgspec import UNSET
+
+from jserve.api.choice import ChoiceUpdate
+from jserve.api.generation import Generation
+from jserve.api.logprobs import LogprobsFormatter
+from jserve.api.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionLogprobs,
+    Usage,
+    encode,
+    event,
+)
+from jserve.api.schemas import CompletionBody
+from jserve.api.served_model import ServedModel
+from jserve.api.streaming import wants_usage, wants_usage_always
+from jserve.api.transcript import Transcript
+from jserve.protocol import TokenLogprobs
+
+
+class CompletionAnswer:
+    """Renders one completions request's choices."""
+
+    def __init__(
+        self, body: CompletionBody, model: ServedModel, generation: Generation, *, with_details: bool
+    ) -> None:
+        self._generation = generation
+        self._id = generation.request.public_id
+        self._created = int(time.time())
+        self._model = model
+        as_ids = bool(body.return_tokens_as_token_ids)
+        self._formatters = [
+            LogprobsFormatter(model.tokenizer, as_token_ids=as_ids) for _ in range(generation.num_choices)
+        ]
+        self._echo = bool(body.echo)
+        self._with_ids = bool(body.return_token_ids)
+        self._with_usage = wants_usage(body)
+        self._usage_always = wants_usage_always(body)
+        self._with_details = with_details
+        self._begun = [False] * generation.num_choices
+
+    def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
+        """One event per update that has something to say; an echoed prompt comes with a choice's first."""
+        return b"".join(self._event(update) for update in updates if self._is_worth_sending(update))
+
+    def last_chunk(self) -> bytes:
+        """The usage, where it was asked for."""
+        if not self._with_usage:
+            return b""
+        return event(
+            CompletionChunk(
+                id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage()
+            )
+        )
+
+    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
+        """The body that is not streamed."""
+        return encode(
+            Completion(
+                id=self._id,
+                created=self._created,
+                model=self._model.name,
+                choices=[self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)],
+                system_fingerprint=self._model.fingerprint,
+                usage=self._usage(),
+            )
+        )
+
+    def _event(self, update: ChoiceUpdate) -> bytes:
+        index = update.index
+        is_first = not self._begun[index]
+        self._begun[index] = True
+        text = self._prompt_text(index) + update.text if is_first else update.text
+        is_last = update.finish_reason is not None
+        choice = CompletionChunkChoice(
+            index,
+            text,
+            self._logprobs(index, update.token_ids, update.logprobs),
+            update.finish_reason,
+            update.stop_reason,
+            update.token_ids if self._with_ids else UNSET,
+            self._prompt_ids(index) if self._with_ids and is_first else UNSET,
+        )
+        return event(
+            CompletionChunk(
+                id=self._id,
+                created=self._created,
+                model=self._model.name,
+                choices=[choice],
+                usage=self._usage() if self._usage_always else UNSET,
+                system_fingerprint=self._model.fingerprint if is_last else UNSET,
+            )
+        )
+
+    def _choice(self, done: Transcript) -> CompletionChoice:
+        return CompletionChoice(
+            done.index,
+            self._prompt_text(done.index) + done.text,
+            self._logprobs(done.index, done.token_ids, done.logprobs),
+            done.finish_reason,
+            done.stop_reason,
+            done.token_ids if self._with_ids else None,
+            None,
+            self._prompt_ids(done.index) if self._with_ids else None,
+        )
+
+    def _is_worth_sending(self, update: ChoiceUpdate) -> bool:
+        """False while text is held back and nothing else is new."""
+        has_news = update.text or update.finish_reason is not None or update.logprobs
+        is_echo = self._echo and not self._begun[update.index]
+        return bool(has_news or is_echo or self._with_ids)
+
+    def _prompt_text(self, index: int) -> str:
+        request = self._generation.request
+        return request.prompts[index // request.sampling.n].text if self._echo else ""
+
+    def _prompt_ids(self, index: int) -> list[int]:
+        request = self._generation.request
+        return request.prompts[index // request.sampling.n].token_ids
+
+    def _logprobs(
+        self, index: int, token_ids: list[int], logprobs: list[TokenLogprobs] | None
+    ) -> CompletionLogprobs | None:
+        if logprobs is None:
+            return None
+        return self._formatters[index].completion(token_ids, logprobs)
+
+    def _usage(self) -> Usage:
+        return self._generation.usage(with_details=self._with_details)

@@ -1,0 +1,113 @@
+"""POST /v1/completions: from prompts, as text or token ids, to engine requests."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jserve.api.answers import send_answer
+from jserve.api.body import check_cache_salt, public_id, read_body
+from jserve.api.completion_answer import CompletionAnswer
+from jserve.api.context import ServerContext, context_of
+from jserve.api.generation import GenerationRequest, PreparedPrompt
+from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
+from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
+from jserve.api.schemas import MAX_PROMPTS, CompletionBody
+from jserve.api.served_model import ServedModel
+from jserve.api.streaming import check_stream_options
+from jserve.api.unsupported import refuse_unsupported_completion_fields
+from jserve.errors import RequestError
+from jserve.protocol import SamplingParams
+
+_DEFAULT_MAX_TOKENS = 16
+
+
+async def completions(request: Request) -> Response:
+    """Handle one request."""
+    server = context_of(request)
+    body = await read_body(request, CompletionBody)
+    model = server.admit()
+    model.check_name(body.model)
+    _check_fields(body)
+    sampling = _sampling(body, model, server)
+    raw_prompts = _split_prompts(body)
+    if len(raw_prompts) * sampling.n > MAX_CHOICES:
+        message = f"{len(raw_prompts)} prompts times n={sampling.n} is more than {MAX_CHOICES} choices"
+        raise RequestError(message, param="n")
+    prompts = [await _prepare_prompt(prompt, body, model, server) for prompt in raw_prompts]
+    generation = server.generator.start(
+        GenerationRequest(
+            public_id=public_id("cmpl", request.headers, body.request_id),
+            prompts=prompts,
+            sampling=sampling,
+            priority=body.priority or 0,
+            cache_salt=check_cache_salt(body.cache_salt),
+        ),
+        model.tokenizer,
+        model.defaults.max_new_tokens,
+    )
+    details = server.settings.enable_prompt_tokens_details
+    answer = CompletionAnswer(body, model, generation, with_details=details)
+    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
+
+
+def _check_fields(body: CompletionBody) -> None:
+    check_stream_options(body)
+    refuse_unsupported_completion_fields(body.model_extra or {})
+    if body.echo and body.logprobs is not None:
+        raise RequestError(
+            "`echo` together with `logprobs` is not supported yet; leave one of them out.", param="echo"
+        )
+
+
+def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -> SamplingParams:
+    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    check_max_tokens(body.max_tokens, server.client.max_model_len, param="max_tokens")
+    if body.logprobs is not None:
+        check_logprobs(body.logprobs, param="logprobs")
+    return sampling_params(
+        body,
+        model.defaults,
+        vocab_size=server.client.vocab_size,
+        max_tokens=max_tokens,
+        logprobs=body.logprobs,
+    )
+
+
+def _split_prompts(body: CompletionBody) -> list[str] | list[list[int]]:
+    prompt = body.prompt
+    if not prompt:
+        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        message = f"prompt holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
+        raise RequestError(message, param="prompt")
+    return prompt
+
+
+async def _prepare_prompt(
+    prompt: str | list[int], body: CompletionBody, model: ServedModel, server: ServerContext
+) -> PreparedPrompt:
+    max_model_len = server.client.max_model_len
+    if isinstance(prompt, str):
+        token_ids = await model.encode(
+            prompt, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len
+        )
+    else:
+        token_ids = prompt
+        _check_vocabulary(token_ids, server.client.vocab_size)
+    token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
+    check_prompt_length(len(token_ids), max_model_len)
+    text = prompt if isinstance(prompt, str) else ""
+    if body.echo and (not text or body.truncate_prompt_tokens is not None):
+        text = model.tokenizer.decode(token_ids, skip_special_tokens=body.skip_special_tokens)
+    return PreparedPrompt(token_ids, text)
+
+
+def _check_vocabulary(token_ids: list[int], vocab_size: int) -> None:
+    if not token_ids:
+        return
+    for token in (min(token_ids), max(token_ids)):
+        if not 0 <= token < vocab_size:
+            raise RequestError(f"Token id {token} is out of vocabulary", param="prompt")

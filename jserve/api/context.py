@@ -1,0 +1,47 @@
+"""What handlers need, in one value that the app carries; nothing in `api/` is a module global."""
+
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.requests import Request
+
+from jserve.api.client import EngineClient
+from jserve.api.generation import Generator
+from jserve.api.metrics import Metrics
+from jserve.api.served_model import ServedModel
+from jserve.api.settings import ServerSettings
+from jserve.errors import EngineUnavailableError
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """The parts of one server. `loaded_model` is None until its files have been read."""
+
+    settings: ServerSettings
+    client: EngineClient
+    generator: Generator
+    metrics: Metrics
+    loaded_model: ServedModel | None = None
+    started: int = field(default_factory=lambda: int(time.time()))
+    """Unix time, in seconds."""
+
+    def model_when_ready(self) -> ServedModel:
+        """The model. Raises EngineUnavailableError, saying why, where no request can be taken."""
+        self.generator.check_available()
+        if self.loaded_model is None:
+            raise EngineUnavailableError("the tokenizer is still loading; try again in a few seconds")
+        return self.loaded_model
+
+    def admit(self) -> ServedModel:
+        """`model_when_ready` for a request: a refusal is counted."""
+        try:
+            return self.model_when_ready()
+        except EngineUnavailableError:
+            self.metrics.rejected["draining" if self.generator.is_draining else "not_ready"] += 1
+            raise
+
+
+def context_of(request: Request) -> ServerContext:
+    """The server that this request came to."""
+    return cast(ServerContext, request.app.state.server)

@@ -1,0 +1,149 @@
+"""The one place where an exception becomes an HTTP answer.
+
+Handlers raise; nothing else in `api/` writes a status code for a failure. The body is OpenAI's:
+`{"error": {"message", "type", "param", "code"}}`.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jserve.errors import (
+    EngineFailedError,
+    EngineUnavailableError,
+    JserveError,
+    OverloadedError,
+    RequestError,
+    UnknownModelError,
+)
+
+logger = logging.getLogger(__name__)
+
+_MAX_REPORTED = 10
+_MAX_INPUT_CHARS = 200
+_PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+){2,}")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+class UnauthorizedError(Exception):
+    """The key is missing or wrong (HTTP 401)."""
+
+
+class MediaTypeError(Exception):
+    """The body is not JSON (HTTP 400)."""
+
+
+class ClientGoneError(JserveError):
+    """Nobody reads the answer any more."""
+
+
+EXPECTED_ERRORS = (JserveError, ValidationError, MediaTypeError, UnauthorizedError, HTTPException)
+"""What `handle_error` answers; anything else is a defect, which `Edge` answers and logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """A failure as the client sees it, in a body of its own or in a stream."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: int | None = None
+
+    def body(self) -> bytes:
+        """The JSON body."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code or self.status,
+        }
+        return msgspec.json.encode({"error": error})
+
+    def response(self) -> Response:
+        """The HTTP response."""
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(self.body(), self.status, headers, media_type="application/json")
+
+
+def invalid(message: str, param: str, value: Any) -> RequestError:
+    """A request error that shows the value, as clients of vLLM expect it."""
+    return RequestError(f"{message} (parameter={param}, value={_shorten(value)})", param=param)
+
+
+def answer_for(error: Exception) -> ErrorAnswer:
+    """What the client is told about `error`. Unexpected errors are logged with their traceback."""
+    match error:
+        case UnknownModelError():
+            return ErrorAnswer(404, str(error), "NotFoundError", param="model")
+        case RequestError():
+            return ErrorAnswer(400, _without_paths(str(error)), "BadRequestError", param=error.param)
+        case MediaTypeError():
+            return ErrorAnswer(400, str(error), "Bad Request")
+        case ValidationError():
+            return _answer_for_validation(error)
+        case UnauthorizedError():
+            return ErrorAnswer(401, str(error), "invalid_request_error", code="invalid_api_key")
+        case OverloadedError():
+            return ErrorAnswer(503, str(error), "Service Unavailable", retry_after_s=error.retry_after_s)
+        case EngineUnavailableError():
+            return ErrorAnswer(503, _without_paths(str(error)), "ServiceUnavailableError", retry_after_s=5)
+        case EngineFailedError():
+            return ErrorAnswer(500, _without_paths(str(error)), "InternalServerError")
+        case ClientGoneError():
+            return ErrorAnswer(499, str(error), "ClientClosedRequest")
+        case HTTPException():
+            phrase = HTTPStatus(error.status_code).phrase
+            return ErrorAnswer(error.status_code, error.detail or phrase, phrase)
+    logger.error("unexpected error in a request", exc_info=error)
+    message = f"internal error ({type(error).__name__}); the server's log has the details"
+    return ErrorAnswer(500, message, "InternalServerError")
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of `EXPECTED_ERRORS`."""
+    response = answer_for(error).response()
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)
+    return response
+
+
+def _answer_for_validation(error: ValidationError) -> ErrorAnswer:
+    details = error.errors(include_url=False, include_context=False)
+    shown = [
+        {
+            "type": detail["type"],
+            "loc": ("body", *detail["loc"]),
+            "msg": detail["msg"],
+            "input": _shorten(detail["input"]),
+        }
+        for detail in details[:_MAX_REPORTED]
+    ]
+    plural = "" if len(details) == 1 else "s"
+    lines = "".join(f"\n  {detail}" for detail in shown)
+    param = ".".join(str(part) for part in shown[0]["loc"])
+    return ErrorAnswer(400, f"{len(details)} validation error{plural}:{lines}", "Bad Request", param=param)
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _MAX_INPUT_CHARS else text[:_MAX_INPUT_CHARS] + "…"
+
+
+def _without_paths(message: str) -> str:
+    """Hide where files and objects lie on the server."""
+    return _ADDRESS.sub("", _PATH.sub("<path>", message))

@@ -1,0 +1,243 @@
+"""The one place where an API request becomes engine requests, and where their tokens come back as text.
+
+An endpoint prepares prompts and sampling; `Generator.start` makes one engine request per choice and returns
+a `Generation`, which both the streaming and the whole answer are made from.
+"""
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from jserve.api.choice import Choice, ChoiceUpdate
+from jserve.api.client import EngineClient
+from jserve.api.errors import ClientGoneError
+from jserve.api.inbox import Inbox
+from jserve.api.lengths import clamp_max_tokens
+from jserve.api.life import RequestLife
+from jserve.api.metrics import Metrics
+from jserve.api.responses import PromptTokensDetails, Usage
+from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
+from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_GOLDEN = 0x9E3779B97F4A7C15
+"""Odd and close to 2**64 over the golden ratio: consecutive multiples are far apart (Knuth, 6.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A prompt as token ids, checked against the context's length. `text` is kept where it is echoed."""
+
+    token_ids: list[int]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What an endpoint asks of the engine. Choices are prompt-major: index = prompt * n + k."""
+
+    public_id: str
+    prompts: Sequence[PreparedPrompt]
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class Generation:
+    """All choices of one HTTP request, as they grow."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        client: EngineClient,
+        metrics: Metrics,
+        inbox: Inbox,
+        choices: dict[str, tuple[Choice, RequestLife]],
+    ) -> None:
+        self.request = request
+        self.num_choices = len(choices)
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in request.prompts)
+        self._client = client
+        self._metrics = metrics
+        self._inbox = inbox
+        self._running = choices
+        self._num_output = 0
+        self._num_cached = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return not self._running
+
+    async def step(self) -> list[ChoiceUpdate]:
+        """Wait for tokens and return what they add. Raises what ends the request early, once it is logged."""
+        try:
+            deltas = await self._inbox.take()
+            now = time.time()
+            return [update for delta in deltas if (update := self._accept(delta, now)) is not None]
+        except ClientGoneError:
+            self._abandon("abort", "client disconnected")
+            raise
+        except EngineUnavailableError:
+            self._abandon("abort", "server shut down")
+            raise
+        except BaseException as error:
+            self._abandon("error", str(error) or type(error).__name__)
+            raise
+
+    async def rest(self) -> list[ChoiceUpdate]:
+        """All updates until every choice has finished."""
+        updates: list[ChoiceUpdate] = []
+        while not self.is_finished:
+            updates += await self.step()
+        return updates
+
+    def cancel(self, error: JserveError) -> None:
+        """End every open choice with `error`: the engine is told now, the reader when it next waits."""
+        if self._running:
+            self._client.abort(list(self._running))
+            self._inbox.fail(error)
+
+    def close(self) -> None:
+        """Nothing more is wanted; what still runs is aborted."""
+        if self._running:
+            self._abandon("abort", "given up")
+
+    def usage(self, *, with_details: bool = False) -> Usage:
+        """Token counts so far."""
+        prompt, output = self.num_prompt_tokens, self._num_output
+        if not with_details:
+            return Usage(prompt, prompt + output, output)
+        return Usage(prompt, prompt + output, output, PromptTokensDetails(self._num_cached))
+
+    def _accept(self, delta: TokenDelta, now: float) -> ChoiceUpdate | None:
+        entry = self._running.get(delta.request_id)
+        if entry is None:
+            return None
+        if delta.finish_reason == "error":
+            raise EngineFailedError(delta.error or "the engine could not finish this request")
+        choice, life = entry
+        self._metrics.observe_delta(life, delta, now)
+        before = choice.num_tokens
+        update = choice.accept(delta)
+        self._num_output += choice.num_tokens - before
+        self._num_cached += delta.num_cached_tokens
+        if update.finish_reason is not None:
+            self._end(delta, choice, life)
+        return update
+
+    def _end(self, delta: TokenDelta, choice: Choice, life: RequestLife) -> None:
+        del self._running[delta.request_id]
+        if delta.finish_reason is None:
+            self._client.abort([delta.request_id])
+        life.end(choice.finish_reason or "stop", choice.num_tokens)
+        self._metrics.observe_life(life)
+        logger.info("request %s finished: reason=%s %s", life.request_id, life.finish_reason, life.describe())
+
+    def _abandon(self, reason: str, why: str) -> None:
+        self._client.abort(list(self._running))
+        verb = "aborted" if reason == "abort" else "failed"
+        for choice, life in self._running.values():
+            life.end(reason, choice.num_tokens)
+            self._metrics.observe_life(life)
+            self._metrics.aborted[why if reason == "abort" else "failure"] += 1
+            logger.info("request %s %s: %s; %s", life.request_id, verb, why, life.describe())
+        self._running = {}
+
+
+class Generator:
+    """Starts generations and knows those that are open, so that a shutdown can wait for them."""
+
+    def __init__(self, client: EngineClient, metrics: Metrics) -> None:
+        self._client = client
+        self._metrics = metrics
+        self._open: set[Generation] = set()
+        self._serial = itertools.count(1)
+        self.is_draining = False
+
+    @property
+    def num_open(self) -> int:
+        """HTTP requests whose answer is not complete."""
+        return len(self._open)
+
+    def check_available(self) -> None:
+        """Raise EngineUnavailableError where no request can be taken now."""
+        if self.is_draining:
+            raise EngineUnavailableError("the server is shutting down and takes no new requests")
+        self._client.check_ready()
+
+    def start(self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None) -> Generation:
+        """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
+
+        The caller must `finish` the generation, whatever happens. Raises EngineUnavailableError.
+        """
+        self.check_available()
+        requests, choices = self._engine_requests(request, tokenizer, cap)
+        inbox = self._client.submit(requests)
+        self._metrics.choices.observe(request.sampling.n)
+        generation = Generation(request, self._client, self._metrics, inbox, choices)
+        self._open.add(generation)
+        return generation
+
+    def finish(self, generation: Generation) -> None:
+        """Forget a generation; what is still open of it is aborted."""
+        generation.close()
+        self._open.discard(generation)
+
+    def cancel_all(self, error: JserveError) -> None:
+        """End every open generation with `error`."""
+        for generation in list(self._open):
+            generation.cancel(error)
+
+    def _engine_requests(
+        self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None
+    ) -> tuple[list[Request], dict[str, tuple[Choice, RequestLife]]]:
+        n = request.sampling.n
+        num_choices = len(request.prompts) * n
+        # Never the same twice, even where a client retries under its own id: tokens of the request that it
+        # gave up may still be on their way.
+        ids = [f"{request.public_id}#{next(self._serial)}" for _ in range(num_choices)]
+        arrived = time.time()
+        requests, choices = [], {}
+        for index, request_id in enumerate(ids):
+            prompt = request.prompts[index // n].token_ids
+            sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
+            requests.append(
+                Request(request_id, prompt, sampling, arrived, request.cache_salt, request.priority)
+            )
+            # The engine has no use for stop strings, the choice has none for the rest.
+            choice = Choice(index, request.sampling, tokenizer)
+            max_tokens = sampling.max_tokens or 0
+            choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
+        logger.debug(
+            "request %s received: prompts=%d choices=%d", request.public_id, len(request.prompts), num_choices
+        )
+        return requests, choices
+
+    def _choice_sampling(
+        self, sampling: SamplingParams, k: int, num_prompt: int, cap: int | None
+    ) -> SamplingParams:
+        max_tokens = clamp_max_tokens(sampling.max_tokens, num_prompt, self._client.max_model_len, cap)
+        return msgspec.structs.replace(
+            sampling,
+            n=1,
+            stop=(),
+            max_tokens=max_tokens,
+            min_tokens=min(sampling.min_tokens, max_tokens),
+            seed=choice_seed(sampling.seed, k),
+        )
+
+
+def choice_seed(seed: int | None, k: int) -> int:
+    """The seed of the k-th choice, as int64: the given one for the first, far from it for the others."""
+    if seed is None:
+        return secrets.randbits(63)
+    mixed = (seed + k * _GOLDEN) % 2**64
+    return mixed - 2**64 if mixed >= 2**63 else mixed

@@ -1,0 +1,71 @@
+"""How long a prompt and its answer may be. The texts are vLLM's, which clients match on."""
+
+from jserve.api.errors import invalid
+from jserve.errors import RequestError
+
+
+def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool = False) -> None:
+    """Raise RequestError where the prompt leaves no room for one token.
+
+    `at_least` says that the count is a lower bound, made before tokenizing.
+    """
+    if num_tokens < 1:
+        raise RequestError("The decoder prompt cannot be empty", param="prompt")
+    start = f"This model's maximum context length is {max_model_len} tokens. However, "
+    if num_tokens > max_model_len:
+        bound = "at least " if at_least else ""
+        raise RequestError(
+            f"{start}your prompt contains {bound}{num_tokens} input tokens, which exceeds this limit even "
+            "without any output tokens. Please reduce the length of the input prompt.",
+            param="input_text" if at_least else "input_tokens",
+        )
+    if num_tokens == max_model_len:
+        raise RequestError(
+            f"{start}your prompt contains {num_tokens} input tokens, which plus the number of requested "
+            "output tokens (at least 1) is longer than the maximum model length. "
+            "Please reduce the length of the input prompt.",
+            param="input_tokens",
+        )
+
+
+def check_max_tokens(value: int | None, max_model_len: int, *, param: str) -> None:
+    """Raise RequestError where the request asks for no token, or for more than the context holds."""
+    if value is None:
+        return
+    if value < 1:
+        raise invalid(f"{param} must be at least 1, got {value}.", param, value)
+    if value > max_model_len:
+        raise invalid(
+            f"{param}={value} cannot be greater than max_model_len={max_model_len}. "
+            "Please request fewer output tokens.",
+            param,
+            value,
+        )
+
+
+def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int, cap: int | None) -> int:
+    """Tokens that may be generated: what was asked for, what the context leaves, and the model's own cap."""
+    limits = (requested, max_model_len - num_prompt, cap)
+    return max(1, min(limit for limit in limits if limit is not None))
+
+
+def truncate_prompt(
+    token_ids: list[int], limit: int | None, side: str | None, max_model_len: int
+) -> list[int]:
+    """Keep at most `limit` tokens (-1: as many as the context allows with one to generate).
+
+    `side` names the end that is cut, by default the left, so that the newest text stays.
+    """
+    if limit is None:
+        return token_ids
+    if limit > max_model_len:
+        raise invalid(
+            f"truncate_prompt_tokens value is greater than max_model_len ({max_model_len}). "
+            "Please request a smaller truncation size.",
+            "truncate_prompt_tokens",
+            limit,
+        )
+    keep = max_model_len - 1 if limit == -1 else limit
+    if keep == 0:
+        return []
+    return token_ids[:keep] if side == "right" else token_ids[-keep:]

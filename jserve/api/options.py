@@ -1,0 +1,278 @@
+"""The command line: every option with its group, its default and what it is good for.
+
+A file given with `--config` holds the same names; the command line wins over it.
+"""
+
+import argparse
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jserve import __version__
+from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
+from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
+from jserve.errors import ConfigError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512M" (powers of 1000), "2GiB" (powers of 1024) or "1073741824"."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 512M, 2GiB or 1073741824")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()])
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults; None reads as the automatic choice that it is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None and action.option_strings and "default" not in (action.help or ""):
+            return f"{action.help} (default: auto)"
+        if action.default == argparse.SUPPRESS or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is a `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `jserve [serve] [MODEL] [options]`."""
+    parser = _Parser(
+        prog="jserve",
+        usage="jserve [serve] --model PATH [options]",
+        description="Serve a language model over an OpenAI-compatible API.",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model_path", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"jserve {__version__}")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with the options below; the command line wins (default: none)",
+    )
+    _add_model_options(parser)
+    _add_capacity_options(parser)
+    _add_server_options(parser)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and loading")
+    group.add_argument(
+        "--model", metavar="PATH", help="folder in Hugging Face format, or a GGUF file (no default)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="type of weights and activations")
+    group.add_argument(
+        "--load-format",
+        choices=LOAD_FORMATS,
+        default="auto",
+        help="`dummy` fills weights at random, to measure speed",
+    )
+    group.add_argument(
+        "--served-model-name",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="names that requests may use, the first is the one in answers (default: the model's path)",
+    )
+    group.add_argument(
+        "--chat-template", metavar="FILE", help="Jinja template, or a file with one (default: the model's)"
+    )
+    group.add_argument(
+        "--generation-config",
+        default="auto",
+        metavar="auto|vllm|FOLDER",
+        help="source of default sampling: the model's generation_config.json, neutral values, or a folder",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed for dummy weights and the like")
+    group.add_argument(
+        "--compile-cache-dir",
+        metavar="DIR",
+        help="where compiled programs are kept between starts (default: auto)",
+    )
+
+
+def _add_capacity_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("capacity")
+    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt plus answer, in tokens")
+    group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences computed at once")
+    group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens of one step")
+    group.add_argument("--page-size", "--block-size", type=int, metavar="N", help="tokens of one KV page")
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.92,
+        metavar="X",
+        help="share of the GPU's memory to use",
+    )
+    group.add_argument(
+        "--kv-cache-memory-bytes",
+        type=parse_size,
+        metavar="SIZE",
+        help="memory for KV pages, such as 512M or 2GiB",
+    )
+    group.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute a prompt's beginning once for all requests that share it",
+    )
+    group.add_argument(
+        "--no-prefix-caching", dest="enable_prefix_caching", action="store_false", help=argparse.SUPPRESS
+    )
+    group.add_argument(
+        "--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="GPUs that share each layer"
+    )
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
+    )
+    group.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one"
+    )
+    group.add_argument(
+        "--api-key",
+        metavar="KEY",
+        nargs="+",
+        action="extend",
+        help="keys that clients may use (default: $JSERVE_API_KEY or $VLLM_API_KEY, else no key is needed)",
+    )
+    group.add_argument(
+        "--shutdown-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that open requests get at the end",
+    )
+    group.add_argument(
+        "--stall-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="silence after which /health/decode says 503",
+    )
+    group.add_argument(
+        "--enable-prompt-tokens-details", action="store_true", help="report cached prompt tokens in usage"
+    )
+    group.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="info", help="least important messages to show"
+    )
+    group.add_argument("--engine-command", type=shlex.split, help=argparse.SUPPRESS)
+
+
+def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
+    """Read the command line and the file that it names.
+
+    Leaves with code 2 where a flag is not one (argparse), raises ConfigError where values are impossible.
+    """
+    parser = build_parser()
+    arguments = list(argv[1:] if argv[:1] == ["serve"] else argv)
+    options = parser.parse_args(arguments)
+    if options.config is not None:
+        given = _given_options(arguments)
+        options = parser.parse_args([*_from_file(parser, Path(options.config), given), *arguments])
+    if options.model and options.model_path and options.model != options.model_path:
+        parser.error(f"two models: {options.model_path} and --model {options.model}")
+    options.model = options.model or options.model_path
+    if not options.model:
+        parser.error("which model? Give a folder or a GGUF file: jserve --model PATH")
+    return _engine_config(options), _server_settings(options)
+
+
+def _given_options(arguments: Sequence[str]) -> set[str]:
+    """Names of the options that the command line itself sets."""
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(arguments)))
+
+
+def _from_file(parser: argparse.ArgumentParser, path: Path, given: set[str]) -> list[str]:
+    """The file's options as command line arguments, without those that the command line sets itself."""
+    arguments: list[str] = []
+    actions: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        if action.option_strings and action.dest not in ("help", "version", "config"):
+            actions.setdefault(action.dest, action)
+    for key, value in _read_yaml(path).items():
+        dest = str(key).replace("-", "_")
+        if dest not in actions:
+            near = get_close_matches(dest, actions, n=1)
+            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            raise ConfigError(f"{path}: unknown option {key!r}{hint}")
+        if dest not in given and not (dest == "model" and "model_path" in given) and value is not None:
+            arguments += _as_arguments(actions[dest], value, path)
+    return arguments
+
+
+def _as_arguments(action: argparse.Action, value: Any, path: Path) -> list[str]:
+    flag = next(option for option in action.option_strings if option.startswith("--"))
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{path}: {flag[2:]} is {value!r} but must be true or false")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [flag if value else f"--no-{flag[2:]}"]
+        return [flag] if value else []
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    if isinstance(value, dict):
+        raise ConfigError(f"{path}: {flag[2:]} must be a single value, not a mapping")
+    return [f"{flag}={value}"]
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config: {path} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config: {path} must hold `name: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(**{name: getattr(options, name) for name in EngineConfig.__struct_fields__})
+
+
+def _server_settings(options: argparse.Namespace) -> ServerSettings:
+    return ServerSettings(
+        model=options.model,
+        served_model_names=tuple(options.served_model_name or ()),
+        host=options.host,
+        port=options.port,
+        api_keys=tuple(options.api_key or _keys_from_environment()),
+        chat_template=options.chat_template,
+        generation_config=options.generation_config,
+        shutdown_timeout_s=options.shutdown_timeout,
+        stall_timeout_s=options.stall_timeout,
+        enable_prompt_tokens_details=options.enable_prompt_tokens_details,
+        log_level=options.log_level,
+        engine_command=tuple(options.engine_command or DEFAULT_ENGINE_COMMAND),
+    )
+
+
+def _keys_from_environment() -> list[str]:
+    return [key for name in _KEY_VARIABLES if (key := os.environ.get(name))][:1]

@@ -1,0 +1,96 @@
+"""Probes and information: /health, /ready, /ping, /version, /v1/models, /metrics."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jserve import __version__
+from jserve.api.client import EngineState
+from jserve.api.context import ServerContext, context_of
+from jserve.api.errors import answer_for
+from jserve.api.metrics import CONTENT_TYPE
+from jserve.errors import EngineUnavailableError, UnknownModelError
+
+
+async def health(request: Request) -> Response:
+    """200 while an engine process is alive, also while it loads; 503 between a death and the next start."""
+    is_alive = context_of(request).client.state is not EngineState.DOWN
+    return Response(status_code=200 if is_alive else 503)
+
+
+async def health_decode(request: Request) -> Response:
+    """503 where requests are open and the engine has sent nothing for `--stall-timeout` seconds."""
+    client = context_of(request).client
+    is_well = client.state is not EngineState.DOWN and not client.is_stalled
+    return Response(status_code=200 if is_well else 503)
+
+
+async def ready(request: Request) -> Response:
+    """200 while requests are taken; otherwise 503 with the reason."""
+    try:
+        context_of(request).model_when_ready()
+    except EngineUnavailableError as error:
+        return answer_for(error).response()
+    return JSONResponse({"status": "ready"})
+
+
+async def ping(request: Request) -> Response:
+    """The same as /health, under SageMaker's name."""
+    return await health(request)
+
+
+async def version(request: Request) -> Response:
+    """The version of jserve."""
+    return JSONResponse({"version": __version__})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics as text."""
+    return Response(context_of(request).metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def list_models(request: Request) -> Response:
+    """The names that requests may use."""
+    server = context_of(request)
+    names = server.settings.model_names
+    return JSONResponse({"object": "list", "data": [_model_card(server, name) for name in names]})
+
+
+async def show_model(request: Request) -> Response:
+    """One model by name; names may hold slashes."""
+    server = context_of(request)
+    name = request.path_params["name"]
+    names = server.settings.model_names
+    if name not in names:
+        aliases = ", ".join(names)
+        message = f"The model `{name}` does not exist. Valid aliases: {aliases}."
+        raise UnknownModelError(message, param="model")
+    return JSONResponse(_model_card(server, name))
+
+
+def _model_card(server: ServerContext, name: str) -> dict[str, Any]:
+    permission = {
+        "id": "modelperm-jserve",
+        "object": "model_permission",
+        "created": server.started,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": name,
+        "object": "model",
+        "created": server.started,
+        "owned_by": "jserve",
+        "root": server.settings.model,
+        "parent": None,
+        "max_model_len": server.client.max_model_len or None,
+        "permission": [permission],
+    }

@@ -1,0 +1,154 @@
+"""One engine process: how it is started, found dead, and never left behind.
+
+It is told its configuration on stdin, talks over an inherited socket, and lives in a session of its own, so
+that Ctrl-C in the terminal reaches the server only. It leaves when the socket ends, or dies with the server.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from jserve.config import EngineConfig
+from jserve.errors import StartupError
+from jserve.ipc import write_frame
+from jserve.protocol import ToEngine
+
+_READ_LIMIT = 1 << 22
+"""Bytes buffered before the reader stops pulling: a step of a thousand sequences is far below it."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class EngineProcess:
+    """A running engine. `reader` yields its frames; end of file there means that it is gone."""
+
+    def __init__(
+        self,
+        popen: "subprocess.Popen[bytes]",
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._popen = popen
+        self.reader = reader
+        self._writer = writer
+        self._exited = asyncio.Event()
+        self._pid_fd = _watch_exit(popen.pid, self._exited.set)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Queue one message; an engine that is gone swallows it."""
+        if not self._writer.is_closing():
+            write_frame(self._writer, message)
+
+    async def wait_for_exit(self) -> None:
+        """Return when the process has exited."""
+        await self._exited.wait()
+
+    async def reap(self, timeout_s: float) -> int:
+        """Wait up to `timeout_s` for the exit, then kill. Returns the exit code, negative for a signal."""
+        self._writer.close()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout_s
+        if self._exited.is_set():
+            self.kill()  # What it started and left behind: its group outlives it until it is reaped.
+        while (code := self._popen.poll()) is None:
+            if clock() >= deadline:
+                self.kill()
+                deadline = float("inf")
+            await asyncio.sleep(0.005)
+        self._unwatch()
+        self._exited.set()
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL to the engine and whatever it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def _unwatch(self) -> None:
+        if self._pid_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._pid_fd)
+            os.close(self._pid_fd)
+            self._pid_fd = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedEngine:
+    """A process that has been started and that nobody listens to yet."""
+
+    popen: "subprocess.Popen[bytes]"
+    connection: socket.socket
+
+    async def attach(self) -> EngineProcess:
+        """Listen to it, on the running event loop."""
+        self.connection.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=self.connection, limit=_READ_LIMIT)
+        return EngineProcess(self.popen, reader, writer)
+
+
+def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngine:
+    """Start `command --fd N` with the configuration as JSON on its stdin.
+
+    Needs no event loop, so that the engine can start before the server has imported its own libraries.
+    Raises StartupError where the command cannot be run.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        popen = subprocess.Popen(
+            [*command, "--fd", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    except OSError as error:
+        ours.close()
+        raise StartupError(
+            f"the engine process cannot be started: {error} (command: {' '.join(command)})"
+        ) from error
+    finally:
+        theirs.close()
+    assert popen.stdin is not None
+    with suppress(BrokenPipeError), popen.stdin:
+        popen.stdin.write(msgspec.json.encode(config))
+    return LaunchedEngine(popen, ours)
+
+
+def _die_with_parent() -> None:
+    """In the new process: let the kernel kill it with the server, even while it compiles and reads nothing.
+
+    Runs between fork and exec, where only a system call is safe; so the library is loaded beforehand.
+    """
+    if _libc is not None:
+        _libc.getpid(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch_exit(pid: int, on_exit: Callable[[], None]) -> int | None:
+    """Call `on_exit` when the process ends, even if a child of it keeps the socket open."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        pid_fd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    loop = asyncio.get_running_loop()
+
+    def exited() -> None:
+        loop.remove_reader(pid_fd)
+        on_exit()
+
+    loop.add_reader(pid_fd, exited)
+    return pid_fd

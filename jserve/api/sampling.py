@@ -1,0 +1,152 @@
+"""A request's sampling fields, checked and turned into `SamplingParams`.
+
+Messages follow vLLM's, which clients already parse. Length rules that need the prompt are in `lengths.py`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+from jserve.api.defaults import SamplingDefaults
+from jserve.api.errors import invalid
+from jserve.api.schemas import GenerationBody
+from jserve.errors import RequestError
+from jserve.protocol import MAX_LOGPROBS, SamplingParams
+
+MAX_CHOICES = 16384
+
+_T = TypeVar("_T")
+
+
+def sampling_params(
+    body: GenerationBody,
+    defaults: SamplingDefaults,
+    *,
+    vocab_size: int,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> SamplingParams:
+    """The sampling of `body`. `max_tokens` and `logprobs` are as the endpoint understood them.
+
+    Raises RequestError naming the field, its value and its range.
+    """
+    params = SamplingParams(
+        n=1 if body.n is None else body.n,
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens or 0,
+        temperature=_first(body.temperature, defaults.temperature),
+        top_p=_first(body.top_p, defaults.top_p),
+        top_k=_first(body.top_k, defaults.top_k),
+        min_p=_first(body.min_p, defaults.min_p),
+        seed=None if body.seed == -1 else body.seed,
+        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty),
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=_logit_bias(body.logit_bias, vocab_size),
+        stop=_stop_strings(body.stop),
+        stop_token_ids=_stop_token_ids(body.stop_token_ids, vocab_size),
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        ignore_eos=body.ignore_eos,
+        skip_special_tokens=body.skip_special_tokens,
+        logprobs=logprobs,
+    )
+    _check_ranges(params)
+    _check_counts(params)
+    return params
+
+
+def check_logprobs(value: int, *, param: str) -> None:
+    """Raise RequestError where `value` alternatives per token are more than the engine returns."""
+    if value < 0:
+        raise invalid(f"`{param}` must be non-negative, got {value}.", param, value)
+    if value > MAX_LOGPROBS:
+        raise invalid(
+            f"Requested sample logprobs of {value}, which is greater than max allowed: {MAX_LOGPROBS}",
+            param,
+            value,
+        )
+
+
+def _check_ranges(params: SamplingParams) -> None:
+    _in_range("temperature", params.temperature, 0.0, 2.0)
+    _in_range("min_p", params.min_p, 0.0, 1.0)
+    _in_range("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _in_range("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    if not 0.0 < params.top_p <= 1.0:
+        raise invalid(f"top_p must be in (0, 1], got {params.top_p}.", "top_p", params.top_p)
+    if params.top_k < -1:
+        raise invalid(f"top_k must be 0 (disable), or at least 1, got {params.top_k}.", "top_k", params.top_k)
+    penalty = params.repetition_penalty
+    if not (penalty > 0.0 and math.isfinite(penalty)):
+        raise invalid(
+            f"repetition_penalty must be greater than zero, got {penalty}.", "repetition_penalty", penalty
+        )
+
+
+def _check_counts(params: SamplingParams) -> None:
+    n, max_tokens, min_tokens = params.n, params.max_tokens, params.min_tokens
+    if n < 1:
+        raise invalid(f"n must be at least 1, got {n}.", "n", n)
+    if n > MAX_CHOICES:
+        raise invalid(f"n must be at most {MAX_CHOICES}, got {n}.", "n", n)
+    if n > 1 and params.is_greedy:
+        raise invalid(f"n must be 1 when using greedy sampling, got {n}.", "n", n)
+    if min_tokens < 0:
+        raise invalid(
+            f"min_tokens must be greater than or equal to 0, got {min_tokens}.", "min_tokens", min_tokens
+        )
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise invalid(
+            f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.",
+            "min_tokens",
+            min_tokens,
+        )
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # A NaN is out of every range.
+        raise invalid(f"{name} must be in [{low:g}, {high:g}], got {value}.", name, value)
+
+
+def _first(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _logit_bias(raw: Mapping[str, float] | None, vocab_size: int) -> dict[int, float] | None:
+    if not raw:
+        return None
+    bias: dict[int, float] = {}
+    for key, value in raw.items():
+        try:
+            token = int(key)
+        except ValueError:
+            message = f"Found invalid key in logit_bias: {key!r}; keys must be token ids"
+            raise RequestError(message, param="logit_bias") from None
+        _check_token("logit_bias", token, vocab_size)
+        if not math.isfinite(value):
+            raise RequestError(
+                f"logit_bias of token {token} must be finite, got {value}.", param="logit_bias"
+            )
+        bias[token] = min(100.0, max(-100.0, value))
+    return bias
+
+
+def _stop_strings(raw: str | list[str] | None) -> tuple[str, ...]:
+    stops = () if raw is None else (raw,) if isinstance(raw, str) else tuple(raw)
+    if "" in stops:
+        raise RequestError("stop cannot contain an empty string.", param="stop")
+    return stops
+
+
+def _stop_token_ids(raw: list[int] | None, vocab_size: int) -> tuple[int, ...]:
+    for token in raw or ():
+        _check_token("stop_token_ids", token, vocab_size)
+    return tuple(raw or ())
+
+
+def _check_token(param: str, token: int, vocab_size: int) -> None:
+    if not 0 <= token < vocab_size:
+        raise RequestError(
+            f"{param} contains token id {token}, which is out of vocabulary (0 to {vocab_size - 1}).",
+            param=param,
+        )

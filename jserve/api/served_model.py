@@ -1,0 +1,120 @@
+"""The text side of the model that is served: names, tokenizer, chat template, default sampling.
+
+Loaded in a thread while the engine loads its weights; needs the model's files only.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jserve import __version__
+from jserve.api.defaults import SamplingDefaults
+from jserve.api.lengths import check_prompt_length
+from jserve.api.settings import ServerSettings
+from jserve.checkpoint import open_checkpoint
+from jserve.config import EngineConfig
+from jserve.errors import ConfigError, UnknownModelError
+from jserve.text.chat_template import ChatTemplate
+from jserve.text.tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_INLINE_CHARS = 16_384
+"""Text up to here is tokenized on the event loop, in a few milliseconds; a thread would cost more."""
+
+
+class ServedModel:
+    """Tokenizes and renders for one model. Raises StartupError from `load` where its files are unusable."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        defaults: SamplingDefaults,
+        fingerprint: str,
+    ) -> None:
+        self.names = tuple(names)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.defaults = defaults
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
+        """Read what the text side needs. Blocking; run it in a thread."""
+        tokenizer = load_tokenizer(settings.model)
+        template = ChatTemplate.load(tokenizer, settings.chat_template)
+        defaults = _sampling_defaults(settings)
+        logger.info("default sampling: %s", defaults.describe())
+        return cls(settings.model_names, tokenizer, template, defaults, fingerprint(config))
+
+    @property
+    def name(self) -> str:
+        """The name that responses carry."""
+        return self.names[0]
+
+    def check_name(self, name: str | None) -> None:
+        """Raise UnknownModelError unless `name` is one of ours; absent or empty means ours."""
+        if name and name not in self.names:
+            aliases = ", ".join(self.names)
+            raise UnknownModelError(
+                f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model"
+            )
+
+    async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
+        """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""
+        if len(text) > max_model_len and len(text) > max_model_len * self.max_token_chars:
+            at_least = -(-len(text) // self.max_token_chars)
+            check_prompt_length(at_least, max_model_len, at_least=True)
+        if len(text) <= _INLINE_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The prompt of a conversation. Raises RequestError where the template refuses it."""
+        return self.template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=variables,
+        )
+
+    @cached_property
+    def max_token_chars(self) -> int:
+        """The longest token, in bytes, which is at least its characters."""
+        return max(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size))
+
+
+def fingerprint(config: EngineConfig) -> str:
+    """`system_fingerprint`: changes with the version and with whatever may change the output."""
+    digest = hashlib.sha256(msgspec.json.encode(config)).hexdigest()[:8]
+    parallel = f"-tp{config.tensor_parallel_size}" if config.tensor_parallel_size > 1 else ""
+    return f"jserve-{__version__}{parallel}-{digest}"
+
+
+def _sampling_defaults(settings: ServerSettings) -> SamplingDefaults:
+    source = settings.generation_config
+    if source == "vllm":
+        return SamplingDefaults()
+    if source == "auto":
+        return SamplingDefaults.from_generation_config(open_checkpoint(settings.model).generation_config())
+    path = Path(source) / "generation_config.json"
+    try:
+        raw: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"--generation-config: {path} cannot be read: {error}") from error
+    return SamplingDefaults.from_generation_config(raw)

@@ -1,0 +1,173 @@
+"""The life of the server process: listen at once, load, serve, drain, leave.
+
+Owns signals. The first SIGINT or SIGTERM drains: readiness drops, new requests are refused, open ones may
+finish until `--shutdown-timeout`. The second ends everything at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from jserve.api.app import build_app
+from jserve.api.client import EngineClient
+from jserve.api.context import ServerContext
+from jserve.api.generation import Generator
+from jserve.api.metrics import Metrics
+from jserve.api.process import LaunchedEngine
+from jserve.api.served_model import ServedModel
+from jserve.api.settings import ServerSettings
+from jserve.config import EngineConfig
+from jserve.errors import EngineUnavailableError
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+_KEEP_ALIVE_S = 65
+"""Longer than the usual 60 s of load balancers, which would otherwise write to a connection just closed."""
+_CLOSE_S = 2
+"""What uvicorn gives connections to close once all answers are complete."""
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers, which know nothing of draining."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """One server on one listening socket."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        settings: ServerSettings,
+        listener: socket.socket,
+        launched: LaunchedEngine | None = None,
+    ) -> None:
+        client = EngineClient(config, settings, launched)
+        metrics = Metrics(client, settings.model_names[0])
+        self.context = ServerContext(settings, client, Generator(client, metrics), metrics)
+        self._config = config
+        self._listener = listener
+        self._began = time.monotonic()
+        self._stop_requested = asyncio.Event()
+        self._http = _HttpServer(
+            uvicorn.Config(
+                build_app(self.context),
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSE_S,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host, port = self._listener.getsockname()[:2]
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{shown}:{port}"
+
+    async def run(self) -> None:
+        """Serve until stopped. Raises StartupError where the engine cannot be kept alive."""
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        engine = asyncio.create_task(self.context.client.run())
+        loading = asyncio.create_task(self._load_model())
+        stop = asyncio.create_task(self._stop_requested.wait())
+        self.context.client.on_ready = lambda _: self._announce()
+        try:
+            waiting = {http, engine, loading, stop}
+            while waiting and not stop.done() and not http.done():
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            await self._drain()
+        finally:
+            loading.cancel()
+            stop.cancel()
+            await self._close(http, engine)
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self.context.generator.is_draining = True
+        self._stop_requested.set()
+
+    def stop_hard(self) -> None:
+        """End the engine and leave without waiting for anybody."""
+        self.context.client.kill()
+        os._exit(1)
+
+    async def _load_model(self) -> None:
+        load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
+        self.context.loaded_model = await asyncio.to_thread(load)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say once, per engine, that requests are welcome."""
+        context = self.context
+        with contextlib.suppress(EngineUnavailableError):
+            name = context.model_when_ready().name
+            ready = context.client.ready
+            assert ready is not None
+            logger.info(
+                "ready: %s serves %s on %s (context %d tokens, %d sequences) after %.1f s",
+                self.url, name, ready.device, ready.max_model_len, ready.max_num_seqs,
+                time.monotonic() - self._began,
+            )  # fmt: skip
+
+    async def _drain(self) -> None:
+        generator, timeout = self.context.generator, self.context.settings.shutdown_timeout_s
+        if generator.num_open:
+            logger.info("stopping: %d requests have %g s to finish", generator.num_open, timeout)
+        deadline = time.monotonic() + timeout
+        while generator.num_open and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+        if generator.num_open:
+            logger.warning("stopping: %d requests did not finish in time and are cut off", generator.num_open)
+            generator.cancel_all(
+                EngineUnavailableError("the server shut down before the answer was complete")
+            )
+
+    async def _close(self, http: "asyncio.Task[None]", engine: "asyncio.Task[None]") -> None:
+        self.context.generator.is_draining = True
+        self._http.should_exit = True
+        await asyncio.gather(http, return_exceptions=True)
+        await self.context.client.stop()
+        await asyncio.wait({engine}, timeout=_CLOSE_S)
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
+        logger.info("stopped")
+
+
+async def serve(
+    config: EngineConfig,
+    settings: ServerSettings,
+    listener: socket.socket,
+    launched: LaunchedEngine | None = None,
+) -> None:
+    """Run a server that obeys signals, until it is told to stop. Raises StartupError."""
+    server = Server(config, settings, listener, launched)
+
+    def on_signal() -> None:
+        if server.context.generator.is_draining:
+            server.stop_hard()
+        server.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    await server.run()

@@ -1,0 +1,37 @@
+"""All updates of one choice put together, for an answer that is not streamed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jserve.api.choice import ChoiceUpdate
+from jserve.protocol import TokenLogprobs
+
+
+@dataclass(slots=True)
+class Transcript:
+    """A finished choice. `logprobs` is None where none were asked for."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @classmethod
+    def of(cls, updates: Sequence[ChoiceUpdate], num_choices: int) -> "list[Transcript]":
+        """One transcript per choice, by index."""
+        texts: list[list[str]] = [[] for _ in range(num_choices)]
+        done = [cls(index) for index in range(num_choices)]
+        for update in updates:
+            choice = done[update.index]
+            texts[update.index].append(update.text)
+            choice.token_ids += update.token_ids
+            if update.logprobs is not None:
+                choice.logprobs = choice.logprobs or []
+                choice.logprobs += update.logprobs
+            choice.finish_reason = update.finish_reason
+            choice.stop_reason = update.stop_reason
+        for choice, pieces in zip(done, texts, strict=True):
+            choice.text = "".join(pieces)
+        return done

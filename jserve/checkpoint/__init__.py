@@ -1,0 +1,71 @@
+"""Reads model files on the host: Hugging Face directories and GGUF files, one interface for both.
+
+Names, shapes and values come out as Hugging Face writes them, whatever the file. Never imports jax, torch or
+transformers; numpy and gguf are imported only when tensors are read, so the API process can look at metadata.
+"""
+
+from pathlib import Path
+
+from jserve.checkpoint.base import Checkpoint, TensorInfo
+from jserve.checkpoint.mapped_file import MappedFile
+from jserve.errors import CheckpointError
+
+__all__ = ["Checkpoint", "TensorInfo", "find_gguf", "is_gguf_file", "open_checkpoint"]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face directory, a GGUF file, or a directory that holds exactly one GGUF file.
+
+    Reads headers only; a damaged or unsupported file raises CheckpointError here and not at `read`.
+    """
+    gguf = find_gguf(path)
+    if gguf is not None:
+        from jserve.checkpoint.gguf_checkpoint import GgufCheckpoint
+
+        return GgufCheckpoint(gguf)
+    from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
+
+    return HuggingFaceCheckpoint(Path(path))
+
+
+def find_gguf(path: str | Path) -> Path | None:
+    """The GGUF file that `path` means, or None where it means a Hugging Face directory.
+
+    Raises CheckpointError where the path does not exist, is some other file, or leaves a choice open.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _require_gguf(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} does not exist; --model takes a local directory in Hugging Face format or a .gguf file"
+        )
+    if (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(files)} GGUF files ({_some([file.name for file in files])}); name one of them"
+        )
+    return files[0] if files else None
+
+
+def is_gguf_file(path: Path) -> bool:
+    """Whether the file starts with the GGUF magic, whatever its name (Ollama's store has no suffixes)."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
+
+
+def _require_gguf(path: Path) -> Path:
+    if is_gguf_file(path):
+        return path
+    if path.suffix == ".gguf":
+        with MappedFile(path) as file:
+            raise CheckpointError(f"{path} is not a GGUF file: it starts with {bytes(file.slice(0, 4))!r}")
+    raise CheckpointError(
+        f"{path} is a file but not a GGUF file; for safetensors give the directory that holds config.json"
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""What each step of the engine computes: sequences, KV pages and the token budget. Pure Python, no jax."""

@@ -1,0 +1,376 @@
+"""Decides what each step computes, and turns the tokens that come home into deltas.
+
+Owns the sequences, their order, their slots and their pages. Knows no prefill and no decode, only tokens
+still to compute and a budget per step; knows nothing of arrays or of the device. It relies on three things:
+steps run in the order they were scheduled, each layer writes a step's KV before it attends, and every plan
+that `schedule` returns is dispatched. Then a page may be shared as soon as the step that fills it is planned,
+and reused as soon as the plans that read it are.
+
+A sequence's pages for all tokens known at admission are taken at admission: a prompt that started is never
+stuck half way, and only generation asks for further pages, one at a time.
+"""
+
+import heapq
+import time
+from bisect import insort
+from collections.abc import Iterable
+from operator import attrgetter
+
+from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
+from jserve.schedule.limits import LengthLimits
+from jserve.schedule.plan import ScheduledChunk, StepPlan, StepTokens
+from jserve.schedule.pool import PagePool
+from jserve.schedule.sequence import Sequence, Status
+from jserve.schedule.waiting import WaitingQueue
+
+_by_rank = attrgetter("rank")
+
+
+class Scheduler:
+    """Continuous batching over a fixed pool of pages. Driven from one thread.
+
+    One step ahead (or more): `schedule` may be called again before `update` of the plan before. `num_pages`
+    pages of `page_size` tokens; at most `max_num_seqs` sequences run, in slots 0 to max_num_seqs - 1; a step
+    computes at most `max_num_batched_tokens` tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+        enable_prefix_caching: bool,
+    ) -> None:
+        if max_num_seqs < 1 or max_num_batched_tokens < 1:
+            raise ValueError(
+                f"max_num_seqs is {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens}; "
+                "both must be at least 1"
+            )
+        self._pool = PagePool(num_pages, page_size)
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._limits = LengthLimits(max_model_len, num_pages * page_size)
+        self._eos_token_ids = eos_token_ids
+        self._caches = enable_prefix_caching
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []  # by rank
+        self._free_slots = list(range(max_num_seqs))  # a heap: low slots first, so that few rows stay in use
+        self._num_growing = 0  # running sequences that may need another page
+        self._num_arrived = 0
+        # The head that was last refused admission, and the spare pages it asked for: until there are as
+        # many, its prefix is not looked up again, so waiting costs the same however long a prompt is.
+        self._blocked: Sequence | None = None
+        self._blocked_on = 0
+        self._num_preemptions = 0
+        self._prefix_queries = 0
+        self._prefix_hits = 0
+        self._prompt_tokens_computed = 0
+        self._step_tokens = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits or runs. Tokens that `update` will drop may still be in flight."""
+        return not self._sequences
+
+    def add(self, request: Request) -> TokenDelta | None:
+        """Queue a request. Returns None, or the final "error" delta of one that could never run."""
+        error = self._limits.refusal(request)
+        if request.request_id in self._sequences:
+            error = f"request id {request.request_id!r} is in use; send another one"
+        if error is not None:
+            return TokenDelta(request.request_id, [], finish_reason="error", error=error)
+        self._num_arrived += 1
+        sequence = Sequence.of(
+            request,
+            arrival_number=self._num_arrived,
+            max_total=self._limits.max_total(request),
+            page_size=self._pool.page_size,
+            eos_token_ids=self._eos_token_ids,
+        )
+        self._sequences[request.request_id] = sequence
+        self._waiting.push(sequence)
+        return None
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget these requests and free what they hold now; unknown ids are ignored. Sends no delta."""
+        for request_id in request_ids:
+            sequence = self._sequences.get(request_id)
+            if sequence is not None:
+                self._retire(sequence)
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
+        chunks: list[ScheduledChunk] = []
+        self._schedule_decodes(chunks)
+        num_tokens = len(chunks)
+        if num_tokens < len(self._running):
+            num_tokens += self._schedule_prompts(chunks, self._max_num_batched_tokens - num_tokens)
+        num_tokens += self._schedule_admissions(chunks, self._max_num_batched_tokens - num_tokens)
+        if not chunks:
+            return None
+        self._step_tokens = num_tokens
+        return StepPlan(tuple(chunks), num_tokens)
+
+    def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
+        """Take the tokens of a plan home: append, finish, free. Plans come home in the order they went."""
+        if len(tokens.token_ids) != len(plan.chunks):
+            raise ValueError(f"{len(tokens.token_ids)} tokens came home for {len(plan.chunks)} chunks")
+        deltas: list[TokenDelta] = []
+        finished = Status.FINISHED
+        logprobs = [None] * len(plan.chunks) if tokens.logprobs is None else tokens.logprobs
+        for chunk, token, logprob in zip(plan.chunks, tokens.token_ids, logprobs, strict=True):
+            sequence = chunk.sequence
+            if not chunk.samples or sequence.status is finished:
+                continue
+            token_ids = sequence.token_ids
+            token_ids.append(token)
+            sequence.num_pending -= 1
+            if (
+                token in sequence.stop_ids
+                or len(token_ids) == sequence.max_total
+                or chunk.output_index == 0
+                or logprob is not None
+            ):
+                deltas.append(self._notable_delta(chunk, token, logprob))
+            else:
+                deltas.append(TokenDelta(sequence.request.request_id, [token]))
+        return deltas
+
+    def stats(
+        self,
+        *,
+        num_steps: int = 0,
+        padded_tokens: int = 0,
+        compiles_after_ready: int = 0,
+        last_step_at: float = 0.0,
+    ) -> EngineStats:
+        """Gauges and counters; the arguments are what only the engine knows."""
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._sequences) - len(self._running),
+            num_pages_used=self._pool.num_used,
+            num_pages=self._pool.num_pages,
+            num_steps=num_steps,
+            num_preemptions=self._num_preemptions,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            prompt_tokens_computed=self._prompt_tokens_computed,
+            step_tokens=self._step_tokens,
+            padded_tokens=padded_tokens,
+            compiles_after_ready=compiles_after_ready,
+            last_step_at=last_step_at,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError naming the first broken invariant. For tests: cost grows with everything."""
+        self._pool.check([sequence.pages for sequence in self._running])
+        ranks = [sequence.rank for sequence in self._running]
+        assert ranks == sorted(ranks), f"running sequences are out of order: {ranks}"
+        slots = [sequence.slot for sequence in self._running]
+        assert sorted(slots + self._free_slots) == list(range(self._max_num_seqs)), f"slots are lost: {slots}"
+        growing = sum(sequence.may_grow for sequence in self._running)
+        assert growing == self._num_growing, (
+            f"{growing} sequences may grow but {self._num_growing} are counted"
+        )
+        running = {id(sequence) for sequence in self._running}
+        for name, sequence in self._sequences.items():
+            is_running = sequence.status is Status.RUNNING
+            assert sequence.status is not Status.FINISHED, f"{name} is finished but still known"
+            assert is_running == (id(sequence) in running), (
+                f"{name} is {sequence.status} but listed otherwise"
+            )
+            assert is_running or not sequence.pages, f"{name} waits but holds pages"
+            assert sequence.num_computed <= len(sequence.pages) * self._pool.page_size, f"{name} lacks a page"
+            assert len(sequence.token_ids) + sequence.num_pending <= sequence.max_total, f"{name} is too long"
+
+    def _schedule_decodes(self, chunks: list[ScheduledChunk]) -> None:
+        """One token for each running sequence that needs exactly one, most important first.
+
+        They fit the budget: a sequence is only admitted in a step that has a token for all running ones and
+        one more. A preemption takes the list's last sequence, at the worst the one at hand: never one that
+        already has a chunk.
+        """
+        page_size = self._pool.page_size
+        for sequence in self._running:
+            start = sequence.num_computed
+            end = len(sequence.token_ids) + sequence.num_pending
+            if end - start != 1 or end >= sequence.max_total:
+                continue
+            page_updates: tuple[int, ...] = ()
+            first_page = 0
+            if start % page_size == 0:
+                self._name_pages(sequence)
+                first_page = len(sequence.pages)
+                if first_page * page_size == start:
+                    if not self._make_room(sequence):
+                        break
+                    page_updates = (self._grow(sequence),)
+            sequence.num_computed = end
+            sequence.num_pending += 1
+            output_index = end - sequence.num_prompt
+            if output_index <= 0:
+                self._prompt_tokens_computed += 1
+            chunks.append(
+                ScheduledChunk(
+                    sequence, sequence.slot, start, 1, True, output_index, False, page_updates, first_page
+                )
+            )
+
+    def _schedule_prompts(self, chunks: list[ScheduledChunk], budget: int) -> int:
+        """Further chunks of running sequences with more than one token to go. Returns the tokens planned."""
+        num_tokens = 0
+        for sequence in self._running:
+            if num_tokens == budget:
+                break
+            if sequence.num_uncomputed > 1:
+                length = min(sequence.num_uncomputed, budget - num_tokens)
+                chunks.append(self._prompt_chunk(sequence, length, is_first=False))
+                num_tokens += length
+        return num_tokens
+
+    def _schedule_admissions(self, chunks: list[ScheduledChunk], budget: int) -> int:
+        """Admit from the queue, strictly in its order, while all lasts. Returns the tokens planned."""
+        num_tokens = 0
+        while num_tokens < budget and self._free_slots:
+            sequence = self._waiting.first()
+            if sequence is None or sequence.num_pending or not self._admit(sequence):
+                break
+            length = min(sequence.num_uncomputed, budget - num_tokens)
+            chunks.append(self._prompt_chunk(sequence, length, is_first=True))
+            num_tokens += length
+        return num_tokens
+
+    def _prompt_chunk(self, sequence: Sequence, length: int, *, is_first: bool) -> ScheduledChunk:
+        start = sequence.num_computed
+        end = start + length
+        samples = length == sequence.num_uncomputed
+        sequence.num_computed = end
+        sequence.num_pending += samples
+        num_prompt = sequence.num_prompt
+        self._prompt_tokens_computed += max(0, min(end, num_prompt) - start)
+        self._name_pages(sequence)
+        return ScheduledChunk(
+            sequence=sequence,
+            slot=sequence.slot,
+            start=start,
+            length=length,
+            samples=samples,
+            output_index=end - num_prompt,
+            is_first=is_first,
+            page_updates=tuple(sequence.pages) if is_first else (),
+            first_page=0,
+        )
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give the queue's head a slot and its pages, unless running sequences would soon miss them."""
+        pool = self._pool
+        num_spare = pool.num_available - self._num_growing
+        if sequence is self._blocked and num_spare < self._blocked_on:
+            return False
+        num_known = len(sequence.token_ids)
+        # The last token is always computed anew: its logits give the next one.
+        limit = (num_known - 1) // pool.page_size if self._caches else 0
+        shared = pool.match(sequence.chain, limit)
+        num_total = pool.pages_for(num_known)
+        needed = num_total - pool.count_used(shared) + (num_total < sequence.max_pages)
+        if num_spare < needed:
+            self._blocked, self._blocked_on = sequence, needed
+            return False
+        self._blocked = None
+        self._waiting.pop()
+        pool.share(shared)
+        sequence.pages = shared + pool.allocate(num_total - len(shared))
+        sequence.num_named = len(shared)
+        sequence.num_computed = len(shared) * pool.page_size
+        sequence.slot = heapq.heappop(self._free_slots)
+        sequence.status = Status.RUNNING
+        insort(self._running, sequence, key=_by_rank)
+        self._num_growing += sequence.may_grow
+        if not sequence.scheduled_at:
+            self._record_first_admission(sequence)
+        return True
+
+    def _record_first_admission(self, sequence: Sequence) -> None:
+        sequence.scheduled_at = time.time()
+        sequence.num_cached = sequence.num_computed
+        if self._caches:
+            self._prefix_queries += sequence.num_prompt
+            self._prefix_hits += sequence.num_cached
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Preempt the least important until a page is available. False if that was `sequence` itself."""
+        while not self._pool.num_available:
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _grow(self, sequence: Sequence) -> int:
+        (page,) = self._pool.allocate(1)
+        sequence.pages.append(page)
+        self._num_growing -= not sequence.may_grow
+        return page
+
+    def _name_pages(self, sequence: Sequence) -> None:
+        """Offer the pages that dispatched steps fill with known tokens to the prefix index."""
+        if not self._caches:
+            return
+        num_full = min(sequence.num_computed, len(sequence.token_ids)) // self._pool.page_size
+        for position in range(sequence.num_named, num_full):
+            self._pool.register(sequence.pages[position], sequence.chain.digest(position))
+        sequence.num_named = num_full
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue: its tokens stay, those in flight still come home, its KV is computed again."""
+        self._leave_running(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_computed = 0
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        self._waiting.push(sequence)
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._name_pages(sequence)
+        self._num_growing -= sequence.may_grow
+        self._pool.free(sequence.pages)
+        sequence.pages = []
+        heapq.heappush(self._free_slots, sequence.slot)
+        sequence.slot = -1
+
+    def _retire(self, sequence: Sequence) -> None:
+        if sequence.status is Status.RUNNING:
+            self._leave_running(sequence)
+            sequence.status = Status.FINISHED
+        else:
+            sequence.status = Status.FINISHED
+            self._waiting.forget_one()
+        del self._sequences[sequence.request.request_id]
+
+    def _notable_delta(self, chunk: ScheduledChunk, token: int, logprob: TokenLogprobs | None) -> TokenDelta:
+        """Delta of a first or last token, or of one with log probabilities; retires a finished sequence."""
+        sequence = chunk.sequence
+        is_first = chunk.output_index == 0
+        reason = sequence.finish_reason(chunk.output_index)
+        if reason is not None:
+            self._retire(sequence)
+        return TokenDelta(
+            sequence.request.request_id,
+            [token],
+            finish_reason=reason,
+            stop_reason=token if reason == "stop" and token not in sequence.eos_ids else None,
+            logprobs=None if logprob is None else [logprob],
+            num_cached_tokens=sequence.num_cached if is_first else 0,
+            num_preemptions=sequence.num_preemptions,
+            scheduled_at=sequence.scheduled_at if is_first else 0.0,
+        )

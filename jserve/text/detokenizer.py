@@ -1,0 +1,142 @@
+"""Tokens to text, a few at a time, as they are generated.
+
+The pieces put together are exactly `tokenizer.decode` of all the tokens, however they were cut, and no piece
+ends inside a character. Each token costs the same, however long the text: byte-level tokens go through an
+incremental UTF-8 decoder, sentencepiece tokens through the three rules of their decoder, and only a decoder
+of neither kind is run again, over the last few tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import Protocol
+
+from jserve.text.decoder_kind import Scheme
+from jserve.text.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+
+
+class IncrementalDetokenizer:
+    """One sequence's decoder.
+
+    `continues` says that the text goes on from a prompt: the first space of a sentencepiece model then stays,
+    where `decode` drops it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, *, continues: bool = False) -> None:
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._decoder = _decoder_for(tokenizer, continues)
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that is certain now and was not before."""
+        skipped = self._skipped
+        return self._decoder.push([token_id for token_id in ids if token_id not in skipped])
+
+    def finish(self) -> str:
+        """What was held back. Half a character comes out as U+FFFD, as from `decode`."""
+        return self._decoder.finish()
+
+
+class _Decoder(Protocol):
+    def push(self, ids: list[int]) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+def _decoder_for(tokenizer: Tokenizer, continues: bool) -> _Decoder:
+    kind = tokenizer.decoder_kind
+    if kind.scheme is Scheme.BYTE_LEVEL:
+        return _ByteLevel(tokenizer)
+    if kind.scheme is Scheme.SENTENCEPIECE:
+        return _Sentencepiece(tokenizer, strips_first_space=kind.strips_first_space and not continues)
+    return _Window(tokenizer)
+
+
+class _ByteLevel:
+    """Bytes of all tokens in a row, read as UTF-8. Python replaces what is invalid as Rust does."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, ids: list[int]) -> str:
+        token_bytes = self._tokenizer.token_bytes
+        return self._utf8.decode(b"".join([token_bytes(token_id) for token_id in ids]))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _Sentencepiece:
+    """Text tokens, and runs of byte tokens that are a text only as a whole.
+
+    The library reads a run of byte tokens as UTF-8, or as one U+FFFD for each where any of it is invalid, so
+    a run is held back until the token that ends it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, strips_first_space: bool) -> None:
+        self._tokenizer = tokenizer
+        self._strips_space = strips_first_space
+        self._run = bytearray()
+
+    def push(self, ids: list[int]) -> str:
+        pieces = []
+        for token_id in ids:
+            token = self._tokenizer.token_string(token_id)
+            if token is None:
+                continue
+            byte = self._tokenizer.decoder_kind.fallback_byte(token)
+            if byte is not None:
+                self._run.append(byte)
+                continue
+            pieces.append(self._end_run())
+            pieces.append(self._tokenizer.token_bytes(token_id).decode())
+        return self._strip("".join(pieces))
+
+    def finish(self) -> str:
+        return self._strip(self._end_run())
+
+    def _end_run(self) -> str:
+        run, self._run = self._run, bytearray()
+        try:
+            return run.decode()
+        except UnicodeDecodeError:
+            return _REPLACEMENT * len(run)
+
+    def _strip(self, text: str) -> str:
+        if not text or not self._strips_space:
+            return text
+        self._strips_space = False
+        return text.removeprefix(" ")
+
+
+class _Window:
+    """Any other decoder: decode the last tokens with and without the new ones, and take the difference.
+
+    The window starts anew at each piece of text, so it stays a few tokens long. Exact as long as a token's
+    text depends on few tokens before it, which is all that can be said of a decoder unknown here.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._num_read = 0
+
+    def push(self, ids: list[int]) -> str:
+        self._ids += ids
+        text = self._tokenizer.decode(self._ids, False)
+        if text.endswith(_REPLACEMENT):
+            return ""
+        return self._advance(text)
+
+    def finish(self) -> str:
+        return self._advance(self._tokenizer.decode(self._ids, False))
+
+    def _advance(self, text: str) -> str:
+        new = text[len(self._tokenizer.decode(self._ids[: self._num_read], False)) :]
+        if new:
+            self._ids = self._ids[self._num_read :]
+            self._num_read = len(self._ids)
+        return new

@@ -1,0 +1,169 @@
+"""The tokenizer that a GGUF file describes, rebuilt for the `tokenizers` library.
+
+A GGUF file holds the vocabulary, the merges or scores, and the pre-tokenizer's name. What the name means
+follows the original models' `tokenizer.json`; llama.cpp (llama-vocab.cpp) implements the same rules.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from jserve.checkpoint.gguf_file import GgufFile
+from jserve.errors import CheckpointError
+from jserve.text.huggingface_tokenizer import set_bos_and_eos
+from jserve.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from jserve.text.template_files import gguf_chat_templates
+from jserve.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+def load_gguf_tokenizer(path: Path) -> Tokenizer:
+    """Build it from the file's metadata. Raises CheckpointError where the metadata does not describe one."""
+    file = GgufFile(path)
+    file.close()
+    return _Description(path, file.metadata).build()
+
+
+class _Description:
+    """The `tokenizer.*` keys of a file, checked."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self.path = path
+        self.metadata = metadata
+        self.tokens = self._strings("tokens")
+        types = self.get("token_type")
+        if types is not None and (not isinstance(types, list) or len(types) != len(self.tokens)):
+            raise CheckpointError(f"{path}: tokenizer.ggml.token_type must hold one number for each token")
+        self.types: Sequence[int] = types or [1] * len(self.tokens)
+        self.vocab = {token: number for number, token in enumerate(self.tokens)}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.metadata.get(f"tokenizer.ggml.{name}", default)
+
+    def build(self) -> Tokenizer:
+        kind = self.get("model")
+        if kind == "gpt2":
+            backend, adds_bos = self._byte_level()
+        elif kind == "llama":
+            backend, adds_bos = self._sentencepiece(), True
+        else:
+            raise CheckpointError(
+                f"{self.path}: tokenizer.ggml.model is {kind!r}; supported are 'gpt2' (byte-level BPE) and "
+                "'llama' (sentencepiece). Load the model from its Hugging Face directory"
+            )
+        self._add_tokens(backend)
+        special = self._special_tokens()
+        set_bos_and_eos(
+            backend,
+            special.get("bos_token") if self.get("add_bos_token", adds_bos) else None,
+            special.get("eos_token") if self.get("add_eos_token", False) else None,
+        )
+        return Tokenizer(
+            backend,
+            source=self.path,
+            special_tokens=special,
+            chat_templates=gguf_chat_templates(self.metadata),
+        )
+
+    def _strings(self, name: str) -> list[str]:
+        value = self.get(name)
+        if not isinstance(value, list) or not value or not isinstance(value[0], str):
+            raise CheckpointError(f"{self.path} has no tokenizer: tokenizer.ggml.{name} is missing")
+        return value
+
+    def _byte_level(self) -> tuple[Backend, bool]:
+        rules = self._pre_tokenizer()
+        merges = [_pair(merge) for merge in self._strings("merges")]
+        backend = Backend(self._bpe(merges, ignore_merges=rules.ignores_merges))
+        if rules.normalizer is not None:
+            backend.normalizer = rules.normalizer()
+        backend.pre_tokenizer = rules.splitter()
+        backend.decoder = decoders.ByteLevel()
+        return backend, rules.adds_bos
+
+    def _pre_tokenizer(self) -> PreTokenizer:
+        name = self.get("pre")
+        if name is None:
+            logger.warning("%s names no pre-tokenizer (tokenizer.ggml.pre); taking GPT-2's", self.path)
+            name = "gpt-2"
+        if name not in PRE_TOKENIZERS:
+            raise CheckpointError(
+                f"{self.path}: pre-tokenizer {name!r} is not supported; supported are "
+                f"{', '.join(sorted(PRE_TOKENIZERS))}. Load the model from its Hugging Face directory"
+            )
+        return PRE_TOKENIZERS[name]
+
+    def _sentencepiece(self) -> Backend:
+        """As transformers builds LlamaTokenizer: BPE whose merges follow from scores, bytes as a fallback."""
+        scores = self.get("scores")
+        if not isinstance(scores, list) or len(scores) != len(self.tokens):
+            raise CheckpointError(f"{self.path}: tokenizer.ggml.scores must hold one score for each token")
+        unknown = self._token(self.get("unknown_token_id"))
+        merges = _merges_from_scores(self.vocab, scores)
+        backend = Backend(self._bpe(merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+        adds_space = bool(self.get("add_space_prefix", True))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(
+            replacement="\u2581", prepend_scheme="first" if adds_space else "never", split=False
+        )
+        steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if adds_space:
+            steps.append(decoders.Strip(content=" ", left=1, right=0))
+        backend.decoder = decoders.Sequence(steps)
+        return backend
+
+    def _bpe(self, merges: list[tuple[str, str]], **options: Any) -> models.BPE:
+        for left, right in merges:
+            # The library panics where a merge does not fit.
+            if not (left in self.vocab and right in self.vocab and left + right in self.vocab):
+                raise CheckpointError(
+                    f"{self.path}: tokenizer.ggml.merges joins {left!r} and {right!r}, which are not tokens"
+                )
+        return models.BPE(vocab=self.vocab, merges=merges, **options)
+
+    def _add_tokens(self, backend: Backend) -> None:
+        """Control tokens are special, user-defined ones are only matched whole."""
+        pairs = list(zip(self.tokens, self.types, strict=True))
+        special = [token for token, kind in pairs if kind in (_CONTROL, _UNKNOWN)]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        whole = [token for token, kind in pairs if kind == _USER_DEFINED]
+        backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in whole])
+
+    def _special_tokens(self) -> dict[str, str]:
+        found = {role: self._token(self.get(f"{name}_token_id")) for role, name in _ROLES.items()}
+        return {role: token for role, token in found.items() if token is not None}
+
+    def _token(self, number: Any) -> str | None:
+        if number is None:
+            return None
+        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
+            raise CheckpointError(
+                f"{self.path}: its metadata names token {number!r} but there are {len(self.tokens):,} tokens"
+            )
+        return self.tokens[number]
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
+def _merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every way to join two tokens into a third, best score first (transformers' `generate_merges`)."""
+    merges = []
+    for token, number in vocab.items():
+        parts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [(left, right) for left, right in parts if left in vocab and right in vocab]
+        known.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        merges += [(scores[number], len(left), len(right), left, right) for left, right in known]
+    merges.sort(key=lambda merge: merge[:3], reverse=True)
+    return [(left, right) for *_, left, right in merges]

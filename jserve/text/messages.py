@@ -1,0 +1,89 @@
+"""Messages as clients write them, made into what chat templates expect.
+
+Templates follow Hugging Face's conventions, clients OpenAI's: `developer` is a system message, absent fields
+are left out rather than null, the arguments of tool calls are objects and not JSON in a string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jserve.errors import RequestError
+
+Message = Mapping[str, Any]
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a message's reasoning. Templates read the first; gpt-oss reads the second."""
+
+
+def normalize_messages(
+    messages: Sequence[Message], *, keeps_developer: bool, takes_lists: bool, takes_strings: bool
+) -> list[dict[str, Any]]:
+    """Fresh messages for a template. The flags say what the template can do with roles and contents.
+
+    Raises RequestError, naming the message, where one cannot be made into text.
+    """
+    if not messages:
+        raise RequestError("messages is empty; a conversation needs at least one message", param="messages")
+    normalized = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        fresh = {key: value for key, value in message.items() if value is not None and value != []}
+        if fresh.get("role") == "developer" and not keeps_developer:
+            fresh["role"] = "system"
+        fresh["content"] = _content(message.get("content"), where, takes_lists, takes_strings)
+        if "tool_calls" in fresh:
+            fresh["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in fresh["tool_calls"]]
+        normalized.append(_with_reasoning(fresh))
+    return normalized
+
+
+def _content(content: Any, where: str, takes_lists: bool, takes_strings: bool) -> Any:
+    if content is None:
+        content = ""
+    if isinstance(content, str):
+        return content if takes_strings else [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise RequestError(f"{where}.content must be a string or a list of parts", param=f"{where}.content")
+    texts = [_part_text(part, f"{where}.content[{number}]") for number, part in enumerate(content)]
+    if takes_lists:
+        return [{"type": "text", "text": text} for text in texts]
+    return "\n".join(texts)
+
+
+def _part_text(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+    if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
+        raise RequestError(
+            f"{where} has type {kind!r} but this model takes text only: parts of type 'text' with a text",
+            param=where,
+        )
+    return text
+
+
+def _tool_call(call: Any, where: str) -> Any:
+    """A copy with its arguments parsed. Both {"function": {...}} and the bare function are in use."""
+    if not isinstance(call, dict):
+        raise RequestError(f"{where} must hold objects", param=where)
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _tool_call(call["function"], f"{where}.function")}
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str):
+        return dict(call)
+    try:
+        parsed = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where}.arguments is not JSON: {error}", param=f"{where}.arguments") from None
+    return {**call, "arguments": parsed}
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}

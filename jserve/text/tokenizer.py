@@ -1,0 +1,123 @@
+"""The tokenizer of a model, whichever files it came from.
+
+A thin wrapper of the `tokenizers` library: the same tokens as `transformers.AutoTokenizer`, without importing
+transformers where a `tokenizer.json` or a GGUF file says enough.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+
+from jserve.checkpoint import find_gguf
+from jserve.text.decoder_kind import DecoderKind, decoder_kind
+
+_GIL_HELD_CHARACTERS = 1024
+"""`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""
+
+
+class Tokenizer:
+    """Immutable after construction; any thread may call any method."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        source: Path,
+        special_tokens: Mapping[str, str] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
+    ) -> None:
+        """`special_tokens` maps roles ("bos_token", ...) to tokens; `chat_templates` names to templates."""
+        self.backend = backend
+        self.source = source
+        self.special_tokens = dict(special_tokens or {})
+        self.chat_templates = dict(chat_templates or {})
+        self._token_bytes: dict[int, bytes] = {}
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids. Special tokens written out in `text` become single tokens, as in transformers."""
+        if len(text) > _GIL_HELD_CHARACTERS:
+            return self.encode_batch([text], add_special_tokens)[0]
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of each text, on all cores and without the GIL."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """The text of the whole sequence. Ids that the vocabulary does not have give nothing."""
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token_string(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, None for an id that it does not have."""
+        return self.backend.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds inside a text; several tokens may share one character's bytes."""
+        found = self._token_bytes.get(token_id)
+        if found is None:
+            token = self.backend.id_to_token(token_id)
+            found = b"" if token is None else self.decoder_kind.token_bytes(token)
+            self._token_bytes[token_id] = found
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """The bytes of one token as text, U+FFFD standing for what is not whole characters."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self.special_ids
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Tokens, added ones included. The model's embedding may have more rows."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
+    def decoder_kind(self) -> DecoderKind:
+        return decoder_kind(self.backend)
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.special_tokens.get("eos_token")
+
+    @cached_property
+    def bos_token_id(self) -> int | None:
+        return None if self.bos_token is None else self.token_id(self.bos_token)
+
+    @cached_property
+    def eos_token_id(self) -> int | None:
+        """The tokenizer's own end token. All that end an answer stand in the model's configuration."""
+        return None if self.eos_token is None else self.token_id(self.eos_token)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default template, or None where the model has none."""
+        return self.chat_templates.get("default")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory or a GGUF file. Raises CheckpointError if there is none."""
+    gguf = find_gguf(path)
+    if gguf is not None:
+        from jserve.text.gguf_tokenizer import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(gguf)
+    from jserve.text.huggingface_tokenizer import load_huggingface_tokenizer
+
+    return load_huggingface_tokenizer(Path(path))

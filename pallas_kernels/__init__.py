@@ -1,0 +1,91 @@
+"""Kernels for the GPU, one folder per operation. Imports jax and numpy, and nothing of jserve.
+
+A folder is a kernel when it holds `reference.py` (plain jnp: the definition), `cases.py` (real shapes) and
+an `__init__.py` that exports `IMPLEMENTATIONS`. One test and one benchmark walk `discover()`, so a kernel
+that lacks one of the parts cannot be shipped unnoticed.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["IncompleteKernelError", "Kernel", "KernelCase", "KernelInputs", "discover"]
+
+
+class IncompleteKernelError(ImportError):
+    """A kernel folder lacks its reference, its cases or its implementations."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInputs:
+    """One call of a kernel: `implementation(*args, **static)`; only `args` hold arrays."""
+
+    args: tuple[Any, ...]
+    static: Mapping[str, Any]
+
+
+class KernelCase(Protocol):
+    """One real shape of a kernel.
+
+    `quick` says that the CPU interpreter finishes it in a second or two; `tolerance` bounds
+    |output - reference| / max(1, |reference|); `flops` and `bytes_moved` are what the operation needs at
+    least, whatever an implementation really does.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def quick(self) -> bool: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def flops(self) -> int: ...
+    @property
+    def bytes_moved(self) -> int: ...
+    def make(self, seed: int) -> KernelInputs: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel folder: its definition, what implements it, and the shapes it is tried on."""
+
+    name: str
+    reference: Callable[..., Any]
+    implementations: Mapping[str, Callable[..., Any]]
+    cases: Sequence[KernelCase]
+
+
+def discover(folder: Path | None = None, package: str = __name__) -> tuple[Kernel, ...]:
+    """Every kernel folder under `folder` (default: this package), in alphabetical order.
+
+    Raises IncompleteKernelError naming the folder and the missing part.
+    """
+    folder = folder or Path(__file__).parent
+    names = sorted(found.name for found in pkgutil.iter_modules([str(folder)]) if found.ispkg)
+    return tuple(_load(f"{package}.{name}" if package else name, name) for name in names)
+
+
+def _load(module_name: str, name: str) -> Kernel:
+    def part(module: str, attribute: str) -> Any:
+        try:
+            value = getattr(importlib.import_module(module), attribute)
+        except (AttributeError, ModuleNotFoundError) as error:
+            raise IncompleteKernelError(
+                f"kernel folder {name!r} has no {module}.{attribute} ({error}); every kernel needs "
+                "reference.py with `reference`, cases.py with `CASES`, and `IMPLEMENTATIONS` in __init__.py"
+            ) from error
+        if not value:
+            raise IncompleteKernelError(
+                f"kernel folder {name!r}: {module}.{attribute} is empty; add at least one"
+            )
+        return value
+
+    return Kernel(
+        name=name,
+        reference=part(f"{module_name}.reference", "reference"),
+        implementations=part(module_name, "IMPLEMENTATIONS"),
+        cases=part(f"{module_name}.cases", "CASES"),
+    )

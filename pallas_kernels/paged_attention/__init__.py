@@ -1,0 +1,141 @@
+"""Attention over a paged KV cache: one operation for decode, prefill chunks and mixed batches.
+
+Owns the choice of an implementation and nothing else. `reference.py` is the definition, `xla.py` runs
+everywhere, `triton_decode.py` and `triton_prefill.py` are the kernels for NVIDIA GPUs.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+
+from .reference import reference
+from .target import Target
+from .xla import AttentionPlan, attend, make_plan, paged_attention_xla, write_kv
+
+__all__ = ["IMPLEMENTATIONS", "AttentionPlan", "paged_attention", "prepare", "write_kv"]
+
+logger = logging.getLogger(__name__)
+
+
+def paged_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    context_len: jax.Array,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    decode: bool = False,
+    implementation: str = "auto",
+    plan: AttentionPlan | None = None,
+) -> jax.Array:
+    """Attend each query to its row's pages; the tokens of this step are already written there.
+
+    Query i of row s sits at position context_len[s] - query_len[s] + i and sees the positions up to its own
+    (and within `sliding_window` of it). `soft_cap` turns a score x into cap * tanh(x / cap) before the mask.
+    Query head h uses KV head h // (H / K). Softmax and sums are float32.
+
+    Args:
+        q: [T, H, D].
+        k_pages, v_pages: [N, K, B, D], in q's dtype.
+        page_table: i32[S, P], page ids of each row in order; entries past the live range may be anything.
+        query_start: i32[S+1]; row s owns tokens query_start[s]:query_start[s+1], later tokens are padding.
+        context_len: i32[S], tokens in the KV of a row including this step's; 0 for padding rows.
+        decode: static promise that T == S and row s owns exactly token s (context_len 0: a padding row).
+        implementation: "auto", "reference", "xla" or "triton". "auto" is triton on an NVIDIA GPU where it
+            supports the shapes (else xla, with the reason logged once), and xla everywhere else. "triton"
+            on a CPU runs the Pallas interpreter: the same arithmetic, and slow.
+        plan: what `prepare` returned for the same step and window; spares each layer the same work.
+
+    Returns:
+        [T, H, D] in q's dtype; zeros for padding.
+
+    Raises:
+        NotImplementedError: the implementation asked for does not support these shapes; says what it does.
+        ValueError: unknown implementation.
+    """
+    if plan is not None:
+        return attend(q, k_pages, v_pages, plan, scale=scale, soft_cap=soft_cap)
+    args = (q, k_pages, v_pages, page_table, query_start, context_len)
+    static: dict[str, Any] = {
+        "scale": scale,
+        "sliding_window": sliding_window,
+        "soft_cap": soft_cap,
+        "decode": decode,
+    }
+    match implementation:
+        case "auto":
+            return _fastest(*args, **static)
+        case "reference":
+            return reference(*args, **static)
+        case "xla":
+            return paged_attention_xla(*args, **static)
+        case "triton":
+            return _triton(*args, **static)
+    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference, xla or triton")
+
+
+def prepare(
+    page_table: jax.Array,
+    query_start: jax.Array,
+    context_len: jax.Array,
+    *,
+    tokens: int,
+    pages: int,
+    page_size: int,
+    sliding_window: int | None = None,
+    decode: bool = False,
+    implementation: str = "auto",
+) -> AttentionPlan | None:
+    """What all layers of a step with one sliding window share, worked out once; None where there is nothing.
+
+    Arrays as in `paged_attention`; tokens: T; pages: N; page_size: B.
+    """
+    if implementation != "xla" and (implementation != "auto" or Target.current().platform == "gpu"):
+        return None
+    return make_plan(
+        page_table,
+        query_start,
+        context_len,
+        tokens=tokens,
+        pages=pages,
+        page_size=page_size,
+        sliding_window=sliding_window,
+        decode=decode,
+    )
+
+
+def _fastest(*args: jax.Array, **static: Any) -> jax.Array:
+    if Target.current().platform != "gpu":
+        return paged_attention_xla(*args, **static)
+    try:
+        return _triton(*args, **static)
+    except NotImplementedError as reason:
+        _log_fallback(str(reason))
+        return paged_attention_xla(*args, **static)
+
+
+def _triton(*args: jax.Array, decode: bool, **static: Any) -> jax.Array:
+    # Imported on use: a CPU server never pays for loading Pallas.
+    from .triton_decode import paged_attention_decode
+    from .triton_prefill import paged_attention_prefill
+
+    target = Target.current()
+    kernel = paged_attention_decode if decode else paged_attention_prefill
+    return kernel(*args, **static, target=target, interpret=target.platform != "gpu")
+
+
+@functools.cache
+def _log_fallback(reason: str) -> None:
+    logger.warning("paged attention runs on the slower XLA path: %s", reason)
+
+
+IMPLEMENTATIONS = {
+    "xla": functools.partial(paged_attention, implementation="xla"),
+    "triton": functools.partial(paged_attention, implementation="triton"),
+}

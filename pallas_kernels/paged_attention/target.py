@@ -1,0 +1,40 @@
+"""The device that is being compiled for, as far as the choice of a kernel and its tiles depends on it."""
+
+from dataclasses import dataclass
+
+import jax
+
+__all__ = ["H200", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """platform: "gpu", "cpu" or another of jax's; num_cores: SMs; capability: (9, 0) for an H100 or H200."""
+
+    platform: str
+    num_cores: int
+    capability: tuple[int, int]
+
+    @property
+    def has_wgmma(self) -> bool:
+        """Whether products read operands from shared memory (Hopper on), which leaves registers free."""
+        return self.capability >= (9, 0)
+
+    @classmethod
+    def current(cls) -> "Target":
+        """The GPU that jax runs on, or the one that an abstract mesh names on a machine without it."""
+        abstract = jax.sharding.get_abstract_mesh().abstract_device
+        platform = jax.default_backend() if abstract is None else abstract.platform
+        if platform not in ("gpu", "cuda"):
+            return cls(platform, H200.num_cores, H200.capability)
+        if jax.default_backend() == "gpu":
+            device = jax.local_devices()[0]
+            major, minor = (int(part) for part in device.compute_capability.split("."))
+            return cls("gpu", device.core_count, (major, minor))
+        # Only compiling. An abstract device has no capability; of those in gpu_target the A100 is older.
+        assert abstract is not None
+        old = "A100" in abstract.device_kind
+        return cls("gpu", abstract.num_cores or H200.num_cores, (8, 0) if old else H200.capability)
+
+
+H200 = Target("gpu", 132, (9, 0))

@@ -1,0 +1,186 @@
+"""Paged attention for decode: one query a row, the row's KV range split across programs (flash-decoding).
+
+A program serves one KV head of one row with all G query heads in one tile, so each key is read once. A batch
+too small to fill the GPU is split along the KV range, and a second small kernel combines the parts.
+Pallas Triton. Compiled and interpreted, never executed on a GPU.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from .target import H200, Target
+from .triton_tile import (
+    DEAD,
+    Head,
+    Ref,
+    Softmax,
+    Tiling,
+    attend,
+    check_support,
+    normalize,
+    output,
+    power_of_two,
+)
+
+__all__ = ["choose_splits", "choose_tiling", "paged_attention_decode"]
+
+MAX_SPLITS = 128  # the combining kernel holds [splits, D] in registers
+PROGRAMS_PER_CORE = 3  # what shared memory lets run at once on one SM; fewer leave its loads waiting
+MIN_BLOCKS = 2  # below this a split's own start costs more than the keys it reads
+MAX_KEYS_A_SPLIT = 4096  # so that one long row among many short ones does not run alone at the end
+
+
+def paged_attention_decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    context_len: jax.Array,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    num_splits: int | None = None,
+    target: Target = H200,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attention of one query a row; shapes as in `paged_attention`, and row s owns token s.
+
+    num_splits pins how many programs share a row's keys; by default it follows from the shapes and the
+    number of SMs. Raises NotImplementedError naming the supported shapes.
+    """
+    del query_start  # row s owns token s
+    check_support(q, k_pages, v_pages, max_group=64)
+    (S, H, D), (_, K, B, _) = q.shape, k_pages.shape
+    head = Head(H // K, D, B, scale, sliding_window, soft_cap)
+    tiling = choose_tiling(head, q.dtype)
+    keys = page_table.shape[1] * B
+    splits = num_splits or choose_splits(S * K, min(keys, sliding_window or keys), tiling.C, target.num_cores)
+    call = functools.partial(
+        pl.pallas_call,
+        grid=(splits, K, S),
+        compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
+        interpret=interpret,
+    )
+    args = (q, k_pages, v_pages, page_table, context_len)
+    if splits == 1:
+        kernel = functools.partial(_whole_kernel, head=head, tiling=tiling)
+        whole: jax.Array = call(kernel, out_shape=output(q.shape, q.dtype, q), name="paged_decode")(*args)
+        return whole
+    kernel = functools.partial(_split_kernel, head=head, tiling=tiling, splits=splits)
+    parts = (output((S, H, splits, D), jnp.float32, q), output((S, H, splits), jnp.float32, q))
+    o, lse = call(kernel, out_shape=parts, name="paged_decode_split")(*args)
+    return _combine(o, lse, q.dtype, interpret)
+
+
+def choose_tiling(head: Head, dtype: jnp.dtype) -> Tiling:
+    """Tile for the tensor cores: at least 16 rows, and blocks of up to 16 KiB of keys, double buffered.
+
+    Three stages are two buffers: the loads of the next block run while this one is multiplied. float32 has no
+    tensor cores here and holds its operands in registers; more than 16 keys spill.
+    """
+    M = max(16, power_of_two(head.G))
+    itemsize = jnp.dtype(dtype).itemsize
+    C = 16 if itemsize == 4 else max(16, min(64, 16384 // (head.padded_D * itemsize)))
+    return Tiling(M, C, num_warps=4, num_stages=3)
+
+
+def choose_splits(pairs: int, keys: int, C: int, num_cores: int) -> int:
+    """How many programs share one (row, KV head) pair whose range is at most `keys` long.
+
+    Depends on shapes alone, so that a request's result does not change with its neighbours' lengths.
+    """
+    to_fill = PROGRAMS_PER_CORE * num_cores // pairs
+    to_balance = pl.cdiv(keys, MAX_KEYS_A_SPLIT)
+    useful = pl.cdiv(keys, C * MIN_BLOCKS)
+    return max(1, min(max(to_fill, to_balance), useful, MAX_SPLITS))
+
+
+def _live_blocks(length: jax.Array, window: int | None, C: int) -> tuple[jax.Array, jax.Array]:
+    """First and end block of C keys that the query at position length - 1 sees."""
+    first = 0 if window is None else lax.div(jnp.maximum(length - window, 0), C)
+    return jnp.asarray(first, jnp.int32), lax.div(length + (C - 1), C)
+
+
+def _attend(
+    refs: tuple[Ref, ...], blocks: tuple[jax.Array, jax.Array], head: Head, tiling: Tiling
+) -> Softmax:
+    q_ref, k_ref, v_ref, table_ref, len_ref = refs
+    kv_head, row = pl.program_id(1), pl.program_id(2)
+    length = len_ref[row]
+    index, mask = _query_index(row, kv_head, head, tiling.M)
+    q = plt.load(q_ref.at[index], mask=mask, other=0)
+    position = jnp.full((tiling.M,), length - 1, jnp.int32)
+    empty = Softmax.empty(tiling.M, head.padded_D)
+    pages, where = (k_ref, v_ref, table_ref), (row, kv_head)
+    return attend(empty, q, position, pages, where, blocks, length, head=head, tiling=tiling)
+
+
+def _query_index(
+    row: jax.Array, kv_head: jax.Array, head: Head, M: int
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Where the G query heads lie in [T, H, D], as [M, padded_D], and which elements exist."""
+    g = lax.broadcasted_iota(jnp.int32, (M, head.padded_D), 0)
+    d, exists = head.depth(M)
+    return (row, kv_head * head.G + g, d), (g < head.G) & exists
+
+
+def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
+    *inputs, o_ref = refs
+    row = pl.program_id(2)
+    blocks = _live_blocks(inputs[-1][row], head.sliding_window, tiling.C)
+    softmax = _attend(tuple(inputs), blocks, head, tiling)
+    index, mask = _query_index(row, pl.program_id(1), head, tiling.M)
+    plt.store(o_ref.at[index], normalize(softmax).astype(o_ref.dtype), mask=mask)
+
+
+def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
+    *inputs, o_ref, lse_ref = refs
+    split, kv_head, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    first, end = _live_blocks(inputs[-1][row], head.sliding_window, tiling.C)
+    share = jnp.maximum(lax.div(end - first + (splits - 1), splits), MIN_BLOCKS)
+    first = first + split * share
+    softmax = _attend(tuple(inputs), (first, jnp.minimum(first + share, end)), head, tiling)
+    (_, h, d), mask = _query_index(row, kv_head, head, tiling.M)
+    # A split past the live range leaves its part of o unwritten; DEAD tells the combining kernel not to look.
+    alive = softmax.l > 0
+    plt.store(o_ref.at[row, h, split, d], normalize(softmax), mask=mask & alive[:, None])
+    lse = jnp.where(alive, softmax.m + jnp.log2(jnp.where(alive, softmax.l, 1)), DEAD)
+    g = lax.iota(jnp.int32, tiling.M)
+    plt.store(lse_ref.at[row, kv_head * head.G + g, split], lse, mask=g < head.G)
+
+
+def _combine(o: jax.Array, lse: jax.Array, dtype: jnp.dtype, interpret: bool) -> jax.Array:
+    """Weigh the parts o f32[S, H, splits, D] by 2^lse, f32[S, H, splits] -> [S, H, D]."""
+    S, H, splits, D = o.shape
+    elements = power_of_two(splits) * power_of_two(D)
+    out: jax.Array = pl.pallas_call(
+        functools.partial(_combine_kernel, splits=splits, D=D),
+        grid=(H, S),
+        out_shape=output((S, H, D), dtype, o),
+        compiler_params=plt.CompilerParams(num_warps=max(1, min(8, elements // 2048)), num_stages=1),
+        interpret=interpret,
+        name="paged_decode_combine",
+    )(o, lse)
+    return out
+
+
+def _combine_kernel(o_ref: Ref, lse_ref: Ref, out_ref: Ref, *, splits: int, D: int) -> None:
+    h, row = pl.program_id(0), pl.program_id(1)
+    shape = (power_of_two(splits), power_of_two(D))
+    split = lax.iota(jnp.int32, shape[0])
+    lse = plt.load(lse_ref.at[row, h, split], mask=split < splits, other=DEAD)
+    alive = lse > DEAD
+    weight = jnp.where(alive, jnp.exp2(lse - lse.max(0)), 0)
+    total = weight.sum(0)
+    rows, d = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    o = plt.load(o_ref.at[row, h, rows, d], mask=alive[:, None] & (d < D), other=0)
+    combined = (o * weight[:, None]).sum(0) / jnp.where(total == 0, 1, total)
+    depth = lax.iota(jnp.int32, shape[1])
+    plt.store(out_ref.at[row, h, depth], combined.astype(out_ref.dtype), mask=depth < D)

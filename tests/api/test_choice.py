@@ -1,0 +1,61 @@
+"""A choice gives the same text, tokens and reasons however the engine cuts its deltas."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+
+from jserve.api.choice import Choice
+from jserve.api.transcript import Transcript
+from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
+from jserve.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny(model_dir: object) -> Tokenizer:
+    return load_tokenizer(str(model_dir))
+
+
+def _run(tokenizer: Tokenizer, sampling: SamplingParams, ids: list[int], cuts: list[int]) -> Transcript:
+    """Feed `ids`, the last of which ends the sequence by its length, cut at `cuts`."""
+    choice = Choice(0, sampling, tokenizer)
+    updates = []
+    for start, end in pairwise([0, *cuts, len(ids)]):
+        if choice.finish_reason is not None:
+            break
+        piece = ids[start:end]
+        logprobs = [TokenLogprobs(-1.0, 1, [token], [-1.0]) for token in piece]
+        reason = "length" if end == len(ids) else None
+        updates.append(choice.accept(TokenDelta("r", piece, finish_reason=reason, logprobs=logprobs)))
+    assert choice.num_tokens == sum(len(update.token_ids) for update in updates)
+    return Transcript.of(updates, 1)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_cuts_do_not_matter(tiny: Tokenizer, data: st.DataObject) -> None:
+    text = data.draw(st.text(alphabet="abé🎉 ", min_size=1, max_size=14))
+    ids = tiny.encode(text, add_special_tokens=False)
+    sampling = SamplingParams(
+        stop=tuple(data.draw(st.lists(st.text("abé🎉 ", min_size=1, max_size=3), max_size=2))),
+        include_stop_str_in_output=data.draw(st.booleans()),
+        min_tokens=data.draw(st.integers(0, 4)),
+    )
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(ids) - 1)), max_size=6)))
+    cuts = [cut for cut in cuts if cut < len(ids)]
+    one_by_one = _run(tiny, sampling, ids, list(range(1, len(ids))))
+    assert _run(tiny, sampling, ids, cuts) == one_by_one
+    assert len(one_by_one.logprobs or []) == len(one_by_one.token_ids)
+    if not sampling.stop:
+        assert one_by_one.text == text
+
+
+def test_tokens_behind_a_stop_string_are_not_counted(tiny: Tokenizer, tokenizer: Backend) -> None:
+    ids = tokenizer.encode("abcdef").ids
+    choice = Choice(0, SamplingParams(stop=("bc",)), tiny)
+    update = choice.accept(TokenDelta("r", ids))
+    assert (update.text, update.finish_reason, update.stop_reason) == ("a", "stop", "bc")
+    assert update.token_ids == ids[:3]
+    assert choice.num_tokens == 3

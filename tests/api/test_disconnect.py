@@ -1,0 +1,92 @@
+"""A client that leaves costs nothing more: its request is aborted in the engine at once."""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.api.live_server import LiveServer, StartServer
+
+_BODY = {"prompt": "hello ", "max_tokens": 240}
+
+
+@pytest.fixture(scope="module")
+def slow(make_server: StartServer) -> Iterator[LiveServer]:
+    live = make_server("--step-ms", "20")
+    yield live
+    live.stop()
+
+
+def _engine_aborts(live: LiveServer) -> float:
+    """The fake engine counts aborts of requests that it was running as preemptions."""
+    return live.metric("vllm:num_preemptions_total")
+
+
+def _wait_for_abort(live: LiveServer, before: float, count: int = 1) -> None:
+    began = time.monotonic()
+    live.wait_for(lambda: _engine_aborts(live) == before + count, timeout_s=3)
+    assert time.monotonic() - began < 1.0
+    live.wait_for(lambda: live.metric("vllm:num_requests_running") == 0)
+    assert live.server.context.generator.num_open == 0
+
+
+def test_leaving_a_stream_aborts(slow: LiveServer) -> None:
+    before = _engine_aborts(slow)
+    with slow.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
+        assert next(response.iter_lines()).startswith("data: ")
+    _wait_for_abort(slow, before)
+
+
+def test_leaving_a_stream_of_several_choices_aborts_all(slow: LiveServer) -> None:
+    before = _engine_aborts(slow)
+    body = {**_BODY, "stream": True, "n": 3, "temperature": 1}
+    with slow.http.stream("POST", "/v1/completions", json=body) as response:
+        assert next(response.iter_lines()).startswith("data: ")
+    _wait_for_abort(slow, before, count=3)
+
+
+def test_leaving_before_a_whole_answer_aborts(slow: LiveServer) -> None:
+    before = _engine_aborts(slow)
+    aborted = slow.metric("jserve:aborted_requests_total", reason="client disconnected")
+    with pytest.raises(httpx.ReadTimeout):
+        slow.http.post("/v1/completions", json=_BODY, timeout=0.3)
+    _wait_for_abort(slow, before)
+    assert slow.metric("jserve:aborted_requests_total", reason="client disconnected") == aborted + 1
+    assert slow.metric("vllm:request_success_total", finished_reason="abort") >= 1
+
+
+def test_the_log_says_that_the_client_left(slow: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    before = _engine_aborts(slow)
+    with caplog.at_level(logging.INFO, logger="jserve"):
+        with slow.http.stream(
+            "POST", "/v1/completions", json={**_BODY, "stream": True, "request_id": "left"}
+        ) as response:
+            assert next(response.iter_lines()).startswith("data: ")
+        _wait_for_abort(slow, before)
+    lines = [record.getMessage() for record in caplog.records if "left" in record.getMessage()]
+    assert len(lines) == 1
+    assert " aborted: client disconnected; prompt=6 " in lines[0]
+
+
+def test_leaving_while_the_request_is_still_being_sent_starts_nothing(slow: LiveServer) -> None:
+    port = int(slow.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b'content-length: 100\r\n\r\n{"prompt": '
+        )
+    time.sleep(0.1)
+    assert slow.server.context.generator.num_open == 0
+    assert slow.status("/ready") == 200
+
+
+def test_a_reader_that_is_slow_gets_everything(server: LiveServer) -> None:
+    body = {"prompt": "0123456789", "max_tokens": 240, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        time.sleep(0.3)
+        text = response.read().decode()
+    assert text.count('"text":') == 240
+    assert text.endswith("data: [DONE]\n\n")

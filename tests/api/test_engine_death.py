@@ -1,0 +1,113 @@
+"""The engine is killed: open requests hear at once, the server recovers, and gives up when it cannot."""
+
+import json
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import openai
+import pytest
+
+from jserve.errors import StartupError
+from tests.api.live_server import LiveServer, StartServer
+
+_BODY = {"prompt": "hello ", "max_tokens": 240}
+
+
+def _kill(live: LiveServer) -> None:
+    assert live.engine_pid is not None
+    os.kill(live.engine_pid, signal.SIGKILL)
+
+
+def test_streams_and_whole_answers_fail_at_once_and_the_engine_comes_back(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "20", "--load-s", "0.3")
+    whole: list[tuple[float, Any]] = []
+
+    def ask() -> None:
+        response = live.http.post("/v1/completions", json=_BODY)
+        whole.append((time.monotonic(), response))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        live.wait_for(lambda: live.metric("vllm:num_requests_running") == 2)
+        killed_at = time.monotonic()
+        _kill(live)
+        rest = [line for line in lines if line]
+        assert time.monotonic() - killed_at < 1.0
+    assert response.status_code == 200
+    error = json.loads(rest[-2].removeprefix("data: "))["error"]
+    assert (error["type"], error["code"]) == ("InternalServerError", 500)
+    assert "died" in error["message"]
+    assert rest[-1] == "data: [DONE]"
+    asking.join(5)
+    [(answered_at, answer)] = whole
+    assert answered_at - killed_at < 1.0
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "InternalServerError"
+    refused = live.http.get("/ready")
+    assert refused.status_code == 503
+    assert "restart" in refused.json()["error"]["message"]
+    live.wait_until_ready()
+    assert live.complete("ab", max_tokens=2)["choices"][0]["text"] == "ab"
+    assert live.metric("jserve:engine_restarts_total") == 1
+    assert live.metric("vllm:request_success_total", finished_reason="error") == 2
+
+
+def test_server_gives_up_after_too_many_deaths(start_server: StartServer) -> None:
+    live = start_server(max_engine_restarts=1)
+    _kill(live)
+    live.wait_for(lambda: live.metric("jserve:engine_restarts_total") == 1)
+    live.wait_until_ready()
+    _kill(live)
+    live.join()
+    assert isinstance(live.error, StartupError)
+    assert "died 2 times" in str(live.error)
+
+
+def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) -> None:
+    live = start_server("--error-token", "9")
+    response = live.http.post("/v1/completions", json={"prompt": [8, 9]})
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "the page was torn"
+    events = live.http.post("/v1/completions", json={"prompt": [8, 9], "stream": True}).text.split("\n\n")
+    assert json.loads(events[-3].removeprefix("data: "))["error"]["message"] == "the page was torn"
+    assert events[-2:] == ["data: [DONE]", ""]
+    with pytest.raises(openai.APIError, match="the page was torn"):
+        list(live.openai.completions.create(model="tiny", prompt=[8, 9], stream=True))
+    assert live.http.post("/v1/completions", json={"prompt": [10, 11]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--fatal", "weights do not fit: 3 GiB needed"), "weights do not fit: 3 GiB needed"),
+        (("--exit-at-start", "3"), "exited with code 3"),
+    ],
+)
+def test_an_engine_that_cannot_start_ends_the_server(
+    start_server: StartServer, options: tuple[str, ...], text: str
+) -> None:
+    live = start_server(*options, wait=False)
+    live.join()
+    assert isinstance(live.error, StartupError)
+    assert text in str(live.error)
+
+
+def test_stalled_engine_shows_in_health_decode(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "20", stall_timeout_s=0.2)
+    assert live.status("/health/decode") == 200
+    pid = live.engine_pid
+    assert pid is not None
+    with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
+        lines = response.iter_lines()  # Kept: letting go of it closes the connection.
+        assert next(lines)
+        os.kill(pid, signal.SIGSTOP)
+        live.wait_for(lambda: live.status("/health/decode") == 503)
+        assert live.status("/health") == 200
+        os.kill(pid, signal.SIGCONT)
+        live.wait_for(lambda: live.status("/health/decode") == 200)

@@ -1,0 +1,51 @@
+"""Seeds of choices, ids of engine requests, and the lines that a request leaves in the log."""
+
+import asyncio
+import logging
+
+import pytest
+
+from jserve.api.generation import choice_seed
+from jserve.api.inbox import Inbox
+from jserve.errors import EngineFailedError
+from jserve.protocol import TokenDelta
+from tests.api.live_server import LiveServer
+
+
+def test_seeds_of_choices_are_distinct_int64_and_reproducible() -> None:
+    for seed in (0, 7, -1, 2**63 - 1, -(2**63)):
+        seeds = [choice_seed(seed, k) for k in range(1000)]
+        assert seeds[0] == seed
+        assert len(set(seeds)) == 1000
+        assert all(-(2**63) <= value < 2**63 for value in seeds)
+        assert seeds == [choice_seed(seed, k) for k in range(1000)]
+
+
+def test_without_a_seed_every_choice_draws_its_own() -> None:
+    assert len({choice_seed(None, 0) for _ in range(100)}) == 100
+
+
+def test_inbox_wakes_its_reader_once_for_all_that_has_arrived() -> None:
+    async def read() -> tuple[int, int]:
+        inbox = Inbox(("a", "b"))
+        reader = asyncio.create_task(inbox.take())
+        await asyncio.sleep(0)
+        inbox.put(TokenDelta("a", [1]))
+        inbox.put(TokenDelta("b", [2]))
+        first = await reader
+        inbox.put(TokenDelta("a", [3]))
+        inbox.fail(EngineFailedError("gone"))
+        rest = await inbox.take()
+        with pytest.raises(EngineFailedError):
+            await inbox.take()
+        return len(first), len(rest)
+
+    assert asyncio.run(read()) == (2, 1)
+
+
+def test_a_request_leaves_one_line_at_its_end(server: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="jserve"):
+        server.complete("abc", max_tokens=4, request_id="logged")
+    lines = [record.getMessage() for record in caplog.records if "logged" in record.getMessage()]
+    assert len(lines) == 1
+    assert "finished: reason=length prompt=3 cached=3 output=4 first_token=0." in lines[0]

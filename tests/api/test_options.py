@@ -1,0 +1,135 @@
+"""The command line and the file of `--config`."""
+
+from pathlib import Path
+
+import pytest
+
+from jserve.api.options import parse, parse_size
+from jserve.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1000", 1000),
+        ("512M", 512_000_000),
+        ("2GiB", 2 * 2**30),
+        ("2gib", 2 * 2**30),
+        ("1.5K", 1500),
+        ("1kb", 1000),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_every_flag_reaches_its_place() -> None:
+    flags = """
+        --model m --dtype bfloat16 --load-format dummy --served-model-name a b --max-model-len 100
+        --max-num-seqs 3 --max-num-batched-tokens 64 --block-size 32 --gpu-memory-utilization 0.5
+        --kv-cache-memory-bytes 1GiB --no-enable-prefix-caching -tp 2 --host 0.0.0.0 --port 9 --api-key x
+        --api-key y --shutdown-timeout 3 --compile-cache-dir c --generation-config vllm
+    """
+    config, settings = parse(flags.split())
+    assert (config.model, config.dtype, config.load_format) == ("m", "bfloat16", "dummy")
+    assert (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens) == (100, 3, 64)
+    assert (config.page_size, config.kv_cache_memory_bytes) == (32, 2**30)
+    assert (config.gpu_memory_utilization, config.tensor_parallel_size) == (0.5, 2)
+    assert not config.enable_prefix_caching
+    assert config.compile_cache_dir == "c"
+    assert settings.model_names == ("a", "b")
+    assert (settings.host, settings.port, settings.api_keys) == ("0.0.0.0", 9, ("x", "y"))
+    assert (settings.shutdown_timeout_s, settings.generation_config) == (3.0, "vllm")
+
+
+@pytest.mark.parametrize("argv", [["--model", "m"], ["m"], ["serve", "m"], ["serve", "--model", "m"]])
+def test_model_can_be_given_in_every_usual_way(argv: list[str]) -> None:
+    config, settings = parse(argv)
+    assert config.model == settings.model == "m"
+    assert settings.model_names == ("m",)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "which model?"),
+        (["--model", "m", "--port", "x"], "--port: invalid int value: 'x'"),
+        (["--model", "m", "--dtype", "int3"], "--dtype"),
+        (["--model", "m", "--no-such"], "--no-such"),
+        (["--model", "m", "--kv-cache-memory-bytes", "much"], "'much' is not a size"),
+        (["a", "--model", "m"], "two models"),
+    ],
+)
+def test_bad_flag_is_one_line_and_code_two(
+    argv: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(argv)
+    assert left.value.code == 2
+    message = capsys.readouterr().err
+    assert text in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [["--page-size", "12"], ["--port", "70000"], ["--gpu-memory-utilization", "2"]]
+)
+def test_impossible_value_names_the_flag(argv: list[str]) -> None:
+    with pytest.raises(ConfigError, match=argv[0]):
+        parse(["--model", "m", *argv])
+
+
+def test_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "old")
+    assert parse(["m"])[1].api_keys == ("old",)
+    monkeypatch.setenv("JSERVE_API_KEY", "new")
+    assert parse(["m"])[1].api_keys == ("new",)
+    assert parse(["m", "--api-key", "flag"])[1].api_keys == ("flag",)
+
+
+def _write(folder: Path, text: str) -> list[str]:
+    path = folder / "preset.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_file_sets_options_and_flags_win(tmp_path: Path) -> None:
+    preset = _write(
+        tmp_path,
+        "model: m\nmax-model-len: 100\nmax_num_seqs: 5\nserved-model-name: [a, b]\napi-key: k\n"
+        "kv-cache-memory-bytes: 1GiB\nenable-prefix-caching: false\n"
+        "enable-prompt-tokens-details: true\nport: 9\n",
+    )
+    config, settings = parse(preset)
+    assert (config.model, config.max_model_len, config.max_num_seqs) == ("m", 100, 5)
+    assert (config.kv_cache_memory_bytes, config.enable_prefix_caching) == (2**30, False)
+    assert (settings.model_names, settings.api_keys, settings.port) == (("a", "b"), ("k",), 9)
+    assert settings.enable_prompt_tokens_details
+    config, settings = parse(
+        [*preset, "--max-model-len", "7", "--served-model-name", "c", "--enable-prefix-caching"]
+    )
+    assert (config.max_model_len, config.enable_prefix_caching) == (7, True)
+    assert settings.model_names == ("c",)
+    assert parse(["serve", "other", *preset])[0].model == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max-modl-len: 3", "unknown option 'max-modl-len'; did you mean 'max-model-len'?"),
+        ("config: x", "unknown option 'config'"),
+        ("enable-prefix-caching: 3", "must be true or false"),
+        ("- a\n- b", "must hold `name: value` lines"),
+        ("a: [", "cannot be read"),
+        ("port: {a: 1}", "single value"),
+    ],
+)
+def test_file_with_a_mistake(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse([*_write(tmp_path, text), "--model", "m"])
+    assert message in str(raised.value)
+
+
+def test_absent_file() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        parse(["--config", "/nowhere.yaml", "--model", "m"])

@@ -1,0 +1,378 @@
+"""The load generator against a small OpenAI-compatible server whose timings and failures are known."""
+
+import asyncio
+import contextlib
+import json
+import statistics
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
+
+from benchmarks.interference import CpuShares
+from benchmarks.load import Outcome, RequestStyle, Target, arrival_offsets, request_body, take_event
+from benchmarks.metrics import OTHERS_LIMIT, distribution, measure
+from benchmarks.options import name_url, per_target
+from benchmarks.prompts import Prompt, PromptSpec, make_prompts
+from benchmarks.report import Run, ratios
+from benchmarks.serving import main
+
+
+@dataclass
+class StubServer:
+    """Answers with `max_tokens` words, one every `gap_s`; misbehaves as told."""
+
+    gap_s: float = 0.0
+    usage: bool = True
+    fail_every: int = 0  # every n-th request gets HTTP 500
+    truncate: bool = False
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    connections: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+    url: str = ""
+
+    async def serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                if head.startswith("get /v1/models"):
+                    self.respond(writer, 200, json.dumps({"data": [{"id": "stub"}]}))
+                    continue
+                length = int(head.split("content-length:")[1].split("\r\n")[0])
+                body = json.loads(await reader.readexactly(length))
+                self.bodies.append(body)
+                self.in_flight += 1
+                self.most_in_flight = max(self.most_in_flight, self.in_flight)
+                await self.answer(writer, body, chat="chat" in head.split()[1])
+                self.in_flight -= 1
+                if self.truncate:
+                    break
+        writer.close()
+
+    async def answer(self, writer: asyncio.StreamWriter, body: dict[str, Any], chat: bool) -> None:
+        if self.fail_every and len(self.bodies) % self.fail_every == 0:
+            self.respond(writer, 500, "out of luck")
+            return
+        count = body["max_tokens"]
+        usage = {"prompt_tokens": 7, "completion_tokens": count}
+        if not body["stream"]:
+            choice = {"text": "word " * count, "finish_reason": "length"}
+            self.respond(
+                writer, 200, json.dumps({"choices": [choice]} | ({"usage": usage} if self.usage else {}))
+            )
+            return
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        if chat:
+            self.event(writer, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        for _ in range(count):
+            await asyncio.sleep(self.gap_s)
+            self.event(writer, {"choices": [{"delta": {"content": "w "}} if chat else {"text": "w "}]})
+        if not self.truncate:
+            self.event(writer, {"choices": [{"text": "", "finish_reason": "length"}]})
+            if self.usage:
+                self.event(writer, {"choices": [], "usage": usage})
+            self.chunk(writer, b"data: [DONE]\n\n")
+        writer.write(b"0\r\n\r\n")
+
+    def event(self, writer: asyncio.StreamWriter, content: dict[str, Any]) -> None:
+        self.chunk(writer, b"data: " + json.dumps(content).encode() + b"\n\n")
+
+    def chunk(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def respond(self, writer: asyncio.StreamWriter, status: int, text: str) -> None:
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
+
+
+@contextlib.contextmanager
+def running(stub: StubServer) -> Iterator[StubServer]:
+    """The stub on a free port, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(stub.serve_connection, "127.0.0.1", 0))
+    stub.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield stub
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def bench(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """Exit status and JSON report of a run."""
+    out = tmp_path / "report.json"
+    status = main([*words, "--out", str(out), "--input-len", "4", "--warmup", "0"])
+    return status, json.loads(out.read_text())
+
+
+def outcome(first: float, gap: float, tokens: int, error: str | None = None) -> Outcome:
+    """A request due at 0 s whose tokens come at `first`, `first + gap`, ... seconds."""
+    times = [first + gap * index for index in range(tokens)]
+    return Outcome(
+        asked_tokens=tokens,
+        due=0.0,
+        text_times=times,
+        ended=times[-1],
+        prompt_tokens=10,
+        output_tokens=tokens,
+        counted_by="usage",
+        error=error,
+    )
+
+
+def run_of(target: str, index: int, first: float, *, others: float = 0.0) -> Run:
+    """A run of one request whose five tokens end at twice `first` seconds."""
+    cpu = CpuShares(server=0.5, client=0.0, others=others)
+    return Run(target, "c=1", index, measure([outcome(first, first / 4, 5)], streamed=True, cpu=cpu))
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_every_request_is_counted_with_the_servers_own_token_counts(tmp_path: Path, endpoint: str) -> None:
+    with running(StubServer()) as stub:
+        status, report = bench(
+            tmp_path, "--url", stub.url, "--endpoint", endpoint, "--num-prompts", "6", "--output-len", "5"
+        )
+    metrics = report["runs"][0]["metrics"]
+    assert status == 0
+    assert (metrics["requests"], metrics["failed"]) == (6, 0)
+    assert (metrics["output_tokens"], metrics["prompt_tokens"]) == (30, 42)
+    assert metrics["counted_by"] == {"usage": 6}
+    assert metrics["tokens_per_event"] == 1.0
+    assert len(stub.bodies) == 6
+
+
+def test_latencies_follow_the_servers_pace(tmp_path: Path) -> None:
+    with running(StubServer(gap_s=0.02)) as stub:
+        _, report = bench(tmp_path, "--url", stub.url, "--num-prompts", "2", "--output-len", "5")
+    latency = report["runs"][0]["metrics"]["latency_ms"]
+    for name, least in (("ttft", 20), ("tpot", 20), ("itl", 20), ("e2el", 100)):
+        assert least - 2 <= latency[name]["p50"] <= 5 * least, name
+    assert latency["ttft"]["p50"] < latency["e2el"]["p50"] / 2
+
+
+def test_concurrency_is_held_and_swept(tmp_path: Path) -> None:
+    with running(StubServer(gap_s=0.005)) as stub:
+        _, report = bench(
+            tmp_path, "--url", stub.url, "--concurrency", "1,3", "--num-prompts", "6", "--output-len", "3"
+        )
+    assert [run["load"] for run in report["runs"]] == ["c=1", "c=3"]
+    assert stub.most_in_flight == 3
+
+
+def test_failures_are_counted_and_named_and_fail_the_command(tmp_path: Path) -> None:
+    with running(StubServer(fail_every=3)) as stub:
+        status, report = bench(tmp_path, "--url", stub.url, "--num-prompts", "6", "--output-len", "2")
+    metrics = report["runs"][0]["metrics"]
+    assert status == 1
+    assert (metrics["requests"], metrics["failed"], metrics["output_tokens"]) == (6, 2, 8)
+    assert metrics["errors"] == {"HTTP 500: out of luck": 2}
+    assert metrics["flags"] == ["2 of 6 requests failed"]
+
+
+def test_a_stream_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
+    with running(StubServer(truncate=True)) as stub:
+        status, report = bench(tmp_path, "--url", stub.url, "--num-prompts", "2", "--output-len", "2")
+    assert status == 1
+    assert report["runs"][0]["metrics"]["failed"] == 2
+    assert "ended without" in next(iter(report["runs"][0]["metrics"]["errors"]))
+
+
+def test_a_server_that_is_gone_fails_every_request(tmp_path: Path) -> None:
+    status, report = bench(
+        tmp_path, "--url", "http://127.0.0.1:1", "--model", "m", "--num-prompts", "3", "--output-len", "2"
+    )
+    assert status == 1
+    assert report["runs"][0]["metrics"]["failed"] == 3
+
+
+def test_without_usage_events_are_counted_and_the_run_says_so(tmp_path: Path) -> None:
+    with running(StubServer(usage=False)) as stub:
+        _, report = bench(tmp_path, "--url", stub.url, "--num-prompts", "2", "--output-len", "4")
+    metrics = report["runs"][0]["metrics"]
+    assert metrics["counted_by"] == {"events": 2}
+    assert metrics["output_tokens"] == 8
+    assert metrics["prompt_tokens"] is None
+    assert any("no usage" in flag for flag in metrics["flags"])
+
+
+def test_whole_answers_have_no_first_token_time(tmp_path: Path) -> None:
+    with running(StubServer()) as stub:
+        _, report = bench(
+            tmp_path, "--url", stub.url, "--no-stream", "--num-prompts", "2", "--output-len", "4"
+        )
+    metrics = report["runs"][0]["metrics"]
+    assert metrics["output_tokens"] == 8
+    assert metrics["latency_ms"]["ttft"] == {}
+    assert metrics["latency_ms"]["e2el"]["p50"] > 0
+
+
+def test_servers_take_turns_with_the_same_prompts_and_each_round_has_fresh_ones(tmp_path: Path) -> None:
+    with running(StubServer()) as a, running(StubServer()) as b:
+        _, report = bench(
+            tmp_path,
+            *("--url", f"a={a.url}", "--url", f"b={b.url}", "--rounds", "2"),
+            *("--num-prompts", "2", "--output-len", "2"),
+        )
+    prompts = [[body["prompt"] for body in stub.bodies] for stub in (a, b)]
+    assert [run["target"] for run in report["runs"]] == ["a", "b", "a", "b"]
+    assert prompts[0] == prompts[1]
+    assert len(set(prompts[0])) == 4
+    assert report["ratios"][0]["rounds"]["output_rate"][1] > 0
+
+
+def test_connections_are_reused_unless_told_otherwise(tmp_path: Path) -> None:
+    words = ("--model", "m", "--num-prompts", "4", "--output-len", "1")
+    with running(StubServer()) as stub:
+        bench(tmp_path, "--url", stub.url, *words)
+        assert stub.connections == 1
+        bench(tmp_path, "--url", stub.url, *words, "--no-keep-alive")
+        assert stub.connections == 5
+
+
+def test_open_loop_sends_without_waiting_for_answers(tmp_path: Path) -> None:
+    with running(StubServer(gap_s=0.05)) as stub:
+        _, report = bench(
+            tmp_path, "--url", stub.url, "--request-rate", "inf", "--num-prompts", "5", "--output-len", "2"
+        )
+    assert stub.most_in_flight == 5
+    assert report["runs"][0]["load"] == "rate=inf"
+
+
+def test_poisson_arrivals_have_the_mean_and_spread_of_their_rate() -> None:
+    offsets = arrival_offsets(rate=20.0, count=20_000, seed="s")
+    gaps = [after - before for before, after in zip([0.0, *offsets], offsets, strict=False)]
+    assert statistics.mean(gaps) == pytest.approx(0.05, rel=0.03)  # standard error 0.7%
+    assert statistics.stdev(gaps) == pytest.approx(0.05, rel=0.05)  # of an exponential: equal to the mean
+
+
+def test_percentiles_of_known_timings() -> None:
+    outcomes = [outcome(first=(index + 1) / 1000, gap=0.010, tokens=3) for index in range(101)]
+    metrics = measure(outcomes, streamed=True)
+    ttft = metrics.latency_ms["ttft"]
+    assert ttft == pytest.approx({"mean": 51, "p50": 51, "p90": 91, "p99": 100})
+    assert metrics.latency_ms["tpot"]["mean"] == pytest.approx(10)
+    assert metrics.latency_ms["itl"]["p99"] == pytest.approx(10)
+    assert metrics.latency_ms["e2el"]["p50"] == pytest.approx(71)
+    assert metrics.duration_s == pytest.approx(0.121)
+    assert metrics.output_tokens_per_s == pytest.approx(303 / 0.121)
+    assert metrics.total_tokens_per_s == pytest.approx((303 + 1010) / 0.121)
+    assert distribution([], (50,)) == {}
+
+
+def test_goodput_counts_requests_that_keep_every_limit() -> None:
+    outcomes = [outcome(0.1, 0.01, 11), outcome(0.3, 0.01, 11), outcome(0.1, 0.05, 11)]
+    metrics = measure(outcomes, streamed=True, goodput={"ttft": 200, "tpot": 20})
+    assert metrics.goodput_per_s == pytest.approx(1 / 0.6)
+
+
+def test_failed_requests_take_time_but_give_no_tokens() -> None:
+    metrics = measure([outcome(0.1, 0.1, 10), outcome(1.1, 0.1, 10, error="boom")], streamed=True)
+    assert metrics.duration_s == pytest.approx(2.0)
+    assert metrics.output_tokens_per_s == pytest.approx(5.0)
+    assert metrics.latency_ms["ttft"]["mean"] == pytest.approx(100)
+
+
+def test_ratio_is_taken_within_a_round_and_the_median_over_clean_rounds() -> None:
+    runs = [
+        *(run_of("a", 0, 1.0), run_of("b", 0, 2.0)),
+        *(run_of("a", 1, 1.0), run_of("b", 1, 4.0)),
+        *(run_of("a", 2, 1.0), run_of("b", 2, 50.0, others=OTHERS_LIMIT + 0.01)),
+    ]
+    (ratio,) = ratios(runs)
+    assert (ratio.of, ratio.to, ratio.clean_rounds) == ("a", "b", 2)
+    assert ratio.rounds["output_rate"] == pytest.approx([2, 4, 50])
+    assert ratio.median["output_rate"] == pytest.approx(3)
+    assert ratio.median["ttft"] == pytest.approx((1 / 2 + 1 / 4) / 2)
+
+
+def test_every_pair_of_three_servers_is_compared() -> None:
+    found = ratios([run_of(name, 0, first) for name, first in (("a", 1.0), ("b", 2.0), ("c", 8.0))])
+    pairs = {(ratio.of, ratio.to): ratio.median["output_rate"] for ratio in found}
+    assert pairs == pytest.approx({("a", "b"): 2, ("a", "c"): 8, ("b", "c"): 4})
+
+
+def test_a_run_that_others_disturbed_is_flagged() -> None:
+    assert run_of("a", 0, 1.0, others=OTHERS_LIMIT + 0.01).metrics.flags == ("others took 11% of the CPU",)
+    assert run_of("a", 0, 1.0, others=OTHERS_LIMIT - 0.01).metrics.flags == ()
+
+
+def test_extra_fields_reach_one_target_and_null_removes_a_field() -> None:
+    extras = per_target(['b={"ignore_eos": null}', '{"top_k": 1}'], {"a": "", "b": ""})
+    assert extras == {"a": ['{"top_k": 1}'], "b": ['{"ignore_eos": null}', '{"top_k": 1}']}
+    target = Target("b", "http://h", "m", {"ignore_eos": None, "top_k": 1})
+    body = request_body(Prompt("hi", 3), target, RequestStyle())
+    assert "ignore_eos" not in body
+    assert (body["top_k"], body["max_tokens"], body["prompt"]) == (1, 3, "hi")
+    with pytest.raises(ValueError, match="servers are a, b"):
+        per_target(["c=1"], {"a": "", "b": ""})
+
+
+def test_urls_may_be_named_and_may_end_in_v1() -> None:
+    assert name_url("x=http://h:1/v1/") == ("x", "http://h:1")
+    assert name_url("http://h:1") == ("h:1", "http://h:1")
+    with pytest.raises(ValueError, match="want"):
+        name_url("x=h:1")
+
+
+def test_an_error_inside_a_stream_is_kept() -> None:
+    result = outcome(0.1, 0.1, 2)
+    take_event(b'{"error": {"message": "engine died"}}', 1.0, result)
+    assert result.error is not None
+    assert "engine died" in result.error
+
+
+def test_prompts_are_as_long_as_asked_share_their_prefix_and_repeat_with_their_seed() -> None:
+    spec = PromptSpec(input_len=20, output_len=10, range_ratio=0.5, shared_prefix_len=6)
+    prompts = make_prompts(spec, 200, "one", None)
+    lengths = [len(prompt.text.split()) - 6 for prompt in prompts]
+    assert (min(lengths), max(lengths)) == (10, 30)
+    assert {prompt.output_len for prompt in prompts} == set(range(5, 16))
+    assert len({tuple(prompt.text.split()[:6]) for prompt in prompts}) == 1
+    assert make_prompts(spec, 200, "one", None) == prompts
+    assert make_prompts(spec, 200, "two", None) != prompts
+
+
+def test_prompts_of_files_bring_their_own_lengths(tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": "a", "output_len": 3}\n{"prompt": "b"}\n')
+    read = make_prompts(PromptSpec("file", lines, output_len=9), 4, "s", None)
+    assert sorted((prompt.text, prompt.output_len) for prompt in read) == [("a", 3)] * 2 + [("b", 9)] * 2
+    talks = tmp_path / "talks.json"
+    talks.write_text('[{"conversations": [{"value": "q"}, {"value": "long answer"}]}, {"conversations": []}]')
+    read = make_prompts(PromptSpec("sharegpt", talks, output_len=9), 2, "s", None)
+    assert read == [Prompt("q", 9)] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--range-ratio", "1"], "below 1"),
+        (["--dataset", "file"], "--dataset-path"),
+        (["--goodput", "itl:5"], "want NAME:MS"),
+        (["--concurrency", "0"], "at least 1"),
+        (["--percentile-metrics", "speed"], "no latency"),
+        (["--tokenizer", "/nowhere"], "no tokenizer.json"),
+    ],
+)
+def test_a_wrong_option_ends_with_a_reason(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--url", "http://127.0.0.1:1", "--model", "m", *words])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,29 @@
+"""Shared worlds: the environment, tiny models, the real model, and engines that tests share."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+
+REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def real_gguf() -> Path:
+    """The real model's file. `make model` fetches it."""
+    path = Path(os.environ.get("JSERVE_TEST_MODEL", Path(__file__).parent.parent / "models" / REAL_MODEL))
+    if not path.exists():
+        pytest.skip(f"{path} is not there; `make model` fetches it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def executables(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of stored executables for the whole run, so that equal engines compile once."""
+    return os.environ.get("JSERVE_TEST_EXECUTABLES") or str(tmp_path_factory.mktemp("executables"))

@@ -1,0 +1,188 @@
+"""A stand-in for the engine: speaks the protocol, computes nothing, imports no jax.
+
+It repeats the prompt: token i of a request's output is `prompt[(i + shift) % len(prompt)]`, where the shift
+is 0 for greedy requests and `seed % 7` otherwise, so a test chooses the output by choosing the prompt. A
+`logit_bias` of 100 forces its token. Run as `python -m tests.fake_engine [options] --fd N`.
+"""
+
+import argparse
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from jserve.config import EngineConfig
+from jserve.ipc import EngineSocket
+from jserve.protocol import (
+    Abort,
+    EngineFatal,
+    EngineProgress,
+    EngineReady,
+    EngineStats,
+    FinishReason,
+    Request,
+    StepFrame,
+    ToEngine,
+    TokenDelta,
+    TokenLogprobs,
+)
+
+PAGE_SIZE = 16
+NUM_PAGES = 64
+
+
+@dataclass
+class FakeSequence:
+    request: Request
+    num_output: int = 0
+
+    def next_token(self) -> int:
+        sampling = self.request.sampling
+        for token, bias in (sampling.logit_bias or {}).items():
+            if bias >= 100:
+                return token
+        shift = 0 if sampling.is_greedy else (sampling.seed or 0) % 7
+        prompt = self.request.token_ids
+        return prompt[(self.num_output + shift) % len(prompt)]
+
+
+class FakeEngine:
+    """One token per running sequence per step."""
+
+    def __init__(
+        self, options: argparse.Namespace, config: EngineConfig, engine_socket: EngineSocket
+    ) -> None:
+        self.options = options
+        self.config = config
+        self.socket = engine_socket
+        self.sequences: dict[str, FakeSequence] = {}
+        self.num_steps = 0
+        self.num_aborts = 0
+
+    def run(self) -> None:
+        if not self._start():
+            return
+        while not self.socket.is_closed:
+            for message in self.socket.receive(block=not self.sequences):
+                if not self._handle(message):
+                    return
+            if self.sequences:
+                time.sleep(self.options.step_ms / 1e3)
+                self._step()
+
+    def _start(self) -> bool:
+        for done in range(4):
+            self.socket.send(EngineProgress("weights", done, 4, "layer"))
+            time.sleep(self.options.load_s / 4)
+        if self.options.fatal:
+            self.socket.send(EngineFatal(self.options.fatal, retry=False))
+            return False
+        if self.options.exit_at_start is not None:
+            sys.exit(self.options.exit_at_start)
+        self.socket.send(
+            EngineReady(
+                max_model_len=self.config.max_model_len or 256,
+                max_num_seqs=self.config.max_num_seqs or 64,
+                page_size=PAGE_SIZE,
+                num_pages=NUM_PAGES,
+                vocab_size=self.options.vocab_size,
+                eos_token_ids=[self.options.eos],
+                device="fake",
+                startup_seconds={"weights": self.options.load_s},
+                info={"cache_dtype": "none"},
+            )
+        )
+        return True
+
+    def _handle(self, message: ToEngine) -> bool:
+        if isinstance(message, Request):
+            self.sequences[message.request_id] = FakeSequence(message)
+        elif isinstance(message, Abort):
+            for request_id in message.request_ids:
+                self.num_aborts += self.sequences.pop(request_id, None) is not None
+            self._send([])
+        else:
+            return False
+        return True
+
+    def _step(self) -> None:
+        self.num_steps += 1
+        deltas = [self._advance(sequence) for sequence in list(self.sequences.values())]
+        self._send(deltas)
+
+    def _send(self, deltas: list[TokenDelta]) -> None:
+        stats = EngineStats(
+            num_running=len(self.sequences),
+            num_pages_used=len(self.sequences),
+            num_pages=NUM_PAGES,
+            num_steps=self.num_steps,
+            num_preemptions=self.num_aborts,
+            prefix_queries=100,
+            prefix_hits=40,
+            step_tokens=len(deltas),
+            padded_tokens=max(len(deltas), 8),
+            last_step_at=time.time(),
+        )
+        self.socket.send(StepFrame(deltas, stats))
+
+    def _advance(self, sequence: FakeSequence) -> TokenDelta:
+        request = sequence.request
+        token = sequence.next_token()
+        is_first = sequence.num_output == 0
+        sequence.num_output += 1
+        reason, stop_reason = self._finish(sequence, token)
+        if reason is not None:
+            del self.sequences[request.request_id]
+        if self.options.error_token == token:
+            return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
+        return TokenDelta(
+            request.request_id,
+            [token],
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            logprobs=self._logprobs(request, token),
+            num_cached_tokens=min(3, len(request.token_ids)) if is_first else 0,
+            scheduled_at=time.time() if is_first else 0.0,
+        )
+
+    def _finish(self, sequence: FakeSequence, token: int) -> tuple[FinishReason | None, int | None]:
+        sampling = sequence.request.sampling
+        past_min = sequence.num_output > sampling.min_tokens
+        if token == self.options.eos and not sampling.ignore_eos and past_min:
+            return "stop", None
+        if token in sampling.stop_token_ids and past_min:
+            return "stop", token
+        if sampling.max_tokens is not None and sequence.num_output >= sampling.max_tokens:
+            return "length", None
+        return None, None
+
+    def _logprobs(self, request: Request, token: int) -> list[TokenLogprobs] | None:
+        """The sampled token is third best: -3. The best are the next two ids (-1, -2), the rest follow."""
+        count = request.sampling.logprobs
+        if count is None:
+            return None
+        order = [token + 1, token + 2, token, *range(token + 3, token + 21)]
+        ids = [i % self.options.vocab_size for i in order][:count]
+        return [TokenLogprobs(-3.0, 3, ids, [-float(i + 1) for i in range(len(ids))])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--step-ms", type=float, default=0.0)
+    parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--vocab-size", type=int, default=400)
+    parser.add_argument("--eos", type=int, default=2)
+    parser.add_argument("--fatal", default="")
+    parser.add_argument("--exit-at-start", type=int)
+    parser.add_argument("--error-token", type=int)
+    options = parser.parse_args()
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    connection = socket.socket(fileno=options.fd)
+    FakeEngine(options, config, EngineSocket(connection)).run()
+
+
+if __name__ == "__main__":
+    main()

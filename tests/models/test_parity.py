@@ -1,0 +1,68 @@
+"""Every family against transformers: float32, tiny random models, logits and 64 greedy tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.worlds import greedy, make_model, reference, reference_greedy, reference_logits, run, start_engine, tokens_of
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "llama, all heads apart": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
+    "llama, one KV head, tied": ("LlamaForCausalLM", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "llama, odd vocabulary and head size": ("LlamaForCausalLM", {"vocab_size": 131, "head_dim": 24}),
+    "llama, nine heads": (
+        "LlamaForCausalLM",
+        {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+    ),
+    "llama, biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "llama 3 rope": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
+    "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
+    "llama, linear rope": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
+    "mistral, sliding window": ("MistralForCausalLM", {"sliding_window": 7}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen2, tied, some layers windowed": (
+        "Qwen2ForCausalLM",
+        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
+    "qwen3, biases": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}),
+}
+
+PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
+
+LOGIT_TOLERANCE = 2e-4
+"""Log-probabilities of logits of about 10, summed in another order in float32 over two layers."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logprobs_and_greedy_tokens_equal_transformers(case: str, tmp_path: Path, executables: str) -> None:
+    architecture, fields = CASES[case]
+    folder = make_model(tmp_path, architecture, **fields)
+    model = reference(folder)
+    core = start_engine(folder, executables)
+    deltas = run(core, PROMPTS, greedy(64, logprobs=20))
+    for name, prompt in PROMPTS.items():
+        tokens = tokens_of(deltas[name])
+        assert tokens == reference_greedy(model, prompt, 64), name
+        expected = reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1].astype(np.float64)
+        expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
+        for delta, row in zip(deltas[name], expected, strict=True):
+            assert delta.logprobs is not None
+            found = delta.logprobs[0]
+            np.testing.assert_allclose(found.logprob, row[delta.token_ids[0]], atol=LOGIT_TOLERANCE)
+            np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=LOGIT_TOLERANCE)
+            np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)

@@ -1,0 +1,93 @@
+"""Every implementation of every kernel folder gives what its reference gives, on inputs fresh in each run."""
+
+import functools
+import secrets
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, discover
+
+SEED = secrets.randbelow(2**32)
+KERNELS = {kernel.name: kernel for kernel in discover()}
+
+
+def _parameters() -> list:
+    slow_unless = {True: (), False: (pytest.mark.slow,)}
+    return [
+        pytest.param(
+            kernel.name, implementation, i, id=f"{kernel.name}-{implementation}-{case.name}", marks=slow
+        )
+        for kernel in KERNELS.values()
+        for implementation in kernel.implementations
+        for i, case in enumerate(kernel.cases)
+        for slow in [slow_unless[case.quick]]
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def _expected(kernel_name: str, case: KernelCase) -> tuple:
+    inputs = case.make(SEED)
+    reference = functools.partial(KERNELS[kernel_name].reference, **inputs.static)
+    return inputs, jax.tree.map(_float64, jax.jit(reference)(*inputs.args))
+
+
+def _float64(array: jax.Array) -> np.ndarray:
+    return np.asarray(array.astype("float32"), np.float64)
+
+
+def _run(kernel: Kernel, implementation: str, inputs) -> object:
+    function = functools.partial(kernel.implementations[implementation], **inputs.static)
+    return jax.tree.map(_float64, jax.jit(function)(*inputs.args))
+
+
+@pytest.mark.parametrize(("kernel_name", "implementation", "index"), _parameters())
+def test_implementation_matches_the_reference(kernel_name, implementation, index):
+    kernel = KERNELS[kernel_name]
+    case = kernel.cases[index]
+    inputs, expected = _expected(kernel_name, case)
+    got = _run(kernel, implementation, inputs)
+    jax.tree.map(lambda a, b: _assert_close(a, b, case.tolerance), got, expected)
+
+
+def _assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    assert got.shape == expected.shape
+    assert np.isfinite(got).all(), f"not finite with seed {SEED}: something dead was read"
+    error = (np.abs(got - expected) / np.maximum(1, np.abs(expected))).max()
+    assert error <= tolerance, f"error {error:.2g} over {tolerance:.2g} with seed {SEED}"
+
+
+@pytest.mark.parametrize("missing", ["reference.py", "cases.py", "implementations"])
+def test_a_kernel_folder_that_lacks_a_part_is_refused(tmp_path: Path, monkeypatch, missing):
+    folder = tmp_path / f"kernel_without_{missing.removesuffix('.py')}"
+    folder.mkdir()
+    parts = {
+        "__init__.py": "" if missing == "implementations" else "IMPLEMENTATIONS = {'xla': print}",
+        "reference.py": "reference = print",
+        "cases.py": "CASES = ('one',)",
+    }
+    for name, source in parts.items():
+        if name != missing:
+            (folder / name).write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(IncompleteKernelError, match=r"every kernel needs"):
+        discover(tmp_path, package="")
+
+
+def test_a_kernel_without_cases_to_run_is_refused(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "kernel_with_empty_cases"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("IMPLEMENTATIONS = {'xla': print}")
+    (folder / "reference.py").write_text("reference = print")
+    (folder / "cases.py").write_text("CASES = ()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(IncompleteKernelError, match="empty"):
+        discover(tmp_path, package="")
+
+
+def test_every_kernel_has_a_quick_case():
+    assert KERNELS
+    for kernel in KERNELS.values():
+        assert any(case.quick for case in kernel.cases), kernel.name

@@ -1,0 +1,209 @@
+"""A device of two integer "layers" behind the real scheduler, and the loop that drives both.
+
+KV slots hold what the tables made them hold: layer 0 the token, layer 1 a hash of all of layer 0 up to here,
+as read through the page table; the next token is a hash of all of layer 1. So a wrong table, a page that was
+freed, shared or evicted too early, a stale last token or a wrong output index gives other tokens than
+`tokens_alone`, which has neither pages nor slots.
+"""
+
+from collections import deque
+
+from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.schedule.plan import StepPlan, StepTokens
+from jserve.schedule.scheduler import Scheduler
+
+EOS = 0
+MAX_STEPS = 3000
+
+
+def first_layer(position: int, token: int) -> int:
+    return hash((position, token))
+
+
+def second_layer(first: list[int]) -> int:
+    return hash(tuple(first))
+
+
+def next_token(second: list[int], output_index: int) -> int:
+    """End of sequence about once in 12 tokens; otherwise one of 4 to 1003 (prompts use 1 to 3)."""
+    mixed = hash((output_index, *second))
+    return EOS if mixed % 12 == 0 else 4 + mixed % 1000
+
+
+def tokens_alone(request: Request, *, max_total: int) -> list[int]:
+    """What the request generates when it is the only one on a device without pages."""
+    tokens, num_prompt, sampling = list(request.token_ids), len(request.token_ids), request.sampling
+    stops = {*sampling.stop_token_ids, *([] if sampling.ignore_eos else [EOS])}
+    while len(tokens) < max_total:
+        first = [first_layer(position, token) for position, token in enumerate(tokens)]
+        second = [second_layer(first[: position + 1]) for position in range(len(tokens))]
+        output_index = len(tokens) - num_prompt
+        tokens.append(next_token(second, output_index))
+        if tokens[-1] in stops and output_index >= sampling.min_tokens:
+            break
+    return tokens[num_prompt:]
+
+
+class SimulatedDevice:
+    """Sees plans only: its tables are made of `page_updates`, its unknown tokens come from `last_token`."""
+
+    def __init__(self, *, num_pages: int, page_size: int, max_num_seqs: int) -> None:
+        self.page_size = page_size
+        self.layers = [[-1] * (num_pages * page_size) for _ in range(2)]
+        self.tables: list[list[int]] = [[] for _ in range(max_num_seqs)]
+        self.last_token = [-1] * max_num_seqs
+
+    def run(self, plan: StepPlan) -> StepTokens:
+        """One step, at once: steps run in the order of dispatch, so when they are awaited changes nothing."""
+        inputs = []
+        for chunk in plan.chunks:
+            if chunk.is_first:
+                self.tables[chunk.slot] = []
+                self.last_token[chunk.slot] = -1
+            table = self.tables[chunk.slot]
+            if chunk.page_updates:
+                assert chunk.first_page == len(table), "page updates leave a hole in the table"
+                table.extend(chunk.page_updates)
+            known = chunk.sequence.token_ids
+            for position in range(chunk.start, chunk.start + chunk.length):
+                token = known[position] if position < len(known) else self.last_token[chunk.slot]
+                inputs.append((chunk.slot, position, token))
+        for slot, position, token in inputs:
+            self.layers[0][self._place(slot, position)] = first_layer(position, token)
+        for slot, position, _ in inputs:
+            self.layers[1][self._place(slot, position)] = second_layer(self._read(0, slot, position))
+        sampled = []
+        for chunk in plan.chunks:
+            token = -7
+            if chunk.samples:
+                second = self._read(1, chunk.slot, chunk.start + chunk.length - 1)
+                token = self.last_token[chunk.slot] = next_token(second, chunk.output_index)
+            sampled.append(token)
+        return StepTokens(sampled)
+
+    def _place(self, slot: int, position: int) -> int:
+        return self.tables[slot][position // self.page_size] * self.page_size + position % self.page_size
+
+    def _read(self, layer: int, slot: int, last: int) -> list[int]:
+        return [self.layers[layer][self._place(slot, position)] for position in range(last + 1)]
+
+
+def check_plan(plan: StepPlan, *, budget: int, max_num_seqs: int) -> None:
+    """What holds for every plan, whatever the world."""
+    assert plan.num_tokens == sum(chunk.length for chunk in plan.chunks) <= budget
+    assert all(chunk.length > 0 for chunk in plan.chunks)
+    slots = [chunk.slot for chunk in plan.chunks]
+    assert len(set(slots)) == len(slots)
+    assert all(0 <= slot < max_num_seqs for slot in slots)
+    decodes = [chunk.length == 1 and chunk.samples and not chunk.is_first for chunk in plan.chunks]
+    assert decodes == sorted(decodes, reverse=True), "a prompt's chunk stands before a decode"
+    for chunk in plan.chunks:
+        if chunk.samples:
+            assert chunk.output_index == chunk.start + chunk.length - chunk.sequence.num_prompt >= 0
+
+
+class World:
+    """Scheduler, device and loop. `depth` plans fly when the next one is made: 1 is the engine's."""
+
+    def __init__(
+        self,
+        *,
+        num_pages: int = 64,
+        page_size: int = 2,
+        max_num_seqs: int = 4,
+        budget: int = 16,
+        max_model_len: int = 64,
+        caching: bool = True,
+        depth: int = 1,
+    ) -> None:
+        self.budget, self.max_num_seqs, self.depth = budget, max_num_seqs, depth
+        self.scheduler = Scheduler(
+            num_pages=num_pages,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=max_model_len,
+            eos_token_ids=frozenset({EOS}),
+            enable_prefix_caching=caching,
+        )
+        self.device = SimulatedDevice(num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs)
+        self.longest = min(max_model_len, num_pages * page_size + 1)
+        self.in_flight: deque[tuple[StepPlan, StepTokens]] = deque()
+        self.requests: dict[str, Request] = {}
+        self.aborted: set[str] = set()
+        self.deltas: dict[str, list[TokenDelta]] = {}
+
+    def add(
+        self, request_id: str, token_ids: list[int], *, priority: int = 0, salt: str = "", **sampling: object
+    ) -> TokenDelta | None:
+        params = SamplingParams(**sampling)  # type: ignore[arg-type]
+        request = Request(request_id, token_ids, params, cache_salt=salt, priority=priority)
+        refused = self.scheduler.add(request)
+        if refused is None:
+            self.requests[request_id] = request
+            self.deltas[request_id] = []
+        return refused
+
+    def abort(self, request_id: str) -> None:
+        self.scheduler.abort([request_id])
+        if not self.is_finished(request_id):
+            self.aborted.add(request_id)
+
+    def is_finished(self, request_id: str) -> bool:
+        return any(delta.finish_reason for delta in self.deltas[request_id])
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [token for delta in self.deltas[request_id] for token in delta.token_ids]
+
+    def launch(self) -> StepPlan | None:
+        """Plan and dispatch one step."""
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            check_plan(plan, budget=self.budget, max_num_seqs=self.max_num_seqs)
+            self.in_flight.append((plan, self.device.run(plan)))
+        return plan
+
+    def collect(self) -> list[TokenDelta]:
+        """Take the oldest step in flight home."""
+        plan, tokens = self.in_flight.popleft()
+        deltas = self.scheduler.update(plan, tokens)
+        for delta in deltas:
+            earlier = self.deltas[delta.request_id]
+            assert delta.request_id not in self.aborted, "a delta follows an abort"
+            assert not any(before.finish_reason for before in earlier), "a delta follows the last one"
+            assert (delta.scheduled_at > 0) == (not earlier), "scheduled_at comes with the first delta only"
+            earlier.append(delta)
+        return deltas
+
+    def step(self) -> StepPlan | None:
+        """One turn of the engine's loop."""
+        plan = self.launch()
+        assert plan or self.in_flight or self.scheduler.is_idle, "unfinished work, but nothing is planned"
+        if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
+            self.collect()
+        return plan
+
+    def run(self) -> None:
+        """Until nothing waits, runs or flies."""
+        for _ in range(MAX_STEPS):
+            if self.scheduler.is_idle and not self.in_flight:
+                return
+            self.step()
+        raise AssertionError(f"still busy after {MAX_STEPS} steps")
+
+    def check_outcome(self) -> None:
+        """Everything is given back, and every request got the tokens that it gets alone."""
+        self.scheduler.check()
+        stats = self.scheduler.stats()
+        assert (stats.num_pages_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
+        for request_id, request in self.requests.items():
+            max_tokens = request.sampling.max_tokens
+            longest = self.longest
+            if max_tokens is not None:
+                longest = min(longest, len(request.token_ids) + max_tokens)
+            alone = tokens_alone(request, max_total=longest)
+            if request_id in self.aborted:
+                alone = alone[: len(self.tokens(request_id))]
+            else:
+                assert self.is_finished(request_id), f"{request_id} never finished"
+            assert self.tokens(request_id) == alone, f"{request_id} got other tokens than alone"

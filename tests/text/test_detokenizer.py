@@ -1,0 +1,137 @@
+"""Incremental decoding: any cutting gives what `decode` gives for all the tokens at once."""
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_maker import SAMPLES, save_byte_level_gguf, save_sentencepiece_gguf, train_byte_level
+from tokenizer_maker import train_sentencepiece as train
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+
+from jserve.text.decoder_kind import Scheme
+from jserve.text.detokenizer import IncrementalDetokenizer
+from jserve.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("byte_level") / "m.gguf"
+    tokenizer = load_tokenizer(save_byte_level_gguf(path, train_byte_level("llama-bpe"), "llama-bpe"))
+    assert tokenizer.decoder_kind.scheme is Scheme.BYTE_LEVEL
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    tokenizer = load_tokenizer(save_sentencepiece_gguf(folder / "m.gguf", train(folder)))
+    assert tokenizer.decoder_kind.scheme is Scheme.SENTENCEPIECE
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def gemma_like(sentencepiece: Tokenizer) -> Tokenizer:
+    """Sentencepiece that keeps the first space."""
+    backend = Backend.from_str(sentencepiece.backend.to_str())
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return Tokenizer(backend, source=Path("gemma"))
+
+
+TOKENIZERS = ["byte_level", "sentencepiece", "gemma_like"]
+
+
+def _pieces(tokenizer: Tokenizer, chunks: list[list[int]], skip: bool) -> list[str]:
+    detokenizer = IncrementalDetokenizer(tokenizer, skip)
+    return [*(detokenizer.push(chunk) for chunk in chunks), detokenizer.finish()]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=250, deadline=None)
+@given(data=st.data(), skip=st.booleans())
+def test_random_tokens_in_random_pieces_give_what_decode_gives(
+    request: pytest.FixtureRequest, name: str, data: st.DataObject, skip: bool
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    # Ids past the vocabulary stand for padding rows of the embedding. Low ids are special tokens and bytes,
+    # so half of the draws come from there: bytes are where characters break.
+    ids = st.integers(0, tokenizer.vocab_size + 5) | st.integers(0, 262)
+    chunks = data.draw(st.lists(st.lists(ids, max_size=6), max_size=12))
+    flat = [token for chunk in chunks for token in chunk]
+    assert "".join(_pieces(tokenizer, chunks, skip)) == tokenizer.decode(flat, skip)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(max_size=30) | st.sampled_from(SAMPLES) | st.text("👍👨‍👩‍👧é你 ", max_size=20),
+    data=st.data(),
+)
+def test_no_piece_of_a_real_text_ends_inside_a_character(
+    request: pytest.FixtureRequest, name: str, text: str, data: st.DataObject
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = tokenizer.encode(text, False)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=8)))
+    chunks = [ids[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    pieces = _pieces(tokenizer, chunks, skip=False)
+    whole = tokenizer.decode(ids, False)
+    assert "".join(pieces) == whole
+    if "\ufffd" not in whole:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def _byte_token(tokenizer: Tokenizer, byte: int) -> int:
+    """The token that is this byte alone."""
+    numbers = range(tokenizer.vocab_size)
+    return next(number for number in numbers if tokenizer.token_bytes(number) == bytes([byte]))
+
+
+def test_an_emoji_of_four_byte_tokens_comes_out_whole_and_at_once(byte_level: Tokenizer) -> None:
+    ids = [_byte_token(byte_level, byte) for byte in "👍".encode()]
+    assert _pieces(byte_level, [[token] for token in ids], skip=False) == ["", "", "", "👍", ""]
+
+
+def test_half_a_character_at_the_end_is_shown_by_finish_alone(byte_level: Tokenizer) -> None:
+    ids = [_byte_token(byte_level, byte) for byte in "a👍".encode()[:-1]]
+    assert _pieces(byte_level, [ids], skip=False) == ["a", "\ufffd"]
+
+
+def test_text_that_goes_on_from_a_prompt_keeps_its_first_space(sentencepiece: Tokenizer) -> None:
+    ids = sentencepiece.encode("fox over", False)
+    assert sentencepiece.decode(ids, False) == "fox over"
+    detokenizer = IncrementalDetokenizer(sentencepiece, True, continues=True)
+    assert detokenizer.push(ids) + detokenizer.finish() == " fox over"
+
+
+def test_special_tokens_are_left_out_only_if_asked(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("hi<|im_end|>\n", False)
+    assert "".join(_pieces(byte_level, [ids], skip=True)) == "hi\n"
+    assert "".join(_pieces(byte_level, [ids], skip=False)) == "hi<|im_end|>\n"
+
+
+def test_any_other_decoder_is_run_over_a_window() -> None:
+    vocab = {"un": 0, "##believ": 1, "##able": 2, "story": 3, "[UNK]": 4}
+    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    tokenizer = Tokenizer(backend, source=Path("wordpiece"))
+    assert tokenizer.decoder_kind.scheme is Scheme.OTHER
+    assert _pieces(tokenizer, [[0], [1], [2], [], [3, 0], [2]], False) == [
+        *("un", "believ", "able", ""),
+        *(" story un", "able", ""),
+    ]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_token_costs_the_same_however_long_the_text(request: pytest.FixtureRequest, name: str) -> None:
+    """Decoding from the start for each token would take minutes; 5 s leaves room for a busy machine."""
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = tokenizer.encode(" ".join(SAMPLES) * 150, False)[:60_000]
+    started = time.perf_counter()
+    pieces = _pieces(tokenizer, [[token] for token in ids], False)
+    assert time.perf_counter() - started < 5
+    assert "".join(pieces) == tokenizer.decode(ids, False)

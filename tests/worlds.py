@@ -1,0 +1,109 @@
+"""Tiny random models made by transformers, and engines over them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from jserve.config import EngineConfig
+from jserve.engine import EngineCore
+from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.runtime.start import start_runner
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def make_model(folder: Path, architecture: str, *, seed: int = 0, **fields: Any) -> Path:
+    """Save a random float32 model of a family; `fields` are those of its configuration."""
+    torch.manual_seed(seed)
+    family = architecture.removesuffix("ForCausalLM")
+    config_type = getattr(transformers, f"{family}Config")
+    config = config_type(**{**SMALL, "initializer_range": 0.2, **fields})
+    model = getattr(transformers, architecture)(config).to(torch.float32)
+    for name, value in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(value, mean=float("norm" in name), std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def reference(folder: Path) -> Any:
+    """The model in transformers: float32, eager attention."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def reference_logits(model: Any, tokens: list[int]) -> np.ndarray:
+    """f32[len(tokens), V]"""
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def reference_greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    """`count` greedy tokens, no stopping."""
+    tokens = list(prompt)
+    cache = None
+    step = torch.tensor([tokens])
+    with torch.no_grad():
+        for _ in range(count):
+            out = model(step, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            tokens.append(int(out.logits[0, -1].argmax()))
+            step = torch.tensor([tokens[-1:]])
+    return tokens[len(prompt) :]
+
+
+def start_engine(model: Path | str, executables: str, **options: Any) -> EngineCore:
+    """An engine of small shapes."""
+    sizes = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
+    sizes |= {"kv_cache_memory_bytes": 4 << 20, **options}
+    config = EngineConfig(model=str(model), compile_cache_dir=executables, **sizes)  # type: ignore[arg-type]
+    started = start_runner(config, lambda *_: None)
+    return EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
+
+
+def run(
+    core: EngineCore,
+    prompts: dict[str, list[int]],
+    params: SamplingParams,
+    between: Callable[[int], None] | None = None,
+) -> dict[str, list[TokenDelta]]:
+    """Generate for all prompts at once. `between(step)` is called before every step."""
+    deltas: dict[str, list[TokenDelta]] = {name: [] for name in prompts}
+    for name, tokens in prompts.items():
+        refused = core.add(Request(name, tokens, params))
+        if refused is not None:
+            deltas[name].append(refused)
+    step = 0
+    while not core.is_idle:
+        if between is not None:
+            between(step)
+        for delta in core.step():
+            deltas.setdefault(delta.request_id, []).append(delta)
+        step += 1
+    return deltas
+
+
+def tokens_of(deltas: list[TokenDelta]) -> list[int]:
+    """All tokens of one request."""
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def greedy(count: int, **fields: Any) -> SamplingParams:
+    """`count` greedy tokens whatever they are."""
+    return SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, **fields)
