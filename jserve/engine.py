@@ -35,7 +35,9 @@ from jserve.protocol import (
     StepFrame,
     TokenDelta,
 )
+from jserve.progress import StartupBars
 from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import EngineShape
 from jserve.runtime.start import Started, compile_behind, describe, start_runner
@@ -141,8 +143,6 @@ class ProgressReport:
     """Sends the start's progress to the API process and shows it on standard error."""
 
     def __init__(self, connection: EngineSocket) -> None:
-        from jserve.progress import StartupBars
-
         self._connection = connection
         self._lock = threading.Lock()
         self._bars = StartupBars()
@@ -164,6 +164,7 @@ class ProgressReport:
 def serve(config: EngineConfig, connection: EngineSocket) -> None:
     """Start an engine and serve until the peer stops it. Raises StartupError where it cannot start."""
     clock = time.perf_counter()
+    choose_platform(config.gpu_memory_utilization)
     report = ProgressReport(connection)
     started = start_runner(config, report)
     core = EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
@@ -201,7 +202,13 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the API process")
     fd = parser.parse_args().fd
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logging.getLogger("jax").setLevel(logging.WARNING)
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     connection = EngineSocket(socket.socket(fileno=fd))
     try:

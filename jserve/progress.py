@@ -1,32 +1,30 @@
-"""Progress bars on standard error."""
+"""Progress on standard error: bars on a terminal, a line now and then in a log."""
+
+import sys
+import time
 
 from tqdm import tqdm
 
 TITLES = {"weights": "Loading weights", "compile": "Compiling", "background-compile": "Compiling behind"}
+LINE_INTERVAL_S = 5.0
 
 
 class StartupBars:
-    """One bar per phase of a start. Where nobody watches (no terminal), a line every few seconds."""
+    """One bar per phase of a start."""
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[None]] = {}
+        self._is_terminal = sys.stderr.isatty()
+        self._last_line = time.monotonic()
 
     def show(self, phase: str, done: int, total: int, detail: str) -> None:
         """Set a phase's bar."""
-        bar = self._bars.get(phase)
-        if bar is None:
-            position = len(self._bars)
-            bar = tqdm(
-                total=total,
-                desc=TITLES.get(phase, phase),
-                position=position,
-                mininterval=0.2,
-                bar_format="{desc:<18} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {elapsed} {postfix}",
-            )
-            self._bars[phase] = bar
-        if detail:
-            bar.set_postfix_str(detail, refresh=False)
-        bar.update(done - bar.n)
+        if self._is_terminal:
+            self._show_bar(phase, done, total, detail)
+        elif done == total or time.monotonic() - self._last_line > LINE_INTERVAL_S:
+            self._last_line = time.monotonic()
+            suffix = f" ({detail})" if detail and done < total else ""
+            print(f"{TITLES.get(phase, phase)}: {done} of {total}{suffix}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the bars as they are."""
@@ -34,3 +32,15 @@ class StartupBars:
             bar.set_postfix_str("", refresh=False)
             bar.close()
         self._bars.clear()
+
+    def _show_bar(self, phase: str, done: int, total: int, detail: str) -> None:
+        bar = self._bars.get(phase)
+        if bar is None:
+            bar = self._bars[phase] = tqdm(
+                total=total,
+                desc=TITLES.get(phase, phase),
+                position=len(self._bars),
+                bar_format="{desc:<18} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {elapsed} {postfix}",
+            )
+        bar.set_postfix_str(detail, refresh=False)
+        bar.update(done - bar.n)

@@ -133,7 +133,7 @@ def _die_with_parent() -> None:
     Runs between fork and exec, where only a system call is safe; so the library is loaded beforehand.
     """
     if _libc is not None:
-        _libc.getpid(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _watch_exit(pid: int, on_exit: Callable[[], None]) -> int | None:

@@ -200,6 +200,7 @@ def _rare_decoder(kind: BlockType) -> Callable[[Bytes, Floats], None]:
     number = GGMLQuantizationType[kind.name]
 
     def decode(blocks: Bytes, out: Floats) -> None:
-        out[...] = dequantize(np.ascontiguousarray(blocks), number)
+        # As one long row: the package splits rows into groups of 16, which one-block rows make tiny.
+        out[...] = dequantize(np.ascontiguousarray(blocks).reshape(1, -1), number).reshape(out.shape)
 
     return decode

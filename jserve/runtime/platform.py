@@ -22,14 +22,13 @@ def has_nvidia_gpu() -> bool:
 
 
 def choose_platform(gpu_memory_utilization: float) -> None:
-    """Set what jax reads from the environment when it starts: the CPU where there is no GPU, and the share of
-    the GPU's memory. What the user has set stays.
+    """Tell jax where to run, before it has looked for devices: on the CPU where there is no GPU, and on a GPU
+    with this share of its memory. What the user has set in the environment stays.
     """
-    if not has_nvidia_gpu():
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if not has_nvidia_gpu() and "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # a plugin without a driver is no error
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(gpu_memory_utilization))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def make_mesh(tensor_parallel_size: int) -> Mesh:

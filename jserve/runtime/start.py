@@ -10,18 +10,17 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import msgspec
 from jax.sharding import Mesh
 
 from jserve.checkpoint import Checkpoint, open_checkpoint
 from jserve.config import EngineConfig, ModelConfig
-from jserve.errors import CheckpointError, ConfigError
+from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
@@ -149,17 +148,12 @@ def _workers() -> int:
 def _add_required(runner: Runner, progress: Progress) -> None:
     """Compile what must be there, in parallel: XLA releases the GIL. The first failure ends the start."""
     programs = runner.programs_required()
-    done = 0
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         names = {pool.submit(runner.add, program): program.name for program in programs}
-        waiting = set(names)
         progress("compile", 0, len(names), "")
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_EXCEPTION, timeout=0.2)
-            for future in finished:
-                future.result()
-                done += 1
-                progress("compile", done, len(names), names[future])
+        for done, future in enumerate(as_completed(names), 1):
+            future.result()
+            progress("compile", done, len(names), names[future])
 
 
 def _load(
@@ -193,27 +187,17 @@ def _eos(checkpoint: Checkpoint, config: ModelConfig) -> frozenset[int]:
 
 def describe(started: Started) -> dict[str, str]:
     """Facts about the engine for `vllm:cache_config_info` and the log."""
+    shape, plan = started.shape, started.plan
     facts = {
-        **msgspec.to_builtins(memory_facts(started)),
-        "architecture": started.config.architecture,
-        "dtype": str(started.build.dtype),
-        "device": started.device,
-    }
-    return {name: str(value) for name, value in facts.items()}
-
-
-def memory_facts(started: Started) -> dict[str, int]:
-    """The numbers that were decided at start."""
-    shape = started.shape
-    return {
         "block_size": shape.page_size,
         "num_gpu_blocks": shape.num_pages,
         "max_model_len": shape.max_model_len,
         "max_num_seqs": shape.max_num_seqs,
         "max_num_batched_tokens": shape.max_num_batched_tokens,
-        "kv_cache_bytes": started.plan.kv_pages,
-        "weights_bytes": started.plan.weights,
+        "kv_cache_bytes": plan.kv_pages,
+        "weights_bytes": plan.weights,
+        "architecture": started.config.architecture,
+        "dtype": started.build.dtype,
+        "device": started.device,
     }
-
-
-__all__ = ["CheckpointError", "Started", "compile_behind", "describe", "start_runner"]
+    return {name: str(value) for name, value in facts.items()}

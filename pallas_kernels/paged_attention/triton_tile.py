@@ -110,9 +110,9 @@ def check_support(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, *, max_g
 
 def output(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> Any:
     """An output of a kernel that, under shard_map, varies over the mesh axes that `like` varies over."""
-    varying = getattr(jax.typeof(like), "vma", None)
-    struct: Any = jax.ShapeDtypeStruct  # its `vma` is newer than its type annotations
-    return struct(shape, dtype, vma=varying) if varying else struct(shape, dtype)
+    varying = getattr(jax.typeof(like), "manual_axis_type", None)
+    struct: Any = jax.ShapeDtypeStruct  # takes more than its type annotations say
+    return struct(shape, dtype) if varying is None else struct(shape, dtype, manual_axis_type=varying)
 
 
 def attend(

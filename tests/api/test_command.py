@@ -150,8 +150,8 @@ def test_engine_does_not_outlive_a_server_that_was_killed(
     [engine] = _children(command.process.pid)
     assert os.getsid(engine) == engine, "a session of its own keeps Ctrl-C away from it"
     command.process.kill()
-    command.finish()
-    _wait(lambda: not _is_alive(engine))
+    command.process.wait()
+    _wait(lambda: not _is_alive(engine), timeout_s=2)
 
 
 def test_health_answers_within_a_second_and_jax_is_never_loaded(

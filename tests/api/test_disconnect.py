@@ -68,7 +68,7 @@ def test_the_log_says_that_the_client_left(slow: LiveServer, caplog: pytest.LogC
         _wait_for_abort(slow, before)
     lines = [record.getMessage() for record in caplog.records if "left" in record.getMessage()]
     assert len(lines) == 1
-    assert " aborted: client disconnected; prompt=6 " in lines[0]
+    assert " aborted: client disconnected; prompt=4 " in lines[0]
 
 
 def test_leaving_while_the_request_is_still_being_sent_starts_nothing(slow: LiveServer) -> None:

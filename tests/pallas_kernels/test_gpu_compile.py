@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.gpu_target import abstract_gpus, gpu_topology, why_unavailable
 from pallas_kernels.paged_attention import paged_attention, triton_prefill
@@ -83,6 +85,30 @@ def test_compiles_for_the_other_gpus(shape: str, kind: str):
 def test_number_of_kernel_launches(shape: str, launches: int):
     program = _entry(_lower(BY_NAME[shape], "h200").compile())
     assert len(re.findall(r"custom-call\(", program)) == launches, program
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("decode", [False, True])
+def test_heads_split_over_eight_gpus_need_no_collective(decode: bool, check_vma: bool):
+    mesh = Mesh(np.array(gpu_topology("h200", 8)), ("tp",))
+    heads, whole = PartitionSpec(None, "tp"), PartitionSpec()
+    S, pages = 64, (2048, 8, 64, 128)
+    shapes = [(S if decode else 512, 32, 128), pages, pages, (S, 32), (S + 1,), (S,)]
+    args = [
+        jax.ShapeDtypeStruct(
+            shape,
+            jnp.bfloat16 if i < 3 else jnp.int32,
+            sharding=NamedSharding(mesh, heads if i < 3 else whole),
+        )
+        for i, shape in enumerate(shapes)
+    ]
+    run = functools.partial(paged_attention, scale=0.1, decode=decode)
+    with abstract_gpus("h200", 8):
+        local = jax.shard_map(run, in_specs=(heads,) * 3 + (whole,) * 3, out_specs=heads, check_vma=check_vma)
+        compiled = jax.jit(local).trace(*args).lower(lowering_platforms=("cuda",)).compile()
+    program = compiled.as_text()
+    assert "custom-call(" in program
+    assert not re.search(r"\ball-(reduce|gather|to-all)", program), program
 
 
 def test_pool_of_more_than_4_gib_compiles():

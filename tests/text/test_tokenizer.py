@@ -270,7 +270,7 @@ def test_loading_a_gguf_or_a_byte_level_directory_imports_neither_transformers_n
         ),
         (
             {"ggml__model": "gpt2", "ggml__tokens": ["a"], "ggml__merges": ["a a"], "ggml__pre": "gpt-2"},
-            "do not fit",
+            "which are not tokens",
         ),
         (
             {"ggml__model": "gpt2", "ggml__tokens": ["a"], "ggml__token_type": [1, 2]},
@@ -290,10 +290,10 @@ def test_a_gguf_without_a_usable_tokenizer_is_refused(
     tmp_path: Path, metadata: dict[str, Any], message: str
 ) -> None:
     import gguf
-    from tokenizer_maker import _finish
+    from tokenizer_maker import finish
 
     writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
-    _finish(writer, metadata)
+    finish(writer, metadata)
     with pytest.raises(CheckpointError, match=message):
         load_tokenizer(tmp_path / "m.gguf")
 

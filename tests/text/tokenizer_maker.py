@@ -77,7 +77,7 @@ def save_byte_level_gguf(path: Path, backend: Tokenizer, pre: str | None, **meta
     writer.add_token_types([kinds.get(token, 1) for token in tokens])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    _finish(writer, metadata)
+    finish(writer, metadata)
     return path
 
 
@@ -121,11 +121,11 @@ def save_sentencepiece_gguf(path: Path, model: Path, **metadata: Any) -> Path:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    _finish(writer, metadata)
+    finish(writer, metadata)
     return path
 
 
-def _finish(writer: gguf.GGUFWriter, metadata: dict[str, Any]) -> None:
+def finish(writer: gguf.GGUFWriter, metadata: dict[str, Any]) -> None:
     for key, value in metadata.items():
         kind = gguf.GGUFValueType.BOOL if isinstance(value, bool) else gguf.GGUFValueType.get_type(value)
         writer.add_key_value("tokenizer." + key.replace("__", "."), value, kind)
