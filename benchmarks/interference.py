@@ -46,8 +46,7 @@ class CpuWatch:
 
     def __init__(self, urls: Mapping[str, str], pids: Mapping[str, Collection[int]]) -> None:
         self._roots = {
-            name: {*(listening_pids(url) if psutil else ()), *pids.get(name, ())}
-            for name, url in urls.items()
+            name: {*(listening_pids(url) if psutil else ()), *pids.get(name, ())} for name, url in urls.items()
         }
 
     def can_watch(self, name: str) -> bool:

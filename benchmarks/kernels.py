@@ -35,9 +35,7 @@ from rich.table import Table
 from benchmarks.report import machine
 from pallas_kernels import Kernel, KernelCase, KernelInputs, discover
 
-MAX_CALLS = (
-    10  # in one program; the time of a program with one call, which has the launch in it, is taken off
-)
+MAX_CALLS = 10  # in one program; the time of a program with one call, which has the launch in it, is taken off
 MAX_COPY_BYTES = 8 * 2**30  # for the copies of the inputs, one to each call
 CPU_MAX_MIB = 64
 
@@ -217,9 +215,7 @@ def _names() -> str:
 
 
 def _time_or_reason(result: Result) -> str:
-    return (
-        f"{result.microseconds:,.1f} us" if result.microseconds is not None else f"skipped, {result.skipped}"
-    )
+    return f"{result.microseconds:,.1f} us" if result.microseconds is not None else f"skipped, {result.skipped}"
 
 
 def _print_table(results: Sequence[Result]) -> None:
@@ -243,13 +239,9 @@ def _arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     max_mib = CPU_MAX_MIB if jax.default_backend() != "gpu" else 2**20
-    parser.add_argument(
-        "--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT"
-    )
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT")
     parser.add_argument("--limit", type=int, metavar="N", help="at most the first N matching cases")
-    parser.add_argument(
-        "--check", action="store_true", help="also compare with the reference; status 1 if wrong"
-    )
+    parser.add_argument("--check", action="store_true", help="also compare with the reference; status 1 if wrong")
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="time to spend on each measurement (default %(default)s)"
     )

@@ -156,9 +156,7 @@ class LoadGenerator:
         await asyncio.gather(*(worker() for _ in range(min(concurrency, len(prompts)))))
         return outcomes
 
-    async def open_loop(
-        self, target: Target, prompts: Sequence[Prompt], offsets: Sequence[float]
-    ) -> list[Outcome]:
+    async def open_loop(self, target: Target, prompts: Sequence[Prompt], offsets: Sequence[float]) -> list[Outcome]:
         """Send each prompt at its time, whether or not earlier ones are answered."""
         start = time.perf_counter()
 

@@ -132,9 +132,7 @@ def add_load(group: Group) -> None:
         default=1,
         help="runs of each server per load (default 1; compare with 3 or more)",
     )
-    add(
-        "--warmup", type=int, help="requests before each load, not measured (default: concurrency, at most 8)"
-    )
+    add("--warmup", type=int, help="requests before each load, not measured (default: concurrency, at most 8)")
 
 
 def add_figures(group: Group) -> None:
@@ -170,9 +168,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise ValueError(f"--rounds is {args.rounds} but must be at least 1")
     urls = dict(name_url(text) for text in args.url)
     if len(urls) < len(args.url):
-        raise ValueError(
-            "two --url have the same name; name them apart: --url a=http://... --url b=http://..."
-        )
+        raise ValueError("two --url have the same name; name them apart: --url a=http://... --url b=http://...")
     return Plan(
         targets=targets_of(args, urls),
         loads=loads_of(args),

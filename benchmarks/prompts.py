@@ -39,9 +39,7 @@ class PromptSpec:
         if not 0 <= self.range_ratio < 1:
             raise ValueError(f"--range-ratio is {self.range_ratio} but must be at least 0 and below 1")
         if self.input_len < 1 or self.output_len < 1 or self.shared_prefix_len < 0:
-            raise ValueError(
-                "--input-len and --output-len must be at least 1, --shared-prefix-len at least 0"
-            )
+            raise ValueError("--input-len and --output-len must be at least 1, --shared-prefix-len at least 0")
         if self.dataset != "random" and self.path is None:
             raise ValueError(f"--dataset {self.dataset} needs --dataset-path FILE")
 
@@ -68,9 +66,7 @@ def make_prompts(spec: PromptSpec, count: int, seed: str, tokenizer: Tokenizer |
     return [read[i % len(read)] for i in range(count)]
 
 
-def random_prompts(
-    spec: PromptSpec, count: int, rng: random.Random, tokenizer: Tokenizer | None
-) -> list[Prompt]:
+def random_prompts(spec: PromptSpec, count: int, rng: random.Random, tokenizer: Tokenizer | None) -> list[Prompt]:
     """Prompts of random words, all beginning with the same `shared_prefix_len` tokens."""
     words = WORDS_FILE.read_text().split()
     prefix = random_text(spec.shared_prefix_len, words, rng, tokenizer)

@@ -98,8 +98,7 @@ def print_runs(console: Console, runs: Sequence[Run], latencies: Sequence[str]) 
     for heading in ("load", "round", "target", "ok", "failed", "in", "out", "out tok/s", "total tok/s"):
         table.add_column(heading, justify="left" if heading in ("load", "target") else "right")
     shown = {
-        name: tuple(dict.fromkeys(key for run in runs for key in run.metrics.latency_ms[name]))
-        for name in latencies
+        name: tuple(dict.fromkeys(key for run in runs for key in run.metrics.latency_ms[name])) for name in latencies
     }
     for name, keys in shown.items():
         if keys:
@@ -139,9 +138,7 @@ def print_ratios(console: Console, found: Sequence[Ratio]) -> None:
         clean = f"{ratio.clean_rounds}" if ratio.clean_rounds else "none"
         table.add_row(ratio.load, f"{ratio.of} / {ratio.to}", rate, each, ttft, tpot, clean)
     console.print(table)
-    console.print(
-        "out tok/s above 1, ttft and tpot below 1: the first of the pair is better", highlight=False
-    )
+    console.print("out tok/s above 1, ttft and tpot below 1: the first of the pair is better", highlight=False)
 
 
 def number(value: float | None) -> str:

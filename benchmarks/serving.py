@@ -84,9 +84,7 @@ def warm_up(plan: Plan, load: Load, tokenizer: Tokenizer | None) -> None:
     spec = dataclasses.replace(plan.spec, output_len=min(plan.spec.output_len, WARMUP_OUTPUT_LEN))
     prompts = make_prompts(spec, count, f"{plan.seed} {load.label} warm-up", tokenizer)
     for target in plan.targets:
-        outcomes = asyncio.run(
-            send_all(plan, Load(max(1, count), None, count), target, prompts, "", tokenizer)
-        )
+        outcomes = asyncio.run(send_all(plan, Load(max(1, count), None, count), target, prompts, "", tokenizer))
         for error in {outcome.error for outcome in outcomes if outcome.error}:
             print(f"{load.label} warm-up {target.name}: {error}", file=sys.stderr)
 

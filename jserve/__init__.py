@@ -6,12 +6,13 @@ imports nothing heavy: the API process must never load jax.
 
 from typing import TYPE_CHECKING, Any
 
+from jserve.version import __version__
+
 if TYPE_CHECKING:
     from jserve.llm import LLM
     from jserve.protocol import SamplingParams
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

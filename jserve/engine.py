@@ -23,6 +23,7 @@ import msgspec
 from jserve.config import EngineConfig
 from jserve.errors import StartupError
 from jserve.ipc import EngineSocket
+from jserve.progress import StartupBars
 from jserve.protocol import (
     Abort,
     EngineFatal,
@@ -35,7 +36,6 @@ from jserve.protocol import (
     StepFrame,
     TokenDelta,
 )
-from jserve.progress import StartupBars
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner

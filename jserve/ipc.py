@@ -82,7 +82,8 @@ class EngineSocket:
 async def read_frame(reader: asyncio.StreamReader) -> FromEngine:
     """The next message from the engine. Raises `asyncio.IncompleteReadError` where the engine is gone."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return _from_engine.decode(await reader.readexactly(length))
+    message: FromEngine = _from_engine.decode(await reader.readexactly(length))
+    return message
 
 
 def write_frame(writer: asyncio.StreamWriter, message: ToEngine) -> None:

@@ -1,7 +1,7 @@
 """The offline API: the same engine, in this process, without a server.
 
-    from jserve import LLM, SamplingParams
-    outputs = LLM("path/to/model").generate(["The capital of France is"], SamplingParams(max_tokens=20))
+from jserve import LLM, SamplingParams
+outputs = LLM("path/to/model").generate(["The capital of France is"], SamplingParams(max_tokens=20))
 """
 
 import itertools
@@ -22,8 +22,8 @@ from jserve.runtime.platform import choose_platform
 from jserve.runtime.start import start_runner
 from jserve.text.chat_template import ChatTemplate
 from jserve.text.detokenizer import IncrementalDetokenizer
+from jserve.text.load import load_tokenizer
 from jserve.text.stop import StopMatcher
-from jserve.text.tokenizer import load_tokenizer
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]

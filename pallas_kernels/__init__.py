@@ -78,9 +78,7 @@ def _load(module_name: str, name: str) -> Kernel:
                 "reference.py with `reference`, cases.py with `CASES`, and `IMPLEMENTATIONS` in __init__.py"
             ) from error
         if not value:
-            raise IncompleteKernelError(
-                f"kernel folder {name!r}: {module}.{attribute} is empty; add at least one"
-            )
+            raise IncompleteKernelError(f"kernel folder {name!r}: {module}.{attribute} is empty; add at least one")
         return value
 
     return Kernel(

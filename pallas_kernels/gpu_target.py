@@ -64,9 +64,7 @@ _MIB, _GIB = 2**20, 2**30
 
 # H100 as XLA dumps it; the others from the vendor's data sheets.
 GPUS = {
-    "a100": Gpu(
-        "NVIDIA A100-SXM4-80GB", 8, 108, 64, 166_912, 167_936, 40 * _MIB, 1.41, 80 * _GIB, 2_039_000_000_000
-    ),
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 64, 166_912, 167_936, 40 * _MIB, 1.41, 80 * _GIB, 2_039_000_000_000),
     "h100": Gpu(
         "NVIDIA H100 80GB HBM3",
         9,
@@ -79,12 +77,8 @@ GPUS = {
         84_929_347_584,
         3_352_320_000_000,
     ),
-    "h200": Gpu(
-        "NVIDIA H200", 9, 132, 128, 232_448, 233_472, 50 * _MIB, 1.98, 150_754_820_096, 4_800_000_000_000
-    ),
-    "b200": Gpu(
-        "NVIDIA B200", 10, 148, 128, 232_448, 233_472, 126 * _MIB, 1.965, 180 * _GIB, 8_000_000_000_000
-    ),
+    "h200": Gpu("NVIDIA H200", 9, 132, 128, 232_448, 233_472, 50 * _MIB, 1.98, 150_754_820_096, 4_800_000_000_000),
+    "b200": Gpu("NVIDIA B200", 10, 148, 128, 232_448, 233_472, 126 * _MIB, 1.965, 180 * _GIB, 8_000_000_000_000),
 }
 
 
@@ -104,9 +98,7 @@ def why_unavailable() -> str | None:
     """None where GPU programs can be compiled, else the reason, fit for a test's skip message."""
     try:
         _devices(GPUS["h100"], 1)
-    except (
-        Exception
-    ) as error:  # the plugin raises bare runtime errors of its own, in words that change by version
+    except Exception as error:  # the plugin raises bare runtime errors of its own, in words that change by version
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return (
             f"no CUDA plugin that works without a GPU ({first_line}); install "

@@ -51,9 +51,7 @@ class FakeSequence:
 class FakeEngine:
     """One token per running sequence per step."""
 
-    def __init__(
-        self, options: argparse.Namespace, config: EngineConfig, engine_socket: EngineSocket
-    ) -> None:
+    def __init__(self, options: argparse.Namespace, config: EngineConfig, engine_socket: EngineSocket) -> None:
         self.options = options
         self.config = config
         self.socket = engine_socket

@@ -20,9 +20,7 @@ MADE_BY_WRITER = ("general.architecture", "general.file_type", "general.quantiza
 
 def main() -> None:
     """Convert once."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("to", choices=("bf16", "hf"))
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)

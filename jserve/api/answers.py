@@ -77,6 +77,4 @@ class EventStream(Response):
             if generation.is_finished:
                 body += self._answer.last_chunk() + _DONE
             if body:
-                await send(
-                    {"type": "http.response.body", "body": body, "more_body": not generation.is_finished}
-                )
+                await send({"type": "http.response.body", "body": body, "more_body": not generation.is_finished})

@@ -91,9 +91,7 @@ async def _prepare_prompt(body: ChatBody, model: ServedModel, max_model_len: int
         continue_final_message=body.continue_final_message,
         variables=_template_variables(body),
     )
-    token_ids = await model.encode(
-        text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len
-    )
+    token_ids = await model.encode(text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
     check_prompt_length(len(token_ids), max_model_len)
     return PreparedPrompt(token_ids)

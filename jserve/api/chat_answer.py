@@ -28,16 +28,12 @@ from jserve.api.transcript import Transcript
 class ChatAnswer:
     """Renders one chat request's choices."""
 
-    def __init__(
-        self, body: ChatBody, model: ServedModel, generation: Generation, *, with_details: bool
-    ) -> None:
+    def __init__(self, body: ChatBody, model: ServedModel, generation: Generation, *, with_details: bool) -> None:
         self._generation = generation
         self._id = generation.request.public_id
         self._created = int(time.time())
         self._model = model
-        self._formatter = LogprobsFormatter(
-            model.tokenizer, as_token_ids=bool(body.return_tokens_as_token_ids)
-        )
+        self._formatter = LogprobsFormatter(model.tokenizer, as_token_ids=bool(body.return_tokens_as_token_ids))
         self._with_ids = bool(body.return_token_ids)
         self._with_usage = wants_usage(body)
         self._usage_always = wants_usage_always(body)
@@ -55,9 +51,7 @@ class ChatAnswer:
         if not self._with_usage:
             return b""
         return event(
-            ChatChunk(
-                id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage()
-            )
+            ChatChunk(id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage())
         )
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:

@@ -50,9 +50,7 @@ class EngineState(enum.Enum):
 class EngineClient:
     """Talks to the one engine of this server. All methods belong to the event loop's thread."""
 
-    def __init__(
-        self, config: EngineConfig, settings: ServerSettings, launched: LaunchedEngine | None = None
-    ) -> None:
+    def __init__(self, config: EngineConfig, settings: ServerSettings, launched: LaunchedEngine | None = None) -> None:
         """`launched` is an engine already under way, which `run` takes over instead of starting the first."""
         self._config = config
         self._settings = settings
@@ -62,7 +60,7 @@ class EngineClient:
         self._fatal: EngineFatal | None = None
         self._deaths: deque[float] = deque()
         self._stopping = False
-        self.state = EngineState.DOWN
+        self.state = EngineState.LOADING
         self.progress: EngineProgress | None = None
         self.ready: EngineReady | None = None
         """What the newest ready engine told; kept while it is being restarted."""
@@ -81,11 +79,7 @@ class EngineClient:
     def is_stalled(self) -> bool:
         """Whether requests are open on a ready engine that has sent nothing for too long."""
         silent = time.monotonic() - self.last_frame_at
-        return (
-            self.state is EngineState.READY
-            and bool(self._inboxes)
-            and silent > self._settings.stall_timeout_s
-        )
+        return self.state is EngineState.READY and bool(self._inboxes) and silent > self._settings.stall_timeout_s
 
     @property
     def max_model_len(self) -> int:
@@ -174,10 +168,10 @@ class EngineClient:
         """One engine from start to end."""
         self._fatal = None
         self.progress = None
+        self.state = EngineState.LOADING
         launched = self._launched or launch_engine(self._settings.engine_command, self._config)
         self._launched = None
         process = self._process = await launched.attach()
-        self.state = EngineState.LOADING
         try:
             await self._read_until_gone(process)
         except BaseException:
@@ -191,6 +185,8 @@ class EngineClient:
         self._process = None
         if not self._stopping:
             self._report_death(code, was_ready)
+        elif code not in (0, -signal.SIGKILL):
+            logger.warning("the engine process %s while it was stopped", _describe_exit(code))
 
     async def _read_until_gone(self, process: EngineProcess) -> None:
         frames = asyncio.create_task(self._read_frames(process))
@@ -237,9 +233,7 @@ class EngineClient:
     def _fail_open_requests(self) -> None:
         inboxes, self._inboxes = self._inboxes, {}
         for inbox in set(inboxes.values()):
-            inbox.fail(
-                EngineFailedError("the engine process died while it worked on this request; send it again")
-            )
+            inbox.fail(EngineFailedError("the engine process died while it worked on this request; send it again"))
         self.stats = EngineStats()
 
     def _report_death(self, code: int, was_ready: bool) -> None:

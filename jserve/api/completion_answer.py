@@ -27,9 +27,7 @@ from jserve.protocol import TokenLogprobs
 class CompletionAnswer:
     """Renders one completions request's choices."""
 
-    def __init__(
-        self, body: CompletionBody, model: ServedModel, generation: Generation, *, with_details: bool
-    ) -> None:
+    def __init__(self, body: CompletionBody, model: ServedModel, generation: Generation, *, with_details: bool) -> None:
         self._generation = generation
         self._id = generation.request.public_id
         self._created = int(time.time())
@@ -54,9 +52,7 @@ class CompletionAnswer:
         if not self._with_usage:
             return b""
         return event(
-            CompletionChunk(
-                id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage()
-            )
+            CompletionChunk(id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage())
         )
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:

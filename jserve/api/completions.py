@@ -1,5 +1,7 @@
 """POST /v1/completions: from prompts, as text or token ids, to engine requests."""
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,7 +34,10 @@ async def completions(request: Request) -> Response:
     if len(raw_prompts) * sampling.n > MAX_CHOICES:
         message = f"{len(raw_prompts)} prompts times n={sampling.n} is more than {MAX_CHOICES} choices"
         raise RequestError(message, param="n")
-    prompts = [await _prepare_prompt(prompt, body, model, server) for prompt in raw_prompts]
+    prompts = []
+    for raw_prompt in raw_prompts:
+        prompts.append(await _prepare_prompt(raw_prompt, body, model, server))
+        await asyncio.sleep(0)  # A thousand prompts must not hold up everybody else's tokens.
     generation = server.generator.start(
         GenerationRequest(
             public_id=public_id("cmpl", request.headers, body.request_id),
@@ -53,9 +58,7 @@ def _check_fields(body: CompletionBody) -> None:
     check_stream_options(body)
     refuse_unsupported_completion_fields(body.model_extra or {})
     if body.echo and body.logprobs is not None:
-        raise RequestError(
-            "`echo` together with `logprobs` is not supported yet; leave one of them out.", param="echo"
-        )
+        raise RequestError("`echo` together with `logprobs` is not supported yet; leave one of them out.", param="echo")
 
 
 def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -> SamplingParams:
@@ -91,9 +94,7 @@ async def _prepare_prompt(
 ) -> PreparedPrompt:
     max_model_len = server.client.max_model_len
     if isinstance(prompt, str):
-        token_ids = await model.encode(
-            prompt, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len
-        )
+        token_ids = await model.encode(prompt, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     else:
         token_ids = prompt
         _check_vocabulary(token_ids, server.client.vocab_size)

@@ -20,9 +20,7 @@ _MAX_ID_CHARS = 128
 class Edge:
     """Checks the key, echoes `X-Request-Id` (or gives one), counts requests by route and status."""
 
-    def __init__(
-        self, app: ASGIApp, *, api_keys: Iterable[str], metrics: Metrics, routes: Iterable[str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: Iterable[str], metrics: Metrics, routes: Iterable[str]) -> None:
         self._app = app
         self._keys = [key.encode() for key in api_keys]
         self._metrics = metrics

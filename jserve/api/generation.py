@@ -209,21 +209,15 @@ class Generator:
         for index, request_id in enumerate(ids):
             prompt = request.prompts[index // n].token_ids
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
-            requests.append(
-                Request(request_id, prompt, sampling, arrived, request.cache_salt, request.priority)
-            )
+            requests.append(Request(request_id, prompt, sampling, arrived, request.cache_salt, request.priority))
             # The engine has no use for stop strings, the choice has none for the rest.
             choice = Choice(index, request.sampling, tokenizer)
             max_tokens = sampling.max_tokens or 0
             choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
-        logger.debug(
-            "request %s received: prompts=%d choices=%d", request.public_id, len(request.prompts), num_choices
-        )
+        logger.debug("request %s received: prompts=%d choices=%d", request.public_id, len(request.prompts), num_choices)
         return requests, choices
 
-    def _choice_sampling(
-        self, sampling: SamplingParams, k: int, num_prompt: int, cap: int | None
-    ) -> SamplingParams:
+    def _choice_sampling(self, sampling: SamplingParams, k: int, num_prompt: int, cap: int | None) -> SamplingParams:
         max_tokens = clamp_max_tokens(sampling.max_tokens, num_prompt, self._client.max_model_len, cap)
         return msgspec.structs.replace(
             sampling,

@@ -49,9 +49,7 @@ def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int,
     return max(1, min(limit for limit in limits if limit is not None))
 
 
-def truncate_prompt(
-    token_ids: list[int], limit: int | None, side: str | None, max_model_len: int
-) -> list[int]:
+def truncate_prompt(token_ids: list[int], limit: int | None, side: str | None, max_model_len: int) -> list[int]:
     """Keep at most `limit` tokens (-1: as many as the context allows with one to generate).
 
     `side` names the end that is cut, by default the left, so that the newest text stays.

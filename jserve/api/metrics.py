@@ -84,9 +84,7 @@ class Metrics(Collector):
         self.output_size = make("vllm:request_generation_tokens", "Tokens generated for a sequence.", sizes)
         self.max_size = make("vllm:request_params_max_tokens", "max_tokens after clamping.", sizes)
         self.choices = make("vllm:request_params_n", "Choices asked for.", (1, 2, 5, 10, 20))
-        self.preemptions = make(
-            "vllm:request_num_preemptions", "Preemptions of a sequence.", (1, 2, 3, 4, 5, 10, 20)
-        )
+        self.preemptions = make("vllm:request_num_preemptions", "Preemptions of a sequence.", (1, 2, 3, 4, 5, 10, 20))
         self.step_size = make("vllm:iteration_tokens_total", "Tokens of a step.", _STEP_TOKENS)
 
     def observe_delta(self, life: RequestLife, delta: TokenDelta, now: float) -> None:
@@ -196,9 +194,7 @@ class Metrics(Collector):
         yield self._counter("vllm:generation_tokens", "Tokens generated.", self.generation_tokens)
         yield self._counter("jserve:engine_restarts", "Engines started again.", self._client.num_restarts)
         finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}
-        yield self._family(
-            CounterMetricFamily, "vllm:request_success", "Ended sequences.", "finished_reason", finished
-        )
+        yield self._family(CounterMetricFamily, "vllm:request_success", "Ended sequences.", "finished_reason", finished)
         yield self._family(
             CounterMetricFamily,
             "vllm:admission_rejections",
@@ -209,9 +205,7 @@ class Metrics(Collector):
         yield self._family(
             CounterMetricFamily, "jserve:aborted_requests", "Requests cut short.", "reason", self.aborted
         )
-        http = CounterMetricFamily(
-            "http_requests", "HTTP requests by route.", labels=["handler", "method", "status"]
-        )
+        http = CounterMetricFamily("http_requests", "HTTP requests by route.", labels=["handler", "method", "status"])
         for (handler, method, status), count in sorted(self.http.items()):
             http.add_metric([handler, method, str(status)], count)
         yield http

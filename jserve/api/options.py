@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jserve import __version__
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
 from jserve.errors import ConfigError
+from jserve.version import __version__
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
@@ -74,9 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and loading")
-    group.add_argument(
-        "--model", metavar="PATH", help="folder in Hugging Face format, or a GGUF file (no default)"
-    )
+    group.add_argument("--model", metavar="PATH", help="folder in Hugging Face format, or a GGUF file (no default)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--load-format",
@@ -143,12 +141,8 @@ def _add_capacity_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
-    )
-    group.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one"
-    )
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one")
     group.add_argument(
         "--api-key",
         metavar="KEY",
@@ -173,9 +167,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--enable-prompt-tokens-details", action="store_true", help="report cached prompt tokens in usage"
     )
-    group.add_argument(
-        "--log-level", choices=LOG_LEVELS, default="info", help="least important messages to show"
-    )
+    group.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least important messages to show")
     group.add_argument("--engine-command", type=shlex.split, help=argparse.SUPPRESS)
 
 

@@ -5,12 +5,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jserve import __version__
 from jserve.api.client import EngineState
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import answer_for
 from jserve.api.metrics import CONTENT_TYPE
 from jserve.errors import EngineUnavailableError, UnknownModelError
+from jserve.version import __version__
 
 
 async def health(request: Request) -> Response:

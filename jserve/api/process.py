@@ -116,9 +116,7 @@ def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngin
         )
     except OSError as error:
         ours.close()
-        raise StartupError(
-            f"the engine process cannot be started: {error} (command: {' '.join(command)})"
-        ) from error
+        raise StartupError(f"the engine process cannot be started: {error} (command: {' '.join(command)})") from error
     finally:
         theirs.close()
     assert popen.stdin is not None

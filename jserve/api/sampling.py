@@ -78,9 +78,7 @@ def _check_ranges(params: SamplingParams) -> None:
         raise invalid(f"top_k must be 0 (disable), or at least 1, got {params.top_k}.", "top_k", params.top_k)
     penalty = params.repetition_penalty
     if not (penalty > 0.0 and math.isfinite(penalty)):
-        raise invalid(
-            f"repetition_penalty must be greater than zero, got {penalty}.", "repetition_penalty", penalty
-        )
+        raise invalid(f"repetition_penalty must be greater than zero, got {penalty}.", "repetition_penalty", penalty)
 
 
 def _check_counts(params: SamplingParams) -> None:
@@ -92,9 +90,7 @@ def _check_counts(params: SamplingParams) -> None:
     if n > 1 and params.is_greedy:
         raise invalid(f"n must be 1 when using greedy sampling, got {n}.", "n", n)
     if min_tokens < 0:
-        raise invalid(
-            f"min_tokens must be greater than or equal to 0, got {min_tokens}.", "min_tokens", min_tokens
-        )
+        raise invalid(f"min_tokens must be greater than or equal to 0, got {min_tokens}.", "min_tokens", min_tokens)
     if max_tokens is not None and min_tokens > max_tokens:
         raise invalid(
             f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.",
@@ -124,9 +120,7 @@ def _logit_bias(raw: Mapping[str, float] | None, vocab_size: int) -> dict[int, f
             raise RequestError(message, param="logit_bias") from None
         _check_token("logit_bias", token, vocab_size)
         if not math.isfinite(value):
-            raise RequestError(
-                f"logit_bias of token {token} must be finite, got {value}.", param="logit_bias"
-            )
+            raise RequestError(f"logit_bias of token {token} must be finite, got {value}.", param="logit_bias")
         bias[token] = min(100.0, max(-100.0, value))
     return bias
 

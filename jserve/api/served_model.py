@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from jserve import __version__
 from jserve.api.defaults import SamplingDefaults
 from jserve.api.lengths import check_prompt_length
 from jserve.api.settings import ServerSettings
@@ -21,12 +20,14 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, UnknownModelError
 from jserve.text.chat_template import ChatTemplate
-from jserve.text.tokenizer import Tokenizer, load_tokenizer
+from jserve.text.load import load_tokenizer
+from jserve.text.tokenizer import Tokenizer
+from jserve.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_INLINE_CHARS = 16_384
-"""Text up to here is tokenized on the event loop, in a few milliseconds; a thread would cost more."""
+_INLINE_CHARS = 4_096
+"""Text up to here is tokenized on the event loop, in about a millisecond; a thread would cost more."""
 
 
 class ServedModel:
@@ -53,7 +54,9 @@ class ServedModel:
         template = ChatTemplate.load(tokenizer, settings.chat_template)
         defaults = _sampling_defaults(settings)
         logger.info("default sampling: %s", defaults.describe())
-        return cls(settings.model_names, tokenizer, template, defaults, fingerprint(config))
+        model = cls(settings.model_names, tokenizer, template, defaults, fingerprint(config))
+        _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
+        return model
 
     @property
     def name(self) -> str:
@@ -64,9 +67,7 @@ class ServedModel:
         """Raise UnknownModelError unless `name` is one of ours; absent or empty means ours."""
         if name and name not in self.names:
             aliases = ", ".join(self.names)
-            raise UnknownModelError(
-                f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model"
-            )
+            raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
 
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
         """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""

@@ -138,9 +138,7 @@ class Server:
             await asyncio.sleep(_POLL_S)
         if generator.num_open:
             logger.warning("stopping: %d requests did not finish in time and are cut off", generator.num_open)
-            generator.cancel_all(
-                EngineUnavailableError("the server shut down before the answer was complete")
-            )
+            generator.cancel_all(EngineUnavailableError("the server shut down before the answer was complete"))
 
     async def _close(self, http: "asyncio.Task[None]", engine: "asyncio.Task[None]") -> None:
         self.context.generator.is_draining = True

@@ -37,9 +37,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port} but must be between 0 (any free port) and 65535")
         if self.shutdown_timeout_s < 0:
-            raise ConfigError(
-                f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds"
-            )
+            raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
         if any(not key for key in self.api_keys):
             raise ConfigError("--api-key is empty; give a key, or leave the flag out to serve without one")
 

@@ -17,6 +17,4 @@ def wants_usage(body: GenerationBody) -> bool:
 
 def wants_usage_always(body: GenerationBody) -> bool:
     """Whether every chunk is to carry the usage so far."""
-    return (
-        wants_usage(body) and body.stream_options is not None and body.stream_options.continuous_usage_stats
-    )
+    return wants_usage(body) and body.stream_options is not None and body.stream_options.continuous_usage_stats

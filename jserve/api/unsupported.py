@@ -79,9 +79,7 @@ def refuse_unsupported_chat_fields(extra: Mapping[str, Any]) -> None:
 def refuse_unsupported_completion_fields(extra: Mapping[str, Any]) -> None:
     """Raise RequestError for the first field of `extra` that completions do not implement."""
     if extra.get("suffix"):
-        raise RequestError(
-            "suffix is only supported for models with FIM completion rendering", param="suffix"
-        )
+        raise RequestError("suffix is only supported for models with FIM completion rendering", param="suffix")
     _refuse(extra, _BOTH | _COMPLETION)
 
 
@@ -90,7 +88,6 @@ def _refuse(extra: Mapping[str, Any], fields: Mapping[str, _Harmless]) -> None:
         is_harmless = fields.get(name)
         if value is not None and is_harmless is not None and not is_harmless(value):
             raise RequestError(
-                f"`{name}` is not supported yet; leave it out. "
-                "(It would change the output, so it is not ignored.)",
+                f"`{name}` is not supported yet; leave it out. (It would change the output, so it is not ignored.)",
                 param=name,
             )

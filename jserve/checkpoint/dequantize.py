@@ -143,9 +143,7 @@ def _decode_q4_k(blocks: Bytes, out: Floats) -> None:
 def _decode_q5_k(blocks: Bytes, out: Floats) -> None:
     scale, least = _k_scales(blocks)
     low = blocks[:, 48:].reshape(-1, 4, 32)
-    fifth = np.unpackbits(
-        blocks[:, 16:48, None], axis=2, bitorder="little"
-    )  # [n, 32, 8]: bit b is of group b
+    fifth = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little")  # [n, 32, 8]: bit b is of group b
     quants = np.ascontiguousarray(fifth.transpose(0, 2, 1))
     quants <<= 4
     quants[:, 0::2] |= low & 0x0F

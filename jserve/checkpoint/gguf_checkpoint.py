@@ -142,9 +142,7 @@ class GgufCheckpoint:
     def _check_tensor(self, tensor: GgufTensor) -> BlockType:
         kind = block_type(tensor.type_id)
         if kind is None:
-            raise CheckpointError(
-                f"{self.path}: tensor {tensor.name!r} has the unsupported GGML type {tensor.type_id}"
-            )
+            raise CheckpointError(f"{self.path}: tensor {tensor.name!r} has the unsupported GGML type {tensor.type_id}")
         count = math.prod(tensor.shape)
         if count == 0 or not tensor.shape or tensor.shape[-1] % kind.values:
             raise CheckpointError(

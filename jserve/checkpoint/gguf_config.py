@@ -118,9 +118,7 @@ class _Keys:
     def wrong(self, name: str, need: str) -> CheckpointError:
         value = self.get(name)
         shown = f"{value[:4]}..." if isinstance(value, list) else repr(value)
-        return CheckpointError(
-            f"{self.source}: metadata key {self.architecture}.{name} is {shown} but {need}"
-        )
+        return CheckpointError(f"{self.source}: metadata key {self.architecture}.{name} is {shown} but {need}")
 
 
 def _check_dense(keys: _Keys, head_dim: int) -> None:
@@ -205,8 +203,7 @@ def _scaling_from_factors(keys: _Keys, factors: Sequence[float], head_dim: int) 
     theta = keys.decimal("rope.freq_base", default=10000.0)
     expected = llama3_factors(factor, theta, head_dim)
     if all(
-        math.isclose(mine, theirs, rel_tol=_MATCH_TOLERANCE)
-        for mine, theirs in zip(expected, factors, strict=True)
+        math.isclose(mine, theirs, rel_tol=_MATCH_TOLERANCE) for mine, theirs in zip(expected, factors, strict=True)
     ):
         return {
             "rope_type": "llama3",

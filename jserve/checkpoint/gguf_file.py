@@ -56,9 +56,7 @@ class GgufFile:
     def _alignment(self) -> int:
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise CheckpointError(
-                f"{self.path}: general.alignment is {alignment!r} but must be a power of two"
-            )
+            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r} but must be a power of two")
         return alignment
 
 
@@ -98,9 +96,7 @@ class _Cursor:
         try:
             return [text.decode() for text in found]
         except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"{self.file.path}: {what} is not UTF-8 ({error}); the file is damaged"
-            ) from None
+            raise CheckpointError(f"{self.file.path}: {what} is not UTF-8 ({error}); the file is damaged") from None
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
@@ -113,9 +109,7 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     if version & 0xFFFF == 0:
         raise CheckpointError(f"{path} is a big-endian GGUF file; only little-endian files are supported")
     if version not in _VERSIONS:
-        raise CheckpointError(
-            f"{path} is GGUF version {version}; supported are {_VERSIONS[0]} and {_VERSIONS[1]}"
-        )
+        raise CheckpointError(f"{path} is GGUF version {version}; supported are {_VERSIONS[0]} and {_VERSIONS[1]}")
     tensors, metadata = cursor.numbers("Q", 2, "the counts")
     # The least a table row and a metadata pair can take, so that a wild count fails here and at once.
     cursor.file.require(cursor.position, 24 * tensors, f"a table of {tensors:,} tensors")
@@ -128,9 +122,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
     for number in range(count):
         key = cursor.string(f"metadata key {number}")
         if key in metadata:
-            raise CheckpointError(
-                f"{cursor.file.path}: metadata key {key!r} stands there twice; the file is damaged"
-            )
+            raise CheckpointError(f"{cursor.file.path}: metadata key {key!r} stands there twice; the file is damaged")
         metadata[key] = _read_value(cursor, cursor.number("I", key), key, depth=0)
     return metadata
 
@@ -160,16 +152,12 @@ def _read_table(cursor: _Cursor, count: int, alignment: int) -> dict[str, GgufTe
         name = cursor.string(f"the name of tensor {number}")
         dims = cursor.number("I", f"tensor {name!r}")
         if dims > _MAX_DIMS:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} claims {dims} dimensions; GGUF allows {_MAX_DIMS}"
-            )
+            raise CheckpointError(f"{path}: tensor {name!r} claims {dims} dimensions; GGUF allows {_MAX_DIMS}")
         # ggml writes the fastest-moving dimension first.
         shape = tuple(reversed(cursor.numbers("Q", dims, f"tensor {name!r}")))
         type_id, offset = cursor.number("I", f"tensor {name!r}"), cursor.number("Q", f"tensor {name!r}")
         if offset % alignment:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} lies at {offset}, which is not a multiple of {alignment}"
-            )
+            raise CheckpointError(f"{path}: tensor {name!r} lies at {offset}, which is not a multiple of {alignment}")
         rows.append(GgufTensor(name, shape, type_id, offset))
     start = math.ceil(cursor.position / alignment) * alignment
     table = {row.name: GgufTensor(row.name, row.shape, row.type_id, start + row.offset) for row in rows}

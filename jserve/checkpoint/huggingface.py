@@ -83,9 +83,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map from tensor names to files")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain_name(file):
-            raise CheckpointError(
-                f"{path} places tensor {name!r} in {file!r}, which is not a file of its directory"
-            )
+            raise CheckpointError(f"{path} places tensor {name!r} in {file!r}, which is not a file of its directory")
     return weight_map
 
 

@@ -13,8 +13,7 @@ def read_json(path: Path) -> dict[str, Any]:
         parsed = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}; --model takes a directory in Hugging Face format "
-            "or a .gguf file"
+            f"{path.parent} has no {path.name}; --model takes a directory in Hugging Face format or a .gguf file"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None

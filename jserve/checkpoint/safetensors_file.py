@@ -98,9 +98,7 @@ class SafetensorsFile:
             ) from None
         dtype = DTYPES.get(stored) if isinstance(stored, str) else None
         if dtype is None:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {stored!r}; supported are {', '.join(DTYPES)}"
-            )
+            raise CheckpointError(f"{path}: tensor {name!r} has dtype {stored!r}; supported are {', '.join(DTYPES)}")
         if not all(type(value) is int and value >= 0 for value in (*shape, start, stop)) or start > stop:
             raise CheckpointError(
                 f"{path}: tensor {name!r} has shape {list(shape)} and data_offsets [{start}, {stop}], "

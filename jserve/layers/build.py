@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jserve.layers.source import Source
 
@@ -34,7 +35,14 @@ class Build:
         """Of matrix products: float32 models are computed in float32, never in TF32."""
         return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
-    def param(self, source: Source, shape: tuple[int, ...], shard: int | None = None) -> nnx.Param:
+    def split(self, x: jax.Array, axis: int | None) -> jax.Array:
+        """Pin how `x` lies on the devices: split over the tensor axis along `axis`, or whole on each (None)."""
+        if self.tensor_parallel == 1:
+            return x
+        axes = [TENSOR_AXIS if each == axis else None for each in range(x.ndim)]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+    def param(self, source: Source, shape: tuple[int, ...], shard: int | None = None) -> nnx.Param[jax.Array]:
         """A parameter that is filled later from `source`, split over the tensor axis along axis `shard`."""
         axes = tuple(TENSOR_AXIS if axis == shard else None for axis in range(len(shape)))
         return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source)

@@ -31,6 +31,9 @@ class Linear(nnx.Module):
         bias_shard = shard - 1 if shard else None
         self.bias = None if bias is None else build.param(bias, shape[1:], bias_shard)
         self.precision = build.precision
+        # Sums that the all-reduce completes cross the devices in the activations' type: float32 would double
+        # the bytes of every all-reduce, and those of a long prefill cost as much as its products.
+        self.sums = build.activations if shard == 0 and build.tensor_parallel > 1 else jnp.dtype("float32")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [T, inputs] to [T, *outputs], in x's dtype."""
@@ -40,7 +43,7 @@ class Linear(nnx.Module):
             weight,
             (((1,), (0,)), ((), ())),
             precision=self.precision,
-            preferred_element_type=jnp.float32,
+            preferred_element_type=self.sums,
         )
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
@@ -50,20 +53,24 @@ class Embedding(nnx.Module):
 
     def __init__(self, build: Build, source: Source, shape: tuple[int, int]) -> None:
         self.weight = build.param(source, shape, shard=0)
-        self.activations = build.activations
+        self.build = build
         self.precision = build.precision
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """i32[T] to [T, E]."""
-        return jnp.take(self.weight[...], token_ids, axis=0, mode="clip").astype(self.activations)
+        return jnp.take(self.weight[...], token_ids, axis=0, mode="clip").astype(self.build.activations)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """[S, E] to f32[S, V], with the table as the output projection."""
+        """[S, E] to f32[S, V], with the table as the output projection; split as the table is.
+
+        Both sides are pinned, or the compiler takes the caller's split of the rows back through all layers.
+        """
         weight = self.weight[...]
-        return jax.lax.dot_general(
-            x.astype(weight.dtype),
+        y = jax.lax.dot_general(
+            self.build.split(x, None).astype(weight.dtype),
             weight,
             (((1,), (1,)), ((), ())),
             precision=self.precision,
             preferred_element_type=jnp.float32,
         )
+        return self.build.split(y, 1)

@@ -1,5 +1,6 @@
 """Feed-forward blocks."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ from jserve.layers.build import Build
 from jserve.layers.linear import Linear
 from jserve.layers.source import Stacked, Tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),

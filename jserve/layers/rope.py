@@ -9,9 +9,7 @@ import numpy as np
 from jserve.config import RopeConfig
 
 
-def rope_table(
-    positions: jax.Array, inverse_frequencies: np.ndarray, factor: float
-) -> tuple[jax.Array, jax.Array]:
+def rope_table(positions: jax.Array, inverse_frequencies: np.ndarray, factor: float) -> tuple[jax.Array, jax.Array]:
     """cos and sin of every position, f32[T, D / 2], scaled by `factor`. positions: i32[T]."""
     angles = positions[:, None].astype(jnp.float32) * inverse_frequencies
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor

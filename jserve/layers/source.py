@@ -71,7 +71,7 @@ class Stacked:
     shape: tuple[int, ...]
 
     def names(self) -> dict[str, tuple[int, ...]]:
-        return {name: self.shape for name in self.tensors}
+        return dict.fromkeys(self.tensors, self.shape)
 
     def read(self, read: ReadTensor, index: Index) -> np.ndarray:
         chosen = self.tensors[index[0]]

@@ -20,7 +20,7 @@ class CompileCounter:
         """Count what this thread compiles from here to the end of the block."""
         thread = threading.get_ident()
 
-        def listen(event: str, duration: float, **_: object) -> None:
+        def listen(event: str, duration_secs: float, **_: str | int) -> None:
             if event == COMPILE_EVENT and threading.get_ident() == thread:
                 self.count += 1
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib.version
 from jax.experimental import serialize_executable
 
 logger = logging.getLogger(__name__)
@@ -94,14 +95,13 @@ def environment_key(mesh: jax.sharding.Mesh) -> str:
     device = mesh.devices.flat[0]
     parts: list[Any] = [
         jax.__version__,
-        jax.lib.__version__,
+        jaxlib.version.__version__,
         device.client.platform_version,
         device.device_kind,
         dict(mesh.shape),
         [d.id for d in mesh.devices.flat],
         {name: value for name, value in sorted(os.environ.items()) if name.startswith(("XLA_", "JAX_"))},
-        jax.config.jax_default_matmul_precision,
-        jax.config.jax_enable_x64,
+        sorted((name, str(value)) for name, value in jax.config.values.items()),
         _cpu_model() if device.platform == "cpu" else "",
         os.cpu_count() if device.platform == "cpu" else "",
         source_digest(),
@@ -114,7 +114,10 @@ def source_digest() -> str:
     import pallas_kernels
 
     home = Path(__file__).parent.parent
-    files = [home / "batch.py", *(file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py"))]
+    files = [
+        home / "batch.py",
+        *(file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py")),
+    ]
     files += Path(pallas_kernels.__path__[0]).rglob("*.py")
     digest = hashlib.sha256()
     for file in sorted(files):

@@ -23,9 +23,7 @@ def pack_batch(plan: StepPlan, bucket: Bucket, shape: EngineShape) -> tuple[np.n
     layout = StepLayout(bucket, shape.page_updates(bucket))
     tokens, rows, chunks = bucket.tokens, bucket.rows, plan.chunks
     packed = np.zeros(layout.size, np.int32)
-    token_ids, slots, query_start, context_len, updates = np.split(
-        packed, np.cumsum([tokens, rows, rows + 1, rows])
-    )
+    token_ids, slots, query_start, context_len, updates = np.split(packed, np.cumsum([tokens, rows, rows + 1, rows]))
     count = len(chunks)
     token_ids[: plan.num_tokens] = _token_ids(chunks)
     slots.fill(shape.max_num_seqs)

@@ -45,15 +45,14 @@ class Programs:
         def lower() -> jax.stages.Lowered:
             model = self.abstract_model()
             weights = tuple(
-                jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(self.build.mesh))
-                for p in parameters(model)
+                jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(self.build.mesh)) for p in parameters(model)
             )
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             state = self.abstract_state()
             step = jax.jit(
                 make_step(model, self.config, self.shape, bucket, self.build.attention),
                 donate_argnums=1,
-                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), self.replicated),
+                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), self.by_rows(bucket.rows)),
             )
             return self._lower(step, weights, state, self._slots(), self._integers(layout.size))
 
@@ -63,8 +62,12 @@ class Programs:
         """(logits, last_token, state, packed) to (last_token, state, output)."""
 
         def lower() -> jax.stages.Lowered:
-            sampler = jax.jit(sampling.make_sampler(variant), donate_argnums=(1, 2))
-            logits = self._abstract((rows, self.shape.vocab_size), jnp.float32)
+            sampler = jax.jit(
+                sampling.make_sampler(variant, partial(self._split_rows, rows)),
+                donate_argnums=(1, 2),
+                out_shardings=self.replicated,
+            )
+            logits = jax.ShapeDtypeStruct((rows, self.shape.vocab_size), jnp.float32, sharding=self.by_rows(rows))
             state = self.abstract_sampling() if variant.edits else None
             packed = self._integers(SAMPLING_FIELDS, rows)
             return self._lower(sampler, logits, self._slots(), state, packed)
@@ -101,9 +104,7 @@ class Programs:
 
         def lower() -> jax.stages.Lowered:
             table = self.abstract_state().page_table
-            return self._lower(
-                jax.jit(install, donate_argnums=0), table, self._integers(PAGE_UPDATE_ROWS, 3)
-            )
+            return self._lower(jax.jit(install, donate_argnums=0), table, self._integers(PAGE_UPDATE_ROWS, 3))
 
         return Program("install pages", lower)
 
@@ -133,6 +134,25 @@ class Programs:
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.build.mesh, PartitionSpec())
+
+    def by_rows(self, rows: int) -> NamedSharding:
+        """Of the logits [S, V]: every device samples its share of the rows, where they can be shared out.
+
+        What crosses the devices is then 1 / tp of what gathering all logits on each of them takes.
+        """
+        return NamedSharding(self.build.mesh, PartitionSpec(TENSOR_AXIS if self._can_split(rows) else None))
+
+    def _can_split(self, rows: int) -> bool:
+        parts = self.build.tensor_parallel
+        return parts > 1 and rows % parts == 0
+
+    def _split_rows(self, rows: int, choose: sampling.RowChoice) -> sampling.RowChoice:
+        """Each device for itself, so that its loops stop when its own rows are done and ask no other device."""
+        if not self._can_split(rows):
+            return choose
+        by_rows, whole = PartitionSpec(TENSOR_AXIS), PartitionSpec()
+        specs = (by_rows, whole, PartitionSpec(None, TENSOR_AXIS))
+        return jax.shard_map(choose, mesh=self.build.mesh, in_specs=specs, out_specs=by_rows, check_vma=False)
 
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""

@@ -19,6 +19,9 @@ from jserve.protocol import MAX_LOGPROBS
 Logits = jax.Array
 """f32[S, V]"""
 
+RowChoice = Callable[[Logits, SamplingState | None, jax.Array], jax.Array]
+"""(logits, state, packed) to the output of the sampler."""
+
 INTEGER_FIELDS = 4
 BLOCK = 256
 """Tokens per block of the two-level search of a draw."""
@@ -62,31 +65,33 @@ def split_sampling(packed: jax.Array) -> SamplingInput:
 
 
 def make_sampler(
-    variant: Variant,
-) -> Callable[
-    [Logits, jax.Array, SamplingState | None, jax.Array], tuple[jax.Array, SamplingState | None, jax.Array]
-]:
+    variant: Variant, split_rows: Callable[[RowChoice], RowChoice] = lambda choose: choose
+) -> Callable[[Logits, jax.Array, SamplingState | None, jax.Array], tuple[jax.Array, SamplingState | None, jax.Array]]:
     """The function to compile: (logits, last_token, state, packed) to (last_token, state, output).
 
     last_token: i32[R]; packed: i32[10, S]; `state` is None unless the variant edits. The output is
-    i32[S, 1] of tokens, or i32[S, OUTPUT_COLUMNS] with logprobs.
+    i32[S, 1] of tokens, or i32[S, OUTPUT_COLUMNS] with logprobs. `split_rows` may share the rows out over
+    devices: no row needs another.
     """
 
-    def sample(
-        logits: Logits, last_token: jax.Array, state: SamplingState | None, packed: jax.Array
-    ) -> tuple[jax.Array, SamplingState | None, jax.Array]:
+    def choose(logits: Logits, state: SamplingState | None, packed: jax.Array) -> jax.Array:
         batch = split_sampling(packed)
         edited = logits if state is None else edit_logits(logits, state, batch)
         tokens = jnp.argmax(edited, axis=-1).astype(jnp.int32)
         if variant.draws:
             tokens = jnp.where(batch.temperature > 0, draw(edited, batch), tokens)
-        last_token = last_token.at[batch.slots].set(tokens, mode="drop")
-        if state is not None:
-            counts = state.output_counts.at[batch.slots, tokens].add(1, mode="drop")
-            state = SamplingState(counts, state.in_prompt, state.bias)
         output = tokens[:, None]
-        if variant.logprobs:
-            output = jnp.concatenate([output, _logprobs(logits, tokens)], axis=1)
+        return jnp.concatenate([output, _logprobs(logits, tokens)], axis=1) if variant.logprobs else output
+
+    def sample(
+        logits: Logits, last_token: jax.Array, state: SamplingState | None, packed: jax.Array
+    ) -> tuple[jax.Array, SamplingState | None, jax.Array]:
+        output = split_rows(choose)(logits, state, packed)
+        slots, tokens = split_sampling(packed).slots, output[:, 0]
+        last_token = last_token.at[slots].set(tokens, mode="drop")
+        if state is not None:
+            counts = state.output_counts.at[slots, tokens].add(1, mode="drop")
+            state = SamplingState(counts, state.in_prompt, state.bias)
         return last_token, state, output
 
     return sample

@@ -1,7 +1,7 @@
 """From an `EngineConfig` to a `Runner` that is ready: the order of a start, and what it costs.
 
-    1. devices; 2. the model's shape from its files; 3. the memory plan; 4. weights and the required programs,
-    at the same time; 5. empty pages. The other programs follow behind, while requests are served.
+1. devices; 2. the model's shape from its files; 3. the memory plan; 4. weights and the required programs,
+at the same time; 5. empty pages. The other programs follow behind, while requests are served.
 """
 
 import logging

@@ -49,8 +49,8 @@ def make_step(
 ) -> Callable[[Weights, EngineState, jax.Array, jax.Array], tuple[EngineState, jax.Array]]:
     """The function to compile for one bucket: (weights, state, last_token, packed) to (state, logits).
 
-    `model` is abstract; `weights` are its leaves; `implementation` is that of the attention. last_token: i32[R]; packed: i32 of `StepLayout`;
-    logits: f32[S, V] of the last token of each row.
+    `model` is abstract; `weights` are its leaves; `implementation` is that of the attention. last_token:
+    i32[R]; packed: i32 of `StepLayout`; logits: f32[S, V] of the last token of each row.
     """
     graph, abstract = nnx.split(model, nnx.Param)
     structure = jax.tree.structure(abstract)

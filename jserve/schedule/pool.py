@@ -16,9 +16,7 @@ class PagePool:
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         if num_pages < 1 or page_size < 1:
-            raise ValueError(
-                f"a pool of {num_pages} pages of {page_size} tokens is not possible; both must be >= 1"
-            )
+            raise ValueError(f"a pool of {num_pages} pages of {page_size} tokens is not possible; both must be >= 1")
         self.num_pages = num_pages
         self.page_size = page_size
         self._references = [0] * num_pages
@@ -48,9 +46,7 @@ class PagePool:
         Raises ValueError, and takes none, if fewer than `count` are available.
         """
         if count > self.num_available:
-            raise ValueError(
-                f"{count} pages asked for but only {self.num_available} of {self.num_pages} are available"
-            )
+            raise ValueError(f"{count} pages asked for but only {self.num_available} of {self.num_pages} are available")
         pages = []
         for _ in range(count):
             page = self._blank.pop() if self._blank else self._evict()
@@ -119,9 +115,7 @@ class PagePool:
         blank = set(self._blank)
         assert len(blank) == len(self._blank), f"a page is blank twice: {self._blank}"
         for page, references in enumerate(self._references):
-            assert references == owners[page], (
-                f"page {page} counts {references} owners but has {owners[page]}"
-            )
+            assert references == owners[page], f"page {page} counts {references} owners but has {owners[page]}"
             places = (references > 0) + (page in blank) + (page in self._idle)
             assert places == 1, f"page {page} is in {places} of the places used, blank and idle"
             digest = self._digests[page]

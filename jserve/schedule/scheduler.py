@@ -178,16 +178,12 @@ class Scheduler:
         slots = [sequence.slot for sequence in self._running]
         assert sorted(slots + self._free_slots) == list(range(self._max_num_seqs)), f"slots are lost: {slots}"
         growing = sum(sequence.may_grow for sequence in self._running)
-        assert growing == self._num_growing, (
-            f"{growing} sequences may grow but {self._num_growing} are counted"
-        )
+        assert growing == self._num_growing, f"{growing} sequences may grow but {self._num_growing} are counted"
         running = {id(sequence) for sequence in self._running}
         for name, sequence in self._sequences.items():
             is_running = sequence.status is Status.RUNNING
             assert sequence.status is not Status.FINISHED, f"{name} is finished but still known"
-            assert is_running == (id(sequence) in running), (
-                f"{name} is {sequence.status} but listed otherwise"
-            )
+            assert is_running == (id(sequence) in running), f"{name} is {sequence.status} but listed otherwise"
             assert is_running or not sequence.pages, f"{name} waits but holds pages"
             assert sequence.num_computed <= len(sequence.pages) * self._pool.page_size, f"{name} lacks a page"
             assert len(sequence.token_ids) + sequence.num_pending <= sequence.max_total, f"{name} is too long"
@@ -220,9 +216,7 @@ class Scheduler:
             if output_index <= 0:
                 self._prompt_tokens_computed += 1
             chunks.append(
-                ScheduledChunk(
-                    sequence, sequence.slot, start, 1, True, output_index, False, page_updates, first_page
-                )
+                ScheduledChunk(sequence, sequence.slot, start, 1, True, output_index, False, page_updates, first_page)
             )
 
     def _schedule_prompts(self, chunks: list[ScheduledChunk], budget: int) -> int:

@@ -42,9 +42,7 @@ class ChatTemplate:
         try:
             _ = chat._templates["default"].compiled
         except TemplateSyntaxError as error:
-            raise ConfigError(
-                f"--chat-template does not compile: line {error.lineno}: {error.message}"
-            ) from None
+            raise ConfigError(f"--chat-template does not compile: line {error.lineno}: {error.message}") from None
         return chat
 
     def render(

@@ -159,8 +159,7 @@ def _load_with_transformers(directory: Path, config: dict[str, Any]) -> Tokenize
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Backend):
         raise CheckpointError(
-            f"{directory}: its tokenizer class {type(loaded).__name__} has no fast version; "
-            "add a tokenizer.json"
+            f"{directory}: its tokenizer class {type(loaded).__name__} has no fast version; add a tokenizer.json"
         )
     backend.no_truncation()
     backend.no_padding()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from jserve.checkpoint import find_gguf
 from jserve.text.decoder_kind import DecoderKind, decoder_kind
 
 _GIL_HELD_CHARACTERS = 1024
@@ -109,15 +108,3 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The default template, or None where the model has none."""
         return self.chat_templates.get("default")
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory or a GGUF file. Raises CheckpointError if there is none."""
-    gguf = find_gguf(path)
-    if gguf is not None:
-        from jserve.text.gguf_tokenizer import load_gguf_tokenizer
-
-        return load_gguf_tokenizer(gguf)
-    from jserve.text.huggingface_tokenizer import load_huggingface_tokenizer
-
-    return load_huggingface_tokenizer(Path(path))

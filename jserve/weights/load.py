@@ -78,14 +78,12 @@ def load(
     return _in_parallel(wanted, fetch, progress)
 
 
-def load_dummy(
-    model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress | None = None
-) -> tuple[jax.Array, ...]:
+def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress | None = None) -> tuple[jax.Array, ...]:
     """Random weights of the real shapes, for benchmarks: normal, deviation 0.02; vectors are ones."""
     pool = np.random.default_rng(seed).standard_normal(1 << 20, dtype=np.float32) * 0.02
 
     def fetch(parameter: Parameter) -> jax.Array:
-        def fill(index: Index) -> np.ndarray:
+        def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))
             data = np.ones(shape, np.float32) if len(shape) == 1 else np.resize(pool, shape)
             return data.astype(parameter.dtype)
@@ -96,14 +94,15 @@ def load_dummy(
 
 
 def _place(parameter: Parameter, mesh: Mesh, read: ReadTensor) -> jax.Array:
-    def fill(index: Index) -> np.ndarray:
+    def fill(index: Index | None) -> np.ndarray:
         data = parameter.source.read(read, _bounded(index, parameter.shape))
         return np.ascontiguousarray(data).astype(parameter.dtype, copy=False)
 
     return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
 
 
-def _bounded(index: Index, shape: tuple[int, ...]) -> Index:
+def _bounded(index: Index | None, shape: tuple[int, ...]) -> Index:
+    index = (slice(None),) * len(shape) if index is None else index
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
 
 

@@ -109,9 +109,7 @@ class Case:
 
     @staticmethod
     def _garbage(rng: np.random.Generator, shape: tuple[int, int], N: int) -> np.ndarray:
-        return rng.choice(np.array([-1, -(2**31), 2**31 - 1, N, N + 7, 0, N - 1], np.int64), shape).astype(
-            np.int32
-        )
+        return rng.choice(np.array([-1, -(2**31), 2**31 - 1, N, N + 7, 0, N - 1], np.int64), shape).astype(np.int32)
 
 
 def _rows(*pairs: tuple[int, int]) -> tuple[Row, ...]:
@@ -158,9 +156,7 @@ _QUICK = (
     Case("mixed_smollm2_b16", 9, 3, 64, 16, _MIXED, padding_rows=3, padding_tokens=5),
     Case("mixed_f32_d96_g7_b32", 7, 1, 96, 32, _MIXED, "float32", padding_rows=1, padding_tokens=1),
     Case("mixed_window_f32", 4, 2, 64, 16, _MIXED, "float32", sliding_window=9, padding_tokens=3),
-    Case(
-        "mixed_window_soft_cap_d256", 4, 2, 256, 16, _rows((9, 30), (1, 44)), sliding_window=12, soft_cap=5.0
-    ),
+    Case("mixed_window_soft_cap_d256", 4, 2, 256, 16, _rows((9, 30), (1, 44)), sliding_window=12, soft_cap=5.0),
     Case(
         "prefill_mha_f16_d80",
         2,

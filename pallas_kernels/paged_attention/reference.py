@@ -50,9 +50,7 @@ def reference(
         scores = jnp.einsum("kgd,ckd->kgc", query.reshape(K, H // K, D), k, precision="highest") * scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        weights = jnp.where(
-            live, jnp.exp(scores - scores.max(-1, keepdims=True, where=live, initial=-1e30)), 0
-        )
+        weights = jnp.where(live, jnp.exp(scores - scores.max(-1, keepdims=True, where=live, initial=-1e30)), 0)
         total = jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
         return jnp.einsum("kgc,ckd->kgd", weights / total, v, precision="highest").reshape(H, D)
 

@@ -108,9 +108,7 @@ def _live_blocks(length: jax.Array, window: int | None, C: int) -> tuple[jax.Arr
     return jnp.asarray(first, jnp.int32), lax.div(length + (C - 1), C)
 
 
-def _attend(
-    refs: tuple[Ref, ...], blocks: tuple[jax.Array, jax.Array], head: Head, tiling: Tiling
-) -> Softmax:
+def _attend(refs: tuple[Ref, ...], blocks: tuple[jax.Array, jax.Array], head: Head, tiling: Tiling) -> Softmax:
     q_ref, k_ref, v_ref, table_ref, len_ref = refs
     kv_head, row = pl.program_id(1), pl.program_id(2)
     length = len_ref[row]
@@ -122,9 +120,7 @@ def _attend(
     return attend(empty, q, position, pages, where, blocks, length, head=head, tiling=tiling)
 
 
-def _query_index(
-    row: jax.Array, kv_head: jax.Array, head: Head, M: int
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def _query_index(row: jax.Array, kv_head: jax.Array, head: Head, M: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Where the G query heads lie in [T, H, D], as [M, padded_D], and which elements exist."""
     g = lax.broadcasted_iota(jnp.int32, (M, head.padded_D), 0)
     d, exists = head.depth(M)

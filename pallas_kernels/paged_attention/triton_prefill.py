@@ -132,9 +132,7 @@ def _find_tile(start_ref: Ref, len_ref: Ref, width: int, T: int) -> _QueryTile:
     return _QueryTile(row, first, end, length - end + first)
 
 
-def _query_index(
-    tile: _QueryTile, kv_head: jax.Array, head: Head, M: int
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def _query_index(tile: _QueryTile, kv_head: jax.Array, head: Head, M: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Where the tile's (query, head) rows lie in [T, H, D], as [M, padded_D], and which elements exist."""
     m = lax.broadcasted_iota(jnp.int32, (M, head.padded_D), 0)
     d, exists = head.depth(M)

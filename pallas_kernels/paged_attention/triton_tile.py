@@ -73,9 +73,7 @@ class Softmax:
 
     @classmethod
     def empty(cls, M: int, D: int) -> "Softmax":
-        return cls(
-            jnp.zeros((M, D), jnp.float32), jnp.full((M,), DEAD, jnp.float32), jnp.zeros((M,), jnp.float32)
-        )
+        return cls(jnp.zeros((M, D), jnp.float32), jnp.full((M,), DEAD, jnp.float32), jnp.zeros((M,), jnp.float32))
 
 
 jax.tree_util.register_dataclass(Softmax, ["o", "m", "l"], [])
@@ -98,14 +96,10 @@ def check_support(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, *, max_g
     if B & (B - 1) or not 16 <= B <= 128:
         raise NotImplementedError(f"the Triton kernels support page sizes 16, 32, 64 and 128; got {B}")
     if D % 8 or D > 256:
-        raise NotImplementedError(
-            f"the Triton kernels support head dims up to 256 that are multiples of 8; got {D}"
-        )
+        raise NotImplementedError(f"the Triton kernels support head dims up to 256 that are multiples of 8; got {D}")
     group = H // K
     if group > max_group:
-        raise NotImplementedError(
-            f"the Triton kernels support up to {max_group} query heads a KV head; got {group}"
-        )
+        raise NotImplementedError(f"the Triton kernels support up to {max_group} query heads a KV head; got {group}")
 
 
 def output(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> Any:

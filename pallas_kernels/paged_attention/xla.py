@@ -97,9 +97,7 @@ def _attend_tokens(
     return jnp.where(plan.is_short[:, None, None, None], acc[plan.token_entry], 0)
 
 
-def _merge(
-    state: tuple[jax.Array, ...], entry: jax.Array, scores: jax.Array, v: jax.Array
-) -> tuple[jax.Array, ...]:
+def _merge(state: tuple[jax.Array, ...], entry: jax.Array, scores: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
     """Add W items to the running softmax (largest score, sum of weights, weighted values) of their queries.
 
     Items come in the order of their queries and no query is without one, so W items touch at most W
@@ -142,9 +140,7 @@ def _attend_tiles(
             best, total, acc = state
             start = t.start + j * C
             k_position = start + jnp.arange(C)
-            ids = lax.dynamic_slice(
-                plan.page_table, (t.row, start // plan.page_size), (1, C // plan.page_size)
-            )
+            ids = lax.dynamic_slice(plan.page_table, (t.row, start // plan.page_size), (1, C // plan.page_size))
             live = (k_position >= t.low) & (k_position < t.high)
             k, v = _load(k_pages, ids), jnp.where(live[:, None], _load(v_pages, ids), 0)
             seen = live & (k_position <= q_position)
@@ -164,9 +160,7 @@ def _attend_tiles(
         result = (acc / jnp.maximum(total, 1e-30)[..., None]).reshape(K, G, Q, D).transpose(2, 0, 1, 3)
         mine = jnp.arange(Q) < t.num_queries  # the rest of the tile belongs to the next row
         old = lax.dynamic_slice_in_dim(out, t.token, Q)
-        return lax.dynamic_update_slice_in_dim(
-            out, jnp.where(mine[:, None, None, None], result, old), t.token, 0
-        )
+        return lax.dynamic_update_slice_in_dim(out, jnp.where(mine[:, None, None, None], result, old), t.token, 0)
 
     tiled: jax.Array = lax.fori_loop(0, plan.num_tiles, tile, jnp.zeros((T + Q, K, G, D)))
     return tiled[:T]
@@ -181,12 +175,8 @@ def _load(pages: jax.Array, ids: jax.Array) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """Batched over the first two axes, float32 out: a 16-bit result is ten times slower on a CPU."""
     dimensions = (((contract[0],), (contract[1],)), ((0, 1), (0, 1)))
-    precision = (
-        "highest" if b.dtype == jnp.float32 else None
-    )  # no TF32 where this runs on a GPU; free on a CPU
-    return lax.dot_general(
-        a.astype(b.dtype), b, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
+    precision = "highest" if b.dtype == jnp.float32 else None  # no TF32 where this runs on a GPU; free on a CPU
+    return lax.dot_general(a.astype(b.dtype), b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _cap(scores: jax.Array, soft_cap: float | None) -> jax.Array:
@@ -204,8 +194,6 @@ def write_kv(
     page, offset = jnp.divmod(write_slots, k_pages.shape[2])
 
     def write(pages: jax.Array, new: jax.Array) -> jax.Array:
-        return pages.at[page, :, offset].set(
-            new.astype(pages.dtype), mode="drop", wrap_negative_indices=False
-        )
+        return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop", wrap_negative_indices=False)
 
     return write(k_pages, k), write(v_pages, v)

@@ -93,9 +93,7 @@ def make_plan(
     at = jnp.minimum(entry_token, tokens - 1)
     high = jnp.where(entry_token < tokens, position[at] + 1, 0)
     items_per_turn = max(2, min(ITEMS_PER_TURN, 2 * U))
-    items, num_items = _items(
-        page_table, row[at], high, page_size, item_tokens, items_per_turn, sliding_window
-    )
+    items, num_items = _items(page_table, row[at], high, page_size, item_tokens, items_per_turn, sliding_window)
 
     count = _tile_counts(query_start)
     has_tiles = not decode and tokens > SHORT_QUERIES
@@ -203,6 +201,4 @@ def _tiles(
 
 
 def _first_visible(position: jax.Array, sliding_window: int | None) -> jax.Array:
-    return (
-        jnp.zeros_like(position) if sliding_window is None else jnp.maximum(position - sliding_window + 1, 0)
-    )
+    return jnp.zeros_like(position) if sliding_window is None else jnp.maximum(position - sliding_window + 1, 0)

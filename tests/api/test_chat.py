@@ -100,9 +100,7 @@ def test_choices_have_their_indices(server: LiveServer) -> None:
 
 def test_request_id_becomes_part_of_the_id(server: LiveServer) -> None:
     messages = [{"role": "user", "content": "x"}]
-    response = server.http.post(
-        "/v1/chat/completions", json={"messages": messages}, headers={"X-Request-Id": "mine-1"}
-    )
+    response = server.http.post("/v1/chat/completions", json={"messages": messages}, headers={"X-Request-Id": "mine-1"})
     assert response.json()["id"] == "chatcmpl-mine-1"
     assert response.headers["x-request-id"] == "mine-1"
     assert server.chat("x", request_id="two")["id"] == "chatcmpl-two"

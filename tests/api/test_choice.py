@@ -10,7 +10,8 @@ from tokenizers import Tokenizer as Backend
 from jserve.api.choice import Choice
 from jserve.api.transcript import Transcript
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
-from jserve.text.tokenizer import Tokenizer, load_tokenizer
+from jserve.text.load import load_tokenizer
+from jserve.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,7 @@ class Command:
     """A running `jserve`."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jserve", *arguments], stderr=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen([sys.executable, "-m", "jserve", *arguments], stderr=subprocess.PIPE, text=True)
 
     def finish(self, timeout_s: float = 15.0) -> tuple[int, str]:
         """Exit code and standard error."""
@@ -88,8 +86,7 @@ def test_port_in_use_is_told_before_the_engine_starts(start: Callable[..., Comma
         code, text = start("--port", str(taken), engine=("--load-s", "9")).finish()
     assert code == 1
     assert text == (
-        f"jserve: port {taken} on 127.0.0.1 is in use by another program; "
-        "stop it, or choose another with --port\n"
+        f"jserve: port {taken} on 127.0.0.1 is in use by another program; stop it, or choose another with --port\n"
     )
 
 
@@ -154,9 +151,7 @@ def test_engine_does_not_outlive_a_server_that_was_killed(
     _wait(lambda: not _is_alive(engine), timeout_s=2)
 
 
-def test_health_answers_within_a_second_and_jax_is_never_loaded(
-    start: Callable[..., Command], port: int
-) -> None:
+def test_health_answers_within_a_second_and_jax_is_never_loaded(start: Callable[..., Command], port: int) -> None:
     began = time.monotonic()
     command = start("--port", str(port), engine=("--load-s", "30"))
     _wait(lambda: _status(port, "/health") == 200)

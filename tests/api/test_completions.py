@@ -70,9 +70,7 @@ def test_stop_token_id_is_the_stop_reason(server: LiveServer, tokenizer: Tokeniz
     stop = tokenizer.token_to_id("c")
     [choice] = server.complete("abcd", max_tokens=10, stop_token_ids=[stop])["choices"]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("ab", "stop", stop)
-    [choice] = server.complete("abcd", max_tokens=10, stop_token_ids=[stop], include_stop_str_in_output=True)[
-        "choices"
-    ]
+    [choice] = server.complete("abcd", max_tokens=10, stop_token_ids=[stop], include_stop_str_in_output=True)["choices"]
     assert choice["text"] == "abc"
 
 
@@ -80,9 +78,9 @@ def test_stop_string_across_tokens_ends_the_text_and_the_engine_request(server: 
     [choice] = server.complete("one two three ", max_tokens=100, stop=["o thr", "zzz"])["choices"]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("one tw", "stop", "o thr")
     server.wait_for(lambda: server.metric("vllm:num_requests_running") == 0)
-    [choice] = server.complete(
-        "one two three ", max_tokens=100, stop="o thr", include_stop_str_in_output=True
-    )["choices"]
+    [choice] = server.complete("one two three ", max_tokens=100, stop="o thr", include_stop_str_in_output=True)[
+        "choices"
+    ]
     assert choice["text"] == "one two thr"
 
 

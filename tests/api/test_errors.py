@@ -88,8 +88,7 @@ def test_text_that_cannot_fit_is_refused_before_tokenizing(server: LiveServer) -
 def test_max_tokens_beyond_the_context_names_the_field_that_was_used(server: LiveServer) -> None:
     error = _error(server, CHAT, {"messages": MESSAGES, "max_completion_tokens": 1000})
     assert error["message"].startswith(
-        "max_completion_tokens=1000 cannot be greater than max_model_len=256. "
-        "Please request fewer output tokens."
+        "max_completion_tokens=1000 cannot be greater than max_model_len=256. Please request fewer output tokens."
     )
     assert error["param"] == "max_completion_tokens"
     assert _error(server, COMPLETIONS, {"prompt": "x", "max_tokens": 1000})["param"] == "max_tokens"
@@ -197,9 +196,7 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
         ("echo", True),
     ],
 )
-def test_fields_that_are_not_implemented_are_refused_by_name(
-    server: LiveServer, field: str, value: Any
-) -> None:
+def test_fields_that_are_not_implemented_are_refused_by_name(server: LiveServer, field: str, value: Any) -> None:
     error = _error(server, CHAT, {"messages": MESSAGES, field: value})
     assert error["param"] == field
     assert f"`{field}` is not supported yet" in error["message"]

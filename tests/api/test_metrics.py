@@ -48,9 +48,7 @@ def test_names_are_vllms(server: LiveServer) -> None:
     response = server.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     samples = {
-        sample.name: sample
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
+        sample.name: sample for family in text_string_to_metric_families(response.text) for sample in family.samples
     }
     missing = [name for name in NAMES if name not in samples]
     assert not missing

@@ -60,9 +60,7 @@ def test_model_can_be_given_in_every_usual_way(argv: list[str]) -> None:
         (["a", "--model", "m"], "two models"),
     ],
 )
-def test_bad_flag_is_one_line_and_code_two(
-    argv: list[str], text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_flag_is_one_line_and_code_two(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         parse(argv)
     assert left.value.code == 2
@@ -71,9 +69,7 @@ def test_bad_flag_is_one_line_and_code_two(
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "argv", [["--page-size", "12"], ["--port", "70000"], ["--gpu-memory-utilization", "2"]]
-)
+@pytest.mark.parametrize("argv", [["--page-size", "12"], ["--port", "70000"], ["--gpu-memory-utilization", "2"]])
 def test_impossible_value_names_the_flag(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match=argv[0]):
         parse(["--model", "m", *argv])
@@ -105,9 +101,7 @@ def test_file_sets_options_and_flags_win(tmp_path: Path) -> None:
     assert (config.kv_cache_memory_bytes, config.enable_prefix_caching) == (2**30, False)
     assert (settings.model_names, settings.api_keys, settings.port) == (("a", "b"), ("k",), 9)
     assert settings.enable_prompt_tokens_details
-    config, settings = parse(
-        [*preset, "--max-model-len", "7", "--served-model-name", "c", "--enable-prefix-caching"]
-    )
+    config, settings = parse([*preset, "--max-model-len", "7", "--served-model-name", "c", "--enable-prefix-caching"])
     assert (config.max_model_len, config.enable_prefix_caching) == (7, True)
     assert settings.model_names == ("c",)
     assert parse(["serve", "other", *preset])[0].model == "other"

@@ -1,6 +1,9 @@
 """Server-sent events: framing, chunks, usage, and the equality of streamed and whole answers."""
 
 import asyncio
+import json
+import re
+import socket
 from collections import defaultdict
 from typing import Any
 
@@ -16,9 +19,7 @@ def _texts(events: list[dict[str, Any]]) -> dict[int, str]:
     texts: dict[int, str] = defaultdict(str)
     for event in events:
         for choice in event["choices"]:
-            texts[choice["index"]] += (
-                choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-            )
+            texts[choice["index"]] += choice["delta"].get("content", "") if "delta" in choice else choice["text"]
     return texts
 
 
@@ -94,12 +95,8 @@ def test_streamed_chat_put_together_is_the_whole_answer(server: LiveServer, fiel
     assert logprobs == ((whole["choices"][0]["logprobs"] or {}).get("content", []))
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"echo": True}, {"n": 2, "temperature": 1.0, "seed": 1}, {"logprobs": 2}]
-)
-def test_streamed_completion_put_together_is_the_whole_answer(
-    server: LiveServer, fields: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("fields", [{}, {"echo": True}, {"n": 2, "temperature": 1.0, "seed": 1}, {"logprobs": 2}])
+def test_streamed_completion_put_together_is_the_whole_answer(server: LiveServer, fields: dict[str, Any]) -> None:
     prompts = ["né🎉 hello", "other text"]
     whole = server.complete(prompts, **fields)
     events = server.events("/v1/completions", prompt=prompts, **fields)
@@ -133,6 +130,21 @@ def test_openai_client_streams(server: LiveServer) -> None:
     assert chunks[-1].usage is not None
 
 
+def test_all_choices_of_a_step_go_out_in_one_write(server: LiveServer) -> None:
+    body = {"prompt": "abc", "n": 8, "temperature": 1, "max_tokens": 10, "stream": True}
+    content = json.dumps(body).encode()
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content)
+        )
+        raw = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    http_chunks = re.findall(rb"\r\n[0-9a-f]+\r\ndata: ", raw)
+    assert raw.count(b'"text":') == 80
+    assert 1 <= len(http_chunks) <= 10, "one per step of the engine at most"
+
+
 def test_many_streams_at_once_get_their_own_text(server: LiveServer) -> None:
     async def one(client: httpx.AsyncClient, number: int) -> tuple[str, str]:
         prompt = f"number {number:03d} "
@@ -141,7 +153,7 @@ def test_many_streams_at_once_get_their_own_text(server: LiveServer) -> None:
         if number % 2:
             return prompt, response.json()["choices"][0]["text"]
         events = [frame.removeprefix("data: ") for frame in response.text.split("\n\n")[:-2]]
-        return prompt, "".join(httpx.Response(200, text=e).json()["choices"][0]["text"] for e in events)
+        return prompt, "".join(json.loads(e)["choices"][0]["text"] for e in events)
 
     async def all_of_them() -> list[tuple[str, str]]:
         limits = httpx.Limits(max_connections=64)

@@ -24,9 +24,7 @@ class PacedLLM:
         time.sleep(0.05)
         lengths = [(params.max_tokens or 0) - (index == 0) for index in range(len(prompts))]
         return [
-            SimpleNamespace(
-                prompt_token_ids=prompt.split(), outputs=[SimpleNamespace(token_ids=[1] * length, text="")]
-            )
+            SimpleNamespace(prompt_token_ids=prompt.split(), outputs=[SimpleNamespace(token_ids=[1] * length, text="")])
             for prompt, length in zip(prompts, lengths, strict=True)
         ]
 

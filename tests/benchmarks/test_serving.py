@@ -64,13 +64,9 @@ class StubServer:
         usage = {"prompt_tokens": 7, "completion_tokens": count}
         if not body["stream"]:
             choice = {"text": "word " * count, "finish_reason": "length"}
-            self.respond(
-                writer, 200, json.dumps({"choices": [choice]} | ({"usage": usage} if self.usage else {}))
-            )
+            self.respond(writer, 200, json.dumps({"choices": [choice]} | ({"usage": usage} if self.usage else {})))
             return
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         if chat:
             self.event(writer, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
         for _ in range(count):
@@ -212,9 +208,7 @@ def test_without_usage_events_are_counted_and_the_run_says_so(tmp_path: Path) ->
 
 def test_whole_answers_have_no_first_token_time(tmp_path: Path) -> None:
     with running(StubServer()) as stub:
-        _, report = bench(
-            tmp_path, "--url", stub.url, "--no-stream", "--num-prompts", "2", "--output-len", "4"
-        )
+        _, report = bench(tmp_path, "--url", stub.url, "--no-stream", "--num-prompts", "2", "--output-len", "4")
     metrics = report["runs"][0]["metrics"]
     assert metrics["output_tokens"] == 8
     assert metrics["latency_ms"]["ttft"] == {}
@@ -369,9 +363,7 @@ def test_prompts_of_files_bring_their_own_lengths(tmp_path: Path) -> None:
         (["--tokenizer", "/nowhere"], "no tokenizer.json"),
     ],
 )
-def test_a_wrong_option_ends_with_a_reason(
-    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_option_ends_with_a_reason(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--url", "http://127.0.0.1:1", "--model", "m", *words])
     assert ended.value.code == 2

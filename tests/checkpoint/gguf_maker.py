@@ -127,9 +127,7 @@ def tiny_state(architecture: str = "llama", *, tied: bool = False) -> dict[str, 
             f"{prefix}.mlp.down_proj.weight": (hidden, forward),
         }
         if architecture == "qwen2":
-            shapes |= {
-                f"{prefix}.self_attn.{part}_proj.bias": (queries if part == "q" else keys,) for part in "qkv"
-            }
+            shapes |= {f"{prefix}.self_attn.{part}_proj.bias": (queries if part == "q" else keys,) for part in "qkv"}
         if architecture == "qwen3":
             shapes |= {f"{prefix}.self_attn.{part}_norm.weight": (head,) for part in "qk"}
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

@@ -32,9 +32,7 @@ def test_plain_types_are_not_decoded() -> None:
     assert names == PLAIN
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in _decodable() if kind.name not in PLAIN], ids=lambda kind: kind.name
-)
+@pytest.mark.parametrize("kind", [kind for kind in _decodable() if kind.name not in PLAIN], ids=lambda kind: kind.name)
 def test_random_blocks_decode_to_the_same_bits_as_in_gguf(kind: gguf.GGMLQuantizationType) -> None:
     known = block_type(kind)
     assert isinstance(known, BlockType)

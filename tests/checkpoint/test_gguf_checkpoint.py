@@ -22,9 +22,7 @@ ARCHITECTURES = ["llama", "qwen2", "qwen3"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tensors_come_back_under_their_names_and_in_their_row_order(
-    tmp_path: Path, architecture: str
-) -> None:
+def test_tensors_come_back_under_their_names_and_in_their_row_order(tmp_path: Path, architecture: str) -> None:
     state = tiny_state(architecture)
     if architecture == "llama":  # llama.cpp permutes biases of Q and K as well
         state["model.layers.0.self_attn.q_proj.bias"] = np.arange(64, dtype=np.float32)

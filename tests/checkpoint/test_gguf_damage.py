@@ -83,9 +83,7 @@ def test_each_kind_of_damage_is_named(tmp_path: Path, content: bytes, message: s
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_truncated_file_is_refused_wherever_it_ends(
-    folder: Path, content: bytes, data: st.DataObject
-) -> None:
+def test_a_truncated_file_is_refused_wherever_it_ends(folder: Path, content: bytes, data: st.DataObject) -> None:
     path = folder / "short.gguf"
     # The file ends with padding of the last tensor, which may be missing.
     path.write_bytes(content[: data.draw(st.integers(4, len(content) - 64))])

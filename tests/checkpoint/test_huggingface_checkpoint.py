@@ -141,9 +141,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_a_truncated_file_is_refused_wherever_it_ends(
-    damaged: tuple[Path, bytes], data: st.DataObject
-) -> None:
+def test_a_truncated_file_is_refused_wherever_it_ends(damaged: tuple[Path, bytes], data: st.DataObject) -> None:
     directory, content = damaged
     cut = data.draw(st.integers(0, len(content) - 1))
     (directory / "model.safetensors").write_bytes(content[:cut])
@@ -178,9 +176,7 @@ def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[]", "must hold an object"), ("\xff", "JSON")]
-)
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "must hold an object"), ("\xff", "JSON")])
 def test_a_config_that_is_no_object_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=message):
@@ -194,9 +190,7 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
 
 def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     (_directory(tmp_path) / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(
-        CheckpointError, match=r"pickled weights \(pytorch_model\.bin\).*convert to safetensors"
-    ):
+    with pytest.raises(CheckpointError, match=r"pickled weights \(pytorch_model\.bin\).*convert to safetensors"):
         open_checkpoint(tmp_path)
 
 
@@ -216,9 +210,7 @@ def test_two_gguf_files_in_a_directory_leave_the_choice_to_the_user(tmp_path: Pa
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", 5]
-)
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", 5])
 def test_an_index_that_leads_out_of_the_directory_is_refused(tmp_path: Path, file: Any) -> None:
     index = {"weight_map": {"w": file}}
     (_directory(tmp_path / "model") / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.worlds import greedy, make_model, reference, reference_greedy, reference_logits, run, start_engine, tokens_of
+from tests.worlds import (
+    greedy,
+    make_model,
+    reference,
+    reference_greedy,
+    reference_logits,
+    run,
+    start_engine,
+    tokens_of,
+)
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -36,7 +45,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen2, tied, some layers windowed": (
         "Qwen2ForCausalLM",
-        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+        {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 1,
+        },
     ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
     "qwen3, biases": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}),

@@ -17,9 +17,7 @@ KERNELS = {kernel.name: kernel for kernel in discover()}
 def _parameters() -> list:
     slow_unless = {True: (), False: (pytest.mark.slow,)}
     return [
-        pytest.param(
-            kernel.name, implementation, i, id=f"{kernel.name}-{implementation}-{case.name}", marks=slow
-        )
+        pytest.param(kernel.name, implementation, i, id=f"{kernel.name}-{implementation}-{case.name}", marks=slow)
         for kernel in KERNELS.values()
         for implementation in kernel.implementations
         for i, case in enumerate(kernel.cases)

@@ -119,9 +119,7 @@ def test_pool_of_more_than_4_gib_compiles():
 
 
 def test_a_spilling_tile_is_noticed(monkeypatch):
-    monkeypatch.setattr(
-        triton_prefill, "choose_tiling", lambda *_: Tiling(128, 64, num_warps=4, num_stages=3)
-    )
+    monkeypatch.setattr(triton_prefill, "choose_tiling", lambda *_: Tiling(128, 64, num_warps=4, num_stages=3))
     with pytest.raises(jax.errors.JaxRuntimeError, match="spilling"):
         _lower(BY_NAME["llama3_8b_mixed"], "h200").compile(compiler_options=NO_SPILLS)
 

@@ -12,9 +12,7 @@ from pallas_kernels.gpu_target import gpu_topology, why_unavailable
 
 
 def test_benchmark_prints_json_with_figures_and_reasons(capsys):
-    status = benchmark.main(
-        ["--match", "decode_smollm2_b16", "--check", "--seconds", "0.01", "--max-mib", "8"]
-    )
+    status = benchmark.main(["--match", "decode_smollm2_b16", "--check", "--seconds", "0.01", "--max-mib", "8"])
     results = {result["implementation"]: result for result in json.loads(capsys.readouterr().out)["results"]}
     assert status == 0
     assert results["xla"]["microseconds"] > 0

@@ -15,9 +15,7 @@ from pallas_kernels.paged_attention.reference import reference
 from pallas_kernels.paged_attention.triton_decode import choose_splits, paged_attention_decode
 
 DECODE = Case("decode", 4, 2, 64, 16, (Row(1, 100), Row(1, 7), Row(1, 33)), "float32", padding_rows=1)
-MIXED = Case(
-    "mixed", 6, 2, 16, 16, (Row(3, 40), Row(1, 17), Row(5, 5)), "float32", padding_rows=1, padding_tokens=2
-)
+MIXED = Case("mixed", 6, 2, 16, 16, (Row(3, 40), Row(1, 17), Row(5, 5)), "float32", padding_rows=1, padding_tokens=2)
 
 
 def _by_loops(inputs: KernelInputs, scale: float, window: int | None, cap: float | None) -> np.ndarray:
@@ -75,9 +73,7 @@ def test_splits_fill_the_gpu_and_never_outnumber_the_keys():
 
 def test_auto_is_xla_on_a_cpu():
     inputs = DECODE.make(7)
-    auto, xla = (
-        op.paged_attention(*inputs.args, **inputs.static, implementation=name) for name in ("auto", "xla")
-    )
+    auto, xla = (op.paged_attention(*inputs.args, **inputs.static, implementation=name) for name in ("auto", "xla"))
     assert np.array_equal(auto, xla)
 
 

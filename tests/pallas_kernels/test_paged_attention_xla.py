@@ -44,9 +44,7 @@ def rows(draw: st.DrawFn) -> Row:
     st.integers(0, 5),
     st.integers(0, 2**20),
 )
-def test_any_ragged_batch_agrees_with_the_reference(
-    batch, heads, page_size, window, cap, padding, spare, seed
-):
+def test_any_ragged_batch_agrees_with_the_reference(batch, heads, page_size, window, cap, padding, spare, seed):
     H, K, D = heads
     assert_matches(
         Case("random", H, K, D, page_size, batch, "float32", window, cap, padding, padding_tokens=spare), seed

@@ -36,9 +36,7 @@ class Mutant:
 TILE, DECODE, PREFILL = "triton_tile.py", "triton_decode.py", "triton_prefill.py"
 
 MUTANTS = (
-    Mutant(
-        "query cannot see itself", TILE, "<= position[:, None])", "< position[:, None])", "mixed_window_f32"
-    ),
+    Mutant("query cannot see itself", TILE, "<= position[:, None])", "< position[:, None])", "mixed_window_f32"),
     Mutant("query sees the next token", TILE, "<= position[:", "<= 1 + position[:", "prefill_chunk_f32"),
     Mutant("window ignored", TILE, "if window is not None:", "if False:", "decode_window_f32"),
     Mutant(
@@ -49,9 +47,7 @@ MUTANTS = (
         "mixed_window_f32",
     ),
     Mutant("soft cap ignored", TILE, "if head.soft_cap is None:", "if True:", "decode_window_soft_cap_d256"),
-    Mutant(
-        "sum of values not rescaled", TILE, "softmax.o * shrink[:, None]", "softmax.o", "prefill_chunk_f32"
-    ),
+    Mutant("sum of values not rescaled", TILE, "softmax.o * shrink[:, None]", "softmax.o", "prefill_chunk_f32"),
     Mutant("sum of weights not rescaled", TILE, "softmax.l * shrink", "softmax.l", "prefill_chunk_f32"),
     Mutant("next page never fetched", TILE, "page_of(block + 1)", "page_of(block)", "prefill_chunk_f32"),
     Mutant(
@@ -70,9 +66,7 @@ MUTANTS = (
         "decode_split_f32",
     ),
     Mutant("splits overlap", DECODE, "jnp.minimum(first + share, end)", "end", "decode_split_f32"),
-    Mutant(
-        "remainder of the split lost", DECODE, "end - first + (splits - 1)", "end - first", "decode_split_f32"
-    ),
+    Mutant("remainder of the split lost", DECODE, "end - first + (splits - 1)", "end - first", "decode_split_f32"),
     Mutant(
         "window starts a block late",
         DECODE,
@@ -94,9 +88,7 @@ MUTANTS = (
         "jnp.maximum(tile.position + tiling.C, 0)",
         "prefill_chunk_f32",
     ),
-    Mutant(
-        "tile spills into the next row", PREFILL, "token < tile.end", "token <= tile.end", "prefill_chunk_f32"
-    ),
+    Mutant("tile spills into the next row", PREFILL, "token < tile.end", "token <= tile.end", "prefill_chunk_f32"),
     Mutant("padding never written", PREFILL, "+ S + 1", "+ S", "mixed_window_f32"),
     Mutant(
         "padding masked by no row",
@@ -141,9 +133,7 @@ def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / name, ignore=shutil.ignore_patterns("cases.py", "__pycache__"))
     path = tmp_path / name / mutant.file
     source = path.read_text()
-    assert source.count(mutant.old) == 1, (
-        f"{mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}"
-    )
+    assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}"
     path.write_text(source.replace(mutant.old, mutant.new))
     monkeypatch.syspath_prepend(tmp_path)
     assert _disagreement(name, mutant.case) > 1

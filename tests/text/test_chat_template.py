@@ -70,9 +70,7 @@ CALLS = [
         "role": "assistant",
         "content": "",
         "reasoning": "use the tool",
-        "tool_calls": [
-            {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"at": "Köln"}}}
-        ],
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"at": "Köln"}}}],
     },
     {"role": "tool", "tool_call_id": "1", "content": "12"},
 ]
@@ -166,9 +164,7 @@ def test_arguments_of_tool_calls_are_parsed_and_absent_fields_left_out() -> None
     assert 'assistant\nweather{"at": "Köln"}at=Köln<|im_end|>' in text
     seen = _chat("{% for m in messages %}{{ m.keys() | list }}{% endfor %}").render(messages[::2])
     assert seen == "['role', 'content']['role', 'content']"
-    assert (
-        messages[1]["tool_calls"][0]["function"]["arguments"] == '{"at": "Köln"}'
-    )  # the caller's is untouched
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == '{"at": "Köln"}'  # the caller's is untouched
 
 
 def test_empty_arguments_are_no_arguments() -> None:
@@ -194,9 +190,7 @@ def test_empty_arguments_are_no_arguments() -> None:
         ),
     ],
 )
-def test_a_message_that_cannot_be_text_is_named(
-    messages: list[dict[str, Any]], message: str, param: str
-) -> None:
+def test_a_message_that_cannot_be_text_is_named(messages: list[dict[str, Any]], message: str, param: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         _chat(TOOLS).render(messages)
     assert caught.value.param == param
@@ -258,7 +252,7 @@ def test_the_flag_gives_a_file_or_a_template(tmp_path: Path) -> None:
 
 
 def test_the_real_model_renders_its_own_template(real_gguf: Path) -> None:
-    from jserve.text.tokenizer import load_tokenizer
+    from jserve.text.load import load_tokenizer
 
     tokenizer = load_tokenizer(real_gguf)
     text = ChatTemplate.load(tokenizer).render([{"role": "user", "content": "Hi"}])

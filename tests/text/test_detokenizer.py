@@ -13,7 +13,8 @@ from tokenizers import decoders, models
 
 from jserve.text.decoder_kind import Scheme
 from jserve.text.detokenizer import IncrementalDetokenizer
-from jserve.text.tokenizer import Tokenizer, load_tokenizer
+from jserve.text.load import load_tokenizer
+from jserve.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,7 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def gemma_like(sentencepiece: Tokenizer) -> Tokenizer:
     """Sentencepiece that keeps the first space."""
     backend = Backend.from_str(sentencepiece.backend.to_str())
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     return Tokenizer(backend, source=Path("gemma"))
 
 

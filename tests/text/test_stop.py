@@ -35,9 +35,7 @@ stop_sets = st.lists(st.text("ab", max_size=5), max_size=3).map(tuple)
 
 @settings(max_examples=1000, deadline=None)
 @given(pieces=st.lists(letters, max_size=6), stops=stop_sets, include=st.booleans())
-def test_any_cutting_gives_what_the_whole_text_gives(
-    pieces: list[str], stops: tuple[str, ...], include: bool
-) -> None:
+def test_any_cutting_gives_what_the_whole_text_gives(pieces: list[str], stops: tuple[str, ...], include: bool) -> None:
     emitted, matched = _run(pieces, stops, include)
     assert ("".join(emitted), matched) == _define("".join(pieces), stops, include)
 

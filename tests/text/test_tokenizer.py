@@ -21,7 +21,8 @@ from tokenizer_maker import (
 from tokenizers.processors import TemplateProcessing
 
 from jserve.errors import CheckpointError
-from jserve.text.tokenizer import Tokenizer, load_tokenizer
+from jserve.text.load import load_tokenizer
+from jserve.text.tokenizer import Tokenizer
 
 NAMED = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 
@@ -174,9 +175,7 @@ def test_a_sentencepiece_gguf_gives_the_tokens_of_the_original_and_of_transforme
 def test_a_text_begins_with_bos_where_the_file_or_its_family_says_so(
     tmp_path: Path, pre: str, metadata: dict[str, Any], first: list[int]
 ) -> None:
-    tokenizer = load_tokenizer(
-        save_byte_level_gguf(tmp_path / "m.gguf", train_byte_level(pre), pre, **metadata)
-    )
+    tokenizer = load_tokenizer(save_byte_level_gguf(tmp_path / "m.gguf", train_byte_level(pre), pre, **metadata))
     assert tokenizer.encode("fox", True) == [*first, *tokenizer.encode("fox", False)]
 
 
@@ -206,9 +205,7 @@ def test_token_bytes_of_a_byte_level_text_join_to_the_text(tmp_path: Path) -> No
     assert not tokenizer.is_special(tokenizer.token_id("<think>"))
 
 
-def test_token_bytes_of_a_sentencepiece_text_join_to_the_text(
-    tmp_path: Path, sentencepiece_model: Path
-) -> None:
+def test_token_bytes_of_a_sentencepiece_text_join_to_the_text(tmp_path: Path, sentencepiece_model: Path) -> None:
     tokenizer = load_tokenizer(save_sentencepiece_gguf(tmp_path / "m.gguf", sentencepiece_model))
     text = "The fox 👍 你"
     joined = b"".join(tokenizer.token_bytes(number) for number in tokenizer.encode(text, False))
@@ -216,9 +213,7 @@ def test_token_bytes_of_a_sentencepiece_text_join_to_the_text(
 
 
 def test_special_tokens_map_names_what_the_config_leaves_out(tmp_path: Path) -> None:
-    save_directory(
-        tmp_path, train_byte_level("gpt-2"), {"tokenizer_class": "PreTrainedTokenizerFast"}, "llama"
-    )
+    save_directory(tmp_path, train_byte_level("gpt-2"), {"tokenizer_class": "PreTrainedTokenizerFast"}, "llama")
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     assert load_tokenizer(tmp_path).eos_token == "<|im_end|>"
 
@@ -251,7 +246,7 @@ def test_loading_a_gguf_or_a_byte_level_directory_imports_neither_transformers_n
     gguf = save_byte_level_gguf(tmp_path / "m.gguf", backend, "smollm")
     directory = save_directory(tmp_path / "hf", backend, {"tokenizer_class": "GPT2Tokenizer"}, "llama")
     script = (
-        "import sys; from jserve.text.tokenizer import load_tokenizer; "
+        "import sys; from jserve.text.load import load_tokenizer; "
         f"[load_tokenizer(p).encode('x', True) for p in ({str(gguf)!r}, {str(directory)!r})]; "
         "print([m for m in ('jax', 'torch', 'transformers', 'numpy', 'gguf') if m in sys.modules])"
     )
@@ -286,9 +281,7 @@ def test_loading_a_gguf_or_a_byte_level_directory_imports_neither_transformers_n
         ),
     ],
 )
-def test_a_gguf_without_a_usable_tokenizer_is_refused(
-    tmp_path: Path, metadata: dict[str, Any], message: str
-) -> None:
+def test_a_gguf_without_a_usable_tokenizer_is_refused(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     import gguf
     from tokenizer_maker import finish
 

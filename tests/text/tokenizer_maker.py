@@ -113,10 +113,7 @@ def save_sentencepiece_gguf(path: Path, model: Path, **metadata: Any) -> Path:
     writer.add_token_list([pieces.id_to_piece(number) for number in numbers])
     writer.add_token_scores([pieces.get_score(number) for number in numbers])
     writer.add_token_types(
-        [
-            2 if pieces.is_unknown(n) else 3 if pieces.is_control(n) else 6 if pieces.is_byte(n) else 1
-            for n in numbers
-        ]
+        [2 if pieces.is_unknown(n) else 3 if pieces.is_control(n) else 6 if pieces.is_byte(n) else 1 for n in numbers]
     )
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

