@@ -131,7 +131,7 @@ def chain(function: Callable[..., Any], *inputs: tuple[jax.Array, ...]) -> list[
     results: list[Any] = []
     for args in inputs:
         if results:
-            args, results[-1] = jax.lax.optimization_barrier((args, results[-1]))  # type: ignore[no-untyped-call]
+            args, results[-1] = jax.lax.optimization_barrier((args, results[-1]))
         results.append(function(*args))
     return results
 
@@ -142,7 +142,7 @@ def _median_seconds(program: Callable[..., Any], args: Sequence[Any], budget: fl
     until = time.perf_counter() + budget
     while len(samples) < 3 or (time.perf_counter() < until and len(samples) < 100):
         start = time.perf_counter()
-        jax.block_until_ready(program(*args))  # type: ignore[no-untyped-call]
+        jax.block_until_ready(program(*args))
         samples.append(time.perf_counter() - start)
     return statistics.median(samples)
 
@@ -224,7 +224,7 @@ def _print_table(results: Sequence[Result]) -> None:
     for r in results:
         figures: tuple[str, ...] = (_time_or_reason(r),)
         if r.microseconds is not None:
-            figures += (f"{r.bytes_per_second / 1e9:,.1f}", f"{r.flops_per_second / 1e9:,.1f}")  # type: ignore[operator]
+            figures += (f"{r.bytes_per_second / 1e9:,.1f}", f"{r.flops_per_second / 1e9:,.1f}")
             figures += (f"{r.of_copy:.0%}", f"{r.of_matmul:.0%}")
             figures += ("not checked" if r.error is None else f"{r.error:.1e} of {r.tolerance:.1e}",)
         table.add_row(r.kernel, r.case, r.implementation, *figures)

@@ -105,14 +105,14 @@ class EngineClient:
         inbox = Inbox(tuple(request.request_id for request in requests))
         for request in requests:
             self._inboxes[request.request_id] = inbox
-            self._process.send(request)
+        self._process.send(requests)
         return inbox
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Stop those of these requests that are still open, and forget them. Returns at once."""
         open_ids = [request_id for request_id in request_ids if self._inboxes.pop(request_id, None)]
         if open_ids and self._process is not None:
-            self._process.send(Abort(open_ids))
+            self._process.send([Abort(open_ids)])
 
     def describe_unavailable(self) -> str:
         """Why no request can be taken now, with how far a start is."""
@@ -151,7 +151,7 @@ class EngineClient:
         if self.state is EngineState.LOADING:
             process.kill()
             return
-        process.send(Shutdown())
+        process.send([Shutdown()])
         try:
             await asyncio.wait_for(process.wait_for_exit(), timeout_s)
         except TimeoutError:

@@ -19,7 +19,7 @@ import msgspec
 
 from jserve.config import EngineConfig
 from jserve.errors import StartupError
-from jserve.ipc import write_frame
+from jserve.ipc import encode_frame
 from jserve.protocol import ToEngine
 
 _READ_LIMIT = 1 << 22
@@ -48,10 +48,10 @@ class EngineProcess:
     def pid(self) -> int:
         return self._popen.pid
 
-    def send(self, message: ToEngine) -> None:
-        """Queue one message; an engine that is gone swallows it."""
+    def send(self, messages: Sequence[ToEngine]) -> None:
+        """Queue messages, in one write, so that they arrive together; an engine that is gone swallows them."""
         if not self._writer.is_closing():
-            write_frame(self._writer, message)
+            self._writer.write(b"".join([encode_frame(message) for message in messages]))
 
     async def wait_for_exit(self) -> None:
         """Return when the process has exited."""

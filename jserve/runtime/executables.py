@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
 SOURCE_FOLDERS = ("layers", "models", "runtime", "quant")
+SOURCE_FILES = ("batch.py", "config.py", "protocol.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,25 @@ class ExecutableStore:
         self._folder = folder
         self._key = key
         self._lowering = threading.Lock()
+        self._counting = threading.Lock()
         self.num_compiled = 0
         self.num_loaded = 0
 
-    def get(self, program: Program) -> tuple[jax.stages.Compiled, bool]:
-        """The program ready to run, and whether it came from disk. Any thread may call."""
+    def get(self, program: Program, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Compiled, bool]:
+        """The program ready to run on the devices of `mesh`, which it is lowered for, and whether it came from
+        disk. Any thread may call.
+        """
         path = self._path(program)
-        stored = self._load(path) if path is not None else None
+        stored = self._load(path, mesh) if path is not None else None
         if stored is not None:
-            self.num_loaded += 1
+            with self._counting:
+                self.num_loaded += 1
             return stored, True
         with self._lowering:  # tracing holds the GIL anyway, and nnx's tracing state is not for two threads
             lowered = program.lower()
         compiled = lowered.compile()
-        self.num_compiled += 1
+        with self._counting:
+            self.num_compiled += 1
         if path is not None:
             self._save(path, compiled)
         return compiled, False
@@ -65,7 +71,7 @@ class ExecutableStore:
         name = hashlib.sha256(f"{self._key}\n{program.name}".encode()).hexdigest()[:32]
         return self._folder / f"{name}.jserve"
 
-    def _load(self, path: Path) -> jax.stages.Compiled | None:
+    def _load(self, path: Path, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
         try:
             data = path.read_bytes()
         except OSError:
@@ -74,7 +80,8 @@ class ExecutableStore:
             digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
             if hashlib.sha256(body).digest() != digest:
                 raise ValueError("its bytes are damaged")
-            return serialize_executable.deserialize_and_load(*pickle.loads(body))
+            devices = list(mesh.devices.flat)  # otherwise it is loaded for every device that jax sees
+            return serialize_executable.deserialize_and_load(*pickle.loads(body), execution_devices=devices)
         except Exception as error:
             logger.warning("stored executable %s is not usable (%s); compiling again", path.name, error)
             return None
@@ -83,9 +90,10 @@ class ExecutableStore:
         try:
             body = pickle.dumps(serialize_executable.serialize(compiled))
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(hashlib.sha256(body).digest() + body)
-            os.replace(file.name, path)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                part = Path(folder, path.name)
+                part.write_bytes(hashlib.sha256(body).digest() + body)
+                os.replace(part, path)
         except Exception as error:
             logger.warning("executable could not be stored in %s (%s); the next start compiles again", path, error)
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from jserve.batch import SamplingInput
-from jserve.runtime.sampling import INTEGER_FIELDS, Variant
+from jserve.runtime.sampling import INTEGER_FIELDS, MAX_COUNT, Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout
 from jserve.schedule.plan import ScheduledChunk, StepPlan
@@ -94,20 +94,25 @@ class SlotSampling:
         self._edits[slot] = params.edits_logits
         self._logprobs[slot] = params.logprobs is not None
 
-    def pack(self, plan: StepPlan, bucket: Bucket) -> tuple[np.ndarray, Variant]:
-        """i32[10, S] of `SamplingInput`, and what the plan's rows need of sampling."""
+    def needs(self, plan: StepPlan) -> Variant | None:
+        """What the plan's rows that sample need; None where there are none."""
+        slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
+        if not slots:
+            return None
+        return Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._edits, self._logprobs)))
+
+    def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
+        """i32[10, S] of `SamplingInput`."""
         count = len(plan.chunks)
         slots = np.fromiter((chunk.slot for chunk in plan.chunks), np.int32, count)
         samples = np.fromiter((chunk.samples for chunk in plan.chunks), bool, count)
         packed = np.zeros((len(FIELDS), bucket.rows), np.int32)
         packed[FIELDS["slots"]] = self._shape.max_num_seqs
         packed[FIELDS["top_k"]] = self._shape.vocab_size
-        variant = Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._edits, self._logprobs)))
         packed[:, :count] = self._values[:, slots]
-        if variant.draws:
-            packed[FIELDS["output_index"], :count] = [chunk.output_index for chunk in plan.chunks]
+        packed[FIELDS["output_index"], :count] = [chunk.output_index for chunk in plan.chunks]
         packed[FIELDS["slots"], :count] = np.where(samples, slots, self._shape.max_num_seqs)
-        return packed, variant
+        return packed
 
 
 def history_rows(sequence: Sequence, vocab: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +123,7 @@ def history_rows(sequence: Sequence, vocab: int) -> tuple[np.ndarray, np.ndarray
     counts = np.bincount(np.asarray(tokens[prompt:], np.int64), minlength=vocab)[:vocab]
     in_prompt = np.zeros(vocab, bool)
     in_prompt[np.asarray(tokens[:prompt], np.int64)] = True
-    return counts.astype(np.int16), in_prompt
+    return np.minimum(counts, MAX_COUNT).astype(np.int16), in_prompt
 
 
 def bias_row(sequence: Sequence, num_outputs: int, vocab: int) -> np.ndarray:

@@ -4,6 +4,7 @@
 a step may read what an earlier one, still running, will have written. Owns every device array of the engine.
 """
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class Runner:
         self._programs = programs
         self._store = store
         self._mesh = mesh
-        self._steps: dict[Bucket, jax.stages.Compiled] = {}
+        self._registering = threading.Lock()
+        self._steps: dict[Bucket, jax.stages.Compiled] = {}  # the smallest first
         self._samplers: dict[tuple[int, Variant], jax.stages.Compiled] = {}
         self._others: dict[str, jax.stages.Compiled] = {}
         self._slots = SlotSampling(self.shape)
@@ -69,20 +71,21 @@ class Runner:
 
     def add(self, program: Program) -> bool:
         """Compile or load a program and put it to use. Returns whether it was loaded."""
-        compiled, loaded = self._store.get(program)
+        compiled, loaded = self._store.get(program, self._mesh)
         self._register(program.name, compiled)
         return loaded
 
     def _register(self, name: str, compiled: jax.stages.Compiled) -> None:
-        for bucket in self.shape.buckets():
-            if name == f"step {bucket}":
-                self._steps = {**self._steps, bucket: compiled}
-                return
-            for variant in sampling.VARIANTS:
-                if name == f"sample {bucket.rows} {variant}":
-                    self._samplers = {**self._samplers, (bucket.rows, variant): compiled}
+        with self._registering:  # two threads that replace the same table would lose an entry
+            for bucket in self.shape.buckets():
+                if name == f"step {bucket}":
+                    self._steps = dict(sorted({**self._steps, bucket: compiled}.items()))
                     return
-        self._others[name] = compiled
+                for variant in sampling.VARIANTS:
+                    if name == f"sample {bucket.rows} {variant}":
+                        self._samplers = {**self._samplers, (bucket.rows, variant): compiled}
+                        return
+            self._others[name] = compiled
 
     def start(self, weights: Weights) -> None:
         """Take the weights and allocate everything else; needs the required programs."""
@@ -104,15 +107,20 @@ class Runner:
         for chunk in plan.chunks:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
-        samples = any(chunk.samples for chunk in plan.chunks)
-        bucket = self._choose_bucket(plan)
+        needed = self._slots.needs(plan)
+        bucket, variant = self._choose_programs(plan, needed)
         packed, late_updates = pack_batch(plan, bucket, self.shape)
         self._install_pages(late_updates)
         assert self._state is not None
         step = self._steps[bucket]
         self._state, logits = step(self._weights, self._state, self._last_token, packed)
         self.bucket_steps[bucket] += 1
-        return Launched(plan, bucket, self._sample(plan, bucket, logits) if samples else None)
+        output = None
+        if needed is not None and variant is not None:
+            if needed.edits:
+                self._lift_bans(plan)
+            output = self._sample(plan, bucket, variant, logits)
+        return Launched(plan, bucket, output)
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
@@ -123,18 +131,15 @@ class Runner:
         tokens = output[:, 0].tolist()
         if output.shape[1] == 1:
             return StepTokens(tokens)
-        return StepTokens(tokens, _read_logprobs(launched.plan, output))
+        return StepTokens(tokens, _read_logprobs(launched.plan, output, self.shape.vocab_size))
 
     def step_memory(self) -> int:
         """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
         analyses = [step.memory_analysis() for step in self._steps.values()]
         return max((int(a.temp_size_in_bytes) for a in analyses if a is not None), default=0)
 
-    def _sample(self, plan: StepPlan, bucket: Bucket, logits: jax.Array) -> jax.Array:
-        packed, needed = self._slots.pack(plan, bucket)
-        variant = self._choose_variant(bucket.rows, needed)
-        if needed.edits:
-            self._lift_bans(plan)
+    def _sample(self, plan: StepPlan, bucket: Bucket, variant: Variant, logits: jax.Array) -> jax.Array:
+        packed = self._slots.pack(plan, bucket)
         state = self._sampling if variant.edits else None
         sampler = self._samplers[bucket.rows, variant]
         self._last_token, state, output = sampler(logits, self._last_token, state, packed)
@@ -143,18 +148,20 @@ class Runner:
         output.copy_to_host_async()
         return output
 
-    def _choose_bucket(self, plan: StepPlan) -> Bucket:
-        """The smallest bucket there is that holds the plan."""
+    def _choose_programs(self, plan: StepPlan, needed: Variant | None) -> tuple[Bucket, Variant | None]:
+        """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such
+        sampler. While programs are compiled behind, a bucket's step may be there before all its samplers.
+        """
         tokens, rows = plan.num_tokens, len(plan.chunks)
-        fitting = (
-            bucket
-            for bucket in self._steps
-            if bucket.rows >= rows and bucket.tokens >= tokens and (plan.is_decode or not bucket.is_decode)
-        )
-        return min(fitting)
-
-    def _choose_variant(self, rows: int, needed: Variant) -> Variant:
-        return next(v for v in sampling.VARIANTS if v.covers(needed) and (rows, v) in self._samplers)
+        for bucket in self._steps:
+            if bucket.rows < rows or bucket.tokens < tokens or (bucket.is_decode and not plan.is_decode):
+                continue
+            if needed is None:
+                return bucket, None
+            for variant in sampling.VARIANTS:
+                if variant.covers(needed) and (bucket.rows, variant) in self._samplers:
+                    return bucket, variant
+        raise ValueError(f"no program holds a step of {tokens} tokens and {rows} rows")
 
     def _install_pages(self, updates: np.ndarray) -> None:
         for start in range(0, len(updates), PAGE_UPDATE_ROWS):
@@ -193,15 +200,16 @@ class Runner:
         return jax.device_put(array, self._programs.replicated)
 
 
-def _read_logprobs(plan: StepPlan, output: np.ndarray) -> list[TokenLogprobs | None]:
+def _read_logprobs(plan: StepPlan, output: np.ndarray, vocab: int) -> list[TokenLogprobs | None]:
     floats = np.ascontiguousarray(output).view(np.float32)
     first_id, first_value = 3, 3 + MAX_LOGPROBS
     found: list[TokenLogprobs | None] = []
     for row, chunk in enumerate(plan.chunks):
-        count = chunk.sequence.request.sampling.logprobs
-        if count is None or not chunk.samples:
+        asked = chunk.sequence.request.sampling.logprobs
+        if asked is None or not chunk.samples:
             found.append(None)
             continue
+        count = min(asked, MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
         ids = output[row, first_id : first_id + count].tolist()
         values = floats[row, first_value : first_value + count].tolist()
         found.append(TokenLogprobs(float(floats[row, 1]), int(output[row, 2]), ids, values))

@@ -23,6 +23,7 @@ RowChoice = Callable[[Logits, SamplingState | None, jax.Array], jax.Array]
 """(logits, state, packed) to the output of the sampler."""
 
 INTEGER_FIELDS = 4
+MAX_COUNT = np.iinfo(np.int16).max
 BLOCK = 256
 """Tokens per block of the two-level search of a draw."""
 
@@ -90,11 +91,16 @@ def make_sampler(
         slots, tokens = split_sampling(packed).slots, output[:, 0]
         last_token = last_token.at[slots].set(tokens, mode="drop")
         if state is not None:
-            counts = state.output_counts.at[slots, tokens].add(1, mode="drop")
-            state = SamplingState(counts, state.in_prompt, state.bias)
+            state = SamplingState(_count(state.output_counts, slots, tokens), state.in_prompt, state.bias)
         return last_token, state, output
 
     return sample
+
+
+def _count(counts: jax.Array, slots: jax.Array, tokens: jax.Array) -> jax.Array:
+    """i16[R, V] with one more of each row's token; a count stays at its largest rather than turn negative."""
+    before = counts.at[slots, tokens].get(mode="clip")
+    return counts.at[slots, tokens].set(jnp.minimum(before, MAX_COUNT - 1) + 1, mode="drop")
 
 
 def edit_logits(logits: Logits, state: SamplingState, batch: SamplingInput) -> Logits:
@@ -169,18 +175,24 @@ def _inverse_transform(mass: jax.Array, uniform: jax.Array) -> jax.Array:
     """i32[S]: the token where the running sum of f32[S, V] passes uniform * total; never one without mass."""
     rows, vocab = mass.shape
     blocks = jnp.pad(mass, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
-    running = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    sums = jnp.sum(blocks, axis=-1)
+    running = jnp.cumsum(sums, axis=-1)
     target = uniform * running[:, -1]
-    block = _first_above(running, target)
+    block = _first_above(running, sums, target)
     before = jnp.where(block > 0, jnp.take_along_axis(running, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
-    inside = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0], axis=-1)
-    return block * BLOCK + _first_above(inside, target - before)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
+    return block * BLOCK + _first_above(jnp.cumsum(inside, axis=-1), inside, target - before)
 
 
-def _first_above(running: jax.Array, target: jax.Array) -> jax.Array:
-    """Index of the first entry of each nondecreasing row above the target; at the end, the last that rose."""
-    above = running > jnp.minimum(target, jnp.nextafter(running[:, -1], 0.0))[:, None]
-    return jnp.argmax(above, axis=-1).astype(jnp.int32)
+def _first_above(running: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Array:
+    """Index of the first entry with mass whose running sum is above the target, else of the last with mass.
+
+    The running sum is made of partial sums in some order, so by rounding it also moves where there is no mass.
+    """
+    has_mass = mass > 0
+    above = has_mass & (running > target[:, None])
+    last = mass.shape[1] - 1 - jnp.argmax(has_mass[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last).astype(jnp.int32)
 
 
 def _logprobs(logits: Logits, tokens: jax.Array) -> jax.Array:

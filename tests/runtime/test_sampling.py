@@ -1,0 +1,321 @@
+"""The sampler against a plain float64 definition: choice, filters, penalties, draws and log-probabilities."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve.batch import SamplingState
+from jserve.protocol import MAX_LOGPROBS
+from jserve.runtime import sampling
+from jserve.runtime.pack import FIELDS
+from jserve.runtime.sampling import INTEGER_FIELDS, OUTPUT_COLUMNS, VARIANTS, Variant, make_sampler
+
+V = 600
+"""Three blocks of a draw's search, the last one not full."""
+SLOTS = 8
+FEW = 16
+"""Rows of most batches here: every new shape costs a compile."""
+MANY = 2048
+"""Draws of one setting: enough to see each of 100 tokens that are about equally likely."""
+DRAWS = Variant(draws=True)
+EDITS = Variant(draws=True, edits=True)
+ALL = Variant(draws=True, edits=True, logprobs=True)
+
+NEUTRAL: dict[str, Any] = {"slots": SLOTS, "top_k": V, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+def pack(rows: list[dict[str, Any]], vocab: int = V) -> np.ndarray:
+    """i32[10, S]; what a row leaves out is off."""
+    packed = np.zeros((len(FIELDS), len(rows)), np.int32)
+    floats = packed.view(np.float32)
+    for number, row in enumerate(rows):
+        for name, value in {**NEUTRAL, "top_k": vocab, **row}.items():
+            line = FIELDS[name]
+            (packed if line < INTEGER_FIELDS else floats)[line, number] = value
+    return packed
+
+
+@cache
+def compiled(variant: Variant) -> Any:
+    return jax.jit(make_sampler(variant))
+
+
+def sample(
+    variant: Variant, logits: np.ndarray, rows: list[dict[str, Any]], state: SamplingState | None = None
+) -> tuple[np.ndarray, SamplingState | None, np.ndarray]:
+    """The output i32[S, ...], the state after, and last_token after."""
+    vocab = logits.shape[1]
+    if variant.edits and state is None:
+        state = sampling.empty_state(SLOTS, vocab)
+    last = np.full(SLOTS, -7, np.int32)
+    last, state, output = compiled(variant)(logits, last, state if variant.edits else None, pack(rows, vocab))
+    return np.asarray(output), state, np.asarray(last)
+
+
+def draw_many(logits: np.ndarray, **row: Any) -> np.ndarray:
+    """MANY draws from f32[V], each with a seed of its own."""
+    rows = [{"temperature": 1.0, "seed": seed, **row} for seed in range(MANY)]
+    return sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0][:, 0]
+
+
+def distribution(
+    logits: np.ndarray, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> np.ndarray:
+    """f64[V]: the definition. min-p, top-k and top-p in this order, each on what the one before it left."""
+    scaled = logits.astype(np.float64) / temperature
+    mass = np.exp(scaled - scaled.max())
+    mass[mass < min_p] = 0.0
+    order = np.argsort(-mass)
+    if top_k:
+        mass[order[top_k:]] = 0.0
+    share = np.cumsum(mass[order]) / mass.sum()
+    mass[order[np.searchsorted(share, top_p) + 1 :]] = 0.0  # the token that reaches top_p stays
+    return mass / mass.sum()
+
+
+def random_logits(*shape: int, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) * 4).astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_row_without_temperature_gets_the_likeliest_token_in_every_variant(variant: Variant) -> None:
+    logits = random_logits(FEW, V)
+    tokens = sample(variant, logits, [{"seed": seed} for seed in range(FEW)])[0][:, 0]
+    np.testing.assert_array_equal(tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_greedy_takes_the_first_of_equal_tokens(variant: Variant) -> None:
+    logits = random_logits(FEW, V)
+    best = logits.max(1)
+    for row, places in enumerate(((5, 599), (0, 1), (255, 256, 257), (300, 598))):
+        logits[row, list(places)] = best[row] + 1
+    assert sample(variant, logits, [{}] * FEW)[0][:4, 0].tolist() == [5, 0, 255, 300]
+
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "top-k": {"top_k": 50},
+    "top-k of everything": {"top_k": V},
+    "top-p": {"top_p": 0.15},
+    "tiny top-p": {"top_p": 1e-6},
+    "min-p": {"min_p": 0.9},
+    "min-p, then top-k": {"min_p": 0.9, "top_k": 30},
+    "min-p, then top-p": {"min_p": 0.8, "top_p": 0.3},
+    "top-k, then top-p": {"top_k": 60, "top_p": 0.5},
+    "all": {"min_p": 0.85, "top_k": 70, "top_p": 0.7},
+    "top-p zero": {"top_p": 0.0},
+}
+
+
+@pytest.mark.parametrize("case", FILTERS)
+def test_filters_keep_exactly_the_tokens_that_the_definition_keeps(case: str) -> None:
+    """At a high temperature what is left is about equally likely, so MANY draws see all of it."""
+    temperature, logits = 60.0, random_logits(V, seed=3)
+    expected = np.flatnonzero(distribution(logits, temperature, **FILTERS[case]))
+    drawn = draw_many(logits, temperature=temperature, **FILTERS[case])
+    assert set(drawn) <= set(expected)
+    if len(expected) <= 100:
+        assert set(drawn) == set(expected)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_top_k_of_one_is_greedy_at_any_temperature(seed: int) -> None:
+    logits = random_logits(V, seed=seed)
+    assert set(draw_many(logits, top_k=1, temperature=5.0)) == {int(logits.argmax())}
+
+
+def test_top_p_keeps_the_token_that_reaches_it_and_none_after() -> None:
+    logits = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625, *[1e-30] * 7], np.float32))
+    for top_p, kept in ((0.4, 1), (0.55, 2), (0.76, 3), (0.88, 5)):
+        assert set(draw_many(logits, top_p=top_p)) == set(range(kept)), top_p
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", ["plain", *FILTERS])
+def test_tokens_are_drawn_as_often_as_the_definition_says(case: str, seed: int) -> None:
+    """Chi-square over the tokens; the bound is 6 deviations, which a right sampler passes with any seeds."""
+    vocab, temperature = 12, 0.7 + seed
+    settings = {name: min(value, 5) for name, value in FILTERS.get(case, {}).items()}
+    logits = random_logits(vocab, seed=seed) / 3
+    expected = distribution(logits, temperature, **settings) * MANY
+    found = np.bincount(draw_many(logits, temperature=temperature, **settings), minlength=vocab)
+    kept = expected > 0
+    assert not found[~kept].any()
+    chi_square = ((found - expected)[kept] ** 2 / expected[kept]).sum()
+    degrees = max(kept.sum() - 1, 1)
+    assert chi_square < degrees + 6 * np.sqrt(2 * degrees), (found, expected)
+
+
+def test_output_index_draws_anew_for_every_token_of_a_request() -> None:
+    vocab = 12
+    logits = random_logits(vocab) / 3
+    rows = [{"temperature": 1.0, "seed": 5, "output_index": index} for index in range(MANY)]
+    tokens = sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0][:, 0]
+    expected = distribution(logits, 1.0) * MANY
+    chi_square = ((np.bincount(tokens, minlength=vocab) - expected) ** 2 / expected).sum()
+    assert chi_square < vocab + 6 * np.sqrt(2 * vocab)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}], ids=["plain", "filtered"])
+def test_same_seed_gives_the_same_token_whatever_rows_place_and_variant(settings: dict[str, Any]) -> None:
+    logits = random_logits(FEW, V, seed=1)
+    rows = [{"temperature": 1.5, "seed": 900 + row, "output_index": row, **settings} for row in range(FEW)]
+    tokens = sample(DRAWS, logits, rows)[0][:, 0]
+    for variant in (v for v in VARIANTS if v.draws):
+        np.testing.assert_array_equal(sample(variant, logits, rows)[0][:, 0], tokens)
+    for count in (1, 4, MANY):
+        for row in (0, 7, 15):
+            others = [{"temperature": 0.3, "top_k": 2, "seed": 1}] * (count - 1)
+            batch = np.concatenate([random_logits(count - 1, V, seed=9), logits[row : row + 1]])
+            assert sample(DRAWS, batch, [*others, rows[row]])[0][-1, 0] == tokens[row]
+    assert len(set(tokens)) > 8
+
+
+def test_neighbours_that_are_greedy_or_padding_change_nothing() -> None:
+    logits = random_logits(FEW, V, seed=2)
+    rows: list[dict[str, Any]] = [{"temperature": 1.0, "seed": 3, "slots": 0}, {"slots": 1}]
+    padded, state, last = sample(ALL, logits, rows + [{}] * (FEW - 2))
+    others = [{"temperature": 2.0, "seed": seed, "top_k": 3} for seed in range(FEW - 2)]
+    np.testing.assert_array_equal(sample(ALL, logits, rows + others)[0][:2], padded[:2])
+    assert state is not None
+    assert last.tolist() == [*padded[:2, 0], *[-7] * 6]
+    assert np.asarray(state.output_counts).sum() == 2
+
+
+def test_padding_rows_of_zeros_are_harmless() -> None:
+    """A padding row has top_p 0 and temperature 0: whatever it yields must not reach a slot."""
+    row = dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), 0.0)
+    for variant in VARIANTS:
+        logits = np.concatenate([random_logits(1, V), np.zeros((FEW - 1, V), np.float32)])
+        output, _, last = sample(variant, logits, [{"slots": 4}] + [row] * (FEW - 1))
+        assert output[0, 0] == logits[0].argmax()
+        assert last.tolist() == [-7, -7, -7, -7, output[0, 0], -7, -7, -7]
+
+
+def edited_definition(logits: np.ndarray, row: dict[str, Any], state: SamplingState) -> np.ndarray:
+    """f64[V]: bias, repetition over prompt and output, frequency and presence over the output."""
+    slot = row["slots"]
+    counts = np.asarray(state.output_counts)[slot].astype(np.float64)
+    out = logits.astype(np.float64) + np.asarray(state.bias)[slot]
+    seen = np.asarray(state.in_prompt)[slot] | (counts > 0)
+    penalty = row.get("repetition_penalty", 1.0)
+    out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
+    return out - counts * row.get("frequency_penalty", 0.0) - (counts > 0) * row.get("presence_penalty", 0.0)
+
+
+def random_state(seed: int = 0) -> SamplingState:
+    rng = np.random.default_rng(seed)
+    bias = np.where(rng.random((SLOTS, V)) < 0.1, rng.choice([-100, -3, 2, 100], (SLOTS, V)), 0)
+    return SamplingState(
+        rng.poisson(0.5, (SLOTS, V)).astype(np.int16),  # type: ignore[arg-type]
+        rng.random((SLOTS, V)) < 0.3,  # type: ignore[arg-type]
+        bias.astype(np.float32),  # type: ignore[arg-type]
+    )
+
+
+EDIT_ROWS: list[dict[str, Any]] = [
+    {"slots": 0},
+    {"slots": 1, "repetition_penalty": 1.4},
+    {"slots": 2, "frequency_penalty": 1.5},
+    {"slots": 3, "presence_penalty": 2.0},
+    {"slots": 4, "repetition_penalty": 0.6, "frequency_penalty": -1.0, "presence_penalty": -2.0},
+    {"slots": 5, "repetition_penalty": 2.0, "frequency_penalty": 2.0, "presence_penalty": 2.0},
+    *[{}] * (FEW - 6),
+]
+
+
+def test_penalties_and_bias_edit_the_logits_as_defined() -> None:
+    logits, state = random_logits(FEW, V, seed=4), random_state()
+    edited = np.asarray(sampling.edit_logits(logits, state, sampling.split_sampling(pack(EDIT_ROWS))))
+    expected = [edited_definition(*pair, state) for pair in zip(logits, EDIT_ROWS, strict=True) if pair[1]]
+    np.testing.assert_allclose(edited[:6], expected, rtol=1e-6, atol=1e-5)  # a few float32 roundings of up to 200
+    tokens, after, _ = sample(EDITS, logits, EDIT_ROWS, state)
+    assert tokens[:6, 0].tolist() == [row.argmax() for row in expected]
+    assert after is not None
+    gained = np.asarray(after.output_counts) - np.asarray(state.output_counts)
+    assert np.argwhere(gained).tolist() == [[row, token] for row, (token, *_) in enumerate(tokens[:6])]
+
+
+def test_bias_of_a_hundred_forces_and_of_minus_a_hundred_forbids() -> None:
+    logits = random_logits(V, seed=5)
+    best = int(logits.argmax())
+    state = sampling.empty_state(SLOTS, V)
+    np.asarray(state.bias)[0, 17] = 100.0
+    np.asarray(state.bias)[1, best] = -100.0
+    rows = [{"slots": seed % 2, "temperature": 1.0, "seed": seed} for seed in range(MANY)]
+    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0][:, 0]
+    assert set(tokens[::2]) == {17}
+    assert best not in tokens[1::2]
+
+
+def test_banned_tokens_are_never_drawn() -> None:
+    """A ban is a bias of minus infinity; penalties must not turn it into something that is not a number."""
+    logits = random_logits(V, seed=6)
+    banned = np.argsort(-logits)[:3]
+    state = replace(random_state(), bias=np.zeros((SLOTS, V), np.float32))  # type: ignore[arg-type]
+    np.asarray(state.bias)[:, banned] = -np.inf
+    penalties = {"repetition_penalty": 0.5, "frequency_penalty": -2.0, "presence_penalty": -2.0}
+    rows = [{"slots": 2, "temperature": seed % 2, "seed": seed, **penalties} for seed in range(MANY)]
+    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0][:, 0]
+    assert not set(tokens) & set(banned)
+
+
+def test_count_of_a_token_stays_at_its_largest() -> None:
+    state = sampling.empty_state(SLOTS, V)
+    np.asarray(state.output_counts)[0, 9] = 32766
+    logits = np.zeros((FEW, V), np.float32)
+    logits[0, 9] = 1e6
+    for _ in range(3):
+        tokens, after, _ = sample(EDITS, logits, [{"slots": 0}] + [{}] * (FEW - 1), state)
+        assert after is not None
+        assert tokens[0, 0] == 9
+        state = after
+    assert np.asarray(state.output_counts)[0, 9] == 32767
+
+
+def test_draw_never_lands_on_a_token_without_mass() -> None:
+    """By rounding a running sum also rises where nothing is added; draws right at such places are tried."""
+    rng, blocks, rows = np.random.default_rng(0), 600, 48
+    mass = np.zeros((rows, blocks, 256), np.float32)
+    mass[:, :, 0] = rng.random((rows, blocks)) * (rng.random((rows, blocks)) < 0.3)
+    flat = mass.reshape(rows, -1)
+    running = np.asarray(jax.jit(lambda x: jnp.cumsum(jnp.sum(x, -1), -1))(mass))
+    before = np.maximum.accumulate(running, axis=1)[:, :-1]
+    row, place = np.nonzero((running[:, 1:] > before) & (mass[:, 1:, 0] == 0))
+    assert len(row), "this machine's running sums do not rise without mass, so the test would show nothing"
+    uniform = (before[row, place] / running[row, -1]).astype(np.float32)
+    for first in range(0, min(len(row), 192), rows):
+        part = slice(first, first + rows)
+        for shift in (0, 1, -1):
+            near = (uniform[part].view(np.int32) + shift).view(np.float32)
+            chosen = flat[row[part]]
+            tokens = np.asarray(jax.jit(sampling._inverse_transform)(chosen, near))
+            assert (np.take_along_axis(chosen, tokens[:, None], 1) > 0).all()
+
+
+@pytest.mark.parametrize("vocab", [V, 20, 7])
+def test_logprobs_are_those_of_the_unmodified_logits(vocab: int) -> None:
+    logits = random_logits(FEW, vocab, seed=7)
+    rows: list[dict[str, Any]] = [{"temperature": 2.0, "seed": seed, "top_k": 3} for seed in range(FEW - 1)]
+    rows.append({"slots": 1})
+    state = sampling.empty_state(SLOTS, vocab)
+    np.asarray(state.bias)[1, vocab - 1] = 100.0
+    output, _, _ = sample(ALL, logits, rows, state)
+    assert output.shape[1] == OUTPUT_COLUMNS
+    wide = logits.astype(np.float64)
+    wide -= np.log(np.exp(wide).sum(1, keepdims=True))
+    tokens, floats = output[:, 0], output.view(np.float32)
+    assert tokens[-1] == vocab - 1
+    chosen = np.take_along_axis(wide, tokens[:, None], 1)
+    np.testing.assert_allclose(floats[:, 1], chosen[:, 0], atol=2e-6)
+    np.testing.assert_array_equal(output[:, 2], (wide > chosen).sum(1) + 1)
+    count = min(MAX_LOGPROBS, vocab)
+    np.testing.assert_array_equal(output[:, 3 : 3 + count], np.argsort(-wide, 1)[:, :count])
+    best = floats[:, 3 + MAX_LOGPROBS :]
+    np.testing.assert_allclose(best[:, :count], -np.sort(-wide, 1)[:, :count], atol=2e-6)
+    assert (best[:, count:] == -np.inf).all()
