@@ -11,6 +11,7 @@ Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pag
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
@@ -232,4 +233,7 @@ def _last_words(connection: EngineSocket, message: FromEngine) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # The thread that compiles behind may be deep inside XLA, which does not survive the interpreter's end.
+    os._exit(code)

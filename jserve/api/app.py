@@ -1,8 +1,12 @@
-"""The routes, put together."""
+"""The routes, put together. Bodies are read and checked by the handlers (`body.py`), whose errors follow the
+contract; FastAPI routes, and describes the bodies in `/openapi.json`.
+"""
 
-from starlette.applications import Starlette
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.middleware import Middleware
-from starlette.routing import Route
 
 from jserve.api import probes
 from jserve.api.chat import chat_completions
@@ -10,32 +14,56 @@ from jserve.api.completions import completions
 from jserve.api.context import ServerContext
 from jserve.api.edge import Edge
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
+from jserve.api.schemas import ChatBody, CompletionBody
+from jserve.version import __version__
+
+ROUTES: tuple[tuple[str, str, Any], ...] = (
+    ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/completions", completions),
+    ("GET", "/v1/models", probes.list_models),
+    ("GET", "/v1/models/{name:path}", probes.show_model),
+    ("GET", "/health", probes.health),
+    ("GET", "/health/decode", probes.health_decode),
+    ("GET", "/ready", probes.ready),
+    ("GET", "/ping", probes.ping),
+    ("POST", "/ping", probes.ping),
+    ("GET", "/version", probes.version),
+    ("GET", "/metrics", probes.metrics),
+)
+BODIES: dict[str, type[BaseModel]] = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
 
 
-def build_app(server: ServerContext) -> Starlette:
+def build_app(server: ServerContext) -> FastAPI:
     """The ASGI app of one server."""
-    routes = [
-        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-        Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/models", probes.list_models, methods=["GET"]),
-        Route("/v1/models/{name:path}", probes.show_model, methods=["GET"]),
-        Route("/health", probes.health, methods=["GET"]),
-        Route("/health/decode", probes.health_decode, methods=["GET"]),
-        Route("/ready", probes.ready, methods=["GET"]),
-        Route("/ping", probes.ping, methods=["GET", "POST"]),
-        Route("/version", probes.version, methods=["GET"]),
-        Route("/metrics", probes.metrics, methods=["GET"]),
-    ]
     edge = Middleware(
         Edge,
         api_keys=server.settings.api_keys,
         metrics=server.metrics,
-        routes=[route.path for route in routes],
+        routes=[path for _, path, _ in ROUTES],
     )
-    app = Starlette(
-        routes=routes,
+    app = FastAPI(
+        title="jserve",
+        version=__version__,
         middleware=[edge],
         exception_handlers=dict.fromkeys(EXPECTED_ERRORS, handle_error),
     )
+    for method, path, handler in ROUTES:
+        app.add_api_route(
+            path,
+            handler,
+            methods=[method],
+            response_model=None,
+            operation_id=f"{handler.__name__}_{method.lower()}",
+            openapi_extra=_describe_body(path),
+        )
     app.state.server = server
     return app
+
+
+def _describe_body(path: str) -> dict[str, Any] | None:
+    """The `requestBody` of a route in OpenAPI's words; references point into the description itself."""
+    if path not in BODIES:
+        return None
+    place = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
+    schema = BODIES[path].model_json_schema(ref_template=place)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

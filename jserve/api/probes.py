@@ -53,7 +53,7 @@ async def metrics(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """The names that requests may use."""
     server = context_of(request)
-    names = server.settings.model_names
+    names = server.settings.listed_names
     return JSONResponse({"object": "list", "data": [_model_card(server, name) for name in names]})
 
 
@@ -63,7 +63,7 @@ async def show_model(request: Request) -> Response:
     name = request.path_params["name"]
     names = server.settings.model_names
     if name not in names:
-        aliases = ", ".join(names)
+        aliases = ", ".join(server.settings.listed_names)
         message = f"The model `{name}` does not exist. Valid aliases: {aliases}."
         raise UnknownModelError(message, param="model")
     return JSONResponse(_model_card(server, name))

@@ -36,12 +36,14 @@ class ServedModel:
     def __init__(
         self,
         names: Sequence[str],
+        listed_names: Sequence[str],
         tokenizer: Tokenizer,
         template: ChatTemplate,
         defaults: SamplingDefaults,
         fingerprint: str,
     ) -> None:
         self.names = tuple(names)
+        self.listed_names = tuple(listed_names)
         self.tokenizer = tokenizer
         self.template = template
         self.defaults = defaults
@@ -54,7 +56,7 @@ class ServedModel:
         template = ChatTemplate.load(tokenizer, settings.chat_template)
         defaults = _sampling_defaults(settings)
         logger.info("default sampling: %s", defaults.describe())
-        model = cls(settings.model_names, tokenizer, template, defaults, fingerprint(config))
+        model = cls(settings.model_names, settings.listed_names, tokenizer, template, defaults, fingerprint(config))
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
 
@@ -66,7 +68,7 @@ class ServedModel:
     def check_name(self, name: str | None) -> None:
         """Raise UnknownModelError unless `name` is one of ours; absent or empty means ours."""
         if name and name not in self.names:
-            aliases = ", ".join(self.names)
+            aliases = ", ".join(self.listed_names)
             raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
 
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:

@@ -1,6 +1,7 @@
 """What the server process is told: everything that the engine does not need to know."""
 
 import sys
+from pathlib import PurePath
 
 import msgspec
 
@@ -12,7 +13,7 @@ DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine")
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the server listens, whom it answers, and how it looks after its engine.
 
-    `served_model_names` empty means the model's path as given. `api_keys` empty means no authentication.
+    `served_model_names` empty means the last part of the model's path, and the path as given. `api_keys` empty means no authentication.
     `chat_template` is a template or the path of one. `generation_config` "auto" takes default sampling from
     the model's `generation_config.json`, "vllm" uses neutral defaults, anything else is a folder to read it
     from. `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.
@@ -44,4 +45,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model_names(self) -> tuple[str, ...]:
         """The names that requests may use; the first is the one that responses carry."""
-        return self.served_model_names or (self.model,)
+        if self.served_model_names:
+            return self.served_model_names
+        name = PurePath(self.model).name.removesuffix(".gguf")
+        return tuple(dict.fromkeys((name or self.model, self.model)))
+
+    @property
+    def listed_names(self) -> tuple[str, ...]:
+        """The names that clients are shown; the path is understood, and not told."""
+        return self.served_model_names or self.model_names[:1]

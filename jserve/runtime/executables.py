@@ -122,10 +122,8 @@ def source_digest() -> str:
     import pallas_kernels
 
     home = Path(__file__).parent.parent
-    files = [
-        home / "batch.py",
-        *(file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py")),
-    ]
+    files = [home / name for name in SOURCE_FILES]
+    files += [file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py")]
     files += Path(pallas_kernels.__path__[0]).rglob("*.py")
     digest = hashlib.sha256()
     for file in sorted(files):

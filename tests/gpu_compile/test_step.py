@@ -1,0 +1,164 @@
+"""The whole step compiles for one and for eight H200s on a machine that has none, and wastes nothing.
+
+jserve's own programs, of the shape of Llama-3.1-8B in bfloat16, by `step_facts` in a process of its own.
+Compiled, not executed: GEMM tiles, library calls and times are those of a real GPU only on one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pallas_kernels.gpu_target import why_unavailable
+
+pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=why_unavailable() or "")
+
+ROOT = Path(__file__).parent.parent.parent
+LAYERS = 4
+MIB = 1 << 20
+
+DECODE, MIXED = "step decode 32", "step mixed 1024x32"
+SAMPLERS = [
+    f"sample 32 {variant}"
+    for variant in ("greedy", "draws", "draws+edits", "logprobs", "draws+logprobs", "draws+edits+logprobs")
+]
+KERNELS = {DECODE: {"paged_decode_split", "paged_decode_combine"}, MIXED: {"paged_prefill"}}
+
+STEP_BUDGET = {(DECODE, 1): 2 * MIB, (DECODE, 8): 9 * MIB, (MIXED, 1): 128 * MIB, (MIXED, 8): 52 * MIB}
+"""Temporaries, near what the compiler says today: one copy of a weight (32 MiB on one GPU, 4 to 28 MiB on one
+of eight) would not fit beside it, nor would gathering the logits of 32 rows (16 MiB) on each of eight.
+"""
+
+
+@cache
+def facts(gpus: int, layers: int = LAYERS, *options: str) -> dict[str, Any]:
+    """What `step_facts` says, with its programs by name."""
+    command = [sys.executable, "-m", "tests.gpu_compile.step_facts", "--gpus", str(gpus), "--layers", str(layers)]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "programs": {program["name"]: program for program in found["programs"]}}
+
+
+def step(gpus: int, name: str) -> dict[str, Any]:
+    return facts(gpus)["programs"][name]
+
+
+each_step = pytest.mark.parametrize("name", [DECODE, MIXED])
+each_mesh = pytest.mark.parametrize("gpus", [1, 8])
+
+
+@each_mesh
+@each_step
+def test_pages_are_written_in_place_and_no_weight_is_copied(gpus: int, name: str) -> None:
+    program, whole = step(gpus, name), facts(gpus)
+    assert program["aliased"] == whole["kv_bytes"] + whole["table_bytes"]
+    assert program["page_writes"] == 2 * LAYERS
+    assert program["copies"] == []
+
+
+@each_mesh
+@each_step
+def test_arguments_are_the_weights_and_the_state_and_little_else(gpus: int, name: str) -> None:
+    program, whole = step(gpus, name), facts(gpus)
+    large = whole["weight_bytes"] + whole["kv_bytes"] + whole["table_bytes"]
+    assert large <= program["arguments"] < large + MIB // 4
+
+
+@each_mesh
+@each_step
+def test_attention_is_our_kernels_and_nothing_falls_back(gpus: int, name: str) -> None:
+    program = step(gpus, name)
+    assert program["kernels"] == dict.fromkeys(KERNELS[name], LAYERS)
+    # No other custom call: without a GPU to tune on, every product is a Triton fusion of XLA.
+    assert program["custom_calls"] == {"__gpu$xla.gpu.triton": LAYERS * len(KERNELS[name])}
+
+
+@each_mesh
+@each_step
+def test_our_kernels_spill_no_register(gpus: int, name: str) -> None:
+    """That it compiled at all says so: a spill fails it. Where there is a ptxas, it says the numbers too."""
+    program = step(gpus, name)
+    assert all(spilled == 0 for spilled in program["spilled"].values()), program["spilled"]
+    assert all(registers <= 255 for registers in program["registers"].values()), program["registers"]
+
+
+@each_step
+def test_one_gpu_needs_no_collective(name: str) -> None:
+    assert step(1, name)["collectives"] == {}
+
+
+@each_step
+def test_eight_gpus_need_two_all_reduces_a_layer_and_one_more(name: str) -> None:
+    """One more because the token table is split over the vocabulary: the GPU that has a token's row sends it.
+    The logits go once across, from a share of the vocabulary to a share of the rows.
+    """
+    assert step(8, name)["collectives"] == {"all-reduce bf16": 2 * LAYERS + 1, "all-to-all f32": 1}
+
+
+@each_mesh
+@each_step
+def test_temporaries_stay_within_their_budget_and_the_memory_plan(gpus: int, name: str) -> None:
+    temporaries = step(gpus, name)["temporaries"]
+    assert temporaries <= STEP_BUDGET[name, gpus]
+    assert temporaries <= facts(gpus)["estimate"]
+
+
+@each_step
+def test_one_gpu_runs_the_step_as_one_cuda_graph(name: str) -> None:
+    program = step(1, name)
+    assert (program["graphs"], program["outside_graphs"]) == (1, {})
+
+
+@each_mesh
+@each_step
+def test_a_layer_is_few_launches(gpus: int, name: str) -> None:
+    """14 and the step's own; 13 where nothing is left to combine after attention. See the kernels' names in a
+    thunk dump: norm, q k v, pages twice, rope, attention (2), output, sum, norm, gate up, act, down, sum.
+    """
+    assert step(gpus, name)["launches"] <= 14 * LAYERS + 8
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_sampler_shares_out_its_rows_and_gathers_only_what_was_chosen(name: str) -> None:
+    alone, shared = step(1, name), step(8, name)
+    assert alone["collectives"] == {}
+    assert shared["collectives"] == {"all-gather s32": 1}
+    assert shared["copies"] == alone["copies"] == []
+    assert shared["temporaries"] <= alone["temporaries"] / 7
+
+
+@each_mesh
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_sampler_keeps_its_state_in_place(gpus: int, name: str) -> None:
+    state = facts(gpus)["sampling_bytes"] if "edits" in name else 0
+    last_token = 4 * 256
+    assert step(gpus, name)["aliased"] == state + last_token
+    assert step(gpus, name)["temporaries"] <= facts(gpus)["estimate"]
+
+
+@pytest.mark.slow
+@each_mesh
+def test_the_full_size_compiles_within_the_same_bounds(gpus: int) -> None:
+    whole = facts(gpus, 32, "--buckets", "1x1,256x256,4096x256", "--samplers", "256")
+    assert {name for name in whole["programs"] if name.startswith("step")} == {
+        "step decode 1",
+        "step decode 256",
+        "step mixed 4096x256",
+    }
+    for name, program in whole["programs"].items():
+        assert program["temporaries"] <= whole["estimate"], name
+        if not name.startswith("step"):
+            continue
+        assert program["copies"] == [], name
+        assert program["aliased"] == whole["kv_bytes"] + whole["table_bytes"], name
+        assert sum(program["kernels"].values()) in (32, 64), name
+        reduces = program["collectives"].get("all-reduce bf16", 0)
+        assert reduces == (65 if gpus > 1 else 0), name
+        assert all(spilled == 0 for spilled in program["spilled"].values()), name

@@ -1,0 +1,195 @@
+"""Stored executables: the second start compiles nothing, and nothing stale or damaged is ever run."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jserve
+from jserve.protocol import SamplingParams
+from jserve.runtime import executables as module
+from jserve.runtime.compiles import COMPILE_EVENT
+from jserve.runtime.executables import ExecutableStore, Program, environment_key, source_digest
+from tests.worlds import greedy, make_model, run, start_engine, tokens_of
+
+
+def mesh_of(count: int = 1) -> Mesh:
+    return Mesh(np.array(jax.devices()[:count]), ("tp",))
+
+
+def adder(amount: int, mesh: Mesh, name: str = "add") -> Program:
+    """f32[8] + amount, sharded over the mesh."""
+    place = jax.NamedSharding(mesh, jax.P("tp"))
+    given = jax.ShapeDtypeStruct((8,), np.float32, sharding=place)
+    return Program(name, lambda: jax.jit(lambda x: x + amount).lower(given))
+
+
+def apply(compiled: jax.stages.Compiled, mesh: Mesh) -> list[float]:
+    x = jax.device_put(np.arange(8, dtype=np.float32), jax.NamedSharding(mesh, jax.P("tp")))
+    return np.asarray(compiled(x)).tolist()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+@contextmanager
+def count_compiles() -> Iterator[list[str]]:
+    """What any thread compiles meanwhile."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event == COMPILE_EVENT:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_stored_program_runs_on_its_mesh_without_a_compile(tmp_path: Path, devices: int) -> None:
+    """Also where jax sees more devices than the mesh has."""
+    mesh = mesh_of(devices)
+    first, loaded = ExecutableStore(tmp_path, "key").get(adder(3, mesh), mesh)
+    assert not loaded
+    store = ExecutableStore(tmp_path, "key")
+    with count_compiles() as seen:
+        second, loaded = store.get(adder(3, mesh), mesh)
+    assert loaded
+    assert not seen
+    assert (store.num_compiled, store.num_loaded) == (0, 1)
+    assert apply(second, mesh) == apply(first, mesh) == [x + 3 for x in range(8)]
+
+
+def test_program_that_is_stored_is_not_even_traced(tmp_path: Path) -> None:
+    mesh = mesh_of()
+    ExecutableStore(tmp_path, "key").get(adder(3, mesh), mesh)
+
+    def lower() -> jax.stages.Lowered:
+        raise AssertionError("lowered although it is stored")
+
+    assert ExecutableStore(tmp_path, "key").get(Program("add", lower), mesh)[1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: bytes([data[0] ^ 1]) + data[1:],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+    ],
+    ids=["last byte", "digest", "half of it", "empty"],
+)
+def test_damaged_file_is_compiled_again_with_a_warning_and_repaired(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object
+) -> None:
+    mesh = mesh_of()
+    ExecutableStore(tmp_path, "key").get(adder(3, mesh), mesh)
+    (file,) = files(tmp_path)
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    store = ExecutableStore(tmp_path, "key")
+    with caplog.at_level(logging.WARNING):
+        compiled, loaded = store.get(adder(3, mesh), mesh)
+    assert not loaded
+    assert apply(compiled, mesh)[0] == 3
+    assert file.name in caplog.text
+    assert "compiling again" in caplog.text
+    assert ExecutableStore(tmp_path, "key").get(adder(3, mesh), mesh)[1]
+
+
+def test_another_key_or_name_is_another_file(tmp_path: Path) -> None:
+    mesh = mesh_of()
+    for key, name in (("one", "add"), ("two", "add"), ("one", "other")):
+        assert not ExecutableStore(tmp_path, key).get(adder(len(files(tmp_path)), mesh, name), mesh)[1]
+    assert len(files(tmp_path)) == 3
+    assert apply(ExecutableStore(tmp_path, "two").get(adder(0, mesh), mesh)[0], mesh)[0] == 1
+
+
+def test_without_a_folder_every_start_compiles() -> None:
+    mesh = mesh_of()
+    for _ in range(2):
+        assert not ExecutableStore(None, "key").get(adder(1, mesh), mesh)[1]
+
+
+def test_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    blocked = tmp_path / "file" / "folder"
+    blocked.parent.write_text("not a folder")
+    mesh = mesh_of()
+    with caplog.at_level(logging.WARNING):
+        compiled, loaded = ExecutableStore(blocked, "key").get(adder(2, mesh), mesh)
+    assert not loaded
+    assert apply(compiled, mesh)[0] == 2
+    assert "could not be stored" in caplog.text
+
+
+def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module.os, "replace", refuse)
+    mesh = mesh_of()
+    ExecutableStore(tmp_path, "key").get(adder(2, mesh), mesh)
+    assert files(tmp_path) == []
+
+
+def test_threads_get_each_their_program(tmp_path: Path) -> None:
+    mesh = mesh_of()
+    for expected in (False, True):
+        store = ExecutableStore(tmp_path, "key")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda n: store.get(adder(n, mesh, f"add {n}"), mesh), range(6)))  # noqa: B023
+        assert [loaded for _, loaded in found] == [expected] * 6
+        assert [apply(compiled, mesh)[0] for compiled, _ in found] == list(range(6))
+        assert (store.num_compiled, store.num_loaded) == ((0, 6) if expected else (6, 0))
+
+
+def test_environment_key_tells_meshes_and_flags_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [environment_key(mesh_of(1)), environment_key(mesh_of(2))]
+    keys.append(environment_key(Mesh(np.array(jax.devices()[1:2]), ("tp",))))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_something=1")
+    keys.append(environment_key(mesh_of(1)))
+    assert len(set(keys)) == 4
+    assert environment_key(mesh_of(1)) == keys[-1]
+
+
+@pytest.mark.parametrize("file", ["protocol.py", "batch.py", "layers/norm.py", "models/qwen3.py", "runtime/step.py"])
+def test_source_digest_changes_with_the_source_that_programs_are_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    home = tmp_path / "jserve"
+    shutil.copytree(Path(jserve.__file__).parent, home, ignore=shutil.ignore_patterns("__pycache__"))
+    before = source_digest()
+    monkeypatch.setattr(module, "__file__", str(home / "runtime" / "executables.py"))
+    assert source_digest() == before
+    with (home / file).open("a") as stream:
+        stream.write("# changed\n")
+    assert source_digest() != before
+
+
+def test_second_start_of_an_engine_compiles_nothing_and_gives_the_same_tokens(tmp_path: Path, executables: str) -> None:
+    model = make_model(tmp_path / "model", "LlamaForCausalLM")
+    prompts = {"a": list(range(3, 40)), "b": [7, 8]}
+    params = [greedy(12, logprobs=5), SamplingParams(max_tokens=12, seed=1, presence_penalty=1.0, ignore_eos=True)]
+    first = start_engine(model, executables)
+    with count_compiles() as seen:
+        second = start_engine(model, executables)
+    assert not seen
+    store = second.runner._store
+    assert store.num_compiled == 0
+    assert store.num_loaded == len(second.runner.programs_required())
+    for param in params:
+        expected, found = run(first, prompts, param), run(second, prompts, param)
+        for name in prompts:
+            assert tokens_of(found[name]) == tokens_of(expected[name])
+            assert [delta.logprobs for delta in found[name]] == [delta.logprobs for delta in expected[name]]
