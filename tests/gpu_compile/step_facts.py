@@ -20,12 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported. They are this process's own: nothing may import this module, tests run it.
-DUMP = Path(tempfile.mkdtemp(prefix="step-facts-"))
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMP}"
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +56,7 @@ LLAMA_3_1_8B = {
         "original_max_position_embeddings": 8192,
     },
 }
+DUMP = Path(tempfile.gettempdir()) / f"step-facts-{os.getpid()}"
 BIG = 1 << 22
 """Elements from which a copy counts; a weight or a layer's pages have as many on one of eight devices."""
 
@@ -110,6 +105,9 @@ def main() -> None:
     parser.add_argument("--samplers", default="32", help="rows, several with commas; empty for none")
     args = parser.parse_args()
     buckets = [Bucket(*map(int, each.split("x"))) for each in args.buckets.split(",")]
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMP}"  # read when the first backend starts, below
+    jax.config.update("jax_platforms", "cpu")
     made = programs(args.gpus, args.layers, args.seqs, max(bucket.tokens for bucket in buckets))
     wanted = [made.step(bucket) for bucket in buckets]
     for rows in filter(None, args.samplers.split(",")):

@@ -1,0 +1,373 @@
+"""The engine's core on a tiny real model: a request's tokens are its own, whatever happens around it."""
+
+import random
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jserve.config import EngineConfig
+from jserve.engine import EngineCore
+from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.shapes import Bucket
+from jserve.runtime.start import Started, start_runner
+from tests.worlds import greedy, make_model, reference, reference_greedy, reference_logits, run, tokens_of
+
+VOCAB = 17
+"""Small enough that 20 logprobs are the whole distribution."""
+EOS = 2
+COUNT = 20
+PAGE = 4
+NUM_PAGES = 24
+PAGE_BYTES = 2 * 2 * 2 * PAGE * 8 * 4
+"""Keys and values, 2 layers, 2 KV heads, of 8 floats each."""
+
+
+def make_prompts() -> dict[str, list[int]]:
+    """Twelve prompts of 1 to 40 tokens, of which eight begin like another."""
+    rng = random.Random(4)
+    stems = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (21, 10)]
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (1, 7, 16, 40)]
+    prompts += [stem + [rng.randrange(3, VOCAB) for _ in range(length)] for stem in stems for length in (1, 3, 6, 11)]
+    return {f"r{number}": prompt for number, prompt in enumerate(prompts)}
+
+
+PROMPTS = make_prompts()
+
+
+class World:
+    """One started runner. `core()` puts a new scheduler, with an empty pool, over the same device state, so that
+    every test also finds what the ones before it left in pages and slots.
+    """
+
+    def __init__(self, started: Started, folder: Path) -> None:
+        self.started = started
+        self.model = reference(folder)
+        self.greedy = cache(lambda name: reference_greedy(self.model, PROMPTS[name], COUNT))
+
+    def core(self) -> EngineCore:
+        return EngineCore(self.started)
+
+    def expected(self, prompt: list[int], params: SamplingParams, count: int = COUNT) -> list[int]:
+        """Greedy tokens under edits, from transformers' logits and the definition of every edit."""
+        tokens: list[int] = []
+        stops = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
+        for index in range(count):
+            logits = reference_logits(self.model, prompt + tokens)[-1].astype(np.float64)
+            for token, bias in (params.logit_bias or {}).items():
+                logits[token] += bias
+            if index < params.min_tokens:
+                logits[list(stops)] = -np.inf
+            counts = np.bincount(tokens, minlength=VOCAB)
+            seen = (counts > 0) | (np.bincount(prompt, minlength=VOCAB) > 0)
+            penalty = params.repetition_penalty
+            logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+            logits -= counts * params.frequency_penalty + (counts > 0) * params.presence_penalty
+            tokens.append(int(logits.argmax()))
+            if tokens[-1] in stops and index >= params.min_tokens:
+                break
+        return tokens
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
+    folder = make_model(tmp_path_factory.mktemp("model"), "LlamaForCausalLM", vocab_size=VOCAB)
+    config = EngineConfig(
+        model=str(folder),
+        dtype="float32",
+        max_num_seqs=8,
+        max_num_batched_tokens=16,
+        max_model_len=64,
+        page_size=PAGE,
+        kv_cache_memory_bytes=NUM_PAGES * PAGE_BYTES,
+        compile_cache_dir=executables,
+    )
+    started = start_runner(config, lambda *_: None)
+    assert started.shape.num_pages == NUM_PAGES
+    return World(started, folder)
+
+
+def run_mixed(
+    core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]], between: Callable[[int], None] | None = None
+) -> dict[str, list[TokenDelta]]:
+    """All at once, each with its own parameters."""
+    for name, (prompt, params) in requests.items():
+        assert core.add(Request(name, prompt, params)) is None
+    return run(core, {}, greedy(1), between)
+
+
+def check_empty(core: EngineCore) -> None:
+    core.scheduler.check()
+    stats = core.stats()
+    assert (stats.num_pages_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_alone_a_request_gets_the_tokens_of_transformers(world: World, name: str) -> None:
+    deltas = run(world.core(), {name: PROMPTS[name]}, greedy(COUNT))[name]
+    assert tokens_of(deltas) == world.greedy(name)
+    assert [delta.finish_reason for delta in deltas] == [None] * (COUNT - 1) + ["length"]
+    assert deltas[0].num_cached_tokens == 0
+
+
+def test_in_a_full_batch_chunked_and_preempted_it_gets_the_same_tokens(world: World) -> None:
+    core = world.core()
+    deltas = run(core, PROMPTS, greedy(COUNT))
+    for name in PROMPTS:
+        assert tokens_of(deltas[name]) == world.greedy(name), name
+    assert core.stats().num_preemptions > 0
+    assert max(map(len, PROMPTS.values())) > core.shape.max_num_batched_tokens
+    assert any(delta.num_preemptions for found in deltas.values() for delta in found)
+    check_empty(core)
+
+
+def test_with_prefix_hits_it_gets_the_same_tokens(world: World) -> None:
+    core = world.core()
+    for name, prompt in PROMPTS.items():
+        deltas = {round: run(core, {name: prompt}, greedy(COUNT))[name] for round in ("first", "again")}
+        for found in deltas.values():
+            assert tokens_of(found) == world.greedy(name), name
+        full = (len(prompt) - 1) // PAGE * PAGE
+        assert deltas["again"][0].num_cached_tokens == full
+    shared = [name for name in PROMPTS if len(PROMPTS[name]) > 21]
+    assert core.stats().prefix_hits > sum((len(PROMPTS[name]) - 1) // PAGE * PAGE for name in shared)
+
+
+def test_prefix_hit_with_more_pages_than_a_small_step_carries_gets_the_same_tokens(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """41 cached tokens are ten pages, which one row of a decode step has no room for."""
+    prompt = PROMPTS["r3"] + [5]
+    expected = reference_greedy(world.model, prompt, 4)
+    core, others = world.core(), world.started.runner._others
+    calls: list[int] = []
+    install = others["install pages"]
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return install(*args)
+
+    monkeypatch.setitem(others, "install pages", counted)
+    assert tokens_of(run(core, {"a": prompt}, greedy(4))["a"]) == expected
+    assert not calls
+    again = run(core, {"b": prompt}, greedy(4))["b"]
+    assert again[0].num_cached_tokens == 40
+    assert tokens_of(again) == expected
+    assert calls
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_neighbours_that_come_and_are_aborted_it_gets_the_same_tokens(world: World, seed: int) -> None:
+    rng, core = random.Random(seed), world.core()
+    names = rng.sample(sorted(PROMPTS), len(PROMPTS))
+    aborted: set[str] = set()
+    waiting = list(names)
+
+    def disturb(step: int) -> None:
+        for name in [waiting.pop() for _ in range(min(len(waiting), rng.randrange(3)))]:
+            assert core.add(Request(name, PROMPTS[name], greedy(COUNT))) is None
+        if rng.random() < 0.2:
+            chosen = rng.choice(names)
+            if chosen not in waiting and chosen in core.scheduler._sequences:
+                aborted.add(chosen)
+                core.abort([chosen])
+                core.scheduler.check()
+
+    first = waiting.pop()
+    deltas = run(core, {first: PROMPTS[first]}, greedy(COUNT), disturb)
+    assert not waiting
+    assert aborted
+    for name in names:
+        found = tokens_of(deltas.get(name, []))
+        assert found == world.greedy(name)[: len(found)], name
+        assert len(found) == COUNT or name in aborted
+    check_empty(core)
+
+
+def test_seeded_draws_are_the_same_whatever_the_batch(world: World) -> None:
+    params = {
+        name: SamplingParams(temperature=0.9, top_p=0.95, top_k=9, seed=number, max_tokens=COUNT, ignore_eos=True)
+        for number, name in enumerate(PROMPTS)
+    }
+    alone = {name: tokens_of(run(world.core(), {name: PROMPTS[name]}, params[name])[name]) for name in PROMPTS}
+    core = world.core()
+    requests = {name: (PROMPTS[name], params[name]) for name in PROMPTS}
+    # Neighbours that are greedy, penalised and ask for logprobs make the steps of other variants.
+    requests |= {
+        "greedy": (PROMPTS["r1"], greedy(COUNT)),
+        "edits": (PROMPTS["r2"], greedy(COUNT, presence_penalty=1.0)),
+        "logprobs": (PROMPTS["r2"], greedy(7, logprobs=2)),
+    }
+    together = run_mixed(core, requests)
+    assert core.stats().num_preemptions > 0
+    for name, tokens in alone.items():
+        assert tokens_of(together[name]) == tokens, name
+    assert tokens_of(together["greedy"]) == world.greedy("r1")
+    assert len({tuple(tokens[:4]) for tokens in alone.values()}) > 6
+
+
+EDITS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.8},
+    {"frequency_penalty": 1.5},
+    {"presence_penalty": 2.0},
+    {"repetition_penalty": 0.7, "frequency_penalty": 2.0, "presence_penalty": -1.0},
+    {"logit_bias": {5: 100.0, 6: -100.0}},
+    {"logit_bias": {7: 3.0, 8: -3.0}, "frequency_penalty": 0.8},
+]
+
+
+@pytest.mark.parametrize("logprobs", [None, 20])
+def test_penalised_and_biased_requests_get_what_the_definition_says_also_when_preempted(
+    world: World, logprobs: int | None
+) -> None:
+    core = world.core()
+    edits = dict(zip(PROMPTS, EDITS * 2, strict=True))
+    requests = {
+        name: (PROMPTS[name], greedy(COUNT, logprobs=logprobs, **fields)) for name, fields in edits.items()
+    }
+    deltas = run_mixed(core, requests)
+    for name, (prompt, params) in requests.items():
+        assert tokens_of(deltas[name]) == world.expected(prompt, params), edits[name]
+    penalised = [name for name, fields in edits.items() if "frequency_penalty" in fields]
+    assert any(deltas[name][-1].num_preemptions for name in penalised)
+    plain = [name for name in PROMPTS if tokens_of(deltas[name]) == world.greedy(name)]
+    assert len(plain) < len(PROMPTS) / 2, "the edits change too little to show anything"
+
+
+def test_bias_ends_with_its_request(world: World) -> None:
+    """Its slot goes to a plain request, next to a penalised one whose steps read the bias of every row."""
+    core = world.core()
+    forced = run(core, {"forced": PROMPTS["r1"]}, greedy(5, logit_bias={5: 100.0}))["forced"]
+    assert tokens_of(forced) == [5] * 5
+    penalised = greedy(COUNT, frequency_penalty=1.0)
+    deltas = run_mixed(core, {"plain": (PROMPTS["r1"], greedy(COUNT)), "other": (PROMPTS["r2"], penalised)})
+    assert tokens_of(deltas["plain"]) == world.greedy("r1")
+    assert tokens_of(deltas["other"]) == world.expected(PROMPTS["r2"], penalised)
+
+
+def test_penalties_forget_the_request_that_had_the_slot_before(world: World) -> None:
+    core, params = world.core(), greedy(COUNT, repetition_penalty=1.7, presence_penalty=1.0)
+    for name in ("r4", "r1", "r9"):
+        assert tokens_of(run(core, {name: PROMPTS[name]}, params)[name]) == world.expected(PROMPTS[name], params)
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 4, 11, COUNT])
+def test_stop_tokens_are_banned_until_min_tokens_have_come_and_end_it_after(world: World, min_tokens: int) -> None:
+    """Every token that the model likes here is a stop token, so the end comes as soon as it may."""
+    core = world.core()
+    requests = {}
+    for name in PROMPTS:
+        likely = world.greedy(name)
+        stops = tuple(sorted({token for token in likely if likely.count(token) > 2 or token == likely[0]}))
+        params = SamplingParams(
+            temperature=0.0, max_tokens=COUNT, min_tokens=min_tokens, stop_token_ids=stops, ignore_eos=True
+        )
+        requests[name] = (PROMPTS[name], params)
+    deltas = run_mixed(core, requests)
+    for name, (prompt, params) in requests.items():
+        expected = world.expected(prompt, params)
+        assert tokens_of(deltas[name]) == expected, name
+        last = deltas[name][-1]
+        if expected[-1] in params.stop_token_ids:
+            assert (last.finish_reason, last.stop_reason) == ("stop", expected[-1])
+            assert len(expected) > min_tokens
+        else:
+            assert (last.finish_reason, last.stop_reason) == ("length", None)
+            assert len(expected) == COUNT
+        assert not set(expected[:min_tokens]) & set(params.stop_token_ids)
+    assert min_tokens == COUNT or any(len(tokens_of(found)) < COUNT for found in deltas.values())
+
+
+def test_end_of_sequence_ends_it_unless_ignored(world: World) -> None:
+    core = world.core()
+    bias = {EOS: 100.0}
+    params = SamplingParams(temperature=0.0, max_tokens=5, logit_bias=bias)
+    requests = {"ends": (PROMPTS["r1"], params), "goes on": (PROMPTS["r1"], greedy(5, logit_bias=bias))}
+    deltas = run_mixed(core, requests)
+    assert tokens_of(deltas["ends"]) == [EOS]
+    assert (deltas["ends"][-1].finish_reason, deltas["ends"][-1].stop_reason) == ("stop", None)
+    assert tokens_of(deltas["goes on"]) == [EOS] * 5
+    check_empty(core)
+
+
+def test_logprobs_are_the_whole_distribution_of_a_small_vocabulary(world: World) -> None:
+    deltas = run(world.core(), {"a": PROMPTS["r2"]}, greedy(8, logprobs=20, presence_penalty=2.0))["a"]
+    tokens = tokens_of(deltas)
+    logits = reference_logits(world.model, PROMPTS["r2"] + tokens)[len(PROMPTS["r2"]) - 1 : -1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    for delta, row in zip(deltas, expected, strict=True):
+        assert delta.logprobs is not None
+        (found,) = delta.logprobs
+        assert sorted(found.top_ids) == list(range(VOCAB))
+        np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=1e-4)
+        assert found.top_logprobs == sorted(found.top_logprobs, reverse=True)
+        assert found.top_ids[found.rank - 1] == delta.token_ids[0]
+
+
+def test_only_those_that_ask_get_logprobs(world: World) -> None:
+    asked = {"none": None, "own": 0, "three": 3}
+    requests = {name: (PROMPTS["r2"], greedy(4, logprobs=count)) for name, count in asked.items()}
+    deltas = run_mixed(world.core(), requests)
+    assert all(delta.logprobs is None for delta in deltas["none"])
+    for name, count in (("own", 0), ("three", 3)):
+        found = [logprobs for delta in deltas[name] for logprobs in delta.logprobs or []]
+        assert [len(logprobs.top_ids) for logprobs in found] == [count] * 4
+
+
+def test_abort_frees_pages_at_once(world: World) -> None:
+    core = world.core()
+    names = ["r4", "r5", "r6", "r0"]
+    for name in names:
+        core.add(Request(name, PROMPTS[name], greedy(COUNT)))
+    for _ in range(6):
+        core.step()
+    assert core.stats().num_pages_used > 10
+    core.abort(names)
+    core.step()
+    check_empty(core)
+    assert core.is_idle
+    assert tokens_of(run(core, {"r4": PROMPTS["r4"]}, greedy(COUNT))["r4"]) == world.greedy("r4")
+
+
+def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(world: World) -> None:
+    """Programs that are compiled behind come one by one, and requests do not wait for them."""
+    runner, small = world.started.runner, Bucket(4, 4)
+    programs = {program.name: program for program in runner.programs_optional()}
+    runner.add(programs[f"step {small}"])
+    penalised = greedy(6, frequency_penalty=1.0, logprobs=1)
+    requests = {name: (PROMPTS[name], penalised) for name in ("r0", "r1", "r2")}
+    expected = {name: world.expected(prompt, params, 6) for name, (prompt, params) in requests.items()}
+    before = runner.bucket_steps[small]
+    deltas = run_mixed(world.core(), requests)
+    assert {name: tokens_of(found) for name, found in deltas.items()} == expected
+    assert runner.bucket_steps[small] == before
+    runner.add(programs["sample 4 greedy"])
+    deltas = run(world.core(), {name: PROMPTS[name] for name in requests}, greedy(COUNT))
+    assert {name: tokens_of(found) for name, found in deltas.items()} == {name: world.greedy(name) for name in requests}
+    assert runner.bucket_steps[small] > before
+
+
+def test_programs_that_threads_add_at_once_are_all_there(world: World) -> None:
+    """A table that two threads replace at the same time must not lose an entry."""
+    runner = world.started.runner
+    names = [f"sample {bucket.rows} {variant}" for bucket in runner.shape.buckets() for variant in ("draws", "greedy")]
+    for _ in range(20):
+        runner._samplers = {}
+        barrier = threading.Barrier(len(names))
+
+        def register(name: str, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            runner._register(name, name)  # type: ignore[arg-type]
+
+        threads = [threading.Thread(target=register, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {f"sample {rows} {variant}" for rows, variant in runner._samplers} == set(names)
