@@ -137,7 +137,7 @@ def chain(function: Callable[..., Any], *inputs: tuple[jax.Array, ...]) -> list[
 
 
 def _median_seconds(program: Callable[..., Any], args: Sequence[Any], budget: float) -> float:
-    jax.block_until_ready(program(*args))  # type: ignore[no-untyped-call]  # compiles
+    jax.block_until_ready(program(*args))  # compiles
     samples: list[float] = []
     until = time.perf_counter() + budget
     while len(samples) < 3 or (time.perf_counter() < until and len(samples) < 100):
@@ -223,7 +223,7 @@ def _print_table(results: Sequence[Result]) -> None:
     table = Table(*columns, title=f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     for r in results:
         figures: tuple[str, ...] = (_time_or_reason(r),)
-        if r.microseconds is not None:
+        if r.bytes_per_second and r.flops_per_second and r.of_copy is not None and r.of_matmul is not None:
             figures += (f"{r.bytes_per_second / 1e9:,.1f}", f"{r.flops_per_second / 1e9:,.1f}")
             figures += (f"{r.of_copy:.0%}", f"{r.of_matmul:.0%}")
             figures += ("not checked" if r.error is None else f"{r.error:.1e} of {r.tolerance:.1e}",)

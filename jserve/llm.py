@@ -151,9 +151,10 @@ class LLM:
     def _add(self, prompt: Prompt, params: SamplingParams, choices: dict[str, _Choice]) -> RequestOutput:
         text = prompt if isinstance(prompt, str) else None
         tokens = self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
-        beyond = next((token for token in tokens if not 0 <= token < self.core.shape.vocab_size), None)
-        if beyond is not None:
-            raise RequestError(f"token id {beyond} is out of the vocabulary of {self.core.shape.vocab_size}")
+        vocab = self.core.shape.vocab_size
+        for token in (*tokens, *(params.logit_bias or {}), *params.stop_token_ids):
+            if not 0 <= token < vocab:
+                raise RequestError(f"token id {token} is out of the vocabulary, which has {vocab:,} tokens")
         number = next(self._numbers)
         owner = RequestOutput(str(number), text, tokens, [])
         seed = params.seed if params.seed is not None else secrets.randbits(63)

@@ -1,8 +1,10 @@
 """The engine's core on a tiny real model: a request's tokens are its own, whatever happens around it."""
 
 import random
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.runner import Runner
+from jserve.runtime.sampling import VARIANTS
 from jserve.runtime.shapes import Bucket
 from jserve.runtime.start import Started, start_runner
 from tests.worlds import greedy, make_model, reference, reference_greedy, reference_logits, run, tokens_of
@@ -94,7 +98,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
 
 
 def run_mixed(
-    core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]], between: Callable[[int], None] | None = None
+    core: EngineCore,
+    requests: dict[str, tuple[list[int], SamplingParams]],
+    between: Callable[[int], None] | None = None,
 ) -> dict[str, list[TokenDelta]]:
     """All at once, each with its own parameters."""
     for name, (prompt, params) in requests.items():
@@ -228,9 +234,7 @@ def test_penalised_and_biased_requests_get_what_the_definition_says_also_when_pr
 ) -> None:
     core = world.core()
     edits = dict(zip(PROMPTS, EDITS * 2, strict=True))
-    requests = {
-        name: (PROMPTS[name], greedy(COUNT, logprobs=logprobs, **fields)) for name, fields in edits.items()
-    }
+    requests = {name: (PROMPTS[name], greedy(COUNT, logprobs=logprobs, **fields)) for name, fields in edits.items()}
     deltas = run_mixed(core, requests)
     for name, (prompt, params) in requests.items():
         assert tokens_of(deltas[name]) == world.expected(prompt, params), edits[name]
@@ -355,19 +359,55 @@ def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(wo
 
 def test_programs_that_threads_add_at_once_are_all_there(world: World) -> None:
     """A table that two threads replace at the same time must not lose an entry."""
-    runner = world.started.runner
-    names = [f"sample {bucket.rows} {variant}" for bucket in runner.shape.buckets() for variant in ("draws", "greedy")]
-    for _ in range(20):
-        runner._samplers = {}
-        barrier = threading.Barrier(len(names))
+    started = world.started.runner
+    rows = sorted({bucket.rows for bucket in started.shape.buckets()})
+    names = [f"sample {count} {variant}" for count in rows for variant in VARIANTS]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            runner = Runner(started._programs, started._store, started._mesh)
+            barrier = threading.Barrier(len(names))
 
-        def register(name: str, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait()
-            runner._register(name, name)  # type: ignore[arg-type]
+            def register(name: str, runner: Runner = runner, barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                runner._register(name, name)  # type: ignore[arg-type]
 
-        threads = [threading.Thread(target=register, args=(name,)) for name in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert {f"sample {rows} {variant}" for rows, variant in runner._samplers} == set(names)
+            with ThreadPoolExecutor(len(names)) as pool:
+                list(pool.map(register, names))
+            assert {f"sample {count} {variant}" for count, variant in runner._samplers} == set(names)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_nothing_is_compiled_under_a_mixed_load(world: World) -> None:
+    core, rng = world.core(), random.Random(0)
+    kinds: list[dict[str, Any]] = [{}, {"temperature": 0.8, "seed": 1}, {"logprobs": 4}, *EDITS, {"min_tokens": 9}]
+    requests = {}
+    for number in range(40):
+        prompt = PROMPTS[rng.choice(sorted(PROMPTS))]
+        fields = {"temperature": 0.0, "max_tokens": rng.randrange(1, COUNT), **rng.choice(kinds)}
+        requests[f"q{number}"] = (prompt, SamplingParams(**fields))
+
+    def abort(step: int) -> None:
+        if step % 9 == 0:
+            core.abort([rng.choice(sorted(requests))])
+
+    with core.compiles.watch():
+        deltas = run_mixed(core, requests, abort)
+    assert core.stats().compiles_after_ready == core.compiles.count == 0
+    assert core.stats().num_preemptions > 0
+    assert len(deltas) > 30
+    check_empty(core)
+
+
+def test_compiles_of_the_watching_thread_are_counted_and_of_others_not() -> None:
+    counter, x = CompileCounter(), np.arange(3.0)
+    jax.jit(lambda x: x + 1.5)(x)
+    with counter.watch():
+        jax.jit(lambda x: x + 2.5)(x)
+        other = threading.Thread(target=lambda: jax.jit(lambda x: x + 3.5)(x).block_until_ready())
+        other.start()
+        other.join()
+    jax.jit(lambda x: x + 4.5)(x)
+    assert counter.count == 1

@@ -87,7 +87,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="+",
         action="extend",
-        help="names that requests may use, the first is the one in answers (default: the last part of the model's path)",
+        help="names that requests may use, the first is the one in answers "
+        "(default: the last part of the model's path)",
     )
     group.add_argument(
         "--chat-template", metavar="FILE", help="Jinja template, or a file with one (default: the model's)"

@@ -13,7 +13,8 @@ DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine")
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the server listens, whom it answers, and how it looks after its engine.
 
-    `served_model_names` empty means the last part of the model's path, and the path as given. `api_keys` empty means no authentication.
+    `served_model_names` empty means the last part of the model's path, and the path as given. `api_keys`
+    empty means no authentication.
     `chat_template` is a template or the path of one. `generation_config` "auto" takes default sampling from
     the model's `generation_config.json`, "vllm" uses neutral defaults, anything else is a folder to read it
     from. `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.

@@ -13,8 +13,10 @@ from jserve.errors import CheckpointError
 __all__ = ["Checkpoint", "TensorInfo", "find_gguf", "is_gguf_file", "open_checkpoint"]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoint:
     """Open a Hugging Face directory, a GGUF file, or a directory that holds exactly one GGUF file.
+
+    Without `needs_weights` a directory may hold `config.json` alone; it then has no tensors.
 
     Reads headers only; a damaged or unsupported file raises CheckpointError here and not at `read`.
     """
@@ -25,7 +27,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return GgufCheckpoint(gguf)
     from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 
-    return HuggingFaceCheckpoint(Path(path))
+    return HuggingFaceCheckpoint(Path(path), needs_weights=needs_weights)
 
 
 def find_gguf(path: str | Path) -> Path | None:

@@ -24,14 +24,14 @@ class HuggingFaceCheckpoint:
 
     format = "huggingface"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, needs_weights: bool = True) -> None:
         self.path = path
         self._config = read_json(path / "config.json")
         generation = path / "generation_config.json"
         self._generation_config = read_json(generation) if generation.exists() else {}
         self._shards: dict[str, SafetensorsFile] = {}
         try:
-            self._where = self._open_shards()
+            self._where = self._open_shards() if needs_weights else {}
         except BaseException:
             self.close()
             raise

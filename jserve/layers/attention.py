@@ -94,13 +94,9 @@ class Attention(nnx.Module):
         if self.build.tensor_parallel == 1:
             return local(q, k, v, kv, context)
         heads, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
-        return jax.shard_map(
-            local,
-            mesh=self.build.mesh,
-            in_specs=(heads, heads, heads, heads, whole),
-            out_specs=(heads, heads),
-            check_vma=False,
-        )(q, k, v, kv, context)
+        spread = self.build.spread(local, (heads, heads, heads, heads, whole), (heads, heads))
+        out, pages = spread(q, k, v, kv, context)
+        return out, pages
 
 
 def kv_head_copies(config: ModelConfig, tensor_parallel: int) -> int:

@@ -1,11 +1,12 @@
 """What every layer is told when it is built: dtype, mesh, and which implementations to use."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jserve.layers.source import Source
 
@@ -35,12 +36,11 @@ class Build:
         """Of matrix products: float32 models are computed in float32, never in TF32."""
         return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
-    def split(self, x: jax.Array, axis: int | None) -> jax.Array:
-        """Pin how `x` lies on the devices: split over the tensor axis along `axis`, or whole on each (None)."""
-        if self.tensor_parallel == 1:
-            return x
-        axes = [TENSOR_AXIS if each == axis else None for each in range(x.ndim)]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+    def spread(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        """`function` run by each device on its own shares, as the partition specs cut them; left to itself the
+        compiler gathers a whole table for one token, and splits by rows what one caller wants by rows.
+        """
+        return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
     def param(self, source: Source, shape: tuple[int, ...], shard: int | None = None) -> nnx.Param[jax.Array]:
         """A parameter that is filled later from `source`, split over the tensor axis along axis `shard`."""

@@ -2,11 +2,15 @@
 faster at 2 to 32 rows than the checkpoint's outputs-first order); the other products do not care.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from jserve.layers.build import Build
+from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.source import InputsFirst, Source
 
 
@@ -14,8 +18,8 @@ class Linear(nnx.Module):
     """y = x W + b for a weight `[inputs, *outputs]`; the output keeps the axes of `outputs`.
 
     `source` gives the weight as checkpoints keep it, `[*outputs, inputs]`. `shard` is the axis that the
-    tensor axis splits: 0 is row parallel (the compiler then adds the all-reduce), an output axis column
-    parallel; the bias is split like the outputs.
+    tensor axis splits: 0 is row parallel (each device's products are then summed over all), an output axis
+    column parallel; the bias is split like the outputs.
     """
 
     def __init__(
@@ -30,22 +34,23 @@ class Linear(nnx.Module):
         self.weight = build.param(InputsFirst(source), shape, shard)
         bias_shard = shard - 1 if shard else None
         self.bias = None if bias is None else build.param(bias, shape[1:], bias_shard)
-        self.precision = build.precision
-        # Sums that the all-reduce completes cross the devices in the activations' type: float32 would double
-        # the bytes of every all-reduce, and those of a long prefill cost as much as its products.
-        self.sums = build.activations if shard == 0 and build.tensor_parallel > 1 else jnp.dtype("float32")
+        self.build = build
+        self.sums_over_devices = shard == 0 and build.tensor_parallel > 1
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [T, inputs] to [T, *outputs], in x's dtype."""
         weight = self.weight[...]
-        y = jax.lax.dot_general(
-            x.astype(weight.dtype),
-            weight,
-            (((1,), (0,)), ((), ())),
-            precision=self.precision,
-            preferred_element_type=self.sums,
-        )
+        if self.sums_over_devices:
+            split, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
+            y = self.build.spread(self._sum_over_devices, (split, PartitionSpec(TENSOR_AXIS)), whole)(x, weight)
+        else:
+            y = _product(self.build, x, weight, 0)
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+    def _sum_over_devices(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        # What crosses is in x's dtype: in float32 an all-reduce has twice the bytes, and those of a long
+        # prefill then cost as much as its products. Within a device sums stay float32.
+        return jax.lax.psum(_product(self.build, x, weight, 0).astype(x.dtype), TENSOR_AXIS)
 
 
 class Embedding(nnx.Module):
@@ -54,23 +59,40 @@ class Embedding(nnx.Module):
     def __init__(self, build: Build, source: Source, shape: tuple[int, int]) -> None:
         self.weight = build.param(source, shape, shard=0)
         self.build = build
-        self.precision = build.precision
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """i32[T] to [T, E]."""
-        return jnp.take(self.weight[...], token_ids, axis=0, mode="clip").astype(self.build.activations)
+        weight = self.weight[...]
+        if self.build.tensor_parallel == 1:
+            return self._take(weight, token_ids)
+        rows, whole = PartitionSpec(TENSOR_AXIS), PartitionSpec()
+        found: jax.Array = self.build.spread(self._take_share, (rows, whole), whole)(weight, token_ids)
+        return found
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """[S, E] to f32[S, V], with the table as the output projection; split as the table is.
+        """[S, E] to f32[S, V], with the table as the output projection; split over V as the table is."""
+        product: Callable[..., jax.Array] = partial(_product, self.build, inputs=1)
+        if self.build.tensor_parallel > 1:
+            whole, columns = PartitionSpec(), PartitionSpec(None, TENSOR_AXIS)
+            product = self.build.spread(product, (whole, PartitionSpec(TENSOR_AXIS)), columns)
+        return product(x, self.weight[...])
 
-        Both sides are pinned, or the compiler takes the caller's split of the rows back through all layers.
-        """
-        weight = self.weight[...]
-        y = jax.lax.dot_general(
-            self.build.split(x, None).astype(weight.dtype),
-            weight,
-            (((1,), (1,)), ((), ())),
-            precision=self.precision,
-            preferred_element_type=jnp.float32,
-        )
-        return self.build.split(y, 1)
+    def _take(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
+        return jnp.take(table, token_ids, axis=0, mode="clip").astype(self.build.activations)
+
+    def _take_share(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
+        """The device that has a token's row gives it, the others give zeros."""
+        row = token_ids - jax.lax.axis_index(TENSOR_AXIS) * table.shape[0]
+        mine = (row >= 0) & (row < table.shape[0])
+        return jax.lax.psum(jnp.where(mine[:, None], self._take(table, row), 0), TENSOR_AXIS)
+
+
+def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int) -> jax.Array:
+    """x times a weight over the weight's axis `inputs`, both sides in the weight's dtype; float32."""
+    return jax.lax.dot_general(
+        x.astype(weight.dtype),
+        weight,
+        (((1,), (inputs,)), ((), ())),
+        precision=build.precision,
+        preferred_element_type=jnp.float32,
+    )

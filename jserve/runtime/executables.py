@@ -81,7 +81,9 @@ class ExecutableStore:
             if hashlib.sha256(body).digest() != digest:
                 raise ValueError("its bytes are damaged")
             devices = list(mesh.devices.flat)  # otherwise it is loaded for every device that jax sees
-            return serialize_executable.deserialize_and_load(*pickle.loads(body), execution_devices=devices)
+            payload, in_tree, out_tree = pickle.loads(body)
+            load = serialize_executable.deserialize_and_load
+            return load(payload, in_tree, out_tree, execution_devices=devices)
         except Exception as error:
             logger.warning("stored executable %s is not usable (%s); compiling again", path.name, error)
             return None

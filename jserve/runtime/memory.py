@@ -81,7 +81,7 @@ def plan_shape(
             "token a step; raise the one or lower the other"
         )
     size = asked.page_size or default.page_size
-    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2 if on_cpu else 1)
+    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2)
     plan = MemoryPlan(
         limit=limit,
         weights=weights,

@@ -62,12 +62,20 @@ class Runner:
     def programs_optional(self) -> list[Program]:
         """Programs that make steps cheaper, the most useful first."""
         buckets = self.shape.buckets()
-        rows = sorted({bucket.rows for bucket in buckets})
-        samplers = [self._programs.sampler(count, variant) for variant in sampling.VARIANTS for count in rows]
-        plain = len(rows) * 2
-        every = samplers[:plain] + [self._programs.step(bucket) for bucket in buckets] + samplers[plain:]
+        few = min(bucket.rows for bucket in buckets if not bucket.is_decode)
+
+        def usefulness(bucket: Bucket) -> tuple[bool, bool, int]:
+            """Prompts of a few chats first, then decode steps, then prompts of many."""
+            return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
+
+        every: list[Program] = []
+        for bucket in sorted(buckets, key=usefulness):
+            every += [self._programs.sampler(bucket.rows, variant) for variant in sampling.VARIANTS[:2]]
+            every.append(self._programs.step(bucket))
+        every += [self._programs.sampler(b.rows, variant) for variant in sampling.VARIANTS for b in buckets]
         required = {program.name for program in self.programs_required()}
-        return [program for program in every if program.name not in required]
+        named = {program.name: program for program in every if program.name not in required}
+        return list(named.values())
 
     def add(self, program: Program) -> bool:
         """Compile or load a program and put it to use. Returns whether it was loaded."""

@@ -33,7 +33,10 @@ class EngineShape:
     vocab_size: int
     """V"""
     min_rows: int = 1
-    """Rows of the smallest step. 2 on a CPU, whose bfloat16 product of a single row is many times slower."""
+    """Rows of the smallest step. Engines have 2: the bfloat16 product of a single row is many times slower on a
+    CPU, and on a GPU it is another program, of 5 more launches a layer (and of one that writes an array of a
+    weight's size where 8 GPUs share the model). Compiled, not timed, on a GPU.
+    """
 
     @property
     def pages_per_sequence(self) -> int:

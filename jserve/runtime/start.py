@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,15 +54,18 @@ class Started:
 
 def start_runner(asked: EngineConfig, progress: Progress) -> Started:
     """Load and compile. Raises StartupError with a message for the user where it cannot be done."""
-    clock = time.perf_counter()
     mesh = platform.make_mesh(asked.tensor_parallel_size)
+    with closing(open_checkpoint(asked.model, needs_weights=asked.load_format != "dummy")) as checkpoint:
+        return _start(asked, checkpoint, mesh, progress)
+
+
+def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress) -> Started:
+    clock = time.perf_counter()
     device = mesh.devices.flat[0]
-    checkpoint = open_checkpoint(asked.model)
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    build = _build(asked, config, checkpoint, mesh)
     _check_parallel(config, asked.tensor_parallel_size)
-    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
-    weights_bytes = _bytes_per_device(model, mesh)
+    build, model = _build(asked, config, family, mesh)
+    weights_bytes = _elements_per_device(model, mesh) * build.dtype.itemsize
     shape, plan = memory.plan_shape(asked, config, build, weights_bytes, memory.device_limit(device))
     memory.print_budget(plan, shape, device.device_kind)
     store = ExecutableStore(_folder(asked), _key(build, config, family, shape, mesh))
@@ -74,7 +78,6 @@ def start_runner(asked: EngineConfig, progress: Progress) -> Started:
         compiled.result()
     runner.start(weights)
     _check_temporaries(runner, plan)
-    checkpoint.close()
     seconds = {
         "open": opened - clock,
         "weights": loaded - opened,
@@ -102,13 +105,19 @@ def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
     return thread
 
 
-def _build(asked: EngineConfig, config: ModelConfig, checkpoint: Checkpoint, mesh: Mesh) -> Build:
+def _build(asked: EngineConfig, config: ModelConfig, family: type[CausalLM], mesh: Mesh) -> tuple[Build, CausalLM]:
+    """The dtypes that the flags and the device lead to, and the abstract model of these."""
     kind = mesh.devices.flat[0].platform
-    parameters = sum(math.prod(info.shape) for info in checkpoint.tensors().values())
-    weights = platform.resolve_dtype(asked.dtype, config.dtype, kind, parameters)
-    build = Build(weights, platform.activation_dtype(weights, kind), mesh)
-    logger.info("weights in %s, activations and KV cache in %s", build.dtype, build.activations)
-    return build
+
+    def abstract(build: Build) -> CausalLM:
+        return Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
+
+    build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
+    model = abstract(build)
+    weights = platform.resolve_dtype(asked.dtype, config.dtype, kind, _elements_per_device(model, mesh))
+    chosen = Build(weights, platform.activation_dtype(weights, kind), mesh)
+    logger.info("weights in %s, activations and KV cache in %s", chosen.dtype, chosen.activations)
+    return chosen, model if chosen == build else abstract(chosen)
 
 
 def _check_parallel(config: ModelConfig, parts: int) -> None:
@@ -120,14 +129,9 @@ def _check_parallel(config: ModelConfig, parts: int) -> None:
         )
 
 
-def _bytes_per_device(model: CausalLM, mesh: Mesh) -> int:
-    total = 0
-    for parameter in parameters(model):
-        size = jnp.dtype(parameter.dtype).itemsize
-        for length in parameter.sharding(mesh).shard_shape(parameter.shape):
-            size *= length
-        total += size
-    return total
+def _elements_per_device(model: CausalLM, mesh: Mesh) -> int:
+    """Numbers in the shares of all parameters that one device holds."""
+    return sum(math.prod(p.sharding(mesh).shard_shape(p.shape)) for p in parameters(model))
 
 
 def _folder(asked: EngineConfig) -> Path | None:

@@ -85,8 +85,8 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
     def fetch(parameter: Parameter) -> jax.Array:
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))
-            data = np.ones(shape, np.float32) if len(shape) == 1 else np.resize(pool, shape)
-            return data.astype(parameter.dtype)
+            data = np.ones(shape, np.float32) if len(shape) == 1 else np.resize(pool.astype(parameter.dtype), shape)
+            return data.astype(parameter.dtype, copy=False)
 
         return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
 

@@ -1,0 +1,381 @@
+"""Everything to measure on a machine with a GPU, in one command that fits ten minutes.
+
+    python -m benchmarks.gpu                     all parts, results under benchmarks/results/
+    python -m benchmarks.gpu --only steps        one part, or several with commas
+    python -m benchmarks.gpu --tiny              try the logic on a CPU, with sizes that mean nothing
+
+Each part is a process of its own with its own time limit, so that one that fails or hangs does not cost the
+others; its output is kept in a log, and its figures in a JSON file. The parts, in order: the target config
+and autotune results as XLA sees this GPU; kernels against their reference; whole models against transformers;
+kernels as a share of the device's limits; step times of Llama-3.1-8B's shape with random weights; start-up,
+cold and second; serving. What was left out is said at the end, with the reason.
+
+No GPU has run this yet: until benchmarks/results holds a run from one, it is tried on a CPU alone.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import gpu_names, machine
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODULE = [sys.executable, "-m"]
+TARGET = """
+import jax, jax.numpy as jnp
+x = jnp.ones((2048, 2048), jnp.bfloat16)
+jax.block_until_ready(jax.jit(lambda a: jax.nn.silu(a @ a))(x))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a part went. `figures` are for the table; the whole is in the part's files."""
+
+    part: str
+    status: str
+    """"done", "failed" or "skipped"."""
+    seconds: float
+    reason: str = ""
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A process that ended, or was ended at its limit."""
+
+    code: int
+    output: str
+    timed_out: bool
+
+
+@dataclass(slots=True)
+class Session:
+    """Where results go, how large things are, and until when."""
+
+    folder: Path
+    tiny: bool
+    model: Path
+    deadline: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    def run(self, name: str, command: Sequence[str], limit: float, **environment: str) -> Finished:
+        """Run to the end, or to the limit in seconds; the output goes to a log as well."""
+        limit = max(1.0, min(limit, self.left()))
+        log = self.folder / f"{name}.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **self.environment, **environment},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            timed_out = False
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                timed_out = True
+            finally:
+                stop(process)
+        return Finished(process.returncode, log.read_text(errors="replace"), timed_out)
+
+
+class SkippedError(Exception):
+    """The part cannot be done here; the message says why."""
+
+
+class FailedError(Exception):
+    """The part went wrong; the message says how."""
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a process and those it started, the hard way if it does not leave in ten seconds."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(10)
+        except (subprocess.TimeoutExpired, ProcessLookupError):
+            continue
+
+
+def must(done: Finished, what: str) -> Finished:
+    """Raise FailedError with the last lines of a process that did not end well."""
+    if done.timed_out:
+        raise FailedError(f"{what} was stopped at its time limit")
+    if done.code:
+        lines = [line for line in done.output.splitlines() if line.strip()]
+        raise FailedError(f"{what} ended with {done.code}: {' | '.join(lines[-2:])[:300]}")
+    return done
+
+
+def target(session: Session) -> tuple[str, ...]:
+    """Keep what XLA says of this GPU, for compiling without one."""
+    dump = Path(tempfile.mkdtemp(prefix="target-"))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
+    must(session.run("target", [sys.executable, "-c", TARGET], 60, XLA_FLAGS=flags), "the probe")
+    found = [*dump.glob("*gpu_target_config*"), *dump.glob("*autotune_results*")]
+    for path in found:
+        shutil.copy(path, session.folder / path.name.split(".", 2)[-1])
+    shutil.rmtree(dump, ignore_errors=True)
+    if not found:
+        raise SkippedError("XLA wrote no target config, as on a CPU")
+    return tuple(sorted({path.name.split(".", 2)[-1] for path in found}))
+
+
+def tests(name: str, choice: str, limit: float) -> Callable[[Session], tuple[str, ...]]:
+    """A part that runs some of tests/gpu."""
+
+    def part(session: Session) -> tuple[str, ...]:
+        command = [*MODULE, "pytest", "-q", "-m", "gpu", "tests/gpu", "-k", choice, "-rs", "--tb=short", "--no-header"]
+        done = session.run(name, command, limit)
+        counts = re.findall(r"(\d+ (?:passed|failed|skipped|errors?))", done.output[-2000:])
+        if not done.timed_out and done.code == 0 and not any("passed" in count for count in counts):
+            reason = re.search(r"SKIPPED \[\d+\] \S+ (.*)", done.output)
+            raise SkippedError(reason[1] if reason else "no test ran")
+        must(done, f"{', '.join(counts) or 'pytest'};")
+        return tuple(counts)
+
+    return part
+
+
+def kernels(session: Session) -> tuple[str, ...]:
+    """Kernels as a share of the device's limits."""
+    out = session.folder / "kernels.json"
+    sizes = ["--match", "decode_f32", "--limit", "1"] if session.tiny else ["--match", "llama3_8b"]
+    command = [*MODULE, "benchmarks.kernels", *sizes, "--seconds", "0.05" if session.tiny else "0.3"]
+    must(session.run("kernels", [*command, "--out", str(out)], 120), "benchmarks.kernels")
+    found = json.loads(out.read_text())
+    limits = [f"copy {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s"]
+    limits += [
+        f"{dtype} product {rate / 1e12:,.1f} TFLOP/s" for dtype, rate in found["matmul_flops_per_second"].items()
+    ]
+    shares = [
+        f"{r['case']} {r['implementation']}: {max(r['of_copy'], r['of_matmul']):.0%} of the limit"
+        for r in found["results"]
+        if r["of_copy"] is not None
+    ]
+    return (*limits, *shares)
+
+
+def steps(session: Session) -> tuple[str, ...]:
+    """Step times of the 8B shape, on the device and on the host."""
+    out = session.folder / "steps.json"
+    tiny = "--preset tiny --batch 1,4 --context 32,64 --prefill 32 --steps 3 --limit-seconds 0.05"
+    full = "--preset llama-3.1-8b --batch 1,8,32,128,256 --context 1024,8192 --prefill 512,2048,4096 --steps 20"
+    words = (tiny + " --max-num-batched-tokens 64" if session.tiny else full).split()
+    must(session.run("steps", [*MODULE, "benchmarks.step_time", *words, "--out", str(out)], 260), "step_time")
+    lines = []
+    for r in json.loads(out.read_text())["steps"]:
+        name = f"{r['kind']} {r['tokens']} at {r['context']}"
+        if r["skipped"]:
+            lines.append(f"{name}: skipped, {r['skipped']}")
+            continue
+        host = sum(value for stage, value in r["host_ms"].items() if stage != "collect")
+        lines.append(
+            f"{name}: device {r['device_ms']:.2f} ms = {r['of_limit']:.0%} of the limit, host {host:.2f} ms, "
+            f"wall {r['wall_ms']:.2f} ms"
+        )
+    return tuple(lines)
+
+
+@dataclass(slots=True)
+class Server:
+    """A running `jserve`, with the seconds until it was ready."""
+
+    process: subprocess.Popen[Any]
+    url: str
+    seconds: float
+
+
+def start_server(session: Session, name: str, cache: Path, limit: float) -> Server:
+    """Start `jserve` on a free port and wait until it says that it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--model", str(session.model), "--port", str(port), "--compile-cache-dir", str(cache)]
+    if session.tiny:
+        options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--max-model-len", "256"]
+    clock = time.monotonic()
+    with (session.folder / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [*MODULE, "jserve", *options],
+            cwd=ROOT,
+            env={**os.environ, **session.environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    give_up = clock + min(limit, session.left())
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=2):
+                return Server(process, url, time.monotonic() - clock)
+        except OSError:
+            time.sleep(0.05)
+    stop(process)
+    raise FailedError(f"jserve did not get ready; see {name}.log")
+
+
+def startup(session: Session) -> tuple[str, ...]:
+    """Seconds from the command to /ready, with nothing compiled before, and again."""
+    need_model(session)
+    cache = session.folder / "executables"
+    shutil.rmtree(cache, ignore_errors=True)
+    seconds = {}
+    for name in ("cold", "second"):
+        server = start_server(session, f"startup-{name}", cache, 120)
+        stop(server.process)
+        seconds[name] = server.seconds
+    shutil.rmtree(cache, ignore_errors=True)
+    (session.folder / "startup.json").write_text(json.dumps({"seconds_to_ready": seconds}) + "\n")
+    return tuple(f"{name} start {value:.1f} s" for name, value in seconds.items())
+
+
+def serving(session: Session) -> tuple[str, ...]:
+    """The load generator against a server, by streams."""
+    need_model(session)
+    out = session.folder / "serving.json"
+    cache = Path(tempfile.mkdtemp(prefix="executables-"))
+    server = start_server(session, "serving-server", cache, 120)
+    try:
+        sizes = "--input-len 256 --output-len 128 --concurrency 1,8,32,128,256"
+        if session.tiny:
+            sizes = "--input-len 8 --output-len 4 --concurrency 1,2 --num-prompts 2"
+        command = [*MODULE, "benchmarks.serving", "--url", f"jserve={server.url}", *sizes.split(), "--out", str(out)]
+        must(session.run("serving", command, 200), "benchmarks.serving")
+    finally:
+        stop(server.process)
+        shutil.rmtree(cache, ignore_errors=True)
+    return tuple(
+        f"{r['load']}: {r['metrics']['output_tokens_per_s']:,.0f} output tokens/s, "
+        f"ttft p50 {r['metrics']['latency_ms']['ttft'].get('p50', 0):,.0f} ms, "
+        f"itl p50 {r['metrics']['latency_ms']['itl'].get('p50', 0):,.1f} ms"
+        for r in json.loads(out.read_text())["runs"]
+    )
+
+
+def need_model(session: Session) -> None:
+    """Raise SkippedError where the real model is not there."""
+    if not session.model.exists():
+        raise SkippedError(f"{session.model} is not there; `make model` fetches it, --model names another")
+
+
+PARTS: dict[str, Callable[[Session], tuple[str, ...]]] = {
+    "target": target,
+    "kernel-tests": tests("kernel-tests", "kernel", 150),
+    "model-tests": tests("model-tests", "not kernel", 120),
+    "kernels": kernels,
+    "steps": steps,
+    "startup": startup,
+    "serving": serving,
+}
+
+
+def do(name: str, session: Session) -> Outcome:
+    """One part; whatever goes wrong in it ends in its outcome."""
+    start = time.monotonic()
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    try:
+        if session.left() < 5:
+            raise SkippedError("no time was left; give more with --minutes, or run it with --only")
+        figures = PARTS[name](session)
+        outcome = Outcome(name, "done", time.monotonic() - start, figures=figures)
+    except SkippedError as reason:
+        outcome = Outcome(name, "skipped", time.monotonic() - start, str(reason))
+    except Exception as error:
+        text = str(error) if isinstance(error, FailedError) else f"{type(error).__name__}: {error}"
+        outcome = Outcome(name, "failed", time.monotonic() - start, text)
+    print(f"{name} {outcome.status} in {outcome.seconds:.0f} s {outcome.reason}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def print_table(outcomes: Sequence[Outcome], folder: Path, tiny: bool) -> None:
+    """What was done, and plainly what was not."""
+    table = Table("part", "status", "seconds", "figures", title=f"results in {folder}", title_justify="left")
+    for outcome in outcomes:
+        figures = "\n".join(outcome.figures) or outcome.reason
+        table.add_row(outcome.part, outcome.status, f"{outcome.seconds:.0f}", figures)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.status != "done":
+            console.print(f"NOT MEASURED: {outcome.part} {outcome.status}: {outcome.reason}", highlight=False)
+    if tiny:
+        console.print("--tiny: no GPU took part, and none of these figures means anything.")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes on the CPU, to try the command itself")
+    parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all parts together (default 10)")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, metavar="PATH", help="what is served (default %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/gpu-DATE")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, 1 where a part failed, 2 where there is no GPU. Never imports jax: the parts need all of the memory."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    names = args.only.split(",") if args.only else list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            parser.error(f"--only: {name!r} is no part; they are {', '.join(PARTS)}")
+    if not gpu_names() and not args.tiny:
+        print("no NVIDIA GPU is here (nvidia-smi lists none); --tiny tries this command on a CPU", file=sys.stderr)
+        return 2
+    kind = "tiny" if args.tiny else "gpu"
+    folder = (args.out or ROOT / "benchmarks" / "results" / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    platforms = "cpu" if args.tiny else "cuda,cpu"
+    environment = {"JAX_PLATFORMS": platforms, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    session = Session(folder, args.tiny, args.model, time.monotonic() + 60 * args.minutes, environment)
+    outcomes = []
+    for name in names:
+        outcomes.append(do(name, session))
+        summary = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": ["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)],
+            "machine": machine(),
+            "tiny": args.tiny,
+            "parts": [asdict(outcome) for outcome in outcomes],
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print_table(outcomes, folder, args.tiny)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
