@@ -67,7 +67,7 @@ class Finished:
 
 
 @dataclass(slots=True)
-class Session:
+class Visit:
     """Where results go, how large things are, and until when."""
 
     folder: Path
@@ -133,26 +133,26 @@ def must(done: Finished, what: str) -> Finished:
     return done
 
 
-def target(session: Session) -> tuple[str, ...]:
+def target(visit: Visit) -> tuple[str, ...]:
     """Keep what XLA says of this GPU, for compiling without one."""
     dump = Path(tempfile.mkdtemp(prefix="target-"))
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
-    must(session.run("target", [sys.executable, "-c", TARGET], 60, XLA_FLAGS=flags), "the probe")
+    must(visit.run("target", [sys.executable, "-c", TARGET], 60, XLA_FLAGS=flags), "the probe")
     found = [*dump.glob("*gpu_target_config*"), *dump.glob("*autotune_results*")]
     for path in found:
-        shutil.copy(path, session.folder / path.name.split(".", 2)[-1])
+        shutil.copy(path, visit.folder / path.name.split(".", 2)[-1])
     shutil.rmtree(dump, ignore_errors=True)
     if not found:
         raise SkippedError("XLA wrote no target config, as on a CPU")
     return tuple(sorted({path.name.split(".", 2)[-1] for path in found}))
 
 
-def tests(name: str, choice: str, limit: float) -> Callable[[Session], tuple[str, ...]]:
+def tests(name: str, choice: str, limit: float) -> Callable[[Visit], tuple[str, ...]]:
     """A part that runs some of tests/gpu."""
 
-    def part(session: Session) -> tuple[str, ...]:
+    def part(visit: Visit) -> tuple[str, ...]:
         command = [*MODULE, "pytest", "-q", "-m", "gpu", "tests/gpu", "-k", choice, "-rs", "--tb=short", "--no-header"]
-        done = session.run(name, command, limit)
+        done = visit.run(name, command, limit)
         counts = re.findall(r"(\d+ (?:passed|failed|skipped|errors?))", done.output[-2000:])
         if not done.timed_out and done.code == 0 and not any("passed" in count for count in counts):
             reason = re.search(r"SKIPPED \[\d+\] \S+ (.*)", done.output)
@@ -163,12 +163,12 @@ def tests(name: str, choice: str, limit: float) -> Callable[[Session], tuple[str
     return part
 
 
-def kernels(session: Session) -> tuple[str, ...]:
+def kernels(visit: Visit) -> tuple[str, ...]:
     """Kernels as a share of the device's limits."""
-    out = session.folder / "kernels.json"
-    sizes = ["--match", "decode_f32", "--limit", "1"] if session.tiny else ["--match", "llama3_8b"]
-    command = [*MODULE, "benchmarks.kernels", *sizes, "--seconds", "0.05" if session.tiny else "0.3"]
-    must(session.run("kernels", [*command, "--out", str(out)], 120), "benchmarks.kernels")
+    out = visit.folder / "kernels.json"
+    sizes = ["--match", "decode_f32", "--limit", "1"] if visit.tiny else ["--match", "llama3_8b"]
+    command = [*MODULE, "benchmarks.kernels", *sizes, "--seconds", "0.05" if visit.tiny else "0.3"]
+    must(visit.run("kernels", [*command, "--out", str(out)], 120), "benchmarks.kernels")
     found = json.loads(out.read_text())
     limits = [f"copy {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s"]
     limits += [
@@ -182,13 +182,13 @@ def kernels(session: Session) -> tuple[str, ...]:
     return (*limits, *shares)
 
 
-def steps(session: Session) -> tuple[str, ...]:
+def steps(visit: Visit) -> tuple[str, ...]:
     """Step times of the 8B shape, on the device and on the host."""
-    out = session.folder / "steps.json"
+    out = visit.folder / "steps.json"
     tiny = "--preset tiny --batch 1,4 --context 32,64 --prefill 32 --steps 3 --limit-seconds 0.05"
     full = "--preset llama-3.1-8b --batch 1,8,32,128,256 --context 1024,8192 --prefill 512,2048,4096 --steps 20"
-    words = (tiny + " --max-num-batched-tokens 64" if session.tiny else full).split()
-    must(session.run("steps", [*MODULE, "benchmarks.step_time", *words, "--out", str(out)], 260), "step_time")
+    words = (tiny + " --max-num-batched-tokens 64" if visit.tiny else full).split()
+    must(visit.run("steps", [*MODULE, "benchmarks.step_time", *words, "--out", str(out)], 260), "step_time")
     lines = []
     for r in json.loads(out.read_text())["steps"]:
         name = f"{r['kind']} {r['tokens']} at {r['context']}"
@@ -212,26 +212,26 @@ class Server:
     seconds: float
 
 
-def start_server(session: Session, name: str, cache: Path, limit: float) -> Server:
+def start_server(visit: Visit, name: str, cache: Path, limit: float) -> Server:
     """Start `jserve` on a free port and wait until it says that it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--model", str(session.model), "--port", str(port), "--compile-cache-dir", str(cache)]
-    if session.tiny:
+    options = ["--model", str(visit.model), "--port", str(port), "--compile-cache-dir", str(cache)]
+    if visit.tiny:
         options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--max-model-len", "256"]
     clock = time.monotonic()
-    with (session.folder / f"{name}.log").open("w") as log:
+    with (visit.folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
             [*MODULE, "jserve", *options],
             cwd=ROOT,
-            env={**os.environ, **session.environment},
+            env={**os.environ, **visit.environment},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
-    give_up = clock + min(limit, session.left())
+    give_up = clock + min(limit, visit.left())
     while time.monotonic() < give_up and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/ready", timeout=2):
@@ -242,33 +242,33 @@ def start_server(session: Session, name: str, cache: Path, limit: float) -> Serv
     raise FailedError(f"jserve did not get ready; see {name}.log")
 
 
-def startup(session: Session) -> tuple[str, ...]:
+def startup(visit: Visit) -> tuple[str, ...]:
     """Seconds from the command to /ready, with nothing compiled before, and again."""
-    need_model(session)
-    cache = session.folder / "executables"
+    need_model(visit)
+    cache = visit.folder / "executables"
     shutil.rmtree(cache, ignore_errors=True)
     seconds = {}
     for name in ("cold", "second"):
-        server = start_server(session, f"startup-{name}", cache, 120)
+        server = start_server(visit, f"startup-{name}", cache, 120)
         stop(server.process)
         seconds[name] = server.seconds
     shutil.rmtree(cache, ignore_errors=True)
-    (session.folder / "startup.json").write_text(json.dumps({"seconds_to_ready": seconds}) + "\n")
+    (visit.folder / "startup.json").write_text(json.dumps({"seconds_to_ready": seconds}) + "\n")
     return tuple(f"{name} start {value:.1f} s" for name, value in seconds.items())
 
 
-def serving(session: Session) -> tuple[str, ...]:
+def serving(visit: Visit) -> tuple[str, ...]:
     """The load generator against a server, by streams."""
-    need_model(session)
-    out = session.folder / "serving.json"
+    need_model(visit)
+    out = visit.folder / "serving.json"
     cache = Path(tempfile.mkdtemp(prefix="executables-"))
-    server = start_server(session, "serving-server", cache, 120)
+    server = start_server(visit, "serving-server", cache, 120)
     try:
         sizes = "--input-len 256 --output-len 128 --concurrency 1,8,32,128,256"
-        if session.tiny:
+        if visit.tiny:
             sizes = "--input-len 8 --output-len 4 --concurrency 1,2 --num-prompts 2"
         command = [*MODULE, "benchmarks.serving", "--url", f"jserve={server.url}", *sizes.split(), "--out", str(out)]
-        must(session.run("serving", command, 200), "benchmarks.serving")
+        must(visit.run("serving", command, 200), "benchmarks.serving")
     finally:
         stop(server.process)
         shutil.rmtree(cache, ignore_errors=True)
@@ -280,13 +280,13 @@ def serving(session: Session) -> tuple[str, ...]:
     )
 
 
-def need_model(session: Session) -> None:
+def need_model(visit: Visit) -> None:
     """Raise SkippedError where the real model is not there."""
-    if not session.model.exists():
-        raise SkippedError(f"{session.model} is not there; `make model` fetches it, --model names another")
+    if not visit.model.exists():
+        raise SkippedError(f"{visit.model} is not there; `make model` fetches it, --model names another")
 
 
-PARTS: dict[str, Callable[[Session], tuple[str, ...]]] = {
+PARTS: dict[str, Callable[[Visit], tuple[str, ...]]] = {
     "target": target,
     "kernel-tests": tests("kernel-tests", "kernel", 150),
     "model-tests": tests("model-tests", "not kernel", 120),
@@ -297,14 +297,14 @@ PARTS: dict[str, Callable[[Session], tuple[str, ...]]] = {
 }
 
 
-def do(name: str, session: Session) -> Outcome:
+def do(name: str, visit: Visit) -> Outcome:
     """One part; whatever goes wrong in it ends in its outcome."""
     start = time.monotonic()
     print(f"{name} ...", file=sys.stderr, flush=True)
     try:
-        if session.left() < 5:
+        if visit.left() < 5:
             raise SkippedError("no time was left; give more with --minutes, or run it with --only")
-        figures = PARTS[name](session)
+        figures = PARTS[name](visit)
         outcome = Outcome(name, "done", time.monotonic() - start, figures=figures)
     except SkippedError as reason:
         outcome = Outcome(name, "skipped", time.monotonic() - start, str(reason))
@@ -361,10 +361,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     platforms = "cpu" if args.tiny else "cuda,cpu"
     environment = {"JAX_PLATFORMS": platforms, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-    session = Session(folder, args.tiny, args.model, time.monotonic() + 60 * args.minutes, environment)
+    visit = Visit(folder, args.tiny, args.model, time.monotonic() + 60 * args.minutes, environment)
     outcomes = []
     for name in names:
-        outcomes.append(do(name, session))
+        outcomes.append(do(name, visit))
         summary = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": ["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)],

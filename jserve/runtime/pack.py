@@ -73,6 +73,7 @@ class SlotSampling:
         self._values = np.zeros((len(FIELDS), shape.max_num_seqs), np.int32)
         self._floats = self._values.view(np.float32)
         self._draws = np.zeros(shape.max_num_seqs, bool)
+        self._filters = np.zeros(shape.max_num_seqs, bool)
         self._edits = np.zeros(shape.max_num_seqs, bool)
         self._logprobs = np.zeros(shape.max_num_seqs, bool)
 
@@ -91,6 +92,7 @@ class SlotSampling:
         if params.is_greedy:
             self._floats[FIELDS["temperature"], slot] = 0.0
         self._draws[slot] = not params.is_greedy
+        self._filters[slot] = not params.is_greedy and (whole["top_k"] < vocab or params.top_p < 1.0)
         self._edits[slot] = params.edits_logits
         self._logprobs[slot] = params.logprobs is not None
 
@@ -99,7 +101,7 @@ class SlotSampling:
         slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
         if not slots:
             return None
-        return Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._edits, self._logprobs)))
+        return Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._filters, self._edits, self._logprobs)))
 
     def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
         """i32[10, S] of `SamplingInput`."""

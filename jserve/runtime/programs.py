@@ -121,7 +121,7 @@ class Programs:
         """What must be there before anything is served."""
         first = self.shape.buckets()[:3]
         rows = sorted({bucket.rows for bucket in first})
-        variants = [Variant(), Variant(draws=True), Variant(draws=True, edits=True, logprobs=True)]
+        variants = [Variant(), Variant(draws=True), Variant(True, True, True, True)]
         return [
             *(self.step(bucket) for bucket in first),
             *(self.sampler(count, variant) for count in rows for variant in variants),

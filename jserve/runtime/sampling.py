@@ -6,7 +6,7 @@ so a request's tokens do not depend on its neighbours.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 
 import jax
@@ -34,25 +34,27 @@ class Variant:
 
     draws: bool = False
     """Some row has a temperature."""
+    filters: bool = False
+    """Some row has top-k or top-p, whose thresholds take many passes over the logits."""
     edits: bool = False
     """Some row has penalties or a bias."""
     logprobs: bool = False
 
     def covers(self, other: "Variant") -> bool:
         """Whether this variant gives every row of a batch that needs `other` what it asks for."""
-        return self.draws >= other.draws and self.edits >= other.edits and self.logprobs >= other.logprobs
+        return all(mine >= theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
 
     def __str__(self) -> str:
-        used = [name for name in ("draws", "edits", "logprobs") if getattr(self, name)]
+        used = [name for name in ("draws", "filters", "edits", "logprobs") if getattr(self, name)]
         return "+".join(used) or "greedy"
 
 
 VARIANTS = tuple(
-    Variant(draws, edits, logprobs)
+    Variant(*kind, logprobs)
     for logprobs in (False, True)
-    for draws, edits in ((False, False), (True, False), (True, True))
+    for kind in ((False, False, False), (True, False, False), (True, True, False), (True, True, True))
 )
-"""All that are compiled, the cheapest first; an edit implies a draw, which a greedy row survives."""
+"""All that are compiled, the cheapest first; each contains those before it with the same logprobs."""
 
 OUTPUT_COLUMNS = 3 + 2 * MAX_LOGPROBS
 """Of the output with logprobs: token, its logprob, its rank, the best ids, their logprobs; i32 bits."""
@@ -80,7 +82,7 @@ def make_sampler(
         edited = logits if state is None else edit_logits(logits, state, batch)
         tokens = jnp.argmax(edited, axis=-1).astype(jnp.int32)
         if variant.draws:
-            tokens = jnp.where(batch.temperature > 0, draw(edited, batch), tokens)
+            tokens = jnp.where(batch.temperature > 0, draw(edited, batch, filters=variant.filters), tokens)
         output = tokens[:, None]
         return jnp.concatenate([output, _logprobs(logits, tokens)], axis=1) if variant.logprobs else output
 
@@ -117,15 +119,19 @@ def edit_logits(logits: Logits, state: SamplingState, batch: SamplingInput) -> L
     return logits - (counts > 0) * batch.presence_penalty[:, None]
 
 
-def draw(logits: Logits, batch: SamplingInput) -> jax.Array:
-    """i32[S]: a token by temperature, then min-p, top-k and top-p, each on what the one before it left."""
+def draw(logits: Logits, batch: SamplingInput, *, filters: bool) -> jax.Array:
+    """i32[S]: a token by temperature, then min-p, top-k and top-p, each on what the one before it left.
+
+    Without `filters` no row has a top-k or a top-p.
+    """
     temperature = jnp.where(batch.temperature > 0, batch.temperature, 1.0)[:, None]
     scaled = logits / temperature
     best = jnp.max(scaled, axis=-1, keepdims=True)
     mass = jnp.exp(scaled - best)
     mass = jnp.where(mass >= batch.min_p[:, None], mass, 0.0)
-    mass = jnp.where(mass >= _kth_largest(mass, batch.top_k)[:, None], mass, 0.0)
-    mass = jnp.where(mass >= _nucleus(mass, batch.top_p)[:, None], mass, 0.0)
+    if filters:
+        mass = jnp.where(mass >= _kth_largest(mass, batch.top_k)[:, None], mass, 0.0)
+        mass = jnp.where(mass >= _nucleus(mass, batch.top_p)[:, None], mass, 0.0)
     return _inverse_transform(mass, _uniform(batch))
 
 
@@ -155,7 +161,7 @@ def _bisect(mass: jax.Array, active: jax.Array, keeps: Callable[[jax.Array], jax
     """The largest f32 threshold in [0, max] of each active row with `keeps(threshold[:, None])`, else 0.
 
     `keeps` is monotone. The bits of floats that are not negative are ordered as integers are, so 31 halvings
-    are exact; where no row is active there are none.
+    are exact. Their number is fixed: a GPU runs a loop whose length it knows without asking the host.
     """
     low = jnp.zeros(mass.shape[0], jnp.int32)
     top = jax.lax.bitcast_convert_type(jnp.max(mass, axis=-1), jnp.int32)
@@ -167,7 +173,7 @@ def _bisect(mass: jax.Array, active: jax.Array, keeps: Callable[[jax.Array], jax
         good = keeps(jax.lax.bitcast_convert_type(middle, jnp.float32)[:, None])
         return jnp.where(good, middle, low), jnp.where(good, high, jnp.maximum(middle, low + 1))
 
-    low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), halve, (low, high))
+    low, _ = jax.lax.fori_loop(0, 31, lambda _, bounds: halve(bounds), (low, high))
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 

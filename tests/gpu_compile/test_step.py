@@ -25,7 +25,14 @@ MIB = 1 << 20
 DECODE, MIXED = "step decode 32", "step mixed 1024x32"
 SAMPLERS = [
     f"sample 32 {variant}"
-    for variant in ("greedy", "draws", "draws+edits", "logprobs", "draws+logprobs", "draws+edits+logprobs")
+    for variant in (
+        "greedy",
+        "draws",
+        "draws+filters+edits",
+        "logprobs",
+        "draws+logprobs",
+        "draws+filters+edits+logprobs",
+    )
 ]
 KERNELS = {DECODE: {"paged_decode_split", "paged_decode_combine"}, MIXED: {"paged_prefill"}}
 
@@ -131,7 +138,8 @@ def test_the_sampler_shares_out_its_rows_and_gathers_only_what_was_chosen(name: 
     assert alone["collectives"] == {}
     assert shared["collectives"] == {"all-gather s32": 1}
     assert shared["copies"] == alone["copies"] == []
-    assert shared["temporaries"] <= alone["temporaries"] / 7
+    fixed = 32 << 10  # what does not depend on the vocabulary, such as the ids that are gathered
+    assert shared["temporaries"] <= alone["temporaries"] / 7 + fixed
 
 
 @each_mesh
@@ -144,7 +152,7 @@ def test_the_sampler_keeps_its_state_in_place(gpus: int, name: str) -> None:
 
 
 @each_mesh
-@pytest.mark.parametrize("name", [DECODE, MIXED, "sample 32 greedy", "sample 32 logprobs"])
+@pytest.mark.parametrize("name", [DECODE, MIXED, "sample 32 greedy", "sample 32 draws", "sample 32 logprobs"])
 def test_dispatch_never_waits_for_the_device(gpus: int, name: str) -> None:
     """A loop or a branch outside a graph makes XLA's runtime wait for its condition before it goes on."""
     assert not {"While", "Conditional"} & set(step(gpus, name)["outside_graphs"])

@@ -138,7 +138,10 @@ def test_rows_that_do_not_sample_have_no_slot_and_need_nothing() -> None:
         ({"temperature": 0.0, "logprobs": 0}, Variant(logprobs=True)),
         ({"temperature": 0.0, "logit_bias": {3: 1.0}}, Variant(edits=True)),
         ({"temperature": 0.0, "min_tokens": 1}, Variant(edits=True)),
-        ({"presence_penalty": 0.5, "logprobs": 2}, Variant(True, True, True)),
+        ({"presence_penalty": 0.5, "logprobs": 2}, Variant(draws=True, edits=True, logprobs=True)),
+        ({"top_k": 5}, Variant(draws=True, filters=True)),
+        ({"top_p": 0.5}, Variant(draws=True, filters=True)),
+        ({"temperature": 0.0, "top_p": 0.5}, Variant()),
     ],
 )
 def test_a_batch_needs_what_one_of_its_rows_needs(params: dict[str, Any], needed: Variant) -> None:
