@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ class StartupBars:
     """One bar per phase of a start."""
 
     def __init__(self) -> None:
-        self._bars: dict[str, tqdm[None]] = {}
+        self._bars: dict[str, tqdm[Any]] = {}
         self._is_terminal = sys.stderr.isatty()
         self._last_line = time.monotonic()
 
@@ -34,13 +35,13 @@ class StartupBars:
         self._bars.clear()
 
     def _show_bar(self, phase: str, done: int, total: int, detail: str) -> None:
-        bar = self._bars.get(phase)
-        if bar is None:
-            bar = self._bars[phase] = tqdm(
+        if phase not in self._bars:
+            self._bars[phase] = tqdm(
                 total=total,
                 desc=TITLES.get(phase, phase),
                 position=len(self._bars),
                 bar_format="{desc:<18} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {elapsed} {postfix}",
             )
+        bar = self._bars[phase]
         bar.set_postfix_str(detail, refresh=False)
         bar.update(done - bar.n)

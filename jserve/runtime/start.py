@@ -30,7 +30,7 @@ from jserve.runtime.executables import ExecutableStore, default_folder, environm
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
-from jserve.weights.load import load, load_dummy, parameters
+from jserve.weights.load import load, load_dummy, parameters, resolve_names
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
     _check_parallel(config, asked.tensor_parallel_size)
     build, model = _build(asked, config, family, mesh)
+    if asked.load_format != "dummy":
+        resolve_names(parameters(model), checkpoint.tensors())  # a wrong file is told before anything is compiled
     weights_bytes = _elements_per_device(model, mesh) * build.dtype.itemsize
     shape, plan = memory.plan_shape(asked, config, build, weights_bytes, memory.device_limit(device))
     memory.print_budget(plan, shape, device.device_kind)

@@ -67,7 +67,8 @@ def load(
     Raises CheckpointError naming the tensor that is missing or has another shape.
     """
     wanted = parameters(model)
-    names = _resolve(wanted, checkpoint.tensors())
+    names = resolve_names(wanted, checkpoint.tensors())
+    _warn_of_unused(checkpoint.tensors(), set(names.values()))
 
     def fetch(parameter: Parameter) -> jax.Array:
         def read(name: str, index: Index) -> np.ndarray:
@@ -118,8 +119,11 @@ def _in_parallel(
     return tuple(arrays)
 
 
-def _resolve(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """The checkpoint's spelling of every name that the model asks for; all shapes checked."""
+def resolve_names(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The checkpoint's spelling of every name that the model asks for; all shapes checked.
+
+    Raises CheckpointError naming the tensor that is missing or has another shape.
+    """
     names: dict[str, str] = {}
     for parameter in wanted:
         for relative, shape in parameter.source.names().items():
@@ -134,7 +138,6 @@ def _resolve(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) -> dict
                     f"implies {list(shape)}; config.json and the weights do not belong together"
                 )
             names[name] = spelling
-    _warn_of_unused(tensors, set(names.values()))
     return names
 
 
