@@ -9,9 +9,23 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Pooling = Literal["", "last", "mean"]
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that the device returns."""
+
+
+class ThinkingBudget(msgspec.Struct, frozen=True, array_like=True):
+    """At most `max_tokens` tokens of reasoning, after which the tokens `end` are forced.
+
+    Reasoning begins with the token sequence `begin`, or with the output where `is_open` (the prompt ends
+    inside it), and ends with `end`.
+    """
+
+    max_tokens: int
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    is_open: bool = False
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
@@ -21,6 +35,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     `logprobs` None returns none, 0 the sampled token's, n the n best as well. `max_tokens` None means up to
     the context's end. `stop` is matched in the API process on text; `stop_token_ids` in the engine.
     `seed` makes the tokens a function of the request alone, whatever shares its batch.
+
+    `grammar` is a grammar in llguidance's words (`text/grammar.py` writes it), "" for none: the output is a
+    sentence of it. `allowed_token_ids` empty allows all. No sequence of `bad_words` appears in the output.
+    `prompt_logprobs` is for the prompt what `logprobs` is for the output. `logprob_token_ids` are tokens whose
+    logprob is reported at every position, whatever was sampled. `max_tokens` 0 computes the prompt alone.
     """
 
     n: int = 1
@@ -41,6 +60,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    grammar: str = ""
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    thinking_budget: ThinkingBudget | None = None
+    prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
 
     @property
     def is_greedy(self) -> bool:
@@ -62,7 +87,8 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     """One sequence to generate. `n` choices are n requests (the prefix cache makes the prompt cheap).
 
     `arrival` is `time.time()` at the API; `cache_salt` isolates the prefix cache; `priority`: lower is
-    earlier, equal priorities are served first come, first served.
+    earlier, equal priorities are served first come, first served. With `pooling` nothing is generated: the
+    answer is the embedding of the prompt, from its last token's final hidden state or the mean of all.
     """
 
     request_id: str
@@ -71,6 +97,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     arrival: float = 0.0
     cache_salt: str = ""
     priority: int = 0
+    pooling: Pooling = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -96,6 +123,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     rank: int
     top_ids: list[int]
     top_logprobs: list[float]
+    chosen_logprobs: list[float] = []
+    """Of `SamplingParams.logprob_token_ids`, in their order."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -116,6 +145,10 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
     scheduled_at: float = 0.0
     """`time.time()` when the request first left the queue; 0 except on the first delta."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's second to last token, all with the first delta of a request that asked for them."""
+    embedding: bytes = b""
+    """f32[E], little-endian, of unit length; of a request with pooling, whose only delta this is."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

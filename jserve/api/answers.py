@@ -1,4 +1,4 @@
-"""How an answer leaves: whole, or as server-sent events. What it says is the endpoint's `Answer`."""
+"""How an answer leaves: whole, or as a stream of events. What it says is the endpoint's `Answer`."""
 
 from typing import Protocol
 
@@ -8,25 +8,29 @@ from starlette.types import Receive, Scope, Send
 
 from jserve.api.body import cancel_on_disconnect
 from jserve.api.choice import ChoiceUpdate
-from jserve.api.errors import ClientGoneError, answer_for
+from jserve.api.errors import ClientGoneError, ErrorAnswer, answer_for
 from jserve.api.generation import Generation, Generator
 
-_DONE = b"data: [DONE]\n\n"
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream of OpenAI's."""
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
 class Answer(Protocol):
     """Renders the choices of one generation in an endpoint's shape."""
 
+    @property
+    def stream_type(self) -> str:
+        """The media type of the stream."""
+
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """The events for what one step added; may be empty."""
 
     def last_chunk(self) -> bytes:
-        """The events after the last token; may be empty."""
+        """What ends the stream, after the last token; may be empty."""
+
+    def error(self, problem: ErrorAnswer) -> bytes:
+        """What ends a stream that has failed."""
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The body where nothing is streamed, from all updates."""
@@ -59,22 +63,29 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
             await self._send_events(send)
         except ClientGoneError:
             pass  # Nobody is left to be told.
         except Exception as error:
-            body = b"data: " + answer_for(error).body() + b"\n\n" + _DONE
+            body = self._answer.error(answer_for(error))
             await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
             watcher.cancel()
             self._generator.finish(self._generation)
+
+    def _stream_headers(self) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", self._answer.stream_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
 
     async def _send_events(self, send: Send) -> None:
         generation = self._generation
         while not generation.is_finished:
             body = self._answer.chunk(await generation.step())
             if generation.is_finished:
-                body += self._answer.last_chunk() + _DONE
+                body += self._answer.last_chunk()
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": not generation.is_finished})

@@ -10,7 +10,7 @@ from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.chat_answer import ChatAnswer
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
-from jserve.api.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
 from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.sampling import check_logprobs, sampling_params
 from jserve.api.schemas import ChatBody
@@ -26,13 +26,24 @@ async def chat_completions(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, ChatBody)
     model = server.admit()
+    generation = await start_chat(request, body, model)
+    answer = ChatAnswer(body, model, generation, with_details=server.settings.enable_prompt_tokens_details)
+    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
+
+
+async def start_chat(request: Request, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl") -> Generation:
+    """Check `body` and hand it to the engine. Every chat-like endpoint comes here, its own body made a ChatBody.
+
+    The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
+    """
+    server = context_of(request)
     model.check_name(body.model)
     _check_fields(body)
     sampling = _sampling(body, model, server)
     prompt = await _prepare_prompt(body, model, server.client.max_model_len)
-    generation = server.generator.start(
+    return server.generator.start(
         GenerationRequest(
-            public_id=public_id("chatcmpl", request.headers, body.request_id),
+            public_id=public_id(id_prefix, request.headers, body.request_id),
             prompts=[prompt],
             sampling=sampling,
             priority=body.priority or 0,
@@ -41,8 +52,6 @@ async def chat_completions(request: Request) -> Response:
         model.tokenizer,
         model.defaults.max_new_tokens,
     )
-    answer = ChatAnswer(body, model, generation, with_details=server.settings.enable_prompt_tokens_details)
-    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
 
 def _check_fields(body: ChatBody) -> None:

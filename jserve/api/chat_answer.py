@@ -4,7 +4,9 @@ import time
 
 from msgspec import UNSET, UnsetType
 
+from jserve.api.answers import DONE, EVENT_STREAM
 from jserve.api.choice import ChoiceUpdate
+from jserve.api.errors import ErrorAnswer
 from jserve.api.generation import Generation
 from jserve.api.logprobs import LogprobsFormatter
 from jserve.api.responses import (
@@ -28,6 +30,8 @@ from jserve.api.transcript import Transcript
 class ChatAnswer:
     """Renders one chat request's choices."""
 
+    stream_type = EVENT_STREAM
+
     def __init__(self, body: ChatBody, model: ServedModel, generation: Generation, *, with_details: bool) -> None:
         self._generation = generation
         self._id = generation.request.public_id
@@ -47,12 +51,17 @@ class ChatAnswer:
         return b"".join(events)
 
     def last_chunk(self) -> bytes:
-        """The usage, where it was asked for."""
+        """The usage, where it was asked for, and the end."""
         if not self._with_usage:
-            return b""
-        return event(
+            return DONE
+        usage = event(
             ChatChunk(id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage())
         )
+        return usage + DONE
+
+    def error(self, problem: ErrorAnswer) -> bytes:
+        """The error as an event, and the end."""
+        return b"data: " + problem.body() + b"\n\n" + DONE
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The body that is not streamed."""

@@ -1,16 +1,20 @@
 """One sequence on its way to the client: token ids in, text out, stop strings cut off."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.detokenizer import IncrementalDetokenizer
+from jserve.text.output import OutputParser, ToolCallDelta
 from jserve.text.stop import StopMatcher
 from jserve.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
 class ChoiceUpdate:
-    """What one delta adds to a choice. `finish_reason` is set on the last."""
+    """What one delta adds to a choice. `finish_reason` is set on the last.
+
+    `text` is content; reasoning and tool calls are apart where the choice has a parser.
+    """
 
     index: int
     text: str
@@ -18,6 +22,8 @@ class ChoiceUpdate:
     logprobs: list[TokenLogprobs] | None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
 
 
 class Choice:
@@ -27,14 +33,22 @@ class Choice:
     A stop string ends the choice here, in the API process; the engine is told by the caller.
     """
 
-    __slots__ = ("_detokenizer", "_matcher", "_sampling", "finish_reason", "index", "num_tokens")
+    __slots__ = ("_detokenizer", "_matcher", "_parser", "_sampling", "finish_reason", "index", "num_tokens")
 
-    def __init__(self, index: int, sampling: SamplingParams, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, parser: OutputParser | None = None
+    ) -> None:
         self.index = index
         self.num_tokens = 0
         self.finish_reason: str | None = None
         self._sampling = sampling
-        self._detokenizer = IncrementalDetokenizer(tokenizer, sampling.skip_special_tokens, continues=True)
+        self._parser = parser
+        self._detokenizer = IncrementalDetokenizer(
+            tokenizer,
+            sampling.skip_special_tokens,
+            continues=True,
+            visible=parser.visible_tokens if parser is not None else frozenset(),
+        )
         self._matcher: StopMatcher | None = None
         if sampling.stop:
             self._matcher = StopMatcher(sampling.stop, sampling.include_stop_str_in_output)
@@ -83,6 +97,19 @@ class Choice:
         finish_reason: str | None,
         stop_reason: int | str | None,
     ) -> ChoiceUpdate:
-        self.finish_reason = finish_reason
         logprobs = delta.logprobs[: len(token_ids)] if delta.logprobs is not None else None
-        return ChoiceUpdate(self.index, text, token_ids, logprobs, finish_reason, stop_reason)
+        update = ChoiceUpdate(self.index, text, token_ids, logprobs, finish_reason, stop_reason)
+        if self._parser is not None:
+            self._parse(update, self._parser)
+        self.finish_reason = update.finish_reason
+        return update
+
+    def _parse(self, update: ChoiceUpdate, parser: OutputParser) -> None:
+        """Take content, reasoning and tool calls apart."""
+        pieces = [parser.push(update.text)] if update.text else []
+        if update.finish_reason is not None:
+            pieces.append(parser.finish())
+            update.finish_reason = parser.finish_reason(update.finish_reason)
+        update.text = "".join(piece.content for piece in pieces)
+        update.reasoning = "".join(piece.reasoning for piece in pieces)
+        update.tool_calls = [call for piece in pieces for call in piece.tool_calls]

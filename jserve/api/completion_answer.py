@@ -4,7 +4,9 @@ import time
 
 from msgspec import UNSET
 
+from jserve.api.answers import DONE, EVENT_STREAM
 from jserve.api.choice import ChoiceUpdate
+from jserve.api.errors import ErrorAnswer
 from jserve.api.generation import Generation
 from jserve.api.logprobs import LogprobsFormatter
 from jserve.api.responses import (
@@ -27,6 +29,8 @@ from jserve.protocol import TokenLogprobs
 class CompletionAnswer:
     """Renders one completions request's choices."""
 
+    stream_type = EVENT_STREAM
+
     def __init__(self, body: CompletionBody, model: ServedModel, generation: Generation, *, with_details: bool) -> None:
         self._generation = generation
         self._id = generation.request.public_id
@@ -48,12 +52,17 @@ class CompletionAnswer:
         return b"".join(self._event(update) for update in updates if self._is_worth_sending(update))
 
     def last_chunk(self) -> bytes:
-        """The usage, where it was asked for."""
+        """The usage, where it was asked for, and the end."""
         if not self._with_usage:
-            return b""
-        return event(
+            return DONE
+        usage = event(
             CompletionChunk(id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage())
         )
+        return usage + DONE
+
+    def error(self, problem: ErrorAnswer) -> bytes:
+        """The error as an event, and the end."""
+        return b"data: " + problem.body() + b"\n\n" + DONE
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The body that is not streamed."""

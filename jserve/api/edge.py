@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jserve.api.errors import UnauthorizedError, answer_for
+from jserve.api.errors import Dialect, UnauthorizedError, answer_for
 from jserve.api.metrics import Metrics
 
 _OPEN_PATHS = frozenset({"/health", "/health/decode", "/ready", "/ping"})
@@ -49,14 +49,14 @@ class Edge:
             problem = UnauthorizedError(
                 "Incorrect or missing API key; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
             )
-            await answer_for(problem).response()(scope, receive, send_with_id)
+            await answer_for(problem).response(Dialect.of(path))(scope, receive, send_with_id)
             return
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             answer = answer_for(error)  # Logs it.
             if not has_started:
-                await answer.response()(scope, receive, send_with_id)
+                await answer.response(Dialect.of(path))(scope, receive, send_with_id)
 
     def _is_authorized(self, headers: dict[bytes, bytes]) -> bool:
         if not self._keys:

@@ -1,9 +1,10 @@
 """The one place where an exception becomes an HTTP answer.
 
-Handlers raise; nothing else in `api/` writes a status code for a failure. The body is OpenAI's:
-`{"error": {"message", "type", "param", "code"}}`.
+Handlers raise; nothing else in `api/` writes a status code for a failure. The body follows the path's dialect:
+OpenAI's `{"error": {"message", "type", "param", "code"}}`, Anthropic's under /v1/messages, Ollama's under /api.
 """
 
+import enum
 import logging
 import re
 from dataclasses import dataclass
@@ -49,6 +50,32 @@ EXPECTED_ERRORS = (JserveError, ValidationError, MediaTypeError, UnauthorizedErr
 """What `handle_error` answers; anything else is a defect, which `Edge` answers and logs."""
 
 
+class Dialect(enum.Enum):
+    """Whose words a client understands."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
+
+    @classmethod
+    def of(cls, path: str) -> "Dialect":
+        """The dialect of a route."""
+        if path.startswith("/v1/messages"):
+            return cls.ANTHROPIC
+        return cls.OLLAMA if path.startswith("/api/") else cls.OPENAI
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
     """A failure as the client sees it, in a body of its own or in a stream."""
@@ -60,8 +87,13 @@ class ErrorAnswer:
     code: str | None = None
     retry_after_s: int | None = None
 
-    def body(self) -> bytes:
+    def body(self, dialect: Dialect = Dialect.OPENAI) -> bytes:
         """The JSON body."""
+        if dialect is Dialect.OLLAMA:
+            return msgspec.json.encode({"error": self.message})
+        if dialect is Dialect.ANTHROPIC:
+            kind = _ANTHROPIC_TYPES.get(self.status, "api_error")
+            return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": self.message}})
         error = {
             "message": self.message,
             "type": self.type,
@@ -70,14 +102,14 @@ class ErrorAnswer:
         }
         return msgspec.json.encode({"error": error})
 
-    def response(self) -> Response:
+    def response(self, dialect: Dialect = Dialect.OPENAI) -> Response:
         """The HTTP response."""
         headers = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return Response(self.body(), self.status, headers, media_type="application/json")
+        return Response(self.body(dialect), self.status, headers, media_type="application/json")
 
 
 def invalid(message: str, param: str, value: Any) -> RequestError:
@@ -116,7 +148,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response()
+    response = answer_for(error).response(Dialect.of(request.url.path))
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
     return response

@@ -8,7 +8,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -23,6 +23,7 @@ from jserve.api.metrics import Metrics
 from jserve.api.responses import PromptTokensDetails, Usage
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.text.output import OutputParser
 from jserve.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,17 @@ class PreparedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What an endpoint asks of the engine. Choices are prompt-major: index = prompt * n + k."""
+    """What an endpoint asks of the engine. Choices are prompt-major: index = prompt * n + k.
+
+    `new_parser` makes the parser of one choice, which takes reasoning and tool calls out of its text.
+    """
 
     public_id: str
     prompts: Sequence[PreparedPrompt]
     sampling: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    new_parser: Callable[[], OutputParser] | None = None
 
 
 class Generation:
@@ -211,7 +216,8 @@ class Generator:
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
             requests.append(Request(request_id, prompt, sampling, arrived, request.cache_salt, request.priority))
             # The engine has no use for stop strings, the choice has none for the rest.
-            choice = Choice(index, request.sampling, tokenizer)
+            parser = request.new_parser() if request.new_parser is not None else None
+            choice = Choice(index, request.sampling, tokenizer, parser)
             max_tokens = sampling.max_tokens or 0
             choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
         logger.debug("request %s received: prompts=%d choices=%d", request.public_id, len(request.prompts), num_choices)

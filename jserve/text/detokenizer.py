@@ -22,11 +22,18 @@ class IncrementalDetokenizer:
     """One sequence's decoder.
 
     `continues` says that the text goes on from a prompt: the first space of a sentencepiece model then stays,
-    where `decode` drops it.
+    where `decode` drops it. `visible` are special tokens that are not skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, *, continues: bool = False) -> None:
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool,
+        *,
+        continues: bool = False,
+        visible: frozenset[int] = frozenset(),
+    ) -> None:
+        self._skipped = tokenizer.special_ids - visible if skip_special_tokens else frozenset()
         self._decoder = _decoder_for(tokenizer, continues)
 
     def push(self, ids: Iterable[int]) -> str:

@@ -1,0 +1,48 @@
+"""What a parser makes of a model's text: content, reasoning and tool calls, piece by piece.
+
+One parser serves the streamed and the whole answer, since the whole one is the pieces put together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What a piece adds to the `index`-th tool call. `id` and `name` come once, with the call's first delta.
+
+    `arguments` put together are one JSON object, as text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class OutputPiece:
+    """What some text adds to a message."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+
+
+class OutputParser(Protocol):
+    """Splits the text of one choice. All pieces put together are the same however the text was cut."""
+
+    @property
+    def visible_tokens(self) -> frozenset[int]:
+        """Special tokens that the parser must see in the text, though the request skips special tokens."""
+
+    def push(self, text: str) -> OutputPiece:
+        """What is certain now and was not before."""
+
+    def finish(self) -> OutputPiece:
+        """What was held back; the text has ended."""
+
+    def finish_reason(self, reason: str) -> str:
+        """The finish reason of the message, from that of the text ("stop" becomes "tool_calls")."""
