@@ -20,16 +20,24 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
 
 
-async def read_body(request: Request, schema: type[Body]) -> Body:
-    """The body as `schema`. Raises MediaTypeError, pydantic's ValidationError, or ClientGoneError."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")
+async def read_body(request: Request, schema: type[Body], *, any_media_type: bool = False) -> Body:
+    """The body as `schema`. Raises MediaTypeError, pydantic's ValidationError, or ClientGoneError.
+
+    `any_media_type` takes the body for JSON whatever its header says, which is what `curl -d` without one needs.
+    """
+    if not any_media_type:
+        _check_media_type(request)
     try:
         raw = await request.body()
     except ClientDisconnect:
         raise ClientGoneError("the client left while it sent its request") from None
     return schema.model_validate_json(raw)
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")
 
 
 def public_id(prefix: str, headers: Mapping[str, str], requested: str | None) -> str:

@@ -9,7 +9,7 @@ from jserve.api.answers import send_answer
 from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.completion_answer import CompletionAnswer
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
 from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
 from jserve.api.schemas import MAX_PROMPTS, CompletionBody
@@ -27,6 +27,20 @@ async def completions(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, CompletionBody)
     model = server.admit()
+    generation = await start_completion(request, body, model)
+    details = server.settings.enable_prompt_tokens_details
+    answer = CompletionAnswer(body, model, generation, with_details=details)
+    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
+
+
+async def start_completion(
+    request: Request, body: CompletionBody, model: ServedModel, id_prefix: str = "cmpl"
+) -> Generation:
+    """Check `body` and hand it to the engine: `start_chat` for prompts that need no template.
+
+    The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
+    """
+    server = context_of(request)
     model.check_name(body.model)
     _check_fields(body)
     sampling = _sampling(body, model, server)
@@ -38,9 +52,9 @@ async def completions(request: Request) -> Response:
     for raw_prompt in raw_prompts:
         prompts.append(await _prepare_prompt(raw_prompt, body, model, server))
         await asyncio.sleep(0)  # A thousand prompts must not hold up everybody else's tokens.
-    generation = server.generator.start(
+    return server.generator.start(
         GenerationRequest(
-            public_id=public_id("cmpl", request.headers, body.request_id),
+            public_id=public_id(id_prefix, request.headers, body.request_id),
             prompts=prompts,
             sampling=sampling,
             priority=body.priority or 0,
@@ -49,9 +63,6 @@ async def completions(request: Request) -> Response:
         model.tokenizer,
         model.defaults.max_new_tokens,
     )
-    details = server.settings.enable_prompt_tokens_details
-    answer = CompletionAnswer(body, model, generation, with_details=details)
-    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
 
 def _check_fields(body: CompletionBody) -> None:

@@ -73,6 +73,8 @@ class Generation:
         self._metrics = metrics
         self._inbox = inbox
         self._running = choices
+        self.lives = [life for _, life in choices.values()]
+        """When things happened, by choice; an ended one has its counts too."""
         self._num_output = 0
         self._num_cached = 0
 
