@@ -94,8 +94,9 @@ async def _prepare_prompt(body: ChatBody, model: ServedModel, max_model_len: int
     add_generation_prompt = body.add_generation_prompt
     if add_generation_prompt is None:
         add_generation_prompt = not body.continue_final_message
-    text = model.render_chat(
+    text = await model.render_chat(
         body.messages,
+        max_model_len=max_model_len,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=body.continue_final_message,
         variables=_template_variables(body),

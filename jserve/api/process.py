@@ -112,7 +112,7 @@ def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngin
             stdin=subprocess.PIPE,
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
     except OSError as error:
         ours.close()
@@ -125,7 +125,7 @@ def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngin
     return LaunchedEngine(popen, ours)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the new process: let the kernel kill it with the server, even while it compiles and reads nothing.
 
     Runs between fork and exec, where only a system call is safe; so the library is loaded beforehand.

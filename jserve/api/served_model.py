@@ -16,11 +16,13 @@ import msgspec
 from jserve.api.defaults import SamplingDefaults
 from jserve.api.lengths import check_prompt_length
 from jserve.api.settings import ServerSettings
+from jserve.api.template_renderer import TemplateRenderer
 from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
-from jserve.errors import ConfigError, UnknownModelError
+from jserve.errors import ConfigError, RequestError, UnknownModelError
 from jserve.text.chat_template import ChatTemplate
 from jserve.text.load import load_tokenizer
+from jserve.text.render_worker import RenderJob
 from jserve.text.tokenizer import Tokenizer
 from jserve.version import __version__
 
@@ -46,6 +48,7 @@ class ServedModel:
         self.listed_names = tuple(listed_names)
         self.tokenizer = tokenizer
         self.template = template
+        self.renderer = TemplateRenderer(template.sources, template.special_tokens)
         self.defaults = defaults
         self.fingerprint = fingerprint
 
@@ -73,33 +76,60 @@ class ServedModel:
 
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
         """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""
-        if len(text) > max_model_len and len(text) > max_model_len * self.max_token_chars:
-            at_least = -(-len(text) // self.max_token_chars)
-            check_prompt_length(at_least, max_model_len, at_least=True)
+        self._check_chars(len(text), max_model_len)
         if len(text) <= _INLINE_CHARS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
-    def render_chat(
+    async def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        max_model_len: int,
         add_generation_prompt: bool,
         continue_final_message: bool,
         variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
     ) -> str:
-        """The prompt of a conversation. Raises RequestError where the template refuses it."""
-        return self.template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            chat_template_kwargs=variables,
+        """The prompt of a conversation, by `template` or else the model's.
+
+        Raises RequestError where the template refuses it, or the messages are more than the context could hold.
+        """
+        if len(messages) > max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains "
+                f"{len(messages)} messages, which cannot fit. Please reduce the number of messages.",
+                param="messages",
+            )
+        max_chars = max_model_len * self.max_token_chars
+        self._check_chars(sum(map(_num_content_chars, messages)), max_model_len)
+        job = RenderJob(
+            messages, tools, documents, add_generation_prompt, continue_final_message, variables, template, max_chars
         )
+        rendered = await self.renderer.render(job)
+        self._check_chars(rendered.num_chars, max_model_len)
+        return rendered.text
+
+    def _check_chars(self, num_chars: int, max_model_len: int) -> None:
+        """Raise RequestError where this many characters are more tokens than the context holds, however they fall."""
+        if num_chars > max_model_len * self.max_token_chars:
+            check_prompt_length(-(-num_chars // self.max_token_chars), max_model_len, at_least=True)
 
     @cached_property
     def max_token_chars(self) -> int:
         """The longest token, in bytes, which is at least its characters."""
         return max(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size))
+
+
+def _num_content_chars(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else []
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def fingerprint(config: EngineConfig) -> str:

@@ -114,6 +114,7 @@ class Server:
     async def _load_model(self) -> None:
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
+        await self.context.loaded_model.renderer.start()
         self._announce()
 
     def _announce(self) -> None:
@@ -145,6 +146,8 @@ class Server:
         self._http.should_exit = True
         await asyncio.gather(http, return_exceptions=True)
         await self.context.client.stop()
+        if self.context.loaded_model is not None:
+            self.context.loaded_model.renderer.close()
         await asyncio.wait({engine}, timeout=_CLOSE_S)
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)

@@ -28,6 +28,8 @@ class ChatTemplate:
 
     def __init__(self, templates: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         """`special_tokens` (bos_token, ...) are variables of every template."""
+        self.sources = dict(templates)
+        self.special_tokens = dict(special_tokens)
         self._templates = {name: _NamedTemplate(source, special_tokens) for name, source in templates.items()}
 
     @classmethod
@@ -108,16 +110,14 @@ class _NamedTemplate:
             return self.compiled.render({**self._special_tokens, **variables, "messages": messages})
         except TemplateSyntaxError as error:
             raise RequestError(
-                f"the model's chat template does not compile (line {error.lineno}: {error.message}); "
+                f"the chat template does not compile (line {error.lineno}: {error.message}); "
                 "start the server with another, --chat-template FILE"
             ) from None
         except TemplateRaised as error:
-            raise RequestError(
-                f"the model's chat template refuses these messages: {error.message}", param="messages"
-            ) from None
+            raise RequestError(f"the chat template refuses these messages: {error.message}", param="messages") from None
         except Exception as error:  # a template is a program, and may fail in any way one can
             raise RequestError(
-                f"the model's chat template failed on these messages: {type(error).__name__}: {error}",
+                f"the chat template failed on these messages: {type(error).__name__}: {error}",
                 param="messages",
             ) from error
 
@@ -134,7 +134,7 @@ class _NamedTemplate:
         cut = rendered.rfind(mark)
         if cut < 0 or str(text).strip() not in rendered:
             raise RequestError(
-                "the model's chat template drops or changes the last message, so it cannot be continued; "
+                "the chat template drops or changes the last message, so it cannot be continued; "
                 "set continue_final_message to false",
                 param="continue_final_message",
             )
