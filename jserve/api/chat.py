@@ -39,6 +39,7 @@ async def start_chat(request: Request, body: ChatBody, model: ServedModel, id_pr
     server = context_of(request)
     model.check_name(body.model)
     _check_fields(body)
+    _check_template_fields(body, model, server)
     sampling = _sampling(body, model, server)
     prompt = await _prepare_prompt(body, model, server.client.max_model_len)
     return server.generator.start(
@@ -73,6 +74,20 @@ def _check_fields(body: ChatBody) -> None:
         raise invalid("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top)
 
 
+def _check_template_fields(body: ChatBody, model: ServedModel, server: ServerContext) -> None:
+    if body.chat_template is not None and not server.settings.trust_request_chat_template:
+        raise RequestError(
+            "Chat template is passed with request, but --trust-request-chat-template is not set. "
+            "Refused request with untrusted chat template.",
+            param="chat_template",
+        )
+    if body.documents and "documents" not in (body.chat_template or model.template.sources.get("default", "")):
+        raise RequestError(
+            "the chat template has no place for `documents`; leave them out and put their text into a message",
+            param="documents",
+        )
+
+
 def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> SamplingParams:
     limit = server.client.max_model_len
     check_max_tokens(body.max_tokens, limit, param="max_tokens")
@@ -100,6 +115,8 @@ async def _prepare_prompt(body: ChatBody, model: ServedModel, max_model_len: int
         add_generation_prompt=add_generation_prompt,
         continue_final_message=body.continue_final_message,
         variables=_template_variables(body),
+        documents=body.documents,
+        template=body.chat_template,
     )
     token_ids = await model.encode(text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)

@@ -94,6 +94,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--chat-template", metavar="FILE", help="Jinja template, or a file with one (default: the model's)"
     )
     group.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="let requests bring a chat template of their own, which runs in a sandbox with limits",
+    )
+    group.add_argument(
         "--generation-config",
         default="auto",
         metavar="auto|vllm|FOLDER",
@@ -258,6 +263,7 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         port=options.port,
         api_keys=tuple(options.api_key or _keys_from_environment()),
         chat_template=options.chat_template,
+        trust_request_chat_template=options.trust_request_chat_template,
         generation_config=options.generation_config,
         shutdown_timeout_s=options.shutdown_timeout,
         stall_timeout_s=options.stall_timeout,

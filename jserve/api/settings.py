@@ -26,6 +26,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     chat_template: str | None = None
+    trust_request_chat_template: bool = False
     generation_config: str = "auto"
     shutdown_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0

@@ -56,8 +56,6 @@ _CHAT: dict[str, _Harmless] = {
     "tool_choice": lambda value: value == "none",
     "functions": _is_falsy,
     "function_call": lambda value: value == "none",
-    "documents": _is_falsy,
-    "chat_template": _never,
     "audio": _never,
     "modalities": _is_text_only,
     "web_search_options": _never,

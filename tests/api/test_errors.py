@@ -191,7 +191,6 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
         ("allowed_token_ids", [1]),
         ("bad_words", ["no"]),
         ("use_beam_search", True),
-        ("chat_template", "{{ x }}"),
         ("thinking_token_budget", 5),
         ("echo", True),
     ],
