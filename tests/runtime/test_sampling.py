@@ -278,24 +278,37 @@ def test_count_of_a_token_stays_at_its_largest() -> None:
     assert np.asarray(state.output_counts)[0, 9] == 32767
 
 
-def test_draw_never_lands_on_a_token_without_mass() -> None:
-    """By rounding a running sum also rises where nothing is added; draws right at such places are tried."""
-    rng, blocks, rows = np.random.default_rng(0), 600, 48
-    mass = np.zeros((rows, blocks, 256), np.float32)
-    mass[:, :, 0] = rng.random((rows, blocks)) * (rng.random((rows, blocks)) < 0.3)
-    flat = mass.reshape(rows, -1)
-    running = np.asarray(jax.jit(lambda x: jnp.cumsum(jnp.sum(x, -1), -1))(mass))
-    before = np.maximum.accumulate(running, axis=1)[:, :-1]
-    row, place = np.nonzero((running[:, 1:] > before) & (mass[:, 1:, 0] == 0))
-    assert len(row), "this machine's running sums do not rise without mass, so the test would show nothing"
-    uniform = (before[row, place] / running[row, -1]).astype(np.float32)
-    for first in range(0, min(len(row), 192), rows):
-        part = slice(first, first + rows)
-        for shift in (0, 1, -1):
-            near = (uniform[part].view(np.int32) + shift).view(np.float32)
-            chosen = flat[row[part]]
-            tokens = np.asarray(jax.jit(sampling._inverse_transform)(chosen, near))
-            assert (np.take_along_axis(chosen, tokens[:, None], 1) > 0).all()
+def test_draw_of_the_only_token_with_mass_takes_it() -> None:
+    """Also where its clock is the slowest there is and all others are at zero."""
+    logits = np.full((MANY, V), -np.inf, np.float32)
+    places = np.random.default_rng(0).integers(0, V, MANY)
+    logits[np.arange(MANY), places] = 0.0
+    rows = [{"temperature": 1.0, "seed": 3, "output_index": index} for index in range(MANY)]
+    np.testing.assert_array_equal(sample(DRAWS, logits, rows)[0][:, 0], places)
+
+
+def test_rounding_of_the_logits_all_but_never_changes_a_draw() -> None:
+    """A vocabulary with much of its mass in its tail, where a search in a running sum would land elsewhere."""
+    rng, vocab = np.random.default_rng(0), 49_152
+    logits = np.tile(rng.normal(0, 1.5, (1, vocab)).astype(np.float32), (512, 1))
+    rows = [{"temperature": 1.0, "seed": 3, "output_index": index} for index in range(512)]
+    noise = rng.normal(0, 1e-5, logits.shape).astype(np.float32)
+    assert (sample(DRAWS, logits, rows)[0] != sample(DRAWS, logits + noise, rows)[0]).sum() <= 1
+
+
+def test_clocks_of_different_tokens_rows_and_steps_are_independent() -> None:
+    """Correlations of 2**20 pairs; 6 standard deviations of independent ones are 0.006."""
+    batch = sampling.SamplingInput(
+        **{name: np.zeros(64) for name in sampling.SamplingInput.__dataclass_fields__}
+        | {"seed": np.repeat(np.arange(8), 8), "output_index": np.tile(np.arange(8), 8)}
+    )
+    clocks = np.asarray(sampling._clocks(batch, 2**14), np.float64)
+    assert clocks.min() > 0
+    assert abs(clocks.mean() - 1) < 0.006
+    assert abs(clocks.var() - 1) < 0.02
+    by_place = clocks.reshape(8, 8, -1)
+    for shifted in (np.roll(by_place, 1, 0), np.roll(by_place, 1, 1), np.roll(by_place, 1, 2)):
+        assert abs(np.corrcoef(by_place.ravel(), shifted.ravel())[0, 1]) < 0.006
 
 
 @pytest.mark.parametrize("vocab", [V, 20, 7])
