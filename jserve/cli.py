@@ -4,13 +4,11 @@ The order is deliberate: a wrong flag or a used port is told within a fraction o
 on its way before the HTTP libraries are imported. Never imports jax.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from jserve.errors import JserveError
-
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+from jserve.log import set_up_logging
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
     from jserve.api.options import parse
 
     config, settings = parse(argv)
-    _set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     from jserve.api.listener import listen
 
     listener = listen(settings.host, settings.port)
@@ -44,10 +42,3 @@ def run(argv: Sequence[str]) -> None:
         listener.close()
         if launched.popen.poll() is None:
             launched.popen.kill()
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format=_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
-    if level != "debug":
-        for name in ("uvicorn", "httptools", "asyncio"):
-            logging.getLogger(name).setLevel(logging.WARNING)

@@ -32,6 +32,14 @@ class OverloadedError(JserveError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimitError(JserveError):
+    """A key has used what it may (HTTP 429). `retry_after_s` None: waiting does not help."""
+
+    def __init__(self, message: str, *, retry_after_s: int | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class EngineUnavailableError(JserveError):
     """The engine process is loading, restarting or gone (HTTP 503)."""
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"pallas_kernels", "jserve.batch", "jserve.protocol", "jserve.errors", "jserve.version"},
-    {"jserve.quant", "jserve.config", "jserve.ipc", "jserve.checkpoint", "jserve.progress"},
+    {"jserve.quant", "jserve.config", "jserve.ipc", "jserve.checkpoint", "jserve.progress", "jserve.log"},
     {"jserve.layers", "jserve.schedule", "jserve.text"},
     {"jserve.models", "jserve.api"},
     {"jserve.weights"},
@@ -24,6 +24,7 @@ HOST_FILES = (
     "errors.py",
     "ipc.py",
     "config.py",
+    "log.py",
     "cli.py",
     "version.py",
     "__init__.py",

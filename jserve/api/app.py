@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from jserve.api import probes
 from jserve.api.chat import chat_completions
@@ -14,6 +15,7 @@ from jserve.api.completions import completions
 from jserve.api.context import ServerContext
 from jserve.api.edge import Edge
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
+from jserve.api.guard import OPEN_PATHS, Guard
 from jserve.api.schemas import ChatBody, CompletionBody
 from jserve.version import __version__
 
@@ -28,23 +30,24 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/ping", probes.ping),
     ("POST", "/ping", probes.ping),
     ("GET", "/version", probes.version),
+    ("GET", "/load", probes.load),
     ("GET", "/metrics", probes.metrics),
 )
+EXPOSED_HEADERS = (
+    "X-Request-Id",
+    "Retry-After",
+    *(f"x-ratelimit-{name}-{kind}" for kind in ("requests", "tokens") for name in ("limit", "remaining", "reset")),
+)
+"""What scripts of other sites may read."""
 BODIES: dict[str, type[BaseModel]] = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
 
 
 def build_app(server: ServerContext) -> FastAPI:
     """The ASGI app of one server."""
-    edge = Middleware(
-        Edge,
-        api_keys=server.settings.api_keys,
-        metrics=server.metrics,
-        routes=[path for _, path, _ in ROUTES],
-    )
     app = FastAPI(
         title="jserve",
         version=__version__,
-        middleware=[edge],
+        middleware=_middleware(server),
         exception_handlers=dict.fromkeys(EXPECTED_ERRORS, handle_error),
     )
     for method, path, handler in ROUTES:
@@ -58,6 +61,26 @@ def build_app(server: ServerContext) -> FastAPI:
         )
     app.state.server = server
     return app
+
+
+def _middleware(server: ServerContext) -> list[Middleware]:
+    """From the outside to the inside. Preflights of browsers carry no key, so CORS comes before the guard."""
+    settings = server.settings
+    routes = [path for _, path, _ in ROUTES]
+    layers = [Middleware(Edge, metrics=server.metrics.http, model_name=settings.model_names[0], routes=routes)]
+    if settings.allowed_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=settings.allowed_methods,
+            allow_headers=settings.allowed_headers,
+            allow_credentials=settings.allow_credentials,
+            expose_headers=EXPOSED_HEADERS,
+        )
+        layers.append(cors)
+    open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
+    layers.append(Middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths))
+    return layers
 
 
 def _describe_body(path: str) -> dict[str, Any] | None:

@@ -6,8 +6,10 @@ from typing import cast
 
 from starlette.requests import Request
 
+from jserve.api.account import Accounts
 from jserve.api.client import EngineClient
 from jserve.api.generation import Generator
+from jserve.api.keys import KeyRing
 from jserve.api.metrics import Metrics
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
@@ -22,6 +24,8 @@ class ServerContext:
     client: EngineClient
     generator: Generator
     metrics: Metrics
+    keys: KeyRing
+    accounts: Accounts
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""

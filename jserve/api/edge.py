@@ -1,72 +1,121 @@
-"""The outermost layer of the app: who may come in, the id of a request, and the count of answers.
+"""The outermost layer of the app: the id of a request, its line in the log, its span, and its place in metrics.
 
 Plain ASGI, since it wraps every event of every stream.
 """
 
-import hmac
+import logging
+import re
 import secrets
+import time
 from collections.abc import Iterable
+from typing import Any
 
+from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jserve.api.errors import Dialect, UnauthorizedError, answer_for
-from jserve.api.metrics import Metrics
+from jserve.api.call import Call, enter_call
+from jserve.api.errors import Dialect, answer_for
+from jserve.api.http_metrics import UNCOUNTED_PATHS, HttpMetrics
+from jserve.log import request_fields
 
-_OPEN_PATHS = frozenset({"/health", "/health/decode", "/ready", "/ping"})
-"""Probes carry no keys."""
+logger = logging.getLogger(__name__)
+
+_NOT_IN_AN_ID = re.compile(rb"[^\x21-\x7e]")
 _MAX_ID_CHARS = 128
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
+_CLIENT_GONE = 499
 
 
 class Edge:
-    """Checks the key, echoes `X-Request-Id` (or gives one), counts requests by route and status."""
+    """Gives each request an id, or takes the client's `X-Request-Id`, and says how each of them ended."""
 
-    def __init__(self, app: ASGIApp, *, api_keys: Iterable[str], metrics: Metrics, routes: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
-        self._metrics = metrics
         self._routes = frozenset(routes)
+        self._metrics = metrics
+        self._model_name = model_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"")[:_MAX_ID_CHARS] or secrets.token_hex(16).encode()
-        path = scope["path"]
-
-        has_started = False
+        began = time.monotonic()
+        call = _enter(scope)
+        request_id = (b"x-request-id", call.request_id.encode())
+        status = num_bytes = 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status, num_bytes
             if message["type"] == "http.response.start":
-                has_started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-                handler = path if path in self._routes else "other"
-                self._metrics.http[handler, scope["method"], message["status"]] += 1
+                status = message["status"]
+                limits = call.account.headers() if call.account is not None else ()
+                message["headers"] = [*message["headers"], request_id, *limits]
+            else:
+                num_bytes += len(message.get("body", b""))
             await send(message)
 
-        if path not in _OPEN_PATHS and not self._is_authorized(headers):
-            problem = UnauthorizedError(
-                "Incorrect or missing API key; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
-            )
-            await answer_for(problem).response(Dialect.of(path))(scope, receive, send_with_id)
-            return
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             answer = answer_for(error)  # Logs it.
-            if not has_started:
-                await answer.response(Dialect.of(path))(scope, receive, send_with_id)
+            if not status:
+                await answer.response(Dialect.of(call.path))(scope, receive, send_with_id)
+        finally:
+            self._close(scope, call, status or _CLIENT_GONE, time.monotonic() - began, num_bytes)
 
-    def _is_authorized(self, headers: dict[bytes, bytes]) -> bool:
-        if not self._keys:
-            return True
-        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        offered = [headers.get(b"x-api-key", b"")]
-        if scheme.lower() == b"bearer":
-            offered.append(bearer.strip())
-        is_known = False
-        for key in self._keys:  # All of them, each in constant time, so that the time taken tells nothing.
-            for offer in offered:
-                is_known |= hmac.compare_digest(offer, key)
-        return is_known
+    def _close(self, scope: Scope, call: Call, status: int, seconds: float, num_bytes: int) -> None:
+        if call.path in UNCOUNTED_PATHS:
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        self._metrics.observe(
+            self._handler(scope, call),
+            call.method,
+            status,
+            seconds=seconds,
+            request_bytes=int(length) if length.isdigit() else 0,
+            response_bytes=num_bytes,
+        )
+        logger.info(
+            "%s %s %d in %.3f s", call.method, call.path, status, seconds,
+            extra=self._describe(call, status, seconds),
+        )  # fmt: skip
+
+    def _handler(self, scope: Scope, call: Call) -> str:
+        """The route that served the request, or would have."""
+        route = scope.get("route")
+        if route is not None:
+            return str(route.path)
+        return call.path if call.path in self._routes else "other"
+
+    def _describe(self, call: Call, status: int, seconds: float) -> dict[str, Any]:
+        """Fields of the structured log."""
+        described: dict[str, Any] = {
+            "method": call.method,
+            "path": call.path,
+            "status": status,
+            "total": round(seconds, 4),
+        }
+        if call.lives:
+            described |= {
+                "model": self._model_name,
+                "prompt_tokens": call.num_prompt,
+                "output_tokens": call.num_output,
+                "cached_tokens": call.num_cached,
+                "finish_reason": ",".join(dict.fromkeys(life.finish_reason for life in call.lives)),
+                "ttft": round(call.first_token - call.arrived, 4) if call.first_token else None,
+            }
+        return described
+
+
+def _enter(scope: Scope) -> Call:
+    """Start the call of this request, and let handlers read the id that it has now, whoever chose it."""
+    headers = dict(scope["headers"])
+    request_id = _NOT_IN_AN_ID.sub(b"", headers.get(b"x-request-id", b""))[:_MAX_ID_CHARS]
+    request_id = request_id or secrets.token_hex(16).encode()
+    others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+    scope["headers"] = [*others, (b"x-request-id", request_id)]
+    trace = {name.decode(): headers[name].decode("latin-1") for name in _TRACE_HEADERS if name in headers}
+    call = Call(request_id.decode(), scope["method"], get_route_path(scope), trace)
+    enter_call(call)
+    request_fields.set({"request_id": call.request_id})
+    return call

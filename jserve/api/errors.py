@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 from pydantic import ValidationError
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +23,7 @@ from jserve.errors import (
     EngineUnavailableError,
     JserveError,
     OverloadedError,
+    RateLimitError,
     RequestError,
     UnknownModelError,
 )
@@ -107,6 +109,8 @@ class ErrorAnswer:
         headers = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
+        elif self.status == 429:
+            headers["x-should-retry"] = "false"  # What the official clients obey.
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return Response(self.body(dialect), self.status, headers, media_type="application/json")
@@ -130,6 +134,9 @@ def answer_for(error: Exception) -> ErrorAnswer:
             return _answer_for_validation(error)
         case UnauthorizedError():
             return ErrorAnswer(401, str(error), "invalid_request_error", code="invalid_api_key")
+        case RateLimitError():
+            retry = error.retry_after_s
+            return ErrorAnswer(429, str(error), "rate_limit_error", code="rate_limit_exceeded", retry_after_s=retry)
         case OverloadedError():
             return ErrorAnswer(503, str(error), "Service Unavailable", retry_after_s=error.retry_after_s)
         case EngineUnavailableError():
@@ -148,7 +155,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response(Dialect.of(request.url.path))
+    response = answer_for(error).response(Dialect.of(get_route_path(request.scope)))
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
     return response

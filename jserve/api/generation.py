@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from jserve.api.account import Account
+from jserve.api.call import Call, current_call
 from jserve.api.choice import Choice, ChoiceUpdate
 from jserve.api.client import EngineClient
 from jserve.api.errors import ClientGoneError
 from jserve.api.inbox import Inbox
+from jserve.api.isolation import CacheIsolation
 from jserve.api.lengths import clamp_max_tokens
 from jserve.api.life import RequestLife
 from jserve.api.metrics import Metrics
@@ -65,6 +68,7 @@ class Generation:
         metrics: Metrics,
         inbox: Inbox,
         choices: dict[str, tuple[Choice, RequestLife]],
+        account: Account | None = None,
     ) -> None:
         self.request = request
         self.num_choices = len(choices)
@@ -75,6 +79,7 @@ class Generation:
         self._running = choices
         self.lives = [life for _, life in choices.values()]
         """When things happened, by choice; an ended one has its counts too."""
+        self._account = account
         self._num_output = 0
         self._num_cached = 0
 
@@ -88,7 +93,11 @@ class Generation:
         try:
             deltas = await self._inbox.take()
             now = time.time()
-            return [update for delta in deltas if (update := self._accept(delta, now)) is not None]
+            before = self._num_output
+            updates = [update for delta in deltas if (update := self._accept(delta, now)) is not None]
+            if self._account is not None:
+                self._account.spend(self._num_output - before)
+            return updates
         except ClientGoneError:
             self._abandon("abort", "client disconnected")
             raise
@@ -146,7 +155,10 @@ class Generation:
             self._client.abort([delta.request_id])
         life.end(choice.finish_reason or "stop", choice.num_tokens)
         self._metrics.observe_life(life)
-        logger.info("request %s finished: reason=%s %s", life.request_id, life.finish_reason, life.describe())
+        logger.info(
+            "request %s finished: reason=%s %s", life.request_id, life.finish_reason, life.describe(),
+            extra=life.fields(),
+        )  # fmt: skip
 
     def _abandon(self, reason: str, why: str) -> None:
         self._client.abort(list(self._running))
@@ -155,16 +167,19 @@ class Generation:
             life.end(reason, choice.num_tokens)
             self._metrics.observe_life(life)
             self._metrics.aborted[why if reason == "abort" else "failure"] += 1
-            logger.info("request %s %s: %s; %s", life.request_id, verb, why, life.describe())
+            logger.info(
+                "request %s %s: %s; %s", life.request_id, verb, why, life.describe(), extra=life.fields()
+            )  # fmt: skip
         self._running = {}
 
 
 class Generator:
     """Starts generations and knows those that are open, so that a shutdown can wait for them."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics) -> None:
+    def __init__(self, client: EngineClient, metrics: Metrics, isolation: CacheIsolation) -> None:
         self._client = client
         self._metrics = metrics
+        self._isolation = isolation
         self._open: set[Generation] = set()
         self._serial = itertools.count(1)
         self.is_draining = False
@@ -183,15 +198,30 @@ class Generator:
     def start(self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None) -> Generation:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
-        The caller must `finish` the generation, whatever happens. Raises EngineUnavailableError.
+        The caller must `finish` the generation, whatever happens. Raises EngineUnavailableError, OverloadedError,
+        or RateLimitError for the key of the current call.
         """
         self.check_available()
-        requests, choices = self._engine_requests(request, tokenizer, cap)
-        inbox = self._client.submit(requests)
+        call = current_call()
+        requests, choices = self._engine_requests(request, tokenizer, cap, call)
+        num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
+        inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)
-        generation = Generation(request, self._client, self._metrics, inbox, choices)
+        call.num_prompt += num_prompt
+        generation = Generation(request, self._client, self._metrics, inbox, choices, call.account)
+        call.lives += generation.lives
         self._open.add(generation)
         return generation
+
+    def _submit(self, requests: list[Request], num_prompt: int, account: Account | None) -> Inbox:
+        if account is None:
+            return self._client.submit(requests)
+        account.reserve(num_prompt)
+        try:
+            return self._client.submit(requests)
+        except JserveError:
+            account.spend(-num_prompt)
+            raise
 
     def finish(self, generation: Generation) -> None:
         """Forget a generation; what is still open of it is aborted."""
@@ -204,7 +234,7 @@ class Generator:
             generation.cancel(error)
 
     def _engine_requests(
-        self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None
+        self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None, call: Call
     ) -> tuple[list[Request], dict[str, tuple[Choice, RequestLife]]]:
         n = request.sampling.n
         num_choices = len(request.prompts) * n
@@ -212,11 +242,12 @@ class Generator:
         # gave up may still be on their way.
         ids = [f"{request.public_id}#{next(self._serial)}" for _ in range(num_choices)]
         arrived = time.time()
+        salt = self._isolation.salt(call.key, request.cache_salt)
         requests, choices = [], {}
         for index, request_id in enumerate(ids):
             prompt = request.prompts[index // n].token_ids
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
-            requests.append(Request(request_id, prompt, sampling, arrived, request.cache_salt, request.priority))
+            requests.append(Request(request_id, prompt, sampling, arrived, salt, request.priority))
             # The engine has no use for stop strings, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
             choice = Choice(index, request.sampling, tokenizer, parser)

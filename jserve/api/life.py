@@ -48,3 +48,15 @@ class RequestLife:
             f"prompt={self.num_prompt} cached={self.num_cached} output={self.num_output} "
             f"first_token={first} total={self.ended - self.arrived:.3f}s"
         )
+
+    def fields(self) -> dict[str, object]:
+        """The same for the structured log; times in seconds."""
+        return {
+            "sequence_id": self.request_id,
+            "prompt_tokens": self.num_prompt,
+            "cached_tokens": self.num_cached,
+            "output_tokens": self.num_output,
+            "finish_reason": self.finish_reason,
+            "ttft": round(self.first_token - self.arrived, 4) if self.first_token else None,
+            "total": round(self.ended - self.arrived, 4),
+        }

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from jserve.api.client import EngineClient, EngineState
 from jserve.api.histogram import Histogram, one_two_five
+from jserve.api.http_metrics import HttpMetrics
 from jserve.api.life import RequestLife
 from jserve.protocol import EngineStats, TokenDelta
 
@@ -56,7 +57,9 @@ class Metrics(Collector):
         self.finished: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.aborted: Counter[str] = Counter()
-        self.http: Counter[tuple[str, str, int]] = Counter()
+        self.rate_limited: Counter[tuple[str, str]] = Counter()
+        """By id of the key and kind of the limit."""
+        self.http = HttpMetrics()
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generation_tokens = 0
@@ -131,6 +134,7 @@ class Metrics(Collector):
         """All families, as prometheus_client wants them."""
         yield from self._gauges()
         yield from self._counters()
+        yield from self.http.collect()
         for value in list(vars(self).values()):
             if isinstance(value, Histogram):
                 yield value.family(self._labels)
@@ -205,10 +209,12 @@ class Metrics(Collector):
         yield self._family(
             CounterMetricFamily, "jserve:aborted_requests", "Requests cut short.", "reason", self.aborted
         )
-        http = CounterMetricFamily("http_requests", "HTTP requests by route.", labels=["handler", "method", "status"])
-        for (handler, method, status), count in sorted(self.http.items()):
-            http.add_metric([handler, method, str(status)], count)
-        yield http
+        limited = CounterMetricFamily(
+            "jserve:ratelimit_rejections", "Requests above a key's limit.", labels=[*self._labels, "key_id", "kind"]
+        )
+        for labels, count in sorted(self.rate_limited.items()):
+            limited.add_metric([*self._labels.values(), *labels], count)
+        yield limited
 
     def _gauge(self, name: str, help_text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, help_text, labels=list(self._labels))

@@ -12,12 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jserve.api.access_options import add_access_options, add_observability_options, flatten
+from jserve.api.keys import read_key_file
+from jserve.api.limits import read_limits
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
 from jserve.errors import ConfigError
 from jserve.version import __version__
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 _KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -69,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_options(parser)
     _add_capacity_options(parser)
     _add_server_options(parser)
+    add_access_options(parser)
+    add_observability_options(parser)
     return parser
 
 
@@ -149,13 +153,9 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     group.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one")
-    group.add_argument(
-        "--api-key",
-        metavar="KEY",
-        nargs="+",
-        action="extend",
-        help="keys that clients may use (default: $JSERVE_API_KEY or $VLLM_API_KEY, else no key is needed)",
-    )
+    group.add_argument("--root-path", default="", metavar="PATH", help="prefix that a proxy in front takes away")
+    group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
+    group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
     group.add_argument(
         "--shutdown-timeout",
         type=float,
@@ -173,7 +173,6 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--enable-prompt-tokens-details", action="store_true", help="report cached prompt tokens in usage"
     )
-    group.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least important messages to show")
     group.add_argument("--engine-command", type=shlex.split, help=argparse.SUPPRESS)
 
 
@@ -261,7 +260,20 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         served_model_names=tuple(options.served_model_name or ()),
         host=options.host,
         port=options.port,
-        api_keys=tuple(options.api_key or _keys_from_environment()),
+        root_path=options.root_path.rstrip("/"),
+        ssl_keyfile=options.ssl_keyfile,
+        ssl_certfile=options.ssl_certfile,
+        api_keys=_api_keys(options),
+        api_key_file=options.api_key_file,
+        metrics_without_key=options.metrics_without_key,
+        limits=read_limits(options.limits) if options.limits is not None else None,
+        cache_isolation=options.cache_isolation,
+        max_queued_requests=options.max_queued_requests,
+        max_queued_tokens=options.max_queued_tokens,
+        allowed_origins=flatten(options.allowed_origins),
+        allowed_methods=flatten(options.allowed_methods),
+        allowed_headers=flatten(options.allowed_headers),
+        allow_credentials=options.allow_credentials,
         chat_template=options.chat_template,
         trust_request_chat_template=options.trust_request_chat_template,
         generation_config=options.generation_config,
@@ -269,9 +281,14 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         stall_timeout_s=options.stall_timeout,
         enable_prompt_tokens_details=options.enable_prompt_tokens_details,
         log_level=options.log_level,
+        log_format=options.log_format,
         engine_command=tuple(options.engine_command or DEFAULT_ENGINE_COMMAND),
     )
 
 
-def _keys_from_environment() -> list[str]:
-    return [key for name in _KEY_VARIABLES if (key := os.environ.get(name))][:1]
+def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:
+    """Keys given by flag; the environment counts where no flag speaks of keys. A file that is wrong is told here."""
+    if options.api_key_file is not None:
+        read_key_file(options.api_key_file)
+        return tuple(options.api_key or ())
+    return tuple(options.api_key or [key for name in _KEY_VARIABLES if (key := os.environ.get(name))][:1])

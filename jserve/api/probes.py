@@ -1,4 +1,4 @@
-"""Probes and information: /health, /ready, /ping, /version, /v1/models, /metrics."""
+"""Probes and information: /health, /ready, /ping, /version, /load, /v1/models, /metrics."""
 
 from typing import Any
 
@@ -43,6 +43,11 @@ async def ping(request: Request) -> Response:
 async def version(request: Request) -> Response:
     """The version of jserve."""
     return JSONResponse({"version": __version__})
+
+
+async def load(request: Request) -> Response:
+    """How many requests are being answered."""
+    return JSONResponse({"server_load": context_of(request).generator.num_open})
 
 
 async def metrics(request: Request) -> Response:

@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from jserve.api.account import Accounts
 from jserve.api.app import build_app
 from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
 from jserve.api.generation import Generator
+from jserve.api.isolation import CacheIsolation
+from jserve.api.keys import KeyRing
 from jserve.api.metrics import Metrics
 from jserve.api.process import LaunchedEngine
 from jserve.api.served_model import ServedModel
@@ -55,7 +58,11 @@ class Server:
     ) -> None:
         client = EngineClient(config, settings, launched)
         metrics = Metrics(client, settings.model_names[0])
-        self.context = ServerContext(settings, client, Generator(client, metrics), metrics)
+        keys = KeyRing(settings.api_keys, settings.api_key_file, settings.limits.names if settings.limits else None)
+        accounts = Accounts(settings.limits)
+        metrics.rate_limited = accounts.rejections
+        generator = Generator(client, metrics, CacheIsolation(settings.cache_isolation))
+        self.context = ServerContext(settings, client, generator, metrics, keys, accounts)
         self._config = config
         self._listener = listener
         self._began = time.monotonic()
@@ -72,6 +79,9 @@ class Server:
                 server_header=False,
                 timeout_graceful_shutdown=_CLOSE_S,
                 timeout_keep_alive=_KEEP_ALIVE_S,
+                root_path=settings.root_path,
+                ssl_keyfile=settings.ssl_keyfile,
+                ssl_certfile=settings.ssl_certfile,
             )
         )
 
@@ -80,7 +90,8 @@ class Server:
         """Where clients connect."""
         host, port = self._listener.getsockname()[:2]
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{shown}:{port}"
+        scheme = "https" if self.context.settings.ssl_certfile else "http"
+        return f"{scheme}://{shown}:{port}"
 
     async def run(self) -> None:
         """Serve until stopped. Raises StartupError where the engine cannot be kept alive."""
@@ -171,4 +182,6 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+    if settings.api_key_file is not None:
+        loop.add_signal_handler(signal.SIGHUP, server.context.keys.reload)
     await server.run()

@@ -1,10 +1,11 @@
 """What the server process is told: everything that the engine does not need to know."""
 
 import sys
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import msgspec
 
+from jserve.api.limits import Limits
 from jserve.errors import ConfigError
 
 DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine")
@@ -14,7 +15,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the server listens, whom it answers, and how it looks after its engine.
 
     `served_model_names` empty means the last part of the model's path, and the path as given. `api_keys`
-    empty means no authentication.
+    and `api_key_file` empty mean no authentication.
     `chat_template` is a template or the path of one. `generation_config` "auto" takes default sampling from
     the model's `generation_config.json`, "vllm" uses neutral defaults, anything else is a folder to read it
     from. `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.
@@ -24,7 +25,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
+    root_path: str = ""
+    ssl_keyfile: Path | None = None
+    ssl_certfile: Path | None = None
     api_keys: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    metrics_without_key: bool = False
+    limits: Limits | None = None
+    cache_isolation: str = "key"
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     generation_config: str = "auto"
@@ -32,6 +46,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout_s: float = 60.0
     enable_prompt_tokens_details: bool = False
     log_level: str = "info"
+    log_format: str = "text"
+    enable_log_requests: bool = False
+    otlp_traces_endpoint: str | None = None
     max_engine_restarts: int = 3
     restart_window_s: float = 300.0
     engine_command: tuple[str, ...] = DEFAULT_ENGINE_COMMAND
@@ -43,6 +60,19 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
         if any(not key for key in self.api_keys):
             raise ConfigError("--api-key is empty; give a key, or leave the flag out to serve without one")
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ConfigError("--allow-credentials needs --allowed-origins by name: with '*' any site could use them")
+        if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
+            raise ConfigError("--ssl-keyfile and --ssl-certfile belong together; give both, or none")
+        for flag, file in (("--ssl-keyfile", self.ssl_keyfile), ("--ssl-certfile", self.ssl_certfile)):
+            if file is not None and not file.is_file():
+                raise ConfigError(f"{flag}: {file} does not exist")
+        for flag, limit, least in (
+            ("--max-queued-requests", self.max_queued_requests, 0),
+            ("--max-queued-tokens", self.max_queued_tokens, 1),
+        ):
+            if limit is not None and limit < least:
+                raise ConfigError(f"{flag} is {limit} but must be at least {least}")
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -1,0 +1,137 @@
+"""What a key has used, against what it may: token buckets on the monotonic clock."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from jserve.api.keys import ApiKey
+from jserve.api.limits import Limit, Limits
+from jserve.errors import RateLimitError
+
+Clock = Callable[[], float]
+_MINUTE_S = 60.0
+_CONCURRENT_RETRY_S = 1.0
+
+
+class TokenBucket:
+    """Holds at most `per_minute` tokens and gains as many each minute, evenly. It may be overdrawn."""
+
+    __slots__ = ("_clock", "_level", "_updated", "capacity")
+
+    def __init__(self, per_minute: int, clock: Clock) -> None:
+        self.capacity = per_minute
+        self._clock = clock
+        self._level = float(per_minute)
+        self._updated = clock()
+
+    @property
+    def level(self) -> float:
+        """Tokens in it now; below 0 while it is overdrawn."""
+        now = self._clock()
+        gained = (now - self._updated) * self.capacity / _MINUTE_S
+        self._level = min(float(self.capacity), self._level + gained)
+        self._updated = now
+        return self._level
+
+    def seconds_until(self, level: float) -> float:
+        """How long it takes to reach `level`; 0 where it has."""
+        return max(0.0, (level - self.level) * _MINUTE_S / self.capacity)
+
+    def take(self, count: float) -> None:
+        """Remove `count` tokens, whether it has them or not; a negative count gives back."""
+        self._level = min(float(self.capacity), self.level - count)
+
+
+class Account:
+    """The use of one key. Every refusal is a RateLimitError and is counted in `rejections` by kind."""
+
+    def __init__(self, key_id: str, limit: Limit, rejections: Counter[tuple[str, str]], clock: Clock) -> None:
+        self._key_id = key_id
+        self._max_open = limit.concurrent_requests
+        self._requests = TokenBucket(limit.requests_per_minute, clock) if limit.requests_per_minute else None
+        self._tokens = TokenBucket(limit.tokens_per_minute, clock) if limit.tokens_per_minute else None
+        self._rejections = rejections
+        self._num_open = 0
+
+    def open_request(self) -> None:
+        """A request begins, and is open until `close_request`. Raises RateLimitError."""
+        if self._max_open is not None and self._num_open >= self._max_open:
+            self._refuse("concurrent", f"{self._max_open} requests at once", "wait for one", _CONCURRENT_RETRY_S)
+        if self._tokens is not None and (wait := self._tokens.seconds_until(1)):
+            self._refuse("tokens", f"{self._tokens.capacity} tokens per minute", "slow down", wait)
+        if self._requests is not None:
+            if wait := self._requests.seconds_until(1):
+                self._refuse("requests", f"{self._requests.capacity} requests per minute", "slow down", wait)
+            self._requests.take(1)
+        self._num_open += 1
+
+    def close_request(self) -> None:
+        """A request that was opened is over."""
+        self._num_open -= 1
+
+    def reserve(self, num_tokens: int) -> None:
+        """Take a prompt's tokens, all or none. Raises RateLimitError."""
+        if self._tokens is None:
+            return
+        capacity = self._tokens.capacity
+        if num_tokens > capacity:
+            self._refuse("tokens", f"{capacity} tokens per minute", f"this prompt alone has {num_tokens}", None)
+        if wait := self._tokens.seconds_until(num_tokens):
+            self._refuse("tokens", f"{capacity} tokens per minute", f"this prompt has {num_tokens}", wait)
+        self._tokens.take(num_tokens)
+
+    def spend(self, num_tokens: int) -> None:
+        """Account for tokens that were generated; a negative number gives back what was reserved."""
+        if self._tokens is not None:
+            self._tokens.take(num_tokens)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """OpenAI's `x-ratelimit-*` headers, as of now."""
+        lines: list[tuple[bytes, bytes]] = []
+        for kind, bucket in (("requests", self._requests), ("tokens", self._tokens)):
+            if bucket is not None:
+                values = {
+                    "limit": str(bucket.capacity),
+                    "remaining": str(max(0, math.floor(bucket.level))),
+                    "reset": format_duration(bucket.seconds_until(bucket.capacity)),
+                }
+                lines += [(f"x-ratelimit-{name}-{kind}".encode(), value.encode()) for name, value in values.items()]
+        return lines
+
+    def _refuse(self, kind: str, limit: str, advice: str, wait_s: float | None) -> None:
+        self._rejections[self._key_id, kind] += 1
+        after = f"; try again in {format_duration(wait_s)}" if wait_s is not None else ""
+        message = f"Rate limit reached for this API key: at most {limit}, {advice}{after}."
+        raise RateLimitError(message, retry_after_s=None if wait_s is None else math.ceil(wait_s))
+
+
+class Accounts:
+    """The accounts of all keys that have been used: at most as many as there are keys."""
+
+    def __init__(self, limits: Limits | None = None, clock: Clock = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._accounts: dict[bytes, Account] = {}
+        self.rejections: Counter[tuple[str, str]] = Counter()
+        """By id of the key and kind of the limit."""
+
+    def of(self, key: ApiKey) -> Account | None:
+        """The account of a valid key; None where nothing limits it."""
+        if self._limits is None:
+            return None
+        account = self._accounts.get(key.digest)
+        if account is None:
+            limit = self._limits.by_digest.get(key.digest, self._limits.default)
+            account = self._accounts[key.digest] = Account(key.id, limit, self.rejections, self._clock)
+        return account
+
+
+def format_duration(seconds: float) -> str:
+    """As OpenAI writes it: "20ms", "1.5s", "2m3s"."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    if seconds < 60:
+        return f"{math.ceil(seconds * 10) / 10:g}s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s"

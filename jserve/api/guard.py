@@ -1,0 +1,56 @@
+"""Who may come in: the API key, and what its limits leave it. Stands before every route but the probes."""
+
+from starlette._utils import get_route_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jserve.api.account import Accounts
+from jserve.api.call import current_call
+from jserve.api.errors import Dialect, UnauthorizedError, answer_for
+from jserve.api.keys import KeyRing
+from jserve.errors import RateLimitError
+from jserve.log import request_fields
+
+OPEN_PATHS = frozenset({"/health", "/health/decode", "/ready", "/ping"})
+"""Probes carry no keys."""
+
+
+class Guard:
+    """Answers 401 without a valid key and 429 above a limit. The path is the one that the router will match."""
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, accounts: Accounts, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._accounts = accounts
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or get_route_path(scope) in self._open_paths:
+            await self._app(scope, receive, send)
+            return
+        key = self._keys.find(dict(scope["headers"]))
+        if key is None:
+            problem: Exception = UnauthorizedError(
+                "Incorrect or missing API key; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+            )
+            await _answer(problem, scope, receive, send)
+            return
+        call = current_call()
+        call.key, call.account = key, self._accounts.of(key)
+        if not key.is_anonymous:
+            request_fields.set({**request_fields.get({}), "key_id": key.id})
+        if call.account is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            call.account.open_request()
+        except RateLimitError as error:
+            await _answer(error, scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            call.account.close_request()
+
+
+async def _answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    await answer_for(error).response(Dialect.of(get_route_path(scope)))(scope, receive, send)

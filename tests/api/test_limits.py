@@ -1,0 +1,272 @@
+"""Limits per key: the file, the buckets, and what clients see of them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from jserve.api.account import Account, Accounts, TokenBucket, format_duration
+from jserve.api.keys import KeyRing
+from jserve.api.limits import Limit, Limits, read_limits
+from jserve.api.options import parse
+from jserve.errors import ConfigError, RateLimitError
+from tests.api.live_server import LiveServer, StartServer
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_file_with_defaults_and_names(tmp_path: Path) -> None:
+    file = tmp_path / "limits.yaml"
+    file.write_text(
+        f"""
+default:
+  requests_per_minute: 60
+  tokens_per_minute: 100_000
+keys:
+  alice:
+    sha256: {_digest("a").upper()}
+    tokens_per_minute: null
+    concurrent_requests: 2
+  bob:
+    sha256: "{_digest("b")}"
+"""
+    )
+    limits = parse(["--model", "m", "--limits", str(file)])[1].limits
+    assert limits is not None
+    assert limits.default == Limit(60, 100_000, None)
+    assert limits.by_digest[bytes.fromhex(_digest("a"))] == Limit(60, None, 2)
+    assert limits.by_digest[bytes.fromhex(_digest("b"))] == limits.default
+    assert set(limits.names.values()) == {"alice", "bob"}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "is empty"),
+        ("a: [", "cannot be read"),
+        ("- a\n", "line 1: the file must hold"),
+        ("default:\n  requests: 5\n", "line 2: default has no field 'requests'; its fields are requests_per_minute"),
+        ("default:\n  requests_per_minute: 0\n", "line 2: default.requests_per_minute is '0' but must be"),
+        ("default:\n  requests_per_minute: -3\n", "is '-3' but must be"),
+        ("default:\n  requests_per_minute: 1.5\n", "is '1.5' but must be"),
+        ("default:\n  requests_per_minute: many\n", "is 'many' but must be"),
+        ("default:\n  requests_per_minute: [1]\n", "is a list or a mapping but must be"),
+        ("default:\n  tokens_per_minute: 1\n  tokens_per_minute: 2\n", "line 3: default has 'tokens_per_minute' twice"),
+        ("keys:\n  alice:\n    tokens_per_minute: 1\n", "line 3: keys.alice has no sha256"),
+        ("keys:\n  alice:\n    sha256: abc\n", "line 3: keys.alice.sha256 must be the 64"),
+        ("keys:\n  'a b':\n    sha256: abc\n", "'a b' is no name"),
+        (f"keys:\n  a:\n    sha256: {_digest('k')}\n  b:\n    sha256: {_digest('k')}\n", "the sha256 of keys.a"),
+        ("other: 1\n", "line 1: the file has no field 'other'"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_with_its_line(tmp_path: Path, content: str, text: str) -> None:
+    file = tmp_path / "limits.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_limits(file)
+    assert text in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_bucket_fills_evenly_up_to_a_minutes_worth() -> None:
+    clock = Clock()
+    bucket = TokenBucket(60, clock)
+    bucket.take(60)
+    assert bucket.seconds_until(1) == pytest.approx(1)
+    clock.now += 30
+    assert bucket.level == pytest.approx(30)
+    clock.now += 3600
+    assert bucket.level == 60
+    bucket.take(90)
+    assert bucket.seconds_until(1) == pytest.approx(31)
+
+
+def _account(clock: Clock, **limits: int) -> tuple[Account, "Counter[tuple[str, str]]"]:
+    rejections: Counter[tuple[str, str]] = Counter()
+    return Account("alice", Limit(**limits), rejections, clock), rejections
+
+
+def test_requests_above_the_rate_are_told_when_to_come_back() -> None:
+    clock = Clock()
+    account, rejections = _account(clock, requests_per_minute=2)
+    for _ in range(2):
+        account.open_request()
+        account.close_request()
+    with pytest.raises(RateLimitError, match="at most 2 requests per minute") as caught:
+        account.open_request()
+    assert caught.value.retry_after_s == 30
+    assert rejections == {("alice", "requests"): 1}
+    clock.now += 30
+    account.open_request()
+
+
+def test_requests_at_once() -> None:
+    account, rejections = _account(Clock(), concurrent_requests=1)
+    account.open_request()
+    with pytest.raises(RateLimitError, match="at most 1 requests at once"):
+        account.open_request()
+    assert rejections == {("alice", "concurrent"): 1}
+    account.close_request()
+    account.open_request()
+
+
+def test_a_long_answer_overdraws_and_the_next_request_waits() -> None:
+    clock = Clock()
+    account, rejections = _account(clock, tokens_per_minute=60)
+    account.open_request()
+    account.reserve(20)
+    account.spend(70)
+    with pytest.raises(RateLimitError) as caught:
+        account.open_request()
+    assert caught.value.retry_after_s == 31
+    clock.now += 31
+    account.open_request()
+    with pytest.raises(RateLimitError, match="this prompt has 30"):
+        account.reserve(30)
+    account.reserve(1)
+    assert rejections == {("alice", "tokens"): 2}
+
+
+def test_a_prompt_that_never_fits_is_not_told_to_wait() -> None:
+    account, _ = _account(Clock(), tokens_per_minute=60)
+    with pytest.raises(RateLimitError, match="this prompt alone has 61") as caught:
+        account.reserve(61)
+    assert caught.value.retry_after_s is None
+    account.reserve(60)
+
+
+def test_accounts_are_as_many_as_keys() -> None:
+    accounts = Accounts(Limits(Limit(requests_per_minute=1)))
+    ring = KeyRing(("a", "b"))
+    a, b = (ring.find({b"x-api-key": name}) for name in (b"a", b"b"))
+    assert a is not None
+    assert b is not None
+    assert accounts.of(a) is accounts.of(a) is not accounts.of(b)
+    assert Accounts(None).of(a) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0ms"), (0.0201, "21ms"), (1.42, "1.5s"), (59.99, "60s"), (60, "1m0s"), (125.2, "2m6s")]
+)
+def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.fixture(scope="module")
+def limited(make_server: StartServer) -> Iterator[LiveServer]:
+    """Keys `many`, `few` and `slow` with limits, `free` without."""
+    limits = Limits(
+        Limit(),
+        {
+            bytes.fromhex(_digest("few")): Limit(requests_per_minute=2),
+            bytes.fromhex(_digest("many")): Limit(tokens_per_minute=1000, requests_per_minute=1000),
+            bytes.fromhex(_digest("slow")): Limit(concurrent_requests=1),
+            bytes.fromhex(_digest("tiny")): Limit(tokens_per_minute=20),
+        },
+        {bytes.fromhex(_digest("few")): "the-few"},
+    )
+    live = make_server("--step-ms", "5", api_keys=("free", "few", "many", "slow", "tiny"), limits=limits)
+    yield live
+    live.stop()
+
+
+def _client(live: LiveServer, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=key, max_retries=0)
+
+
+def test_official_client_sees_a_rate_limit_error(limited: LiveServer) -> None:
+    client = _client(limited, "few")
+    for _ in range(2):
+        client.completions.create(model="tiny", prompt="abc", max_tokens=2)
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.completions.create(model="tiny", prompt="abc", max_tokens=2)
+    answer = caught.value.response
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    assert 1 <= int(answer.headers["retry-after"]) <= 30
+    assert answer.headers["x-ratelimit-limit-requests"] == "2"
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+    assert answer.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert "x-ratelimit-limit-tokens" not in answer.headers
+    assert _client(limited, "few").models.list().data, "asking for models is not limited"
+    headers = {"authorization": "Bearer free"}
+    text = limited.http.get("/metrics", headers=headers).text
+    assert (
+        'jserve:ratelimit_rejections_total{engine="0",key_id="the-few",kind="requests",model_name="tiny"} 1.0' in text
+    )
+
+
+def test_prompt_and_answer_are_taken_from_the_tokens(limited: LiveServer) -> None:
+    headers = {"authorization": "Bearer many"}
+    body = {"prompt": "abcdefgh", "max_tokens": 50}
+    first = limited.http.post("/v1/completions", json=body, headers=headers)
+    assert first.status_code == 200
+    after = limited.http.get("/v1/models", headers=headers).headers
+    assert first.headers["x-ratelimit-limit-tokens"] == after["x-ratelimit-limit-tokens"] == "1000"
+    left = int(after["x-ratelimit-remaining-tokens"])
+    assert 942 <= left <= 942 + 40, "8 + 50 taken, 16 per second given back"
+    streamed = limited.http.post(
+        "/v1/completions", json={**body, "stream": True, "n": 2, "temperature": 1}, headers=headers
+    )
+    assert streamed.status_code == 200
+    now = int(limited.http.get("/v1/models", headers=headers).headers["x-ratelimit-remaining-tokens"])
+    assert left - 108 <= now <= left - 108 + 60
+
+
+def test_tokens_above_the_rate(limited: LiveServer) -> None:
+    headers = {"authorization": "Bearer tiny"}
+    large = limited.http.post("/v1/completions", json={"prompt": "x" * 21}, headers=headers)
+    assert large.status_code == 429
+    assert large.headers["x-should-retry"] == "false"
+    assert "retry-after" not in large.headers
+    assert limited.http.post("/v1/completions", json={"prompt": "x" * 9, "max_tokens": 30}, headers=headers).is_success
+    for path, kind in (("/v1/messages", "rate_limit_error"), ("/v1/chat/completions", "rate_limit_error")):
+        refused = limited.http.post(path, json={}, headers=headers)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == kind
+        assert int(refused.headers["retry-after"]) >= 55, "overdrawn by 19 of 20 a minute"
+
+
+def test_requests_at_once_end_with_their_answers(limited: LiveServer) -> None:
+    def ask(stream: bool) -> int:
+        body = {"prompt": "abc", "max_tokens": 60, "stream": stream}
+        return limited.http.post("/v1/completions", json=body, headers={"x-api-key": "slow"}).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(ask, [True, False, True, False])) == [200, 429, 429, 429]
+    assert ask(True) == ask(False) == 200
+
+
+def test_a_client_that_leaves_gives_its_place_back(limited: LiveServer) -> None:
+    headers = {"x-api-key": "slow"}
+    body = {"prompt": "abc", "max_tokens": 250, "stream": True}
+    with limited.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+        next(response.iter_lines())
+    limited.wait_for(lambda: limited.http.post("/v1/completions", json={"prompt": "a"}, headers=headers).is_success)
+
+
+def test_unlimited_keys_carry_no_headers(limited: LiveServer) -> None:
+    answer = limited.http.post("/v1/completions", json={"prompt": "a"}, headers={"x-api-key": "free"})
+    assert answer.is_success
+    assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+
+
+def test_without_keys_the_defaults_hold_for_all_together(start_server: StartServer) -> None:
+    live = start_server(limits=Limits(Limit(requests_per_minute=2)))
+    statuses = [live.http.post("/v1/completions", json={"prompt": "a"}).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert live.metric("jserve:ratelimit_rejections_total", key_id="anonymous", kind="requests") == 1
