@@ -1,7 +1,5 @@
 """The prefix cache of one key tells nothing to another."""
 
-
-
 from jserve.api.isolation import CacheIsolation
 from jserve.api.keys import ANYBODY, KeyRing
 from jserve.schedule.prefix import DigestChain
