@@ -13,6 +13,8 @@ Pooling = Literal["", "last", "mean"]
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that the device returns."""
+MAX_CHOSEN = 128
+"""Most `SamplingParams.logprob_token_ids`."""
 
 
 class ThinkingBudget(msgspec.Struct, frozen=True, array_like=True):
@@ -98,6 +100,11 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     cache_salt: str = ""
     priority: int = 0
     pooling: Pooling = ""
+
+    @property
+    def ends_with_prompt(self) -> bool:
+        """Whether nothing is generated: it is done when its prompt has been computed."""
+        return bool(self.pooling) or self.sampling.max_tokens == 0
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

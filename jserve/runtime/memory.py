@@ -15,6 +15,7 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
+from jserve.runtime import readout
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
 
@@ -156,7 +157,8 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     kv_heads = config.num_kv_heads * kv_head_copies(config, parts) * config.head_dim
     attention = 4 * (heads + 2 * kv_heads) + 2 * width * heads
     mlp = (8 + width) * config.intermediate_size
-    step = tokens * (6 * width * config.hidden_size + max(attention, mlp) // parts)
+    # Two steps' last hidden states are there at once: one is read while the next is computed.
+    step = tokens * (8 * width * config.hidden_size + max(attention, mlp) // parts)
     if build.mesh.devices.flat[0].platform == "cpu":
         # Attention in float32, and what XLA:CPU was seen to keep of each layer to the end of the step.
         kept = tokens * config.hidden_size + 512 * kv_heads
@@ -165,7 +167,8 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     # Split over the devices where they share the rows out evenly; small steps have too few rows for that.
     rows = max(rows // parts, min(rows, parts)) if rows % parts == 0 else rows
     logits = 4 * rows * config.vocab_size
-    return max(step, 2 * logits) + logits
+    scored = 4 * max(1, min(readout.SCORE_ROWS, tokens) // parts) * config.vocab_size
+    return max(step, 2 * logits, 3 * scored) + logits
 
 
 def device_limit(device: jax.Device) -> int:

@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from jserve.batch import SamplingInput
+from jserve.protocol import MAX_CHOSEN
 from jserve.runtime.sampling import INTEGER_FIELDS, MAX_COUNT, Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout
@@ -69,18 +70,19 @@ class SlotSampling:
     """The sampling parameters of every slot, on the host."""
 
     def __init__(self, shape: EngineShape) -> None:
-        self._shape = shape
+        self.shape = shape
         self._values = np.zeros((len(FIELDS), shape.max_num_seqs), np.int32)
         self._floats = self._values.view(np.float32)
         self._draws = np.zeros(shape.max_num_seqs, bool)
         self._filters = np.zeros(shape.max_num_seqs, bool)
         self._edits = np.zeros(shape.max_num_seqs, bool)
         self._logprobs = np.zeros(shape.max_num_seqs, bool)
+        self._chosen: dict[int, tuple[int, ...]] = {}  # by slot, the tokens whose logprobs are reported
 
     def enter(self, slot: int, sequence: Sequence) -> None:
         """Write down the parameters of a sequence that enters a slot."""
         params = sequence.request.sampling
-        vocab = self._shape.vocab_size
+        vocab = self.shape.vocab_size
         whole = {
             "seed": _fold_seed(params.seed, sequence.request.request_id),
             "top_k": params.top_k if 0 < params.top_k < vocab else vocab,
@@ -94,7 +96,10 @@ class SlotSampling:
         self._draws[slot] = not params.is_greedy
         self._filters[slot] = not params.is_greedy and (whole["top_k"] < vocab or params.top_p < 1.0)
         self._edits[slot] = params.edits_logits
-        self._logprobs[slot] = params.logprobs is not None
+        self._logprobs[slot] = params.logprobs is not None or bool(params.logprob_token_ids)
+        self._chosen.pop(slot, None)
+        if params.logprob_token_ids:
+            self._chosen[slot] = params.logprob_token_ids[:MAX_CHOSEN]
 
     def needs(self, plan: StepPlan) -> Variant | None:
         """What the plan's rows that sample need; None where there are none."""
@@ -103,17 +108,29 @@ class SlotSampling:
             return None
         return Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._filters, self._edits, self._logprobs)))
 
+    def wants_chosen(self, plan: StepPlan) -> bool:
+        """Whether some row that samples chose tokens whose logprobs it wants."""
+        return bool(self._chosen) and any(chunk.samples and chunk.slot in self._chosen for chunk in plan.chunks)
+
+    def pack_chosen(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
+        """i32[S, MAX_CHOSEN] of those tokens; 0 where there are fewer."""
+        packed = np.zeros((bucket.rows, MAX_CHOSEN), np.int32)
+        for row, chunk in enumerate(plan.chunks):
+            tokens = self._chosen.get(chunk.slot, ())
+            packed[row, : len(tokens)] = tokens
+        return packed
+
     def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
         """i32[10, S] of `SamplingInput`."""
         count = len(plan.chunks)
         slots = np.fromiter((chunk.slot for chunk in plan.chunks), np.int32, count)
         samples = np.fromiter((chunk.samples for chunk in plan.chunks), bool, count)
         packed = np.zeros((len(FIELDS), bucket.rows), np.int32)
-        packed[FIELDS["slots"]] = self._shape.max_num_seqs
-        packed[FIELDS["top_k"]] = self._shape.vocab_size
+        packed[FIELDS["slots"]] = self.shape.max_num_seqs
+        packed[FIELDS["top_k"]] = self.shape.vocab_size
         packed[:, :count] = self._values[:, slots]
         packed[FIELDS["output_index"], :count] = [chunk.output_index for chunk in plan.chunks]
-        packed[FIELDS["slots"], :count] = np.where(samples, slots, self._shape.max_num_seqs)
+        packed[FIELDS["slots"], :count] = np.where(samples, slots, self.shape.max_num_seqs)
         return packed
 
 

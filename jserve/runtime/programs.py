@@ -1,5 +1,6 @@
 """All programs of an engine and how each is lowered: steps per bucket, samplers per variant, slot updates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ from jserve.config import ModelConfig
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.models.causal_lm import CausalLM
-from jserve.runtime import sampling
+from jserve.protocol import MAX_CHOSEN
+from jserve.runtime import readout, sampling
 from jserve.runtime.executables import Program
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
@@ -40,19 +42,18 @@ class Programs:
         return nnx.eval_shape(partial(self.family, self.build, self.config))
 
     def step(self, bucket: Bucket) -> Program:
-        """(weights, state, last_token, packed) to (state, logits); the state is donated."""
+        """(weights, state, last_token, packed) to (state, logits, hidden); the state is donated."""
 
         def lower() -> jax.stages.Lowered:
             model = self.abstract_model()
-            weights = tuple(
-                jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(self.build.mesh)) for p in parameters(model)
-            )
+            weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             state = self.abstract_state()
+            places = (jax.tree.map(lambda leaf: leaf.sharding, state), self.by_rows(bucket.rows))
             step = jax.jit(
                 make_step(model, self.config, self.shape, bucket, self.build.attention),
                 donate_argnums=1,
-                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), self.by_rows(bucket.rows)),
+                out_shardings=(*places, None if bucket.is_decode else self.replicated),
             )
             return self._lower(step, weights, state, self._slots(), self._integers(layout.size))
 
@@ -73,6 +74,40 @@ class Programs:
             return self._lower(sampler, logits, self._slots(), state, packed)
 
         return Program(f"sample {rows} {variant}", lower)
+
+    def score(self, tokens: int) -> Program:
+        """(weights, hidden, packed) to output: see `readout.make_score`."""
+
+        def lower() -> jax.stages.Lowered:
+            model = self.abstract_model()
+            chunk = min(readout.SCORE_ROWS, tokens)
+            score = jax.jit(
+                readout.make_score(model, partial(self._split, chunk, inputs=2), chunk), out_shardings=self.replicated
+            )
+            return self._lower(score, self._weights(model), self._hidden(tokens), self._integers(2, tokens))
+
+        return Program(f"score {tokens}", lower)
+
+    def pool(self, tokens: int) -> Program:
+        """(weights, hidden, packed) to sums: see `readout.make_pool`."""
+
+        def lower() -> jax.stages.Lowered:
+            model = self.abstract_model()
+            pool = jax.jit(readout.make_pool(model), out_shardings=self.replicated)
+            packed = self._integers(2, self.shape.max_num_seqs)
+            return self._lower(pool, self._weights(model), self._hidden(tokens), packed)
+
+        return Program(f"pool {tokens}", lower)
+
+    def chosen_logprobs(self, rows: int) -> Program:
+        """(logits, ids) to their logprobs: see `readout.chosen_logprobs`."""
+
+        def lower() -> jax.stages.Lowered:
+            chosen = jax.jit(self._split(rows, readout.chosen_logprobs, inputs=2), out_shardings=self.replicated)
+            logits = jax.ShapeDtypeStruct((rows, self.shape.vocab_size), jnp.float32, sharding=self.by_rows(rows))
+            return self._lower(chosen, logits, self._integers(rows, MAX_CHOSEN))
+
+        return Program(f"chosen logprobs {rows}", lower)
 
     def install_sampling(self) -> Program:
         """(state, slot, counts, in_prompt, bias) to state."""
@@ -125,6 +160,9 @@ class Programs:
         return [
             *(self.step(bucket) for bucket in first),
             *(self.sampler(count, variant) for count in rows for variant in variants),
+            *(self.chosen_logprobs(count) for count in rows),
+            self.score(first[0].tokens),
+            self.pool(first[0].tokens),
             self.install_pages(),
             self.install_sampling(),
             self.install_bias(),
@@ -154,6 +192,14 @@ class Programs:
         specs = (by_rows, whole, PartitionSpec(None, TENSOR_AXIS))
         return jax.shard_map(choose, mesh=self.build.mesh, in_specs=specs, out_specs=by_rows, check_vma=False)
 
+    def _split(self, rows: int, function: Callable[..., jax.Array], *, inputs: int) -> Callable[..., jax.Array]:
+        """`function` of arrays by rows, shared out by rows over the devices where it can be."""
+        if not self._can_split(rows):
+            return function
+        by_rows = PartitionSpec(TENSOR_AXIS)
+        specs = (by_rows,) * inputs
+        return jax.shard_map(function, mesh=self.build.mesh, in_specs=specs, out_specs=by_rows, check_vma=False)
+
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""
         config, shape = self.config, self.shape
@@ -170,6 +216,13 @@ class Programs:
         """Shapes and shardings of the sampling state."""
         size = (self.shape.max_num_seqs, self.shape.vocab_size)
         return SamplingState(*(self._abstract(size, dtype) for dtype in (jnp.int16, jnp.bool_, jnp.float32)))
+
+    def _weights(self, model: CausalLM) -> tuple[Any, ...]:
+        mesh = self.build.mesh
+        return tuple(jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(mesh)) for p in parameters(model))
+
+    def _hidden(self, tokens: int) -> Any:
+        return self._abstract((tokens, self.config.hidden_size), self.build.activations)
 
     def _slots(self) -> Any:
         return self._integers(self.shape.max_num_seqs)

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from jserve.batch import EngineState, LayerKV, SamplingState
-from jserve.protocol import MAX_LOGPROBS, TokenLogprobs
-from jserve.runtime import sampling
+from jserve.protocol import TokenLogprobs
+from jserve.runtime import readings, sampling
 from jserve.runtime.executables import ExecutableStore, Program
 from jserve.runtime.pack import SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
+from jserve.runtime.readings import Readings, Wanted
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
@@ -33,6 +34,8 @@ class Launched:
     bucket: Bucket
     output: jax.Array | None
     """i32[S, 1] or i32[S, OUTPUT_COLUMNS]; None where no row samples."""
+    readings: Readings | None = None
+    """What else some row wants."""
 
 
 class Runner:
@@ -73,6 +76,9 @@ class Runner:
             every += [self._programs.sampler(bucket.rows, variant) for variant in sampling.VARIANTS[:2]]
             every.append(self._programs.step(bucket))
         every += [self._programs.sampler(b.rows, variant) for variant in sampling.VARIANTS for b in buckets]
+        every += [self._programs.chosen_logprobs(bucket.rows) for bucket in buckets]
+        for tokens in sorted({bucket.tokens for bucket in buckets if not bucket.is_decode}):
+            every += [self._programs.score(tokens), self._programs.pool(tokens)]
         required = {program.name for program in self.programs_required()}
         named = {program.name: program for program in every if program.name not in required}
         return list(named.values())
@@ -116,30 +122,38 @@ class Runner:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
         needed = self._slots.needs(plan)
-        bucket, variant = self._choose_programs(plan, needed)
+        wanted = Wanted.of(plan, self._slots)
+        bucket, variant = self._choose_programs(plan, needed, wanted)
         packed, late_updates = pack_batch(plan, bucket, self.shape)
         self._install_pages(late_updates)
         assert self._state is not None
         step = self._steps[bucket]
-        self._state, logits = step(self._weights, self._state, self._last_token, packed)
+        self._state, logits, hidden = step(self._weights, self._state, self._last_token, packed)
         self.bucket_steps[bucket] += 1
+        extra = None
+        if wanted != Wanted():
+            made = (logits, hidden)
+            extra = readings.launch(wanted, plan, bucket, self._others, self._weights, self._slots, made)
         output = None
         if needed is not None and variant is not None:
             if needed.edits:
                 self._lift_bans(plan)
             output = self._sample(plan, bucket, variant, logits)
-        return Launched(plan, bucket, output)
+        return Launched(plan, bucket, output, extra)
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
-        count = len(launched.plan.chunks)
+        plan, extra, vocab = launched.plan, launched.readings, self.shape.vocab_size
+        count = len(plan.chunks)
+        read = extra.take_home(plan, vocab) if extra is not None else ()
         if launched.output is None:
-            return StepTokens([0] * count)
+            return StepTokens([0] * count, readings=read)
         output = np.asarray(launched.output)[:count]
         tokens = output[:, 0].tolist()
         if output.shape[1] == 1:
-            return StepTokens(tokens)
-        return StepTokens(tokens, _read_logprobs(launched.plan, output, self.shape.vocab_size))
+            return StepTokens(tokens, readings=read)
+        chosen = np.asarray(extra.chosen) if extra is not None and extra.chosen is not None else None
+        return StepTokens(tokens, _read_logprobs(plan, output, chosen, vocab), read)
 
     def step_memory(self) -> int:
         """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
@@ -156,13 +170,15 @@ class Runner:
         output.copy_to_host_async()
         return output
 
-    def _choose_programs(self, plan: StepPlan, needed: Variant | None) -> tuple[Bucket, Variant | None]:
+    def _choose_programs(self, plan: StepPlan, needed: Variant | None, wanted: Wanted) -> tuple[Bucket, Variant | None]:
         """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such
         sampler. While programs are compiled behind, a bucket's step may be there before all its samplers.
         """
         tokens, rows = plan.num_tokens, len(plan.chunks)
         for bucket in self._steps:
             if bucket.rows < rows or bucket.tokens < tokens or (bucket.is_decode and not plan.is_decode):
+                continue
+            if not wanted.is_served_by(bucket, self._others):
                 continue
             if needed is None:
                 return bucket, None
@@ -208,17 +224,15 @@ class Runner:
         return jax.device_put(array, self._programs.replicated)
 
 
-def _read_logprobs(plan: StepPlan, output: np.ndarray, vocab: int) -> list[TokenLogprobs | None]:
-    floats = np.ascontiguousarray(output).view(np.float32)
-    first_id, first_value = 3, 3 + MAX_LOGPROBS
-    found: list[TokenLogprobs | None] = []
+def _read_logprobs(
+    plan: StepPlan, output: np.ndarray, chosen: np.ndarray | None, vocab: int
+) -> list[TokenLogprobs | None]:
+    """Of each row of i32[S, OUTPUT_COLUMNS] that asked; `chosen` f32[S, MAX_CHOSEN] likewise."""
+    found: list[TokenLogprobs | None] = [None] * len(plan.chunks)
     for row, chunk in enumerate(plan.chunks):
-        asked = chunk.sequence.request.sampling.logprobs
-        if asked is None or not chunk.samples:
-            found.append(None)
-            continue
-        count = min(asked, MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
-        ids = output[row, first_id : first_id + count].tolist()
-        values = floats[row, first_value : first_value + count].tolist()
-        found.append(TokenLogprobs(float(floats[row, 1]), int(output[row, 2]), ids, values))
+        params = chunk.sequence.request.sampling
+        count = len(params.logprob_token_ids)
+        if chunk.samples and (params.logprobs is not None or count):
+            extra = chosen[row : row + 1, :count] if chosen is not None and count else None
+            (found[row],) = readings.read_logprobs(output[row : row + 1, 1:], params.logprobs or 0, vocab, extra)
     return found

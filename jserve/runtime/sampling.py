@@ -86,7 +86,7 @@ def make_sampler(
         if variant.draws:
             tokens = jnp.where(batch.temperature > 0, draw(edited, batch, filters=variant.filters), tokens)
         output = tokens[:, None]
-        return jnp.concatenate([output, _logprobs(logits, tokens)], axis=1) if variant.logprobs else output
+        return jnp.concatenate([output, logprobs_of(logits, tokens)], axis=1) if variant.logprobs else output
 
     def sample(
         logits: Logits, last_token: jax.Array, state: SamplingState | None, packed: jax.Array
@@ -217,8 +217,8 @@ def _bisect(mass: jax.Array, active: jax.Array, keeps: Callable[[jax.Array], jax
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _logprobs(logits: Logits, tokens: jax.Array) -> jax.Array:
-    """i32[S, OUTPUT_COLUMNS - 1]: of the unmodified logits."""
+def logprobs_of(logits: Logits, tokens: jax.Array) -> jax.Array:
+    """i32[S, OUTPUT_COLUMNS - 1]: of the unmodified logits and the tokens i32[S] that came."""
     normal = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
     rank = jnp.sum(logits > chosen, axis=-1, keepdims=True, dtype=jnp.int32) + 1

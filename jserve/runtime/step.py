@@ -3,6 +3,8 @@
     1. enter new page-table entries; 2. find each token's row, position and page; 3. embed;
     4. every layer writes its keys and values into its pages and attends; 5. logits of each row's last token.
 
+A mixed step also returns what its layers end with, for those who read more of the prompt than its last token.
+
 A layer is an inner `jax.jit` that is called once per layer: traced once per kind of layer, and the compiler
 sees the layers unrolled, each with its own weights and its own pages (nothing stacked, nothing copied).
 """
@@ -46,11 +48,12 @@ class StepLayout:
 
 def make_step(
     model: CausalLM, config: ModelConfig, shape: EngineShape, bucket: Bucket, implementation: str = "auto"
-) -> Callable[[Weights, EngineState, jax.Array, jax.Array], tuple[EngineState, jax.Array]]:
-    """The function to compile for one bucket: (weights, state, last_token, packed) to (state, logits).
+) -> Callable[[Weights, EngineState, jax.Array, jax.Array], tuple[EngineState, jax.Array, jax.Array | None]]:
+    """The function to compile for one bucket: (weights, state, last_token, packed) to (state, logits, hidden).
 
     `model` is abstract; `weights` are its leaves; `implementation` is that of the attention. last_token:
-    i32[R]; packed: i32 of `StepLayout`; logits: f32[S, V] of the last token of each row.
+    i32[R]; packed: i32 of `StepLayout`; logits: f32[S, V] of the last token of each row; hidden: [T, E] of all
+    tokens before the final norm, None from a decode bucket.
     """
     graph, abstract = nnx.split(model, nnx.Param)
     structure = jax.tree.structure(abstract)
@@ -59,7 +62,7 @@ def make_step(
 
     def step(
         weights: Weights, state: EngineState, last_token: jax.Array, packed: jax.Array
-    ) -> tuple[EngineState, jax.Array]:
+    ) -> tuple[EngineState, jax.Array, jax.Array | None]:
         built = nnx.merge(graph, jax.tree.unflatten(structure, weights))
         batch = layout.split(packed)
         slot, index, page = batch.page_updates.T
@@ -94,9 +97,11 @@ def make_step(
         for layer, pages in zip(built.layers, state.kv, strict=True):
             x, pages = _apply_layer(*nnx.split(layer), x, pages, context)
             kv.append(pages)
-        if not bucket.is_decode:
-            x = jnp.take(x, jnp.maximum(batch.query_start[1:] - 1, 0), axis=0)
-        return EngineState(tuple(kv), page_table), built.logits(x)
+        state = EngineState(tuple(kv), page_table)
+        if bucket.is_decode:
+            return state, built.logits(x), None
+        last = jnp.take(x, jnp.maximum(batch.query_start[1:] - 1, 0), axis=0)
+        return state, built.logits(last), x
 
     return step
 

@@ -32,6 +32,8 @@ class ScheduledChunk(msgspec.Struct, frozen=True, gc=False, eq=False):
     """Pages appended to the sequence's table since its last chunk, including shared ones when `is_first`."""
     first_page: int
     """Index in the page table where `page_updates` go; without meaning if there are none."""
+    reads: tuple[int, int] | None = None
+    """Positions [first, end) of the chunk whose hidden states the request is about, beyond the next token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,24 @@ class StepPlan:
 
     chunks: tuple[ScheduledChunk, ...]
     num_tokens: int
+    reads: bool = False
+    """Whether some chunk `reads`."""
 
     @property
     def is_decode(self) -> bool:
         """Whether all chunks have length 1."""
         return self.num_tokens == len(self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came home of a chunk's `reads`."""
+
+    chunk: ScheduledChunk
+    logprobs: list[TokenLogprobs]
+    """Of the tokens that follow the positions; none where the request is for an embedding."""
+    hidden_sum: bytes = b""
+    """f32[E], the sum of the positions' final hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +69,5 @@ class StepTokens:
     token_ids: list[int]
     """One per chunk; ignored where the chunk does not sample."""
     logprobs: list[TokenLogprobs | None] | None = None
+    readings: tuple[Reading, ...] = ()
+    """One for each chunk that reads, in their order."""

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
+from jserve.schedule.embedding import unit_vector
 from jserve.schedule.limits import LengthLimits
 from jserve.schedule.plan import ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.pool import PagePool
@@ -111,14 +112,15 @@ class Scheduler:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
         chunks: list[ScheduledChunk] = []
         self._schedule_decodes(chunks)
-        num_tokens = len(chunks)
+        num_tokens = num_decodes = len(chunks)
         if num_tokens < len(self._running):
             num_tokens += self._schedule_prompts(chunks, self._max_num_batched_tokens - num_tokens)
         num_tokens += self._schedule_admissions(chunks, self._max_num_batched_tokens - num_tokens)
         if not chunks:
             return None
         self._step_tokens = num_tokens
-        return StepPlan(tuple(chunks), num_tokens)
+        reads = any(chunk.reads is not None for chunk in chunks[num_decodes:])
+        return StepPlan(tuple(chunks), num_tokens, reads)
 
     def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
         """Take the tokens of a plan home: append, finish, free. Plans come home in the order they went."""
@@ -126,10 +128,15 @@ class Scheduler:
             raise ValueError(f"{len(tokens.token_ids)} tokens came home for {len(plan.chunks)} chunks")
         deltas: list[TokenDelta] = []
         finished = Status.FINISHED
+        for reading in tokens.readings:
+            reading.chunk.sequence.prompt_logprobs += reading.logprobs
+            reading.chunk.sequence.hidden_sums += [reading.hidden_sum] * bool(reading.hidden_sum)
         logprobs = [None] * len(plan.chunks) if tokens.logprobs is None else tokens.logprobs
         for chunk, token, logprob in zip(plan.chunks, tokens.token_ids, logprobs, strict=True):
             sequence = chunk.sequence
             if not chunk.samples or sequence.status is finished:
+                if sequence.request.ends_with_prompt and chunk.output_index == 0 and sequence.status is not finished:
+                    deltas.append(self._prompt_delta(sequence))
                 continue
             token_ids = sequence.token_ids
             token_ids.append(token)
@@ -225,7 +232,8 @@ class Scheduler:
         for sequence in self._running:
             if num_tokens == budget:
                 break
-            if sequence.num_uncomputed > 1:
+            # A last token of which nothing is sampled is left to this, not to the decodes.
+            if sequence.num_uncomputed > (not sequence.request.ends_with_prompt):
                 length = min(sequence.num_uncomputed, budget - num_tokens)
                 chunks.append(self._prompt_chunk(sequence, length, is_first=False))
                 num_tokens += length
@@ -246,7 +254,7 @@ class Scheduler:
     def _prompt_chunk(self, sequence: Sequence, length: int, *, is_first: bool) -> ScheduledChunk:
         start = sequence.num_computed
         end = start + length
-        samples = length == sequence.num_uncomputed
+        samples = length == sequence.num_uncomputed and not sequence.request.ends_with_prompt
         sequence.num_computed = end
         sequence.num_pending += samples
         num_prompt = sequence.num_prompt
@@ -262,6 +270,7 @@ class Scheduler:
             is_first=is_first,
             page_updates=tuple(sequence.pages) if is_first else (),
             first_page=0,
+            reads=sequence.take_reads(start, end),
         )
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -273,6 +282,8 @@ class Scheduler:
         num_known = len(sequence.token_ids)
         # The last token is always computed anew: its logits give the next one.
         limit = (num_known - 1) // pool.page_size if self._caches else 0
+        if sequence.next_read < sequence.end_read:
+            limit = min(limit, sequence.next_read // pool.page_size)  # what is to be read must be computed
         shared = pool.match(sequence.chain, limit)
         num_total = pool.pages_for(num_known)
         needed = num_total - pool.count_used(shared) + (num_total < sequence.max_pages)
@@ -296,7 +307,7 @@ class Scheduler:
     def _record_first_admission(self, sequence: Sequence) -> None:
         sequence.scheduled_at = time.time()
         sequence.num_cached = sequence.num_computed
-        if self._caches:
+        if self._caches and (sequence.next_read or not sequence.end_read):
             self._prefix_queries += sequence.num_prompt
             self._prefix_hits += sequence.num_cached
 
@@ -367,4 +378,19 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached if is_first else 0,
             num_preemptions=sequence.num_preemptions,
             scheduled_at=sequence.scheduled_at if is_first else 0.0,
+            prompt_logprobs=sequence.scores() if is_first else None,
+        )
+
+    def _prompt_delta(self, sequence: Sequence) -> TokenDelta:
+        """The only delta of a request that generates nothing, whose prompt has been computed."""
+        self._retire(sequence)
+        return TokenDelta(
+            sequence.request.request_id,
+            [],
+            finish_reason="stop" if sequence.request.pooling else "length",
+            num_cached_tokens=sequence.num_cached,
+            num_preemptions=sequence.num_preemptions,
+            scheduled_at=sequence.scheduled_at,
+            prompt_logprobs=sequence.scores(),
+            embedding=unit_vector(sequence.hidden_sums) if sequence.request.pooling else b"",
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
 
-from jserve.protocol import FinishReason, Request
+from jserve.protocol import FinishReason, Request, TokenLogprobs
 from jserve.schedule.prefix import DigestChain
 
 
@@ -29,7 +29,7 @@ class Sequence:
     max_total: int
     """Most tokens, prompt included, that it may reach."""
     max_pages: int
-    """Most pages it may hold. The last token is never fed back, so max_total - 1 tokens need a place."""
+    """Most pages it may hold. The last token generated is never fed back and needs no place."""
     rank: tuple[int, int]
     """(priority, order of arrival): smaller is served first and preempted last. Never changes."""
     eos_ids: frozenset[int]
@@ -37,6 +37,11 @@ class Sequence:
     stop_ids: frozenset[int]
     """All tokens that end it: `eos_ids` and the request's own."""
     chain: DigestChain
+    next_read: int
+    """First position that no step dispatched so far reads for the request; `end_read` where all are read."""
+    end_read: int
+    """End of the positions whose hidden states are read, beyond the next token: by the scores of the prompt's
+    tokens all but its last, by an embedding its last or all."""
     status: Status = Status.WAITING
     num_computed: int = 0
     """Tokens whose KV is written by steps already dispatched."""
@@ -52,6 +57,10 @@ class Sequence:
     """Prompt tokens found in the prefix cache at first admission."""
     scheduled_at: float = 0.0
     """`time.time()` of the first admission."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """What has come home so far."""
+    hidden_sums: list[bytes] = field(default_factory=list)
+    """Likewise, of an embedding; one f32[E] for each chunk."""
 
     @property
     def num_uncomputed(self) -> int:
@@ -73,18 +82,35 @@ class Sequence:
         eos_token_ids: frozenset[int],
     ) -> Self:
         token_ids = list(request.token_ids)
+        num_prompt = len(token_ids)
+        first_read, end_read = read_range(request)
         eos_ids = frozenset() if request.sampling.ignore_eos else eos_token_ids
         return cls(
             request=request,
             token_ids=token_ids,
-            num_prompt=len(token_ids),
+            num_prompt=num_prompt,
             max_total=max_total,
-            max_pages=-(-(max_total - 1) // page_size),
+            max_pages=-(-max(max_total - 1, num_prompt) // page_size),
             rank=(request.priority, arrival_number),
             eos_ids=eos_ids,
             stop_ids=eos_ids.union(request.sampling.stop_token_ids),
             chain=DigestChain(token_ids, page_size, request.cache_salt),
+            next_read=first_read,
+            end_read=end_read,
         )
+
+    def take_reads(self, start: int, end: int) -> tuple[int, int] | None:
+        """The positions in [start, end) to read, now that they are computed; none is given out twice."""
+        first, last = max(start, self.next_read), min(end, self.end_read)
+        if first >= last:
+            return None
+        self.next_read = last
+        return first, last
+
+    def scores(self) -> list[TokenLogprobs] | None:
+        """What has come home of the prompt's tokens, None where they were not asked for."""
+        wanted = self.request.sampling.prompt_logprobs is not None and not self.request.pooling
+        return self.prompt_logprobs if wanted else None
 
     def finish_reason(self, output_index: int) -> FinishReason | None:
         """Why the sequence ends with its newest token, the output of this index, or None.
@@ -94,3 +120,11 @@ class Sequence:
         if self.token_ids[-1] in self.stop_ids and output_index >= self.request.sampling.min_tokens:
             return "stop"
         return "length" if len(self.token_ids) == self.max_total else None
+
+
+def read_range(request: Request) -> tuple[int, int]:
+    """Positions [first, end) whose hidden states a request is about; empty for most."""
+    num_prompt = len(request.token_ids)
+    if request.pooling:
+        return (num_prompt - 1 if request.pooling == "last" else 0), num_prompt
+    return 0, 0 if request.sampling.prompt_logprobs is None else num_prompt - 1

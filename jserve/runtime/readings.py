@@ -1,0 +1,132 @@
+"""Launches what a plan reads of its step beyond the next token, and brings it home; see `readout.py`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jserve.protocol import MAX_LOGPROBS, TokenLogprobs
+from jserve.runtime.pack import SlotSampling
+from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.schedule.plan import Reading, StepPlan
+
+Weights = tuple[jax.Array, ...]
+Table = Mapping[str, jax.stages.Compiled]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What some row of a plan asks for."""
+
+    scores: bool = False
+    sums: bool = False
+    chosen: bool = False
+
+    @classmethod
+    def of(cls, plan: StepPlan, slots: SlotSampling) -> "Wanted":
+        reading = [chunk for chunk in plan.chunks if chunk.reads is not None] if plan.reads else []
+        pooling = [bool(chunk.sequence.request.pooling) for chunk in reading]
+        return cls(not all(pooling), any(pooling), slots.wants_chosen(plan))
+
+    def is_served_by(self, bucket: Bucket, programs: Table) -> bool:
+        """Whether a step of this bucket returns what is needed, and the programs that read it are there."""
+        if bucket.is_decode and (self.scores or self.sums):
+            return False
+        names = (f"score {bucket.tokens}", f"pool {bucket.tokens}", f"chosen logprobs {bucket.rows}")
+        asked = (self.scores, self.sums, self.chosen)
+        return all(name in programs for name, is_asked in zip(names, asked, strict=True) if is_asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What is on its way home."""
+
+    scores: jax.Array | None = None
+    """i32[T, SCORE_COLUMNS]; of all scored positions of the step, one after the other."""
+    sums: jax.Array | None = None
+    """f32[R, E]; row s is that of the plan's chunk s."""
+    chosen: jax.Array | None = None
+    """f32[S, MAX_CHOSEN]"""
+
+    def take_home(self, plan: StepPlan, vocab: int) -> tuple[Reading, ...]:
+        """One for each chunk that reads."""
+        scores = None if self.scores is None else np.asarray(self.scores)
+        sums = None if self.sums is None else np.asarray(self.sums, "<f4")
+        found, place = [], 0
+        for row, chunk in enumerate(plan.chunks):
+            if chunk.reads is None:
+                continue
+            if chunk.sequence.request.pooling:
+                assert sums is not None
+                found.append(Reading(chunk, [], sums[row].tobytes()))
+            else:
+                assert scores is not None
+                end = place + chunk.reads[1] - chunk.reads[0]
+                asked = chunk.sequence.request.sampling.prompt_logprobs or 0
+                found.append(Reading(chunk, read_logprobs(scores[place:end], asked, vocab)))
+                place = end
+        return tuple(found)
+
+
+def launch(
+    wanted: Wanted,
+    plan: StepPlan,
+    bucket: Bucket,
+    programs: Table,
+    weights: Weights,
+    slots: SlotSampling,
+    step: tuple[jax.Array, jax.Array | None],
+) -> Readings:
+    """Start what is wanted of a step's (logits, hidden)."""
+    logits, hidden = step
+    scores = sums = chosen = None
+    if wanted.scores:
+        scores = programs[f"score {bucket.tokens}"](weights, hidden, pack_scores(plan, bucket))
+    if wanted.sums:
+        sums = programs[f"pool {bucket.tokens}"](weights, hidden, pack_sums(plan, slots.shape))
+    if wanted.chosen:
+        chosen = programs[f"chosen logprobs {bucket.rows}"](logits, slots.pack_chosen(plan, bucket))
+    for array in (scores, sums, chosen):
+        if array is not None:
+            array.copy_to_host_async()
+    return Readings(scores, sums, chosen)
+
+
+def pack_scores(plan: StepPlan, bucket: Bucket) -> np.ndarray:
+    """i32[2, T] of `make_score`: where in the step each scored position is, and the token that follows it."""
+    packed = np.zeros((2, bucket.tokens), np.int32)
+    packed[1] = -1
+    start = count = 0
+    for chunk in plan.chunks:
+        if chunk.reads is not None and not chunk.sequence.request.pooling:
+            first, end = chunk.reads
+            here = slice(count, count + end - first)
+            packed[0, here] = np.arange(first, end) - chunk.start + start
+            packed[1, here] = chunk.sequence.token_ids[first + 1 : end + 1]
+            count = here.stop
+        start += chunk.length
+    return packed
+
+
+def pack_sums(plan: StepPlan, shape: EngineShape) -> np.ndarray:
+    """i32[2, R] of `make_pool`: the bounds of each chunk's positions in the step; none for most."""
+    packed = np.zeros((2, shape.max_num_seqs), np.int32)
+    start = 0
+    for row, chunk in enumerate(plan.chunks):
+        if chunk.reads is not None and chunk.sequence.request.pooling:
+            packed[:, row] = np.array(chunk.reads) - chunk.start + start
+        start += chunk.length
+    return packed
+
+
+def read_logprobs(output: np.ndarray, asked: int, vocab: int, chosen: np.ndarray | None = None) -> list[TokenLogprobs]:
+    """Of rows i32[..., SCORE_COLUMNS] of `sampling.logprobs_of`, the `asked` best of each; `chosen` f32[..., C]."""
+    bits = np.ascontiguousarray(output)
+    count = min(asked, MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
+    values = bits.view(np.float32)
+    own, rank = values[:, 0].tolist(), bits[:, 1].tolist()
+    ids = bits[:, 2 : 2 + count].tolist()
+    best = values[:, 2 + MAX_LOGPROBS : 2 + MAX_LOGPROBS + count].tolist()
+    extra = [[]] * len(own) if chosen is None else chosen.tolist()
+    return [TokenLogprobs(*each) for each in zip(own, rank, ids, best, extra, strict=True)]
