@@ -1,15 +1,18 @@
 """A device of two integer "layers" behind the real scheduler, and the loop that drives both.
 
 KV slots hold what the tables made them hold: layer 0 the token, layer 1 a hash of all of layer 0 up to here,
-as read through the page table; the next token is a hash of all of layer 1. So a wrong table, a page that was
+as read through the page table; the next token is a hash of all of layer 1, and layer 1 is what is read of a
+prompt. So a wrong table, a page that was
 freed, shared or evicted too early, a stale last token or a wrong output index gives other tokens than
 `tokens_alone`, which has neither pages nor slots.
 """
 
-from collections import deque
+from collections import Counter, deque
 
-from jserve.protocol import Request, SamplingParams, TokenDelta
-from jserve.schedule.plan import StepPlan, StepTokens
+import numpy as np
+
+from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta, TokenLogprobs
+from jserve.schedule.plan import Reading, ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
 
 EOS = 0
@@ -42,6 +45,18 @@ def tokens_alone(request: Request, *, max_total: int) -> list[int]:
         if tokens[-1] in stops and output_index >= sampling.min_tokens:
             break
     return tokens[num_prompt:]
+
+
+def as_float(held: int) -> float:
+    """What a layer holds, as a number that a float32 keeps, and sums of it too."""
+    return float(held % 1000)
+
+
+def reads_alone(request: Request) -> list[float]:
+    """What is read of the request's prompt, position by position, on a device without pages."""
+    first = [first_layer(position, token) for position, token in enumerate(request.token_ids)]
+    second = [as_float(second_layer(first[: position + 1])) for position in range(len(first))]
+    return {"last": second[-1:], "mean": second, "": second[:-1]}[request.pooling]
 
 
 class SimulatedDevice:
@@ -79,7 +94,17 @@ class SimulatedDevice:
                 second = self._read(1, chunk.slot, chunk.start + chunk.length - 1)
                 token = self.last_token[chunk.slot] = next_token(second, chunk.output_index)
             sampled.append(token)
-        return StepTokens(sampled)
+        assert plan.reads == any(chunk.reads is not None for chunk in plan.chunks)
+        return StepTokens(sampled, readings=tuple(map(self._reading, (c for c in plan.chunks if c.reads is not None))))
+
+    def _reading(self, chunk: ScheduledChunk) -> Reading:
+        """As a score or a vector of each position, what the last layer holds there."""
+        assert chunk.reads is not None
+        assert chunk.start <= chunk.reads[0] < chunk.reads[1] <= chunk.start + chunk.length
+        held = [self.layers[1][self._place(chunk.slot, position)] for position in range(*chunk.reads)]
+        if chunk.sequence.request.pooling:
+            return Reading(chunk, [], np.array([sum(map(as_float, held)), 1.0], "<f4").tobytes())
+        return Reading(chunk, [TokenLogprobs(as_float(value), 1, [], []) for value in held])
 
     def _place(self, slot: int, position: int) -> int:
         return self.tables[slot][position // self.page_size] * self.page_size + position % self.page_size
@@ -132,12 +157,20 @@ class World:
         self.requests: dict[str, Request] = {}
         self.aborted: set[str] = set()
         self.deltas: dict[str, list[TokenDelta]] = {}
+        self.num_parts: Counter[str] = Counter()
 
     def add(
-        self, request_id: str, token_ids: list[int], *, priority: int = 0, salt: str = "", **sampling: object
+        self,
+        request_id: str,
+        token_ids: list[int],
+        *,
+        priority: int = 0,
+        salt: str = "",
+        pooling: Pooling = "",
+        **sampling: object,
     ) -> TokenDelta | None:
         params = SamplingParams(**sampling)  # type: ignore[arg-type]
-        request = Request(request_id, token_ids, params, cache_salt=salt, priority=priority)
+        request = Request(request_id, token_ids, params, cache_salt=salt, priority=priority, pooling=pooling)
         refused = self.scheduler.add(request)
         if refused is None:
             self.requests[request_id] = request
@@ -160,7 +193,9 @@ class World:
         plan = self.scheduler.schedule()
         if plan is not None:
             check_plan(plan, budget=self.budget, max_num_seqs=self.max_num_seqs)
-            self.in_flight.append((plan, self.device.run(plan)))
+            tokens = self.device.run(plan)
+            self.num_parts.update(reading.chunk.sequence.request.request_id for reading in tokens.readings)
+            self.in_flight.append((plan, tokens))
         return plan
 
     def collect(self) -> list[TokenDelta]:
@@ -201,9 +236,28 @@ class World:
             longest = self.longest
             if max_tokens is not None:
                 longest = min(longest, len(request.token_ids) + max_tokens)
+            if request.ends_with_prompt:
+                longest = len(request.token_ids)
             alone = tokens_alone(request, max_total=longest)
             if request_id in self.aborted:
                 alone = alone[: len(self.tokens(request_id))]
             else:
                 assert self.is_finished(request_id), f"{request_id} never finished"
             assert self.tokens(request_id) == alone, f"{request_id} got other tokens than alone"
+            self.check_reads(request)
+
+    def check_reads(self, request: Request) -> None:
+        """Every position that the request is about was read once, and all come with its first delta."""
+        deltas = self.deltas[request.request_id]
+        assert all(delta.prompt_logprobs is None and not delta.embedding for delta in deltas[1:])
+        if not deltas:
+            return
+        first, expected = deltas[0], reads_alone(request)
+        if request.pooling:
+            total = np.array([sum(expected), self.num_parts[request.request_id]])
+            found = np.frombuffer(first.embedding, "<f4")
+            np.testing.assert_allclose(found, total / np.linalg.norm(total), rtol=1e-5)
+        elif request.sampling.prompt_logprobs is not None:
+            assert [entry.logprob for entry in first.prompt_logprobs or []] == expected
+        else:
+            assert first.prompt_logprobs is None

@@ -258,7 +258,7 @@ def test_tokens_that_do_not_fit_their_plan_are_an_error() -> None:
         ([1] * 32, 4, "leaves no room for an answer"),
         ([1] * 20, 12, "prompt has 20 tokens and may grow to 32, but the KV cache holds 20"),
         ([1] * 21, None, "prompt has 21 tokens and may grow to 22, but the KV cache holds 20"),
-        ([1], 0, "max_tokens is 0 but must be at least 1"),
+        ([1], -1, "max_tokens is -1 but must not be negative"),
     ],
 )
 def test_a_request_that_can_never_run_gets_an_error_that_says_why(

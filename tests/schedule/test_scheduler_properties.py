@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from jserve.protocol import Pooling
 from tests.schedule.simulated_device import World
 
 _HEADS = ([], [1, 2], [1, 2, 3, 1], [1, 2, 3, 1, 2, 2], [3, 3, 3, 3])
@@ -38,15 +39,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(
         prompt=_prompts,
-        max_tokens=st.sampled_from([1, 2, 5, 9, 14, None]),
+        max_tokens=st.sampled_from([0, 1, 2, 5, 9, 14, None]),
+        prompt_logprobs=st.sampled_from([None, None, 0]),
+        pooling=st.sampled_from(["", "", "", "last", "mean"]),
         min_tokens=st.sampled_from([0, 0, 4]),
         ignore_eos=st.booleans(),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
         salt=st.sampled_from(["", "", "a"]),
     )
-    def add(self, prompt: list[int], priority: int, salt: str, **sampling: object) -> None:
+    def add(self, prompt: list[int], priority: int, salt: str, pooling: Pooling, **sampling: object) -> None:
         request_id = f"r{len(self.world.requests)}"
-        self.world.add(request_id, prompt, priority=priority, salt=salt, **sampling)
+        self.world.add(request_id, prompt, priority=priority, salt=salt, pooling=pooling, **sampling)
 
     @precondition(lambda self: self.world.requests)
     @rule(choice=st.integers(0, 100))
@@ -95,7 +98,9 @@ def _random_world(rng: random.Random) -> World:
             f"r{number}",
             [*rng.choice(_HEADS), *tail] or [1],
             priority=rng.choice([0, 0, -1]),
-            max_tokens=rng.choice([1, 6, 12, None]),
+            max_tokens=rng.choice([0, 1, 6, 6, 12, 12, None, None]),
+            prompt_logprobs=rng.choice([None, None, 0]),
+            pooling=rng.choice(["", "", "", "", "", "", "last", "mean"]),
             ignore_eos=rng.random() < 0.5,
         )
         for _ in range(rng.choice([0, 0, 1, 3])):
