@@ -41,14 +41,18 @@ def _check_media_type(request: Request) -> None:
 
 
 def public_id(prefix: str, headers: Mapping[str, str], requested: str | None) -> str:
-    """The id that the client sees: its own, from the body or `X-Request-Id`, or a random one."""
+    """The id that the client sees: its own, from the body or `X-Request-Id`, or a random one.
+
+    It is joined to `prefix` by a dash (chatcmpl-), unless that ends in an underscore (resp_, msg_).
+    """
+    prefix = prefix if prefix.endswith("_") else f"{prefix}-"
     chosen = requested or headers.get("x-request-id")
     if chosen and _REQUEST_ID.fullmatch(chosen):
-        return f"{prefix}-{chosen}"
+        return f"{prefix}{chosen}"
     if requested:
         message = "request_id must be 1 to 128 printable ASCII characters without spaces"
         raise RequestError(message, param="request_id")
-    return f"{prefix}-{secrets.token_hex(16)}"
+    return f"{prefix}{secrets.token_hex(16)}"
 
 
 def check_cache_salt(salt: str | None) -> str:

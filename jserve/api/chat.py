@@ -37,21 +37,26 @@ async def start_chat(request: Request, body: ChatBody, model: ServedModel, id_pr
     The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
     """
     server = context_of(request)
+    prepared = await prepare_chat(request, body, model, id_prefix)
+    return server.generator.start(prepared, model.tokenizer, model.defaults.max_new_tokens)
+
+
+async def prepare_chat(
+    request: Request, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl"
+) -> GenerationRequest:
+    """Check `body` and make its prompt, without asking the engine for anything. Raises RequestError."""
+    server = context_of(request)
     model.check_name(body.model)
     _check_fields(body)
     _check_template_fields(body, model, server)
     sampling = _sampling(body, model, server)
     prompt = await _prepare_prompt(body, model, server.client.max_model_len)
-    return server.generator.start(
-        GenerationRequest(
-            public_id=public_id(id_prefix, request.headers, body.request_id),
-            prompts=[prompt],
-            sampling=sampling,
-            priority=body.priority or 0,
-            cache_salt=check_cache_salt(body.cache_salt),
-        ),
-        model.tokenizer,
-        model.defaults.max_new_tokens,
+    return GenerationRequest(
+        public_id=public_id(id_prefix, request.headers, body.request_id),
+        prompts=[prompt],
+        sampling=sampling,
+        priority=body.priority or 0,
+        cache_salt=check_cache_salt(body.cache_salt),
     )
 
 
