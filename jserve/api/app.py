@@ -16,12 +16,19 @@ from jserve.api.context import ServerContext
 from jserve.api.edge import Edge
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
 from jserve.api.guard import OPEN_PATHS, Guard
+from jserve.api.openai_responses.body import ResponsesBody
+from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response
 from jserve.api.schemas import ChatBody, CompletionBody
 from jserve.version import __version__
 
 ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
+    ("POST", "/v1/responses", responses),
+    ("POST", "/v1/responses/input_tokens", count_input_tokens),
+    ("GET", "/v1/responses/{response_id:path}", stored_response),
+    ("DELETE", "/v1/responses/{response_id}", stored_response),
+    ("POST", "/v1/responses/{response_id}/cancel", stored_response),
     ("GET", "/v1/models", probes.list_models),
     ("GET", "/v1/models/{name:path}", probes.show_model),
     ("GET", "/health", probes.health),
@@ -39,7 +46,12 @@ EXPOSED_HEADERS = (
     *(f"x-ratelimit-{name}-{kind}" for kind in ("requests", "tokens") for name in ("limit", "remaining", "reset")),
 )
 """What scripts of other sites may read."""
-BODIES: dict[str, type[BaseModel]] = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/responses": ResponsesBody,
+    "/v1/responses/input_tokens": ResponsesBody,
+}
 
 
 def build_app(server: ServerContext) -> FastAPI:

@@ -69,6 +69,7 @@ class BlockRow:
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.num_reasoning_tokens = 0
         self._open: Block | None = None
         self._open_call: int | None = None
         self._held = ""
@@ -87,6 +88,7 @@ class BlockRow:
             self._logprobs += update.logprobs
         events: list[BlockEvent] = []
         if update.reasoning:
+            self.num_reasoning_tokens += len(update.token_ids)
             events += self._switch("reasoning") if self._kind != "reasoning" else []
             events.append(self._grow(update.reasoning))
         if update.text:

@@ -30,7 +30,7 @@ def extra_chat_fields(extra: Mapping[str, Any], endpoint: str) -> dict[str, Any]
     for name, value in extra.items():
         field = ChatBody.model_fields.get(name)
         if field is not None and name not in _SAME_EVERYWHERE and value not in (None, field.default):
-            raise RequestError(f"`{name}` is a field of /v1/chat/completions, not of {endpoint}", param=name)
+            raise RequestError(f"`{name}` is a field of chat completions, not of {endpoint}", param=name)
         if name == "n" and value not in (None, 1):
             raise RequestError(f"{endpoint} gives one answer: n must be 1, got {value!r}", param="n")
     passed = extra.keys() - (ChatBody.model_fields.keys() - _SAME_EVERYWHERE)

@@ -8,7 +8,7 @@ from jserve.api.schemas import ChatBody
 from jserve.api.translation import chat_body, extra_chat_fields
 from jserve.errors import RequestError
 
-ENDPOINT = "/v1/responses"
+ENDPOINT = "the Responses API"
 NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -88,7 +88,7 @@ def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
     if wanted.schema_ is None:
         message = "text.format of type 'json_schema' needs the schema as text.format.schema"
         raise RequestError(message, param="text.format.schema")
-    schema = {"name": wanted.name or "response", "schema": wanted.schema_}
+    schema: dict[str, Any] = {"name": wanted.name or "response", "schema": wanted.schema_}
     schema |= {"strict": wanted.strict} if wanted.strict is not None else {}
     schema |= {"description": wanted.description} if wanted.description is not None else {}
     return {"type": "json_schema", "json_schema": schema}

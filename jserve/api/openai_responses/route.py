@@ -1,0 +1,51 @@
+"""POST /v1/responses, and what of that API needs a store, which this server does not have."""
+
+from typing import NoReturn
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jserve.api.answers import send_answer
+from jserve.api.body import read_body
+from jserve.api.chat import prepare_chat, start_chat
+from jserve.api.context import context_of
+from jserve.api.openai_responses.answer import ResponsesAnswer
+from jserve.api.openai_responses.body import ResponsesBody
+from jserve.api.openai_responses.request import NAMES, chat_of
+from jserve.api.openai_responses.truncation import drop_oldest_turns
+from jserve.api.translation import errors_naming
+
+
+async def responses(request: Request) -> Response:
+    """Handle one request."""
+    server = context_of(request)
+    body = await read_body(request, ResponsesBody)
+    model = server.admit()
+    chat = chat_of(body)
+    with errors_naming(NAMES):
+        if body.truncation == "auto":
+            chat = await drop_oldest_turns(request, chat, model)
+        generation = await start_chat(request, chat, model, "resp_")
+    answer = ResponsesAnswer(body, model, generation)
+    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
+
+
+async def count_input_tokens(request: Request) -> Response:
+    """Count the tokens of a response's input. The body is that of a response."""
+    server = context_of(request)
+    body = await read_body(request, ResponsesBody)
+    model = server.admit()
+    with errors_naming(NAMES):
+        prepared = await prepare_chat(request, chat_of(body), model)
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
+
+
+async def stored_response(request: Request) -> NoReturn:
+    """Answer 404: nothing is stored."""
+    response_id = request.path_params["response_id"].partition("/")[0]
+    raise HTTPException(
+        404,
+        f"Response '{response_id}' not found: this server keeps no responses. "
+        "Send the whole conversation as `input`, and close the connection to cancel.",
+    )
