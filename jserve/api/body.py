@@ -7,37 +7,37 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive
 
+from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, MediaTypeError
 from jserve.api.generation import Generation
+from jserve.api.receive import check_json_weight, receive_body
 from jserve.errors import RequestError
 
 Body = TypeVar("Body", bound=BaseModel)
 
+_INLINE_BYTES = 1 << 16
+"""Bodies up to here are parsed on the event loop, in a few milliseconds at worst."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
 
 
-async def read_body(request: Request, schema: type[Body], *, any_media_type: bool = False) -> Body:
-    """The body as `schema`. Raises MediaTypeError, pydantic's ValidationError, or ClientGoneError.
-
-    `any_media_type` takes the body for JSON whatever its header says, which is what `curl -d` without one needs.
-    """
-    if not any_media_type:
-        _check_media_type(request)
-    try:
-        raw = await request.body()
-    except ClientDisconnect:
-        raise ClientGoneError("the client left while it sent its request") from None
-    return schema.model_validate_json(raw)
-
-
-def _check_media_type(request: Request) -> None:
+async def read_body(request: Request, schema: type[Body]) -> Body:
+    """The body as `schema`. Raises MediaTypeError, HTTPException, pydantic's ValidationError, or ClientGoneError."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")
+    raw = await receive_body(request, context_of(request).settings)
+    if len(raw) <= _INLINE_BYTES:
+        return schema.model_validate_json(raw)
+    return await asyncio.to_thread(_validate_large, raw, schema)
+
+
+def _validate_large(raw: bytes, schema: type[Body]) -> Body:
+    check_json_weight(raw)
+    return schema.model_validate_json(raw)
 
 
 def public_id(prefix: str, headers: Mapping[str, str], requested: str | None) -> str:

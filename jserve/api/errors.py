@@ -7,6 +7,7 @@ OpenAI's `{"error": {"message", "type", "param", "code"}}`, Anthropic's under /v
 import enum
 import logging
 import re
+import reprlib
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -31,7 +32,10 @@ from jserve.errors import (
 logger = logging.getLogger(__name__)
 
 _MAX_REPORTED = 10
+_MAX_DETAILED = 10_000
+"""Errors of a body that are looked at one by one; more would take a noticeable time."""
 _MAX_INPUT_CHARS = 200
+_MAX_MESSAGE_CHARS = 4_000
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+){2,}")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -125,7 +129,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
     """What the client is told about `error`. Unexpected errors are logged with their traceback."""
     match error:
         case UnknownModelError():
-            return ErrorAnswer(404, str(error), "NotFoundError", param="model")
+            return ErrorAnswer(404, str(error)[:_MAX_MESSAGE_CHARS], "NotFoundError", param="model")
         case RequestError():
             return ErrorAnswer(400, _without_paths(str(error)), "BadRequestError", param=error.param)
         case MediaTypeError():
@@ -162,6 +166,9 @@ async def handle_error(request: Request, error: Exception) -> Response:
 
 
 def _answer_for_validation(error: ValidationError) -> ErrorAnswer:
+    if error.error_count() > _MAX_DETAILED:
+        message = f"{error.error_count()} validation errors; the first are left out, since there are too many"
+        return ErrorAnswer(400, message, "Bad Request", param="body")
     details = error.errors(include_url=False, include_context=False)
     shown = [
         {
@@ -179,10 +186,19 @@ def _answer_for_validation(error: ValidationError) -> ErrorAnswer:
 
 
 def _shorten(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    """A value as text. What is not shown is not turned into text either: it may be megabytes."""
+    if isinstance(value, str | bytes | bytearray):
+        value = value[: _MAX_INPUT_CHARS + 1]
+    text = value if isinstance(value, str) else _repr(value)
     return text if len(text) <= _MAX_INPUT_CHARS else text[:_MAX_INPUT_CHARS] + "…"
+
+
+def _repr(value: Any) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = _MAX_INPUT_CHARS + 1
+    return short.repr(value)
 
 
 def _without_paths(message: str) -> str:
     """Hide where files and objects lie on the server."""
-    return _ADDRESS.sub("", _PATH.sub("<path>", message))
+    return _ADDRESS.sub("", _PATH.sub("<path>", message[:_MAX_MESSAGE_CHARS]))

@@ -157,6 +157,20 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
     group.add_argument(
+        "--max-request-bytes",
+        type=parse_size,
+        default=32 << 20,
+        metavar="SIZE",
+        help="largest body of a request, such as 32MiB; above it the answer is 413",
+    )
+    group.add_argument(
+        "--receive-timeout",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="seconds a client has to send a request's head, and its body (plus a second per 500 bytes)",
+    )
+    group.add_argument(
         "--shutdown-timeout",
         type=float,
         default=30.0,
@@ -277,6 +291,8 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         chat_template=options.chat_template,
         trust_request_chat_template=options.trust_request_chat_template,
         generation_config=options.generation_config,
+        max_request_bytes=options.max_request_bytes,
+        receive_timeout_s=options.receive_timeout,
         shutdown_timeout_s=options.shutdown_timeout,
         stall_timeout_s=options.stall_timeout,
         enable_prompt_tokens_details=options.enable_prompt_tokens_details,

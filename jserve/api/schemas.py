@@ -10,9 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_PROMPTS = 1024
 MAX_STOP_STRINGS = 4
+MAX_STOP_CHARS = 1024
+"""Matching takes, for each token, up to the square of this in steps."""
+
+MAX_MESSAGES = 32_768
+MAX_LOGIT_BIAS = 4_096
 
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-StopStrings = str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+"""Of any length, so the first wrong one ends the check: a million problems would take a second to collect."""
+StopString = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
+StopStrings = StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None
 
 
 class StreamOptions(BaseModel):
@@ -32,20 +40,20 @@ class GenerationBody(BaseModel):
     model: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: int | None = 1
-    max_tokens: int | None = None
-    min_tokens: int | None = 0
+    n: Int64 | None = 1
+    max_tokens: Int64 | None = None
+    min_tokens: Int64 | None = 0
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Int64 | None = None
     min_p: float | None = None
     seed: Int64 | None = None
     frequency_penalty: float | None = 0.0
     presence_penalty: float | None = 0.0
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     stop: StopStrings = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -63,10 +71,10 @@ class GenerationBody(BaseModel):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)]
+    max_completion_tokens: Int64 | None = None
     logprobs: bool | None = False
-    top_logprobs: int | None = 0
+    top_logprobs: Int64 | None = 0
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool = False
@@ -79,6 +87,12 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] | None = None
-    logprobs: int | None = None
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
+        | None
+    ) = None
+    logprobs: Int64 | None = None
     add_special_tokens: bool = True

@@ -20,6 +20,7 @@ from jserve.api.app import build_app
 from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
 from jserve.api.generation import Generator
+from jserve.api.http_protocol import http_protocol
 from jserve.api.isolation import CacheIsolation
 from jserve.api.keys import KeyRing
 from jserve.api.metrics import Metrics
@@ -71,7 +72,7 @@ class Server:
             uvicorn.Config(
                 build_app(self.context),
                 loop="none",
-                http="httptools",
+                http=http_protocol(settings.receive_timeout_s, settings.max_request_bytes),
                 ws="none",
                 lifespan="off",
                 log_config=None,

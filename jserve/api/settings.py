@@ -18,7 +18,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     and `api_key_file` empty mean no authentication.
     `chat_template` is a template or the path of one. `generation_config` "auto" takes default sampling from
     the model's `generation_config.json`, "vllm" uses neutral defaults, anything else is a folder to read it
-    from. `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.
+    from. `max_request_bytes` bounds a body; `receive_timeout_s` is what a client has for the head of a request,
+    and for its body (plus a second per 500 bytes). `max_engine_restarts` within `restart_window_s` seconds are
+    tried before the server gives up.
     """
 
     model: str
@@ -43,6 +45,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     trust_request_chat_template: bool = False
     generation_config: str = "auto"
     shutdown_timeout_s: float = 30.0
+    max_request_bytes: int = 32 << 20
+    receive_timeout_s: float = 20.0
     stall_timeout_s: float = 60.0
     enable_prompt_tokens_details: bool = False
     log_level: str = "info"
@@ -58,6 +62,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--port is {self.port} but must be between 0 (any free port) and 65535")
         if self.shutdown_timeout_s < 0:
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
+        if self.max_request_bytes < 1:
+            raise ConfigError(f"--max-request-bytes is {self.max_request_bytes} but must be at least 1")
+        if not self.receive_timeout_s > 0:
+            raise ConfigError(f"--receive-timeout is {self.receive_timeout_s:g} but must be more than 0 seconds")
         if any(not key for key in self.api_keys):
             raise ConfigError("--api-key is empty; give a key, or leave the flag out to serve without one")
         if self.allow_credentials and "*" in self.allowed_origins:

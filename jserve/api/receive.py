@@ -1,0 +1,98 @@
+"""Receiving a body within limits: its size, the time it takes to come, and the work its JSON makes.
+
+Parsing holds Python's lock, in whichever thread it runs, so what would take long is refused before.
+"""
+
+import asyncio
+
+from fastapi import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from jserve.api.errors import ClientGoneError
+from jserve.api.settings import ServerSettings
+from jserve.errors import RequestError
+
+MIN_BYTES_PER_S = 500
+"""Each such number of bytes that has come gives a client another second, as Apache's `MinRate` does."""
+MAX_JSON_WEIGHT = 1_500_000
+"""Parsing 1 takes about 60 ns: an element of an array weighs 1, an array or object 4, a field of an object 8."""
+_PIECE = 1 << 20
+_CLOSE = {"Connection": "close"}
+
+
+async def receive_body(request: Request, settings: ServerSettings) -> bytes:
+    """The bytes of the body. Raises HTTPException (408, 413, 415) or ClientGoneError."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise HTTPException(
+            415, f"Content-Encoding '{encoding[:40]}' is not supported; send the body as plain JSON", headers=_CLOSE
+        )
+    limit = settings.max_request_bytes
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+        raise _too_large(limit)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(settings.receive_timeout_s) as deadline:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+                deadline.reschedule(began + settings.receive_timeout_s + size / MIN_BYTES_PER_S)
+    except ClientDisconnect:
+        raise ClientGoneError("the client left while it sent its request") from None
+    except TimeoutError:
+        raise HTTPException(408, "the body of the request did not arrive in time", headers=_CLOSE) from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> HTTPException:
+    message = f"the body is larger than {limit} bytes, the most that this server takes (--max-request-bytes)"
+    return HTTPException(413, message, headers=_CLOSE)
+
+
+def check_json_weight(raw: bytes) -> None:
+    """Raise RequestError where parsing `raw` would hold up everybody else. Slow in the worst case: use a thread."""
+    weight = 0
+    for start in range(0, len(raw), _PIECE):
+        weight += _weight(raw, start, start + _PIECE)
+    if weight > MAX_JSON_WEIGHT and _exact_weight_exceeds(raw):
+        raise RequestError(
+            f"the body holds too many JSON values: arrays of {MAX_JSON_WEIGHT} elements, or objects with "
+            f"{MAX_JSON_WEIGHT // 8} fields, are the most; send several requests instead"
+        )
+
+
+def _weight(raw: bytes, start: int, end: int) -> int:
+    commas, colons = raw.count(b",", start, end), raw.count(b":", start, end)
+    return commas + 8 * colons + 4 * (raw.count(b"[", start, end) + raw.count(b"{", start, end))
+
+
+def _exact_weight_exceeds(raw: bytes) -> bool:
+    """Whether the weight is too much without what stands inside strings, such as the commas of a text."""
+    weight = position = 0
+    while weight <= MAX_JSON_WEIGHT:
+        quote = raw.find(b'"', position)
+        if quote < 0:
+            return weight + _weight(raw, position, len(raw)) > MAX_JSON_WEIGHT
+        weight += _weight(raw, position, quote)
+        end = raw.find(b'"', quote + 1)
+        while end >= 0 and _is_escaped(raw, end):
+            weight += 1  # Text is seldom full of quotation marks; a body of nothing else is bounded by this.
+            end = raw.find(b'"', end + 1)
+        if end < 0:
+            return False  # Not JSON, which parsing finds out at once.
+        position = end + 1
+    return True
+
+
+def _is_escaped(raw: bytes, quote: int) -> bool:
+    """Whether an odd number of backslashes stands before it."""
+    start = quote
+    while start and raw[start - 1] == 0x5C:
+        start -= 1
+    return (quote - start) % 2 == 1
