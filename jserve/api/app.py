@@ -16,6 +16,7 @@ from jserve.api.context import ServerContext
 from jserve.api.edge import Edge
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
 from jserve.api.guard import OPEN_PATHS, Guard
+from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
 from jserve.api.openai_responses.body import ResponsesBody
 from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response
 from jserve.api.schemas import ChatBody, CompletionBody
@@ -39,6 +40,7 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/version", probes.version),
     ("GET", "/load", probes.load),
     ("GET", "/metrics", probes.metrics),
+    *OLLAMA_ROUTES,
 )
 EXPOSED_HEADERS = (
     "X-Request-Id",
@@ -51,6 +53,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionBody,
     "/v1/responses": ResponsesBody,
     "/v1/responses/input_tokens": ResponsesBody,
+    **OLLAMA_BODIES,
 }
 
 

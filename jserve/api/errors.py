@@ -68,7 +68,7 @@ class Dialect(enum.Enum):
         """The dialect of a route."""
         if path.startswith("/v1/messages"):
             return cls.ANTHROPIC
-        return cls.OLLAMA if path.startswith("/api/") else cls.OPENAI
+        return cls.OLLAMA if path == "/" or path.startswith("/api/") else cls.OPENAI
 
 
 _ANTHROPIC_TYPES = {

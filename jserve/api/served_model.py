@@ -15,6 +15,7 @@ import msgspec
 
 from jserve.api.defaults import SamplingDefaults
 from jserve.api.lengths import check_prompt_length
+from jserve.api.model_files import ModelFiles
 from jserve.api.settings import ServerSettings
 from jserve.api.template_renderer import TemplateRenderer
 from jserve.checkpoint import open_checkpoint
@@ -43,6 +44,7 @@ class ServedModel:
         template: ChatTemplate,
         defaults: SamplingDefaults,
         fingerprint: str,
+        files: ModelFiles,
     ) -> None:
         self.names = tuple(names)
         self.listed_names = tuple(listed_names)
@@ -51,6 +53,7 @@ class ServedModel:
         self.renderer = TemplateRenderer(template.sources, template.special_tokens)
         self.defaults = defaults
         self.fingerprint = fingerprint
+        self.files = files
 
     @classmethod
     def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
@@ -59,7 +62,9 @@ class ServedModel:
         template = ChatTemplate.load(tokenizer, settings.chat_template)
         defaults = _sampling_defaults(settings)
         logger.info("default sampling: %s", defaults.describe())
-        model = cls(settings.model_names, settings.listed_names, tokenizer, template, defaults, fingerprint(config))
+        files = ModelFiles.read(settings.model, has_weights=config.load_format != "dummy")
+        names, listed = settings.model_names, settings.listed_names
+        model = cls(names, listed, tokenizer, template, defaults, fingerprint(config), files)
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
 

@@ -1,0 +1,34 @@
+"""POST /api/chat: Ollama's messages and options, answered by the same code as OpenAI's chat."""
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jserve.api import schemas
+from jserve.api.answers import send_answer
+from jserve.api.body import read_body
+from jserve.api.chat import start_chat
+from jserve.api.context import context_of
+from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
+from jserve.api.ollama.bodies import ChatBody
+from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
+from jserve.api.ollama.messages import to_openai
+
+
+async def chat(request: Request) -> Response:
+    """Handle one request. `stream` defaults to true; without messages nothing is generated."""
+    received = time.time()
+    server = context_of(request)
+    body = await read_body(request, ChatBody, any_media_type=True)
+    model = server.admit()
+    fields = generation_fields(body, model, server) | thinking_fields(body.think, model)
+    shape = AnswerShape(body.model_name or model.name, is_chat=True, shows_thinking=body.think is not False)
+    if not body.messages:
+        return Response(without_prompt(shape, unloads=is_unload(body)), media_type="application/json")
+    if body.tools:
+        fields["tools"] = body.tools
+    fields |= {"messages": to_openai(body.messages), "logprobs": body.logprobs, "top_logprobs": body.top_logprobs}
+    generation = await start_chat(request, make_body(schemas.ChatBody, fields), model, id_prefix="ollama")
+    answer = OllamaAnswer(shape, model, generation, received)
+    return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)

@@ -1,0 +1,65 @@
+"""What /api/chat and /api/generate have in common: fields of theirs as fields of chat and completions bodies."""
+
+from typing import Any, TypeVar
+
+from jserve.api.context import ServerContext
+from jserve.api.ollama.bodies import GenerationBody
+from jserve.api.ollama.capabilities import can_think
+from jserve.api.ollama.names import check_model_name
+from jserve.api.ollama.options import check_options, sampling_fields
+from jserve.api.ollama.timestamps import keep_alive_seconds
+from jserve.api.schemas import GenerationBody as OpenAIBody
+from jserve.api.served_model import ServedModel
+from jserve.errors import RequestError
+
+Body = TypeVar("Body", bound=OpenAIBody)
+
+_LEVELS = ("low", "medium", "high", "max")
+
+
+def generation_fields(body: GenerationBody, model: ServedModel, server: ServerContext) -> dict[str, Any]:
+    """Name, options, format and logprobs. Raises RequestError and UnknownModelError."""
+    check_model_name(server.settings, body.model_name)
+    keep_alive_seconds(body.keep_alive)
+    options = check_options(body.options)
+    fields = sampling_fields(options, model.defaults, server.client.max_model_len)
+    response_format = _response_format(body.format)
+    if response_format is not None:
+        fields["response_format"] = response_format
+    return fields
+
+
+def thinking_fields(think: bool | str | None, model: ServedModel) -> dict[str, Any]:
+    """`think` as fields of a chat body. Absent, the model does as it is used to, as in Ollama."""
+    if think is None or think == "":
+        return {}
+    if not isinstance(think, bool) and think not in _LEVELS:
+        levels = ", ".join(f'"{level}"' for level in _LEVELS)
+        raise RequestError(f"invalid think value: {think!r} (must be {levels}, true, or false)", param="think")
+    if think and not can_think(model):
+        raise RequestError(f'"{model.name}" does not support thinking; leave out think', param="think")
+    if isinstance(think, str):
+        return {"reasoning_effort": think}
+    return {"chat_template_kwargs": {"enable_thinking": think, "thinking": think}}
+
+
+def make_body(schema: type[Body], fields: dict[str, Any]) -> Body:
+    """An OpenAI body. Stop strings are set past its validation: Ollama's clients may send more than four."""
+    stop = fields.pop("stop", None)
+    return schema.model_validate(fields).model_copy(update={"stop": stop})
+
+
+def is_unload(body: GenerationBody) -> bool:
+    """Whether a request without a prompt asks to unload the model, and not to load it."""
+    return keep_alive_seconds(body.keep_alive) == 0
+
+
+def _response_format(value: Any) -> dict[str, Any] | None:
+    if value is None or value == "":
+        return None
+    if value == "json":
+        return {"type": "json_object"}
+    if isinstance(value, dict):
+        return {"type": "json_schema", "json_schema": {"name": "format", "schema": value}}
+    message = f'invalid format: {str(value)[:100]!r}; expected "json" or a JSON schema as an object'
+    raise RequestError(message, param="format")

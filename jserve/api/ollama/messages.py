@@ -1,0 +1,69 @@
+"""Ollama's messages, made into OpenAI's, which chat takes.
+
+In Ollama a tool's answer names the tool (`tool_name`) where OpenAI's names the call (`tool_call_id`); templates
+may want either, so calls without an id are given one, and answers find theirs by name and order.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jserve.errors import RequestError
+
+_ID = "call{:05d}"
+"""Nine letters and digits, since Mistral's templates refuse others."""
+
+
+def to_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Fresh messages. Raises RequestError, naming the message, where one is malformed or holds images."""
+    made: list[dict[str, Any]] = []
+    open_calls: list[tuple[str, str]] = []
+    serial = 0
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            raise RequestError(f"{where}.role is missing; it is one of system, user, assistant, tool", param=where)
+        if message.get("images"):
+            raise RequestError(f"{where}.images: this model takes text only; leave them out", param=f"{where}.images")
+        fresh = {name: value for name, value in message.items() if name not in ("images", "tool_calls", "tool_name")}
+        fresh["role"] = role.lower()
+        calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
+        for call in calls:
+            call["id"] = call.get("id") or _ID.format(serial)
+            serial += 1
+            open_calls.append((call["function"]["name"], call["id"]))
+        if calls:
+            fresh["tool_calls"] = calls
+        if fresh["role"] == "tool":
+            fresh |= _answered(message, open_calls)
+        made.append(fresh)
+    return made
+
+
+def _calls(raw: Any, where: str) -> list[dict[str, Any]]:
+    if raw is None:
+        return []
+    if not isinstance(raw, list):
+        raise RequestError(f"{where} must be an array", param=where)
+    return [_call(call, f"{where}[{number}]") for number, call in enumerate(raw)]
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{where} must have a function with a name", param=where)
+    arguments = function.get("arguments")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise RequestError(f"{where}.function.arguments must be an object", param=f"{where}.function.arguments")
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+    return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
+
+
+def _answered(message: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> dict[str, Any]:
+    """Name and id of the call that a tool's message answers; the call is then closed."""
+    name, call_id = message.get("tool_name") or message.get("name"), message.get("tool_call_id")
+    for entry in open_calls:
+        if call_id == entry[1] or (not call_id and name in (None, entry[0])):
+            open_calls.remove(entry)
+            return {"name": name or entry[0], "tool_call_id": entry[1]}
+    return ({"name": name} if name else {}) | ({"tool_call_id": call_id} if call_id else {})
