@@ -46,6 +46,7 @@ async def generate(request: Request) -> Response:
 
 async def _start_raw(request: Request, body: GenerateBody, model: ServedModel, fields: dict[str, Any]) -> Generation:
     fields["prompt"] = body.prompt
+    fields["max_tokens"] = fields["max_tokens"] or context_of(request).client.max_model_len
     if body.logprobs or body.top_logprobs:
         _check_top_logprobs(body)
         fields["logprobs"] = body.top_logprobs or 0
