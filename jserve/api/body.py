@@ -24,15 +24,23 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
 
 
-async def read_body(request: Request, schema: type[Body]) -> Body:
-    """The body as `schema`. Raises MediaTypeError, HTTPException, pydantic's ValidationError, or ClientGoneError."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")
+async def read_body(request: Request, schema: type[Body], *, any_media_type: bool = False) -> Body:
+    """The body as `schema`. Raises MediaTypeError, HTTPException, pydantic's ValidationError, or ClientGoneError.
+
+    `any_media_type` takes the body for JSON whatever its header says, which is what `curl -d` without one needs.
+    """
+    if not any_media_type:
+        _check_media_type(request)
     raw = await receive_body(request, context_of(request).settings)
     if len(raw) <= _INLINE_BYTES:
         return schema.model_validate_json(raw)
     return await asyncio.to_thread(_validate_large, raw, schema)
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")
 
 
 def _validate_large(raw: bytes, schema: type[Body]) -> Body:

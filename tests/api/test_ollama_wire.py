@@ -80,7 +80,8 @@ def test_curl_without_a_content_type_is_understood(server: LiveServer) -> None:
 
 
 def test_error_in_the_middle_of_a_stream_is_its_last_line(start_server: StartServer) -> None:
-    server = start_server("--error-token", str(3 + sorted(map(chr, range(33, 127))).index("c")))
+    c = str(3 + sorted(map(chr, range(33, 127))).index("c"))
+    server = start_server("--error-token", c, "--step-ms", "50")
     response = server.http.post("/api/generate", json=RAW)
     assert response.status_code == 200
     *lines, last = [json.loads(line) for line in response.text.splitlines()]
