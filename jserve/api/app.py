@@ -10,6 +10,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from jserve.api import probes
+from jserve.api.anthropic.body import CountTokensBody, MessagesBody
+from jserve.api.anthropic.route import count_tokens, messages
 from jserve.api.chat import chat_completions
 from jserve.api.completions import completions
 from jserve.api.context import ServerContext
@@ -30,6 +32,8 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/v1/responses/{response_id:path}", stored_response),
     ("DELETE", "/v1/responses/{response_id}", stored_response),
     ("POST", "/v1/responses/{response_id}/cancel", stored_response),
+    ("POST", "/v1/messages", messages),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", probes.list_models),
     ("GET", "/v1/models/{name:path}", probes.show_model),
     ("GET", "/health", probes.health),
@@ -54,6 +58,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/responses": ResponsesBody,
     "/v1/responses/input_tokens": ResponsesBody,
     **OLLAMA_BODIES,
+    "/v1/messages": MessagesBody,
+    "/v1/messages/count_tokens": CountTokensBody,
 }
 
 

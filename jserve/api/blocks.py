@@ -65,7 +65,9 @@ class BlockRow:
     A turn without any block gets an empty text, since clients read the first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_reasoning: bool = True) -> None:
+        """Without reasoning its tokens are counted, and its text is dropped."""
+        self._with_reasoning = with_reasoning
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -89,8 +91,7 @@ class BlockRow:
         events: list[BlockEvent] = []
         if update.reasoning:
             self.num_reasoning_tokens += len(update.token_ids)
-            events += self._switch("reasoning") if self._kind != "reasoning" else []
-            events.append(self._grow(update.reasoning))
+            events += self._push_reasoning(update.reasoning)
         if update.text:
             events += self._push_text(update.text)
         for call in update.tool_calls:
@@ -103,6 +104,13 @@ class BlockRow:
     @property
     def _kind(self) -> BlockKind | None:
         return self._open.kind if self._open is not None else None
+
+    def _push_reasoning(self, text: str) -> list[BlockEvent]:
+        if not self._with_reasoning:
+            self._token_ids, self._logprobs = [], []
+            return []
+        events = self._switch("reasoning") if self._kind != "reasoning" else []
+        return [*events, self._grow(text)]
 
     def _push_text(self, text: str) -> list[BlockEvent]:
         if self._kind == "text":

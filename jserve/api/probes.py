@@ -1,5 +1,6 @@
 """Probes and information: /health, /ready, /ping, /version, /load, /v1/models, /metrics."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -56,10 +57,11 @@ async def metrics(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    """The names that requests may use."""
+    """The names that requests may use, for clients of OpenAI's and of Anthropic's."""
     server = context_of(request)
     names = server.settings.listed_names
-    return JSONResponse({"object": "list", "data": [_model_card(server, name) for name in names]})
+    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return JSONResponse({"object": "list", "data": [_model_card(server, name) for name in names], **page})
 
 
 async def show_model(request: Request) -> Response:
@@ -98,4 +100,9 @@ def _model_card(server: ServerContext, name: str) -> dict[str, Any]:
         "parent": None,
         "max_model_len": server.client.max_model_len or None,
         "permission": [permission],
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(server.started, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": server.client.max_model_len or None,
     }

@@ -1,0 +1,126 @@
+"""A body of the Messages API as a chat's: what is passed on, what is refused, and under which names."""
+
+from typing import Any
+
+from jserve.api.anthropic.body import CountTokensBody, MessagesBody
+from jserve.api.anthropic.conversation import messages_of
+from jserve.api.schemas import ChatBody
+from jserve.api.translation import chat_body, extra_chat_fields
+from jserve.errors import RequestError
+
+_ENDPOINT = "the Messages API"
+NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "max_tokens": "max_tokens",
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "reasoning_effort": "output_config.effort",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
+"""Fields of chat, by what they are called in the Messages API."""
+
+
+def chat_of(body: MessagesBody) -> ChatBody:
+    """The chat request that `body` amounts to. Raises RequestError for what is not supported."""
+    if body.container:
+        raise RequestError("`container` is not supported: this server runs no code", param="container")
+    thinking = body.thinking
+    budget = thinking.budget_tokens if thinking is not None and thinking.type == "enabled" else None
+    if budget is not None and budget >= body.max_tokens:
+        message = f"`max_tokens` must be greater than `thinking.budget_tokens`; got {body.max_tokens} and {budget}"
+        raise RequestError(message, param="max_tokens")
+    user = (body.metadata or {}).get("user_id")
+    fields = {
+        **_prompt_fields(body, extra_chat_fields(body.model_extra or {}, _ENDPOINT)),
+        "stream": body.stream,
+        "max_completion_tokens": body.max_tokens,
+        "temperature": body.temperature,
+        "top_k": body.top_k,
+        "top_p": body.top_p,
+        "stop": body.stop_sequences,
+        "thinking_token_budget": budget,
+        "user": user if isinstance(user, str) else None,
+    }
+    return chat_body(fields, NAMES)
+
+
+def chat_to_count(body: CountTokensBody) -> ChatBody:
+    """A chat request with the prompt of `body`. Fields that come after the prompt may be there, and are ignored."""
+    extra = body.model_extra or {}
+    deciding: dict[str, Any] = {name: extra[name] for name in ("chat_template_kwargs", "documents") if name in extra}
+    return chat_body(_prompt_fields(body, deciding), NAMES)
+
+
+def _prompt_fields(body: CountTokensBody, extra: dict[str, Any]) -> dict[str, Any]:
+    """The fields of chat that decide about the prompt, and `extra`."""
+    if body.mcp_servers:
+        message = "`mcp_servers` is not supported: this server runs no tools; give them as `tools` and run them"
+        raise RequestError(message, param="mcp_servers")
+    messages = messages_of(body.system, body.messages)
+    is_prefilled = messages[-1]["role"] == "assistant"
+    if is_prefilled and "tool_calls" in messages[-1]:
+        message = "the last message holds tool_use blocks; answer each with a tool_result in a message of the user"
+        raise RequestError(message, param=f"messages[{len(body.messages) - 1}]")
+    choice = body.tool_choice or {}
+    effort = body.output_config.effort if body.output_config is not None else None
+    return {
+        **extra,
+        "messages": messages,
+        "model": body.model,
+        "continue_final_message": is_prefilled,
+        "tools": [_tool(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ())] or None,
+        "tool_choice": _tool_choice(choice, has_tools=bool(body.tools)),
+        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") and body.tools else None,
+        "response_format": _response_format(body),
+        "reasoning_effort": effort,
+        "chat_template_kwargs": _template_variables(body, extra.get("chat_template_kwargs")),
+    }
+
+
+def _template_variables(body: CountTokensBody, given: Any) -> Any:
+    if body.thinking is None:
+        return given
+    return {"enable_thinking": body.thinking.type != "disabled", **(given or {})}
+
+
+def _response_format(body: CountTokensBody) -> dict[str, Any] | None:
+    wanted = (body.output_config.format if body.output_config is not None else None) or body.output_format
+    if wanted is None:
+        return None
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": wanted.schema_, "strict": True}}
+
+
+def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = tool.get("type")
+    if kind not in (None, "custom"):
+        raise RequestError(
+            f"{where} has type {kind!r}, which this server does not have; tools of your own, with name, description "
+            "and input_schema, are supported",
+            param=where,
+        )
+    name, schema = tool.get("name"), tool.get("input_schema")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{where}.name must be a string that is not empty", param=f"{where}.name")
+    if not isinstance(schema, dict):
+        raise RequestError(f"{where}.input_schema must be a JSON schema", param=f"{where}.input_schema")
+    optional = {field: tool[field] for field in ("description", "strict") if tool.get(field) is not None}
+    return {"type": "function", "function": {"name": name, **optional, "parameters": schema}}
+
+
+def _tool_choice(choice: dict[str, Any], *, has_tools: bool) -> Any:
+    match choice.get("type"):
+        case None if not choice:
+            return None
+        case "auto":
+            return "auto" if has_tools else None
+        case "none":
+            return "none" if has_tools else None
+        case "any":
+            return "required"
+        case "tool" if isinstance(choice.get("name"), str):
+            return {"type": "function", "function": {"name": choice["name"]}}
+        case "tool":
+            raise RequestError("tool_choice of type 'tool' needs the tool's `name`", param="tool_choice.name")
+        case kind:
+            message = f"tool_choice has type {kind!r} but must be one of 'auto', 'any', 'tool', 'none'"
+            raise RequestError(message, param="tool_choice")

@@ -1,0 +1,35 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jserve.api.answers import send_answer
+from jserve.api.anthropic.answer import MessageAnswer
+from jserve.api.anthropic.body import CountTokensBody, MessagesBody
+from jserve.api.anthropic.request import NAMES, chat_of, chat_to_count
+from jserve.api.body import read_body
+from jserve.api.chat import prepare_chat, start_chat
+from jserve.api.context import context_of
+from jserve.api.translation import errors_naming
+
+
+async def messages(request: Request) -> Response:
+    """Handle one request."""
+    server = context_of(request)
+    body = await read_body(request, MessagesBody)
+    model = server.admit()
+    with errors_naming(NAMES):
+        generation = await start_chat(request, chat_of(body), model, "msg_")
+    with_thinking = body.thinking is None or body.thinking.display != "omitted"
+    answer = MessageAnswer(model, generation, with_thinking=with_thinking)
+    return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
+
+
+async def count_tokens(request: Request) -> Response:
+    """Count the tokens of a message's prompt. The body is that of a message, less what comes after the prompt."""
+    server = context_of(request)
+    body = await read_body(request, CountTokensBody)
+    model = server.admit()
+    with errors_naming(NAMES):
+        prepared = await prepare_chat(request, chat_to_count(body), model)
+    return JSONResponse({"input_tokens": len(prepared.prompts[0].token_ids)})
