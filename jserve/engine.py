@@ -1,10 +1,11 @@
 """The loop, and the process around it. The only file that knows both schedule/ and runtime/.
 
 The life of a request here:
-    1. `receive` takes it off the socket, `Scheduler.add` queues it.
+    1. `receive` takes it off the socket, `Scheduler.add` queues it, once its grammar is compiled if it has one.
     2. `Scheduler.schedule` gives it a slot, pages and a share of a step's tokens.
     3. `Runner.dispatch` starts the step and returns; the step before is still running.
-    4. `Runner.collect` waits for the step before; `Scheduler.update` appends its tokens.
+    4. `Runner.collect` waits for the step before; `Scheduler.update` appends its tokens. Where they decide
+       what may come next, the masks that follow from them go to the sampler of the step that was dispatched.
     5. One frame per step carries all new tokens home.
 Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pages are free at once.
 """
@@ -20,8 +21,13 @@ import time
 from dataclasses import dataclass
 
 import msgspec
+from llguidance import LLMatcher
 
 from jserve.config import EngineConfig
+from jserve.constrain.compiler import GrammarCompiler
+from jserve.constrain.deferred import DeferredRequests
+from jserve.constrain.masks import MaskMaker, MaskRow
+from jserve.constrain.row import RowConstraint
 from jserve.errors import StartupError
 from jserve.ipc import EngineSocket
 from jserve.progress import StartupBars
@@ -43,8 +49,13 @@ from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import EngineShape
 from jserve.runtime.start import Started, compile_behind, describe, start_runner
 from jserve.schedule.scheduler import Scheduler
+from jserve.schedule.sequence import Status
+from jserve.text.load import load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+_GRAMMAR_WAIT_S = 0.005
+"""How long the loop sleeps at most, and so leaves what arrives unread, while all requests wait for grammars."""
 
 
 class EngineCore:
@@ -64,6 +75,12 @@ class EngineCore:
             enable_prefix_caching=enable_prefix_caching,
         )
         self.compiles = CompileCounter()
+        self._eos_token_ids = started.eos_token_ids
+        self.grammars = GrammarCompiler(
+            lambda: load_tokenizer(started.model).backend.to_str(), shape.vocab_size, started.eos_token_ids
+        )
+        self._deferred = DeferredRequests(self.grammars)
+        self._masks = MaskMaker(shape.vocab_size)
         self._in_flight: Launched | None = None
         self._num_steps = 0
         self._padded_tokens = 0
@@ -72,24 +89,40 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Nothing to schedule and nothing in flight."""
-        return self._in_flight is None and self.scheduler.is_idle
+        return self._in_flight is None and self.scheduler.is_idle and not self._deferred
+
+    @property
+    def num_deferred(self) -> int:
+        """Requests that wait for their grammar."""
+        return len(self._deferred)
 
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""
-        return self.scheduler.add(request)
+        if request.request_id in self._deferred:
+            error = f"request id {request.request_id!r} is in use; send another one"
+            return TokenDelta(request.request_id, [], finish_reason="error", error=error)
+        if not request.sampling.grammar:
+            return self._queue(request, None)
+        refused = self.scheduler.refuse(request)
+        if refused is None:
+            self._deferred.add(request)
+        return refused
 
     def abort(self, request_ids: list[str]) -> None:
         """Stop requests and free what they hold."""
         self.scheduler.abort(request_ids)
+        self._deferred.abort(request_ids)
 
     def step(self) -> list[TokenDelta]:
         """Dispatch the next step, then bring the one before it home."""
+        deltas = self._queue_deferred() if self._deferred else []
         plan = self.scheduler.schedule()
         launched = self.runner.dispatch(plan) if plan else None
-        deltas: list[TokenDelta] = []
         if self._in_flight is not None:
             tokens = self.runner.collect(self._in_flight)
-            deltas = self.scheduler.update(self._in_flight.plan, tokens)
+            deltas += self.scheduler.update(self._in_flight.plan, tokens)
+        if launched is not None and launched.unsampled is not None:
+            launched = self._sample_masked(launched, deltas)
         self._in_flight = launched
         if launched is not None:
             self._num_steps += 1
@@ -104,7 +137,42 @@ class EngineCore:
             padded_tokens=self._padded_tokens,
             compiles_after_ready=self.compiles.count,
             last_step_at=self._last_step_at,
+            num_deferred=self.num_deferred,
         )
+
+    def _queue(self, request: Request, matcher: LLMatcher | None) -> TokenDelta | None:
+        constraint = None
+        if request.sampling.needs_masks:
+            constraint = RowConstraint(request.sampling, self.shape.vocab_size, self._eos_token_ids, matcher)
+        return self.scheduler.add(request, constraint)
+
+    def _queue_deferred(self) -> list[TokenDelta]:
+        """Queue the requests whose grammar is there; the final deltas of those that have none."""
+        is_alone = self._in_flight is None and self.scheduler.is_idle
+        refused: list[TokenDelta | None] = []
+        for request, outcome in self._deferred.take_ready(_GRAMMAR_WAIT_S if is_alone else 0.0):
+            if isinstance(outcome, str):
+                refused.append(TokenDelta(request.request_id, [], finish_reason="error", error=outcome))
+            else:
+                refused.append(self._queue(request, outcome))
+        return [delta for delta in refused if delta is not None]
+
+    def _sample_masked(self, launched: Launched, deltas: list[TokenDelta]) -> Launched:
+        """Compute the masks of a step while the device computes its logits, and start its sampler.
+
+        All earlier tokens are home. A row without a next token ends with an error, added to `deltas`.
+        """
+        chunks = launched.plan.chunks
+        rows = []
+        for row, chunk in enumerate(chunks):
+            sequence = chunk.sequence
+            constraint = sequence.constraint
+            if chunk.samples and constraint is not None and sequence.status is not Status.FINISHED:
+                new_tokens = sequence.token_ids[sequence.num_prompt + constraint.num_seen :]
+                rows.append(MaskRow(row, constraint, new_tokens))
+        masks, failed = self._masks.fill(rows, launched.bucket.rows)
+        deltas += [self.scheduler.fail(chunks[row].sequence, error) for row, error in failed.items()]
+        return self.runner.sample(launched, masks)
 
 
 @dataclass(slots=True)
@@ -114,14 +182,17 @@ class EngineProcess:
     core: EngineCore
     connection: EngineSocket
     is_stopping: bool = False
+    _num_deferred_told: int = 0
 
     def run(self) -> None:
         """The loop. Sleeps in the kernel while there is nothing to do."""
         while not self.is_stopping:
             refused = self._receive(block=self.core.is_idle)
             deltas = self.core.step() if not self.core.is_idle else []
-            if refused or deltas or self.core.is_idle:
+            num_deferred = self.core.num_deferred
+            if refused or deltas or self.core.is_idle or num_deferred != self._num_deferred_told:
                 self.connection.send(StepFrame(refused + deltas, self.core.stats()))
+                self._num_deferred_told = num_deferred
 
     def _receive(self, *, block: bool) -> list[TokenDelta]:
         """Take in what has arrived; returns the final deltas of requests that were refused."""
@@ -169,6 +240,7 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     report = ProgressReport(connection)
     started = start_runner(config, report)
     core = EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
+    core.grammars.prepare()
     report.ready()
     shape = started.shape
     seconds = {**started.seconds, "total": time.perf_counter() - clock}

@@ -75,14 +75,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
 
     @property
     def edits_logits(self) -> bool:
-        """Whether penalties, a bias or min_tokens change the logits before a token is chosen."""
+        """Whether penalties, a bias, a ban or a mask change the logits before a token is chosen."""
         return (
             self.repetition_penalty != 1.0
             or self.frequency_penalty != 0.0
             or self.presence_penalty != 0.0
             or bool(self.logit_bias)
             or self.min_tokens > 0
+            or bool(self.allowed_token_ids)
+            or bool(self.bad_words)
+            or self.needs_masks
         )
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether what may come next depends on what has come, so that the host makes a mask for each token."""
+        return bool(self.grammar) or self.thinking_budget is not None or any(len(word) > 1 for word in self.bad_words)
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
@@ -177,6 +185,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     compiles_after_ready: int = 0
     last_step_at: float = 0.0
     """`time.time()` of the newest step; 0 before the first."""
+    num_deferred: int = 0
+    """Requests whose grammar is being compiled; not among `num_waiting`."""
 
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag="step"):

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"pallas_kernels", "jserve.batch", "jserve.protocol", "jserve.errors", "jserve.version"},
     {"jserve.quant", "jserve.config", "jserve.ipc", "jserve.checkpoint", "jserve.progress", "jserve.log"},
+    {"jserve.constrain"},
     {"jserve.layers", "jserve.schedule", "jserve.text"},
     {"jserve.models", "jserve.api"},
     {"jserve.weights"},
@@ -18,7 +19,7 @@ FLOORS = [
     {"jserve.cli", "jserve.llm"},
     {"jserve.__main__", "jserve"},
 ]
-WITHOUT_JAX = ("jserve/api", "jserve/text", "jserve/schedule", "jserve/checkpoint")
+WITHOUT_JAX = ("jserve/api", "jserve/text", "jserve/schedule", "jserve/checkpoint", "jserve/constrain")
 HOST_FILES = (
     "protocol.py",
     "errors.py",

@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from jserve.batch import SamplingInput
+from jserve.constrain.bits import as_mask, bits_of, fixed_tokens, without
 from jserve.protocol import MAX_CHOSEN
 from jserve.runtime.sampling import INTEGER_FIELDS, MAX_COUNT, Variant
 from jserve.runtime.shapes import Bucket, EngineShape
@@ -78,6 +79,7 @@ class SlotSampling:
         self._edits = np.zeros(shape.max_num_seqs, bool)
         self._logprobs = np.zeros(shape.max_num_seqs, bool)
         self._chosen: dict[int, tuple[int, ...]] = {}  # by slot, the tokens whose logprobs are reported
+        self._masks = np.zeros(shape.max_num_seqs, bool)
 
     def enter(self, slot: int, sequence: Sequence) -> None:
         """Write down the parameters of a sequence that enters a slot."""
@@ -100,6 +102,7 @@ class SlotSampling:
         self._chosen.pop(slot, None)
         if params.logprob_token_ids:
             self._chosen[slot] = params.logprob_token_ids[:MAX_CHOSEN]
+        self._masks[slot] = params.needs_masks
 
     def needs(self, plan: StepPlan) -> Variant | None:
         """What the plan's rows that sample need; None where there are none."""
@@ -119,6 +122,10 @@ class SlotSampling:
             tokens = self._chosen.get(chunk.slot, ())
             packed[row, : len(tokens)] = tokens
         return packed
+
+    def need_masks(self, plan: StepPlan) -> bool:
+        """Whether a row of the plan that samples has a constraint."""
+        return bool(self._masks.any()) and any(chunk.samples and self._masks[chunk.slot] for chunk in plan.chunks)
 
     def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
         """i32[10, S] of `SamplingInput`."""
@@ -146,13 +153,20 @@ def history_rows(sequence: Sequence, vocab: int) -> tuple[np.ndarray, np.ndarray
 
 
 def bias_row(sequence: Sequence, num_outputs: int, vocab: int) -> np.ndarray:
-    """What is added to a slot's logits, f32[V]. Stop tokens are banned until `min_tokens` have come."""
+    """What is added to a slot's logits, f32[V]: minus infinity for tokens that must not come.
+
+    Stop tokens must not until `min_tokens` have come. A sequence with a constraint has all of its bans in its
+    masks.
+    """
     params = sequence.request.sampling
     bias = np.zeros(vocab, np.float32)
     for token, value in (params.logit_bias or {}).items():
         bias[token] = value
-    if num_outputs < params.min_tokens:
-        bias[[token for token in sequence.stop_ids if token < vocab]] = -np.inf
+    if sequence.constraint is None:
+        allowed = fixed_tokens(params, vocab)
+        if num_outputs < params.min_tokens:
+            allowed = without(allowed, bits_of(sequence.stop_ids, vocab), vocab)
+        bias[~as_mask(allowed, vocab)] = -np.inf
     return bias
 
 

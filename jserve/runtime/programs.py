@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jserve.batch import EngineState, LayerKV, SamplingInput, SamplingState
 from jserve.config import ModelConfig
+from jserve.constrain.bits import num_words
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.models.causal_lm import CausalLM
@@ -60,7 +61,7 @@ class Programs:
         return Program(f"step {bucket}", lower)
 
     def sampler(self, rows: int, variant: Variant) -> Program:
-        """(logits, last_token, state, packed) to (last_token, state, output)."""
+        """(logits, last_token, state, packed, masks) to (last_token, state, output)."""
 
         def lower() -> jax.stages.Lowered:
             sampler = jax.jit(
@@ -71,7 +72,8 @@ class Programs:
             logits = jax.ShapeDtypeStruct((rows, self.shape.vocab_size), jnp.float32, sharding=self.by_rows(rows))
             state = self.abstract_sampling() if variant.edits else None
             packed = self._integers(SAMPLING_FIELDS, rows)
-            return self._lower(sampler, logits, self._slots(), state, packed)
+            masks = self.masks(rows) if variant.edits else None
+            return self._lower(sampler, logits, self._slots(), state, packed, masks)
 
         return Program(f"sample {rows} {variant}", lower)
 
@@ -189,7 +191,7 @@ class Programs:
         if not self._can_split(rows):
             return choose
         by_rows, whole = PartitionSpec(TENSOR_AXIS), PartitionSpec()
-        specs = (by_rows, whole, PartitionSpec(None, TENSOR_AXIS))
+        specs = (by_rows, whole, PartitionSpec(None, TENSOR_AXIS), by_rows)
         return jax.shard_map(choose, mesh=self.build.mesh, in_specs=specs, out_specs=by_rows, check_vma=False)
 
     def _split(self, rows: int, function: Callable[..., jax.Array], *, inputs: int) -> Callable[..., jax.Array]:
@@ -223,6 +225,11 @@ class Programs:
 
     def _hidden(self, tokens: int) -> Any:
         return self._abstract((tokens, self.config.hidden_size), self.build.activations)
+
+    def masks(self, rows: int) -> jax.ShapeDtypeStruct:
+        """i32[S, ceil(V / 32)], which tokens each row of a step may choose."""
+        size = (rows, num_words(self.shape.vocab_size))
+        return jax.ShapeDtypeStruct(size, jnp.int32, sharding=self.by_rows(rows))
 
     def _slots(self) -> Any:
         return self._integers(self.shape.max_num_seqs)

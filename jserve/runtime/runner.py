@@ -1,12 +1,13 @@
 """Takes a `StepPlan` to the device and brings its tokens home.
 
-`dispatch` returns without waiting; `collect` waits. The device runs steps in the order of their dispatch, so
-a step may read what an earlier one, still running, will have written. Owns every device array of the engine.
+`dispatch` and `sample` return without waiting; `collect` waits. The device runs steps in the order of their
+dispatch, so a step may read what an earlier one, still running, will have written. Owns every device array of
+the engine.
 """
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -33,9 +34,20 @@ class Launched:
     plan: StepPlan
     bucket: Bucket
     output: jax.Array | None
-    """i32[S, 1] or i32[S, OUTPUT_COLUMNS]; None where no row samples."""
+    """i32[S, 1] or i32[S, OUTPUT_COLUMNS]; None where no row samples, and before `sample`."""
     readings: Readings | None = None
     """What else some row wants."""
+    unsampled: "Unsampled | None" = None
+    """Set where the step waits for `sample`, because a row that samples has a constraint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsampled:
+    """What the sampler of a step needs, apart from the masks."""
+
+    variant: Variant
+    logits: jax.Array
+    """f32[S, V]"""
 
 
 class Runner:
@@ -56,6 +68,7 @@ class Runner:
         self._state: EngineState | None = None
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
+        self._no_masks: dict[int, jax.Array] = {}  # by the number of rows: every token is allowed
         self.bucket_steps: Counter[Bucket] = Counter()
 
     def programs_required(self) -> list[Program]:
@@ -115,9 +128,16 @@ class Runner:
         self._state = EngineState(tuple(LayerKV(empty(), empty()) for _ in range(layers)), place(table))
         self._sampling = jax.tree.map(place, sampling.empty_state(shape.max_num_seqs, shape.vocab_size))
         self._last_token = place(np.zeros(shape.max_num_seqs, np.int32))
+        for rows in {bucket.rows for bucket in shape.buckets()}:
+            masks = self._programs.masks(rows)
+            self._no_masks[rows] = jax.device_put(np.full(masks.shape, -1, np.int32), masks.sharding)
 
     def dispatch(self, plan: StepPlan) -> Launched:
-        """Start a step. The plan's rows must fit `EngineShape`."""
+        """Start a step. The plan's rows must fit `EngineShape`.
+
+        Where a row that samples has a constraint, the step waits for `sample` before it chooses tokens, and
+        so must the caller before the next `dispatch`.
+        """
         for chunk in plan.chunks:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
@@ -134,12 +154,27 @@ class Runner:
         if wanted != Wanted():
             made = (logits, hidden)
             extra = readings.launch(wanted, plan, bucket, self._others, self._weights, self._slots, made)
-        output = None
-        if needed is not None and variant is not None:
-            if needed.edits:
-                self._lift_bans(plan)
-            output = self._sample(plan, bucket, variant, logits)
-        return Launched(plan, bucket, output, extra)
+        if needed is None or variant is None:
+            return Launched(plan, bucket, None, extra)
+        if needed.edits:
+            self._lift_bans(plan)
+        launched = Launched(plan, bucket, None, extra, Unsampled(variant, logits))
+        return launched if self._slots.need_masks(plan) else self.sample(launched, None)
+
+    def sample(self, launched: Launched, masks: np.ndarray | None) -> Launched:
+        """Start the sampler of a step that waits for it. masks: i32[S, ceil(V / 32)]; None allows everything."""
+        bucket, waiting = launched.bucket, launched.unsampled
+        assert waiting is not None
+        edits = waiting.variant.edits
+        packed = self._slots.pack(launched.plan, bucket)
+        state = self._sampling if edits else None
+        allowed = (self._no_masks[bucket.rows] if masks is None else masks) if edits else None
+        sampler = self._samplers[bucket.rows, waiting.variant]
+        self._last_token, state, output = sampler(waiting.logits, self._last_token, state, packed, allowed)
+        if edits:
+            self._sampling = state
+        output.copy_to_host_async()
+        return replace(launched, output=output, unsampled=None)
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
@@ -159,16 +194,6 @@ class Runner:
         """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
         analyses = [step.memory_analysis() for step in self._steps.values()]
         return max((int(a.temp_size_in_bytes) for a in analyses if a is not None), default=0)
-
-    def _sample(self, plan: StepPlan, bucket: Bucket, variant: Variant, logits: jax.Array) -> jax.Array:
-        packed = self._slots.pack(plan, bucket)
-        state = self._sampling if variant.edits else None
-        sampler = self._samplers[bucket.rows, variant]
-        self._last_token, state, output = sampler(logits, self._last_token, state, packed)
-        if variant.edits:
-            self._sampling = state
-        output.copy_to_host_async()
-        return output
 
     def _choose_programs(self, plan: StepPlan, needed: Variant | None, wanted: Wanted) -> tuple[Bucket, Variant | None]:
         """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such
@@ -217,6 +242,8 @@ class Runner:
         """Allow the stop tokens of rows that have just reached their min_tokens."""
         for chunk in plan.chunks:
             reached = chunk.sequence.request.sampling.min_tokens
+            if chunk.sequence.constraint is not None:
+                continue
             if reached and chunk.output_index == reached and chunk.samples and not chunk.is_first:
                 self._install_bias(chunk.slot, bias_row(chunk.sequence, reached, self.shape.vocab_size))
 

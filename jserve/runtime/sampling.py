@@ -21,8 +21,8 @@ from jserve.protocol import MAX_LOGPROBS
 Logits = jax.Array
 """f32[S, V]"""
 
-RowChoice = Callable[[Logits, SamplingState | None, jax.Array], jax.Array]
-"""(logits, state, packed) to the output of the sampler."""
+RowChoice = Callable[[Logits, SamplingState | None, jax.Array, jax.Array | None], jax.Array]
+"""(logits, state, packed, masks) to the output of the sampler."""
 
 INTEGER_FIELDS = 4
 MAX_COUNT = np.iinfo(np.int16).max
@@ -39,7 +39,7 @@ class Variant:
     filters: bool = False
     """Some row has top-k or top-p, whose thresholds take many passes over the logits."""
     edits: bool = False
-    """Some row has penalties or a bias."""
+    """Some row has penalties, a bias or a mask."""
     logprobs: bool = False
 
     def covers(self, other: "Variant") -> bool:
@@ -71,17 +71,19 @@ def split_sampling(packed: jax.Array) -> SamplingInput:
 
 def make_sampler(
     variant: Variant, split_rows: Callable[[RowChoice], RowChoice] = lambda choose: choose
-) -> Callable[[Logits, jax.Array, SamplingState | None, jax.Array], tuple[jax.Array, SamplingState | None, jax.Array]]:
-    """The function to compile: (logits, last_token, state, packed) to (last_token, state, output).
+) -> Callable[..., tuple[jax.Array, SamplingState | None, jax.Array]]:
+    """The function to compile: (logits, last_token, state, packed, masks) to (last_token, state, output).
 
-    last_token: i32[R]; packed: i32[10, S]; `state` is None unless the variant edits. The output is
-    i32[S, 1] of tokens, or i32[S, OUTPUT_COLUMNS] with logprobs. `split_rows` may share the rows out over
-    devices: no row needs another.
+    last_token: i32[R]; packed: i32[10, S]; masks: i32[S, ceil(V / 32)], a bit for each token that may be
+    chosen. `state` and `masks` are None unless the variant edits. The output is i32[S, 1] of tokens, or
+    i32[S, OUTPUT_COLUMNS] with logprobs. `split_rows` may share the rows out over devices: no row needs another.
     """
 
-    def choose(logits: Logits, state: SamplingState | None, packed: jax.Array) -> jax.Array:
+    def choose(logits: Logits, state: SamplingState | None, packed: jax.Array, masks: jax.Array | None) -> jax.Array:
         batch = split_sampling(packed)
         edited = logits if state is None else edit_logits(logits, state, batch)
+        if masks is not None:
+            edited = jnp.where(unpack_masks(masks, logits.shape[1]), edited, -jnp.inf)
         tokens = first_largest(edited)
         if variant.draws:
             tokens = jnp.where(batch.temperature > 0, draw(edited, batch, filters=variant.filters), tokens)
@@ -89,9 +91,13 @@ def make_sampler(
         return jnp.concatenate([output, logprobs_of(logits, tokens)], axis=1) if variant.logprobs else output
 
     def sample(
-        logits: Logits, last_token: jax.Array, state: SamplingState | None, packed: jax.Array
+        logits: Logits,
+        last_token: jax.Array,
+        state: SamplingState | None,
+        packed: jax.Array,
+        masks: jax.Array | None = None,
     ) -> tuple[jax.Array, SamplingState | None, jax.Array]:
-        output = split_rows(choose)(logits, state, packed)
+        output = split_rows(choose)(logits, state, packed, masks)
         slots, tokens = split_sampling(packed).slots, output[:, 0]
         last_token = last_token.at[slots].set(tokens, mode="drop")
         if state is not None:
@@ -119,6 +125,12 @@ def edit_logits(logits: Logits, state: SamplingState, batch: SamplingInput) -> L
     logits = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = logits - counts * batch.frequency_penalty[:, None]
     return logits - (counts > 0) * batch.presence_penalty[:, None]
+
+
+def unpack_masks(masks: jax.Array, vocab: int) -> jax.Array:
+    """bool[S, V] of i32[S, ceil(V / 32)]: bit t % 32 of word t // 32 says whether token t may be chosen."""
+    bits = jnp.right_shift(masks[:, :, None], jnp.arange(32, dtype=jnp.int32)) & 1
+    return bits.reshape(masks.shape[0], -1)[:, :vocab] == 1
 
 
 def draw(logits: Logits, batch: SamplingInput, *, filters: bool) -> jax.Array:

@@ -48,6 +48,8 @@ class Started:
     plan: memory.MemoryPlan
     build: Build
     device: str
+    model: Path
+    """The model's directory or file."""
     eos_token_ids: frozenset[int]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -86,7 +88,7 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
         "compile": time.perf_counter() - loaded,
     }
     eos = _eos(checkpoint, config)
-    return Started(runner, config, shape, plan, build, device.device_kind, eos, seconds)
+    return Started(runner, config, shape, plan, build, device.device_kind, checkpoint.path, eos, seconds)
 
 
 def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:

@@ -16,6 +16,7 @@ from bisect import insort
 from collections.abc import Iterable
 from operator import attrgetter
 
+from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
 from jserve.schedule.embedding import unit_vector
 from jserve.schedule.limits import LengthLimits
@@ -82,13 +83,18 @@ class Scheduler:
         """Nothing waits or runs. Tokens that `update` will drop may still be in flight."""
         return not self._sequences
 
-    def add(self, request: Request) -> TokenDelta | None:
-        """Queue a request. Returns None, or the final "error" delta of one that could never run."""
+    def refuse(self, request: Request) -> TokenDelta | None:
+        """The final "error" delta of a request that could never run, else None."""
         error = self._limits.refusal(request)
         if request.request_id in self._sequences:
             error = f"request id {request.request_id!r} is in use; send another one"
-        if error is not None:
-            return TokenDelta(request.request_id, [], finish_reason="error", error=error)
+        return TokenDelta(request.request_id, [], finish_reason="error", error=error) if error is not None else None
+
+    def add(self, request: Request, constraint: RowConstraint | None = None) -> TokenDelta | None:
+        """Queue a request. Returns None, or the final "error" delta of one that could never run."""
+        refused = self.refuse(request)
+        if refused is not None:
+            return refused
         self._num_arrived += 1
         sequence = Sequence.of(
             request,
@@ -96,6 +102,7 @@ class Scheduler:
             max_total=self._limits.max_total(request),
             page_size=self._pool.page_size,
             eos_token_ids=self._eos_token_ids,
+            constraint=constraint,
         )
         self._sequences[request.request_id] = sequence
         self._waiting.push(sequence)
@@ -107,6 +114,17 @@ class Scheduler:
             sequence = self._sequences.get(request_id)
             if sequence is not None:
                 self._retire(sequence)
+
+    def fail(self, sequence: Sequence, error: str) -> TokenDelta:
+        """End a sequence that cannot go on, and free what it holds. Returns its last delta."""
+        self._retire(sequence)
+        return TokenDelta(
+            sequence.request.request_id,
+            [],
+            finish_reason="error",
+            num_preemptions=sequence.num_preemptions,
+            error=error,
+        )
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
@@ -159,6 +177,7 @@ class Scheduler:
         padded_tokens: int = 0,
         compiles_after_ready: int = 0,
         last_step_at: float = 0.0,
+        num_deferred: int = 0,
     ) -> EngineStats:
         """Gauges and counters; the arguments are what only the engine knows."""
         return EngineStats(
@@ -175,6 +194,7 @@ class Scheduler:
             padded_tokens=padded_tokens,
             compiles_after_ready=compiles_after_ready,
             last_step_at=last_step_at,
+            num_deferred=num_deferred,
         )
 
     def check(self) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
 
+from jserve.constrain.row import RowConstraint
 from jserve.protocol import FinishReason, Request, TokenLogprobs
 from jserve.schedule.prefix import DigestChain
 
@@ -42,6 +43,8 @@ class Sequence:
     end_read: int
     """End of the positions whose hidden states are read, beyond the next token: by the scores of the prompt's
     tokens all but its last, by an embedding its last or all."""
+    constraint: RowConstraint | None = None
+    """What may come next, where that depends on what has come."""
     status: Status = Status.WAITING
     num_computed: int = 0
     """Tokens whose KV is written by steps already dispatched."""
@@ -80,11 +83,14 @@ class Sequence:
         max_total: int,
         page_size: int,
         eos_token_ids: frozenset[int],
+        constraint: RowConstraint | None = None,
     ) -> Self:
         token_ids = list(request.token_ids)
         num_prompt = len(token_ids)
         first_read, end_read = read_range(request)
-        eos_ids = frozenset() if request.sampling.ignore_eos else eos_token_ids
+        sampling = request.sampling
+        # The end of a grammar is an end of sequence that cannot be ignored: nothing else may come there.
+        eos_ids = frozenset() if sampling.ignore_eos and not sampling.grammar else eos_token_ids
         return cls(
             request=request,
             token_ids=token_ids,
@@ -93,10 +99,11 @@ class Sequence:
             max_pages=-(-max(max_total - 1, num_prompt) // page_size),
             rank=(request.priority, arrival_number),
             eos_ids=eos_ids,
-            stop_ids=eos_ids.union(request.sampling.stop_token_ids),
+            stop_ids=eos_ids.union(sampling.stop_token_ids),
             chain=DigestChain(token_ids, page_size, request.cache_salt),
             next_read=first_read,
             end_read=end_read,
+            constraint=constraint,
         )
 
     def take_reads(self, start: int, end: int) -> tuple[int, int] | None:
@@ -115,9 +122,11 @@ class Sequence:
     def finish_reason(self, output_index: int) -> FinishReason | None:
         """Why the sequence ends with its newest token, the output of this index, or None.
 
-        A stop token among the first `min_tokens` outputs, where the device masks it, does not end it.
+        A stop token among the first `min_tokens` outputs, where the device masks it, does not end it; but the
+        end of a grammar does, which comes there only where the grammar has nothing else.
         """
-        if self.token_ids[-1] in self.stop_ids and output_index >= self.request.sampling.min_tokens:
+        sampling = self.request.sampling
+        if self.token_ids[-1] in self.stop_ids and (output_index >= sampling.min_tokens or sampling.grammar):
             return "stop"
         return "length" if len(self.token_ids) == self.max_total else None
 
