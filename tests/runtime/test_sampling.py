@@ -39,20 +39,35 @@ def pack(rows: list[dict[str, Any]], vocab: int = V) -> np.ndarray:
     return packed
 
 
+def pack_masks(allowed: np.ndarray) -> np.ndarray:
+    """i32[S, ceil(V / 32)] of bool[S, V]."""
+    masks = np.zeros((len(allowed), -(-allowed.shape[1] // 32)), np.int64)
+    for row, token in zip(*np.nonzero(allowed), strict=True):
+        masks[row, token // 32] |= 1 << (token % 32)
+    return masks.astype(np.uint32).view(np.int32)
+
+
 @cache
 def compiled(variant: Variant) -> Any:
     return jax.jit(make_sampler(variant))
 
 
 def sample(
-    variant: Variant, logits: np.ndarray, rows: list[dict[str, Any]], state: SamplingState | None = None
+    variant: Variant,
+    logits: np.ndarray,
+    rows: list[dict[str, Any]],
+    state: SamplingState | None = None,
+    allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, SamplingState | None, np.ndarray]:
-    """The output i32[S, ...], the state after, and last_token after."""
+    """The output i32[S, ...], the state after, and last_token after. `allowed` is bool[S, V]."""
     vocab = logits.shape[1]
     if variant.edits and state is None:
         state = sampling.empty_state(SLOTS, vocab)
     last = np.full(SLOTS, -7, np.int32)
-    last, state, output = compiled(variant)(logits, last, state if variant.edits else None, pack(rows, vocab))
+    masks = None
+    if variant.edits:
+        masks = pack_masks(np.ones(logits.shape, bool) if allowed is None else allowed)
+    last, state, output = compiled(variant)(logits, last, state if variant.edits else None, pack(rows, vocab), masks)
     return np.asarray(output), state, np.asarray(last)
 
 
@@ -262,6 +277,43 @@ def test_banned_tokens_are_never_drawn() -> None:
     rows = [{"slots": 2, "temperature": seed % 2, "seed": seed, **penalties} for seed in range(MANY)]
     tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0][:, 0]
     assert not set(tokens) & set(banned)
+
+
+@pytest.mark.parametrize("vocab", [V, 64, 33, 7])
+def test_masks_unpack_to_the_tokens_that_they_allow(vocab: int) -> None:
+    allowed = np.random.default_rng(vocab).random((FEW, vocab)) < 0.5
+    np.testing.assert_array_equal(sampling.unpack_masks(pack_masks(allowed), vocab), allowed)
+
+
+def test_masked_rows_draw_from_what_is_allowed_as_the_definition_says_and_others_as_ever() -> None:
+    """Filters act on what the mask leaves: a top-k of 4 is the 4 best of the allowed tokens."""
+    logits = random_logits(V, seed=8)
+    allowed = np.ones((MANY, V), bool)
+    some = np.random.default_rng(1).random(V) < 0.1
+    allowed[::2] = some
+    settings = {"top_k": 4, "top_p": 0.999}
+    rows = [{"temperature": 3.0, "seed": seed, **settings} for seed in range(MANY)]
+    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, allowed=allowed)[0][:, 0]
+    for part, kept in ((tokens[::2], some), (tokens[1::2], np.ones(V, bool))):
+        masked = np.where(kept, logits, -np.inf)
+        expected = distribution(masked, 3.0, **settings) * len(part)
+        assert set(part) == set(np.argsort(-masked)[:4])
+        found = np.bincount(part, minlength=V)
+        chi_square = ((found - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+        assert chi_square < 3 + 6 * np.sqrt(6)
+
+
+@pytest.mark.parametrize("allowed_token", [0, 31, 32, V - 1])
+def test_single_allowed_token_is_chosen_whatever_its_logit_and_the_edits(allowed_token: int) -> None:
+    logits, state = random_logits(FEW, V, seed=4), random_state()
+    allowed = np.zeros((FEW, V), bool)
+    allowed[:, allowed_token] = True
+    rows = [{**row, "temperature": float(number % 2), "top_k": 3} for number, row in enumerate(EDIT_ROWS)]
+    output, _, _ = sample(ALL, logits, rows, state, allowed)
+    assert set(output[:, 0]) == {allowed_token}
+    wide = logits.astype(np.float64)
+    wide -= np.log(np.exp(wide).sum(1, keepdims=True))
+    np.testing.assert_allclose(output.view(np.float32)[:, 1], wide[:, allowed_token], atol=2e-6)
 
 
 def test_count_of_a_token_stays_at_its_largest() -> None:
