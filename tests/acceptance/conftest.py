@@ -36,9 +36,7 @@ def start_server(real_gguf: Path, executables: str, tmp_path_factory: pytest.Tem
     servers: list[LiveServer] = []
 
     def start(*flags: str) -> LiveServer:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "jserve", "--model", str(real_gguf), "--port", str(port)]
         log = (tmp_path_factory.mktemp("server") / "log.txt").open("wb")
         process = subprocess.Popen([*command, "--compile-cache-dir", executables, *flags], stderr=log)
@@ -52,6 +50,14 @@ def start_server(real_gguf: Path, executables: str, tmp_path_factory: pytest.Tem
         if server.process.poll() is None:
             server.process.terminate()
             assert server.process.wait(30) == 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def wait_until_ready(server: LiveServer, log: str = "") -> None:
