@@ -8,8 +8,10 @@ from starlette.types import Receive, Scope, Send
 
 from jserve.api.body import cancel_on_disconnect
 from jserve.api.choice import ChoiceUpdate
+from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, ErrorAnswer, answer_for
 from jserve.api.generation import Generation, Generator
+from jserve.api.pacing import KeepAlive, StreamInterval
 
 DONE = b"data: [DONE]\n\n"
 """The end of a stream of OpenAI's."""
@@ -41,7 +43,9 @@ async def send_answer(
 ) -> Response:
     """The response for a generation that has just started; it is finished in every case."""
     if stream:
-        return EventStream(generator, generation, answer)
+        is_events = answer.stream_type.startswith("text/event-stream")  # NDJSON has no comments.
+        keep_alive_s = context_of(request).settings.sse_keep_alive_interval_s if is_events else 0.0
+        return EventStream(generator, generation, answer, keep_alive_s)
     watcher = cancel_on_disconnect(request.receive, generation)
     try:
         body = answer.whole(await generation.rest())
@@ -54,24 +58,33 @@ async def send_answer(
 class EventStream(Response):
     """Sends one HTTP write per engine step at most; what piles up behind a slow client goes out together."""
 
-    def __init__(self, generator: Generator, generation: Generation, answer: Answer) -> None:
+    def __init__(self, generator: Generator, generation: Generation, answer: Answer, keep_alive_s: float) -> None:
         super().__init__()
+        self._keep_alive_s = keep_alive_s
+        self._interval = StreamInterval(generation.request.stream_interval)
         self._generator = generator
         self._generation = generation
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
+        keep_alive: KeepAlive | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
-            await self._send_events(send)
+            keep_alive = KeepAlive(send, self._keep_alive_s)
+            await self._send_events(send, keep_alive)
         except ClientGoneError:
             pass  # Nobody is left to be told.
         except Exception as error:
-            body = self._answer.error(answer_for(error))
+            if keep_alive is not None:
+                keep_alive.stop()
+            held = self._interval.rest()
+            body = (self._answer.chunk(held) if held else b"") + self._answer.error(answer_for(error))
             await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
             watcher.cancel()
+            if keep_alive is not None:
+                keep_alive.stop()
             self._generator.finish(self._generation)
 
     def _stream_headers(self) -> list[tuple[bytes, bytes]]:
@@ -81,11 +94,14 @@ class EventStream(Response):
             (b"x-accel-buffering", b"no"),
         ]
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_events(self, send: Send, keep_alive: KeepAlive) -> None:
         generation = self._generation
         while not generation.is_finished:
-            body = self._answer.chunk(await generation.step())
+            updates = self._interval.push(await generation.step())
+            body = self._answer.chunk(updates) if updates else b""
             if generation.is_finished:
+                keep_alive.stop()
                 body += self._answer.last_chunk()
             if body:
+                keep_alive.note()
                 await send({"type": "http.response.body", "body": body, "more_body": not generation.is_finished})

@@ -15,7 +15,7 @@ from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_p
 from jserve.api.sampling import check_logprobs, sampling_params
 from jserve.api.schemas import ChatBody
 from jserve.api.served_model import ServedModel
-from jserve.api.streaming import check_stream_options
+from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
 from jserve.api.unsupported import refuse_unsupported_chat_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
@@ -26,8 +26,9 @@ async def chat_completions(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, ChatBody)
     model = server.admit()
+    add_usage_where_forced(body, server.settings)
     generation = await start_chat(request, body, model)
-    answer = ChatAnswer(body, model, generation, with_details=server.settings.enable_prompt_tokens_details)
+    answer = ChatAnswer(body, model, generation, server.settings)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
 
@@ -57,14 +58,13 @@ async def prepare_chat(
         sampling=sampling,
         priority=body.priority or 0,
         cache_salt=check_cache_salt(body.cache_salt),
+        stream_interval=stream_interval(body, server.settings),
     )
 
 
 def _check_fields(body: ChatBody) -> None:
     check_stream_options(body)
     refuse_unsupported_chat_fields(body.model_extra or {})
-    if body.echo:
-        raise RequestError("`echo` is not supported yet in chat; leave it out.", param="echo")
     if not body.messages:
         raise RequestError("messages must not be empty", param="messages")
     if body.continue_final_message and body.add_generation_prompt:
@@ -126,7 +126,9 @@ async def _prepare_prompt(body: ChatBody, model: ServedModel, max_model_len: int
     token_ids = await model.encode(text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
     check_prompt_length(len(token_ids), max_model_len)
-    return PreparedPrompt(token_ids)
+    if body.return_prompt_text and body.truncate_prompt_tokens is not None:
+        text = model.tokenizer.decode(token_ids, skip_special_tokens=False)
+    return PreparedPrompt(token_ids, text if body.return_prompt_text else "")
 
 
 def _template_variables(body: ChatBody) -> dict[str, Any]:

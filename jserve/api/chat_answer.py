@@ -23,6 +23,7 @@ from jserve.api.responses import (
 )
 from jserve.api.schemas import ChatBody
 from jserve.api.served_model import ServedModel
+from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
 from jserve.api.transcript import Transcript
 
@@ -32,16 +33,19 @@ class ChatAnswer:
 
     stream_type = EVENT_STREAM
 
-    def __init__(self, body: ChatBody, model: ServedModel, generation: Generation, *, with_details: bool) -> None:
+    def __init__(self, body: ChatBody, model: ServedModel, generation: Generation, settings: ServerSettings) -> None:
         self._generation = generation
         self._id = generation.request.public_id
         self._created = int(time.time())
         self._model = model
         self._formatter = LogprobsFormatter(model.tokenizer, as_token_ids=bool(body.return_tokens_as_token_ids))
         self._with_ids = bool(body.return_token_ids)
+        self._with_prompt = bool(body.return_prompt_text)
+        self._echo = _echoed_text(body)
         self._with_usage = wants_usage(body)
         self._usage_always = wants_usage_always(body)
-        self._with_details = with_details
+        self._with_details = settings.enable_prompt_tokens_details
+        self._with_metrics = settings.enable_per_request_metrics
         self._has_begun = False
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
@@ -55,7 +59,14 @@ class ChatAnswer:
         if not self._with_usage:
             return DONE
         usage = event(
-            ChatChunk(id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage())
+            ChatChunk(
+                id=self._id,
+                created=self._created,
+                model=self._model.name,
+                choices=[],
+                usage=self._usage(),
+                metrics=self._generation.request_metrics() or UNSET if self._with_metrics else UNSET,
+            )
         )
         return usage + DONE
 
@@ -74,7 +85,9 @@ class ChatAnswer:
                 choices=[self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)],
                 system_fingerprint=self._model.fingerprint,
                 usage=self._usage(),
+                metrics=self._generation.request_metrics() if self._with_metrics else None,
                 prompt_token_ids=prompt.token_ids if self._with_ids else None,
+                prompt_text=prompt.text if self._with_prompt else None,
             )
         )
 
@@ -87,9 +100,10 @@ class ChatAnswer:
                     id=self._id,
                     created=self._created,
                     model=self._model.name,
-                    choices=[ChatChunkChoice(index, ChatDelta(role="assistant", content=""))],
+                    choices=[ChatChunkChoice(index, ChatDelta(role="assistant", content=self._echo))],
                     usage=self._chunk_usage(),
                     prompt_token_ids=prompt.token_ids if self._with_ids else UNSET,
+                    prompt_text=prompt.text if self._with_prompt else UNSET,
                 )
             )
             for index in range(self._generation.num_choices)
@@ -119,7 +133,7 @@ class ChatAnswer:
     def _choice(self, done: Transcript) -> ChatChoice:
         return ChatChoice(
             done.index,
-            ChatMessage("assistant", done.text),
+            ChatMessage("assistant", self._echo + done.text),
             self._formatter.chat(done.token_ids, done.logprobs) if done.logprobs is not None else None,
             done.finish_reason,
             done.stop_reason,
@@ -141,3 +155,13 @@ class ChatAnswer:
 
     def _chunk_usage(self) -> Usage | UnsetType:
         return self._usage() if self._usage_always else UNSET
+
+
+def _echoed_text(body: ChatBody) -> str:
+    """With `echo`, what the last message says, where the answer goes on in its role: vLLM's rule."""
+    last = body.messages[-1] if body.echo else {}
+    is_of_the_answer = last.get("role") == "assistant" or body.add_generation_prompt is False
+    content = last.get("content") if is_of_the_answer else ""
+    if not isinstance(content, list):
+        return str(content or "")
+    return "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)

@@ -21,6 +21,7 @@ from jserve.api.responses import (
 )
 from jserve.api.schemas import CompletionBody
 from jserve.api.served_model import ServedModel
+from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
 from jserve.api.transcript import Transcript
 from jserve.protocol import TokenLogprobs
@@ -31,7 +32,9 @@ class CompletionAnswer:
 
     stream_type = EVENT_STREAM
 
-    def __init__(self, body: CompletionBody, model: ServedModel, generation: Generation, *, with_details: bool) -> None:
+    def __init__(
+        self, body: CompletionBody, model: ServedModel, generation: Generation, settings: ServerSettings
+    ) -> None:
         self._generation = generation
         self._id = generation.request.public_id
         self._created = int(time.time())
@@ -44,7 +47,8 @@ class CompletionAnswer:
         self._with_ids = bool(body.return_token_ids)
         self._with_usage = wants_usage(body)
         self._usage_always = wants_usage_always(body)
-        self._with_details = with_details
+        self._with_details = settings.enable_prompt_tokens_details
+        self._with_metrics = settings.enable_per_request_metrics
         self._begun = [False] * generation.num_choices
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
@@ -56,7 +60,14 @@ class CompletionAnswer:
         if not self._with_usage:
             return DONE
         usage = event(
-            CompletionChunk(id=self._id, created=self._created, model=self._model.name, choices=[], usage=self._usage())
+            CompletionChunk(
+                id=self._id,
+                created=self._created,
+                model=self._model.name,
+                choices=[],
+                usage=self._usage(),
+                metrics=self._generation.request_metrics() or UNSET if self._with_metrics else UNSET,
+            )
         )
         return usage + DONE
 
@@ -74,6 +85,7 @@ class CompletionAnswer:
                 choices=[self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)],
                 system_fingerprint=self._model.fingerprint,
                 usage=self._usage(),
+                metrics=self._generation.request_metrics() if self._with_metrics else None,
             )
         )
 

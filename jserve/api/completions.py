@@ -14,7 +14,7 @@ from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_p
 from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
 from jserve.api.schemas import MAX_PROMPTS, CompletionBody
 from jserve.api.served_model import ServedModel
-from jserve.api.streaming import check_stream_options
+from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
 from jserve.api.unsupported import refuse_unsupported_completion_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
@@ -27,9 +27,9 @@ async def completions(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, CompletionBody)
     model = server.admit()
+    add_usage_where_forced(body, server.settings)
     generation = await start_completion(request, body, model)
-    details = server.settings.enable_prompt_tokens_details
-    answer = CompletionAnswer(body, model, generation, with_details=details)
+    answer = CompletionAnswer(body, model, generation, server.settings)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
 
@@ -59,6 +59,7 @@ async def start_completion(
             sampling=sampling,
             priority=body.priority or 0,
             cache_salt=check_cache_salt(body.cache_salt),
+            stream_interval=stream_interval(body, server.settings),
         ),
         model.tokenizer,
         model.defaults.max_new_tokens,
@@ -67,7 +68,7 @@ async def start_completion(
 
 def _check_fields(body: CompletionBody) -> None:
     check_stream_options(body)
-    refuse_unsupported_completion_fields(body.model_extra or {})
+    refuse_unsupported_completion_fields(body.model_extra or {}, body.n or 1)
     if body.echo and body.logprobs is not None:
         raise RequestError("`echo` together with `logprobs` is not supported yet; leave one of them out.", param="echo")
 

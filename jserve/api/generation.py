@@ -23,7 +23,7 @@ from jserve.api.isolation import CacheIsolation
 from jserve.api.lengths import clamp_max_tokens
 from jserve.api.life import RequestLife
 from jserve.api.metrics import Metrics
-from jserve.api.responses import PromptTokensDetails, Usage
+from jserve.api.responses import PromptTokensDetails, RequestMetrics, Usage
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.text.output import OutputParser
@@ -56,6 +56,8 @@ class GenerationRequest:
     priority: int = 0
     cache_salt: str = ""
     new_parser: Callable[[], OutputParser] | None = None
+    stream_interval: int = 1
+    """Tokens of a choice per event of a stream."""
 
 
 class Generation:
@@ -132,6 +134,10 @@ class Generation:
         if not with_details:
             return Usage(prompt, prompt + output, output)
         return Usage(prompt, prompt + output, output, PromptTokensDetails(self._num_cached))
+
+    def request_metrics(self) -> RequestMetrics | None:
+        """The times of the only choice, None where there are several."""
+        return RequestMetrics.of(self.lives[0], self._num_output) if self.num_choices == 1 else None
 
     def _accept(self, delta: TokenDelta, now: float) -> ChoiceUpdate | None:
         entry = self._running.get(delta.request_id)

@@ -187,6 +187,28 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--enable-prompt-tokens-details", action="store_true", help="report cached prompt tokens in usage"
     )
+    group.add_argument(
+        "--enable-force-include-usage", action="store_true", help="end every stream with the usage, asked for or not"
+    )
+    group.add_argument(
+        "--enable-per-request-metrics",
+        action="store_true",
+        help="tell the times of a request in its answer (`metrics`)",
+    )
+    group.add_argument(
+        "--stream-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="tokens per event of a stream; the first comes at once",
+    )
+    group.add_argument(
+        "--sse-keep-alive-interval",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="seconds of silence after which a stream sends a comment, so that proxies do not end it; 0 for never",
+    )
     group.add_argument("--engine-command", type=shlex.split, help=argparse.SUPPRESS)
 
 
@@ -296,6 +318,10 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         shutdown_timeout_s=options.shutdown_timeout,
         stall_timeout_s=options.stall_timeout,
         enable_prompt_tokens_details=options.enable_prompt_tokens_details,
+        enable_force_include_usage=options.enable_force_include_usage,
+        enable_per_request_metrics=options.enable_per_request_metrics,
+        stream_interval=options.stream_interval,
+        sse_keep_alive_interval_s=options.sse_keep_alive_interval,
         log_level=options.log_level,
         log_format=options.log_format,
         engine_command=tuple(options.engine_command or DEFAULT_ENGINE_COMMAND),

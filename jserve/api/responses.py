@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from jserve.api.life import RequestLife
+
 encode = msgspec.json.Encoder().encode
 
 StopReason = int | str | None
@@ -24,6 +26,33 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails | UnsetType | None = UNSET
     completion_tokens_details: UnsetType | None = UNSET
+
+
+class RequestMetrics(msgspec.Struct, frozen=True):
+    """The times of one choice, in milliseconds, under vLLM's names; None where something has not happened.
+
+    `time_to_first_token_ms` counts from the first step that worked on the request, `queue_time_ms` until it.
+    """
+
+    time_to_first_token_ms: float | None
+    generation_time_ms: float | None
+    queue_time_ms: float | None
+    mean_itl_ms: float | None
+    tokens_per_second: float | None
+
+    @classmethod
+    def of(cls, life: RequestLife, num_output: int) -> "RequestMetrics":
+        """From the times of a life, of which 0 means never."""
+        between = [(life.scheduled, life.first_token), (life.first_token, life.last_token)]
+        first, generation = ((end - start) * 1e3 if start and end else None for start, end in between)
+        total = (first or 0.0) + (generation or 0.0)
+        return cls(
+            time_to_first_token_ms=first,
+            generation_time_ms=generation,
+            queue_time_ms=(life.scheduled - life.arrived) * 1e3 if life.scheduled else None,
+            mean_itl_ms=generation / (num_output - 1) if generation is not None and num_output > 1 else None,
+            tokens_per_second=num_output / total * 1e3 if total > 0 else None,
+        )
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -94,8 +123,9 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     prompt_logprobs: None = None
     prompt_token_ids: list[int] | None = None
+    prompt_text: str | None = None
     kv_transfer_params: None = None
-    metrics: None = None
+    metrics: RequestMetrics | None = None
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
@@ -127,6 +157,8 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | UnsetType = UNSET
     system_fingerprint: str | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -154,7 +186,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     usage: Usage
     kv_transfer_params: None = None
-    metrics: None = None
+    metrics: RequestMetrics | None = None
 
 
 class CompletionChunkChoice(msgspec.Struct, frozen=True):
@@ -179,6 +211,7 @@ class CompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[CompletionChunkChoice]
     usage: Usage | UnsetType = UNSET
     system_fingerprint: str | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
 
 
 def event(message: Any) -> bytes:

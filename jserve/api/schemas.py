@@ -65,7 +65,11 @@ class GenerationBody(BaseModel):
     priority: Int64 | None = 0
     request_id: str | None = None
     cache_salt: str | None = None
+    stream_interval: Annotated[Int64, Field(ge=1)] | None = None
+    spaces_between_special_tokens: bool | None = True
+    """Without effect: special tokens that are shown are never set apart by spaces."""
     user: str | None = None
+    session_id: str | None = None
 
 
 class ChatBody(GenerationBody):
@@ -78,6 +82,7 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool = False
+    return_prompt_text: bool | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

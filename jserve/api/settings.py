@@ -49,6 +49,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     receive_timeout_s: float = 20.0
     stall_timeout_s: float = 60.0
     enable_prompt_tokens_details: bool = False
+    enable_force_include_usage: bool = False
+    enable_per_request_metrics: bool = False
+    stream_interval: int = 1
+    sse_keep_alive_interval_s: float = 15.0
     log_level: str = "info"
     log_format: str = "text"
     enable_log_requests: bool = False
@@ -62,6 +66,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--port is {self.port} but must be between 0 (any free port) and 65535")
         if self.shutdown_timeout_s < 0:
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
+        if self.stream_interval < 1:
+            raise ConfigError(f"--stream-interval is {self.stream_interval} but must be at least 1 token")
         if self.max_request_bytes < 1:
             raise ConfigError(f"--max-request-bytes is {self.max_request_bytes} but must be at least 1")
         if not self.receive_timeout_s > 0:

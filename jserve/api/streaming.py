@@ -1,7 +1,20 @@
 """What the two streaming endpoints have in common."""
 
-from jserve.api.schemas import GenerationBody
+from jserve.api.schemas import GenerationBody, StreamOptions
+from jserve.api.settings import ServerSettings
 from jserve.errors import RequestError
+
+
+def add_usage_where_forced(body: GenerationBody, settings: ServerSettings) -> None:
+    """Ask for the usage in the body's name, where `--enable-force-include-usage` says so."""
+    if body.stream and settings.enable_force_include_usage:
+        options = body.stream_options or StreamOptions()
+        body.stream_options = options.model_copy(update={"include_usage": True})
+
+
+def stream_interval(body: GenerationBody, settings: ServerSettings) -> int:
+    """Tokens per event: the request may ask for more than the server's, not for fewer."""
+    return max(body.stream_interval or 1, settings.stream_interval)
 
 
 def check_stream_options(body: GenerationBody) -> None:

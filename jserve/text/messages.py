@@ -30,6 +30,8 @@ def normalize_messages(
     normalized = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
+        if not isinstance(message.get("role"), str) or not message["role"]:
+            raise RequestError(f"{where}.role must be a role, such as 'user'", param=f"{where}.role")
         fresh = {key: value for key, value in message.items() if value is not None and value != []}
         if fresh.get("role") == "developer" and not keeps_developer:
             fresh["role"] = "system"

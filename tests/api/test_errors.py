@@ -190,9 +190,7 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
         ("prompt_logprobs", 0),
         ("allowed_token_ids", [1]),
         ("bad_words", ["no"]),
-        ("use_beam_search", True),
         ("thinking_token_budget", 5),
-        ("echo", True),
     ],
 )
 def test_fields_that_are_not_implemented_are_refused_by_name(server: LiveServer, field: str, value: Any) -> None:

@@ -1,0 +1,84 @@
+"""How often a stream speaks: every so many tokens (`stream_interval`), and at times though there is nothing to say."""
+
+import asyncio
+
+from starlette.types import Send
+
+from jserve.api.choice import ChoiceUpdate
+
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment of server-sent events, which clients skip."""
+
+
+class StreamInterval:
+    """Holds updates back until a choice has `interval` new tokens. Its first and its last leave at once."""
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._held: dict[int, ChoiceUpdate] = {}
+        self._begun: set[int] = set()
+
+    def push(self, updates: list[ChoiceUpdate]) -> list[ChoiceUpdate]:
+        """What is to be sent now."""
+        if self._interval == 1:
+            return updates
+        due = []
+        for update in updates:
+            held = self._held.pop(update.index, None)
+            update = update if held is None else _joined(held, update)
+            is_first = update.index not in self._begun
+            if is_first or update.finish_reason is not None or len(update.token_ids) >= self._interval:
+                self._begun.add(update.index)
+                due.append(update)
+            else:
+                self._held[update.index] = update
+        return due
+
+    def rest(self) -> list[ChoiceUpdate]:
+        """What is still held; the stream ends early."""
+        held, self._held = list(self._held.values()), {}
+        return held
+
+
+def _joined(first: ChoiceUpdate, second: ChoiceUpdate) -> ChoiceUpdate:
+    logprobs = None if second.logprobs is None else [*(first.logprobs or ()), *second.logprobs]
+    return ChoiceUpdate(
+        index=first.index,
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=logprobs,
+        finish_reason=second.finish_reason,
+        stop_reason=second.stop_reason,
+        reasoning=first.reasoning + second.reasoning,
+        tool_calls=first.tool_calls + second.tool_calls,
+    )
+
+
+class KeepAlive:
+    """Sends a comment whenever `interval_s` have passed in silence, so that proxies do not end the connection."""
+
+    def __init__(self, send: Send, interval_s: float) -> None:
+        self._send = send
+        self._interval_s = interval_s
+        self._clock = asyncio.get_running_loop().time
+        self._last = self._clock()
+        self._task = asyncio.create_task(self._run()) if interval_s > 0 else None
+
+    def note(self) -> None:
+        """Something was sent."""
+        self._last = self._clock()
+
+    def stop(self) -> None:
+        """Nothing more may be sent from here."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            silence = self._clock() - self._last
+            if silence < self._interval_s:
+                await asyncio.sleep(self._interval_s - silence)
+                continue
+            await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+            self.note()
