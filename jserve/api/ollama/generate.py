@@ -88,7 +88,7 @@ def _check_fields(body: GenerateBody, server: ServerContext) -> None:
         raise RequestError(message, param="suffix")
     if body.images:
         raise RequestError("images: this model takes text only; leave them out", param="images")
-    for token in body.context or ():
+    for token in (min(body.context), max(body.context)) if body.context else ():
         if not 0 <= token < server.client.vocab_size:
             raise RequestError(f"context contains token id {token}, which is out of vocabulary", param="context")
 

@@ -7,6 +7,7 @@ may want either, so calls without an id are given one, and answers find theirs b
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jserve.api.ollama.open_calls import OpenCalls
 from jserve.errors import RequestError
 
 _ID = "call{:05d}"
@@ -16,7 +17,7 @@ _ID = "call{:05d}"
 def to_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Fresh messages. Raises RequestError, naming the message, where one is malformed or holds images."""
     made: list[dict[str, Any]] = []
-    open_calls: list[tuple[str, str]] = []
+    open_calls = OpenCalls()
     serial = 0
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -31,7 +32,7 @@ def to_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for call in calls:
             call["id"] = call.get("id") or _ID.format(serial)
             serial += 1
-            open_calls.append((call["function"]["name"], call["id"]))
+            open_calls.add(call["id"], call["function"]["name"])
         if calls:
             fresh["tool_calls"] = calls
         if fresh["role"] == "tool":
@@ -59,11 +60,12 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
 
 
-def _answered(message: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> dict[str, Any]:
-    """Name and id of the call that a tool's message answers; the call is then closed."""
-    name, call_id = message.get("tool_name") or message.get("name"), message.get("tool_call_id")
-    for entry in open_calls:
-        if call_id == entry[1] or (not call_id and name in (None, entry[0])):
-            open_calls.remove(entry)
-            return {"name": name or entry[0], "tool_call_id": entry[1]}
-    return ({"name": name} if name else {}) | ({"tool_call_id": call_id} if call_id else {})
+def _answered(message: Mapping[str, Any], open_calls: OpenCalls) -> dict[str, str]:
+    """Name and id of the call that a tool's message answers."""
+    call_id, name = (_string(message, *names) for names in (("tool_call_id",), ("tool_name", "name")))
+    call_id, name = open_calls.close(call_id, name)
+    return {key: value for key, value in (("name", name), ("tool_call_id", call_id)) if value}
+
+
+def _string(message: Mapping[str, Any], *names: str) -> str | None:
+    return next((message[name] for name in names if isinstance(message.get(name), str)), None)

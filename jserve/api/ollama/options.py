@@ -44,20 +44,20 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     _STRINGS: lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
 }
 
+_MAX_SHOWN = 20
+"""Unknown options, and characters of each, in the log."""
+
 _ONLY_NEUTRAL: dict[str, float] = {"typical_p": 1.0, "tfs_z": 1.0, "mirostat": 0}
 """Ways to sample that jserve does not have, and the values that switch them off."""
 
 
 def check_options(raw: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options that are set, with the types of Ollama. Raises RequestError naming one that is not."""
-    options: dict[str, Any] = {}
-    for name, value in (raw or {}).items():
-        kind = _TYPES.get(name)
-        if kind is None:
-            logger.warning("a request has the unknown option %.100r, which has no effect", name)
-        elif value is not None:
-            options[name] = _typed(name, kind, value)
-    return options
+    raw = raw or {}
+    unknown = [name[:_MAX_SHOWN] for name in raw if name not in _TYPES]
+    if unknown:
+        logger.warning("a request has unknown options, which have no effect: %s", unknown[:_MAX_SHOWN])
+    return {name: _typed(name, kind, raw[name]) for name, kind in _TYPES.items() if raw.get(name) is not None}
 
 
 def sampling_fields(options: Mapping[str, Any], model: SamplingDefaults, max_model_len: int) -> dict[str, Any]:
