@@ -2,7 +2,8 @@
 
 It repeats the prompt: token i of a request's output is `prompt[(i + shift) % len(prompt)]`, where the shift
 is 0 for greedy requests and `seed % 7` otherwise, so a test chooses the output by choosing the prompt. A
-`logit_bias` of 100 forces its token. Run as `python -m tests.fake_engine [options] --fd N`.
+`logit_bias` of 100 forces its token. With a grammar it draws uniformly, by the seed, from what the grammar
+allows, and closes strings, objects and arrays after 40 tokens. Run as `python -m tests.fake_engine [options] --fd N`.
 """
 
 import argparse
@@ -10,8 +11,11 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import msgspec
+from llguidance import LLTokenizer
 
 from jserve.config import EngineConfig
 from jserve.ipc import EngineSocket
@@ -28,6 +32,7 @@ from jserve.protocol import (
     TokenDelta,
     TokenLogprobs,
 )
+from tests.text.grammar_walk import Vocabulary, Walker
 
 PAGE_SIZE = 16
 NUM_PAGES = 64
@@ -37,9 +42,12 @@ NUM_PAGES = 64
 class FakeSequence:
     request: Request
     num_output: int = 0
+    walker: Walker | None = None
 
     def next_token(self) -> int:
         sampling = self.request.sampling
+        if self.walker is not None:
+            return self.walker.draw()
         for token, bias in (sampling.logit_bias or {}).items():
             if bias >= 100:
                 return token
@@ -96,7 +104,7 @@ class FakeEngine:
 
     def _handle(self, message: ToEngine) -> bool:
         if isinstance(message, Request):
-            self.sequences[message.request_id] = FakeSequence(message)
+            self.sequences[message.request_id] = FakeSequence(message, walker=self._walker(message))
         elif isinstance(message, Abort):
             for request_id in message.request_ids:
                 self.num_aborts += self.sequences.pop(request_id, None) is not None
@@ -104,6 +112,15 @@ class FakeEngine:
         else:
             return False
         return True
+
+    def _walker(self, request: Request) -> Walker | None:
+        sampling = request.sampling
+        return Walker(self._vocabulary, sampling.grammar, sampling.seed or 0) if sampling.grammar else None
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        tokenizer = (Path(self.config.model) / "tokenizer.json").read_text()
+        return Vocabulary(LLTokenizer(tokenizer, n_vocab=self.options.vocab_size, eos_token=self.options.eos))
 
     def _step(self) -> None:
         self.num_steps += 1

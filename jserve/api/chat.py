@@ -16,6 +16,7 @@ from jserve.api.sampling import check_logprobs, sampling_params
 from jserve.api.schemas import ChatBody
 from jserve.api.served_model import ServedModel
 from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
+from jserve.api.structured import constrain
 from jserve.api.unsupported import refuse_unsupported_chat_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
@@ -52,6 +53,7 @@ async def prepare_chat(
     _check_template_fields(body, model, server)
     sampling = _sampling(body, model, server)
     prompt = await _prepare_prompt(body, model, server.client.max_model_len)
+    sampling = await constrain(server, body, sampling)
     return GenerationRequest(
         public_id=public_id(id_prefix, request.headers, body.request_id),
         prompts=[prompt],

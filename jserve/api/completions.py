@@ -15,6 +15,7 @@ from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
 from jserve.api.schemas import MAX_PROMPTS, CompletionBody
 from jserve.api.served_model import ServedModel
 from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
+from jserve.api.structured import constrain
 from jserve.api.unsupported import refuse_unsupported_completion_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
@@ -52,6 +53,7 @@ async def start_completion(
     for raw_prompt in raw_prompts:
         prompts.append(await _prepare_prompt(raw_prompt, body, model, server))
         await asyncio.sleep(0)  # A thousand prompts must not hold up everybody else's tokens.
+    sampling = await constrain(server, body, sampling)
     return server.generator.start(
         GenerationRequest(
             public_id=public_id(id_prefix, request.headers, body.request_id),

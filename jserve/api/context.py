@@ -9,11 +9,13 @@ from starlette.requests import Request
 from jserve.api.account import Accounts
 from jserve.api.client import EngineClient
 from jserve.api.generation import Generator
+from jserve.api.grammars import GrammarChecker
 from jserve.api.keys import KeyRing
 from jserve.api.metrics import Metrics
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.errors import EngineUnavailableError
+from jserve.text.grammar_worker import GrammarSetup
 
 
 @dataclass(slots=True)
@@ -29,6 +31,13 @@ class ServerContext:
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
+    grammars: GrammarChecker = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.grammars = GrammarChecker(
+            self._grammar_setup, settings.grammar_compile_timeout_s, settings.max_grammar_bytes
+        )
 
     def model_when_ready(self) -> ServedModel:
         """The model. Raises EngineUnavailableError, saying why, where no request can be taken."""
@@ -44,6 +53,11 @@ class ServerContext:
         except EngineUnavailableError:
             self.metrics.rejected["draining" if self.generator.is_draining else "not_ready"] += 1
             raise
+
+    def _grammar_setup(self) -> GrammarSetup:
+        tokenizer = self.model_when_ready().tokenizer.backend.to_str()
+        ready = self.client.ready
+        return GrammarSetup(tokenizer, self.client.vocab_size, tuple(ready.eos_token_ids if ready else ()))
 
 
 def context_of(request: Request) -> ServerContext:

@@ -103,6 +103,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="let requests bring a chat template of their own, which runs in a sandbox with limits",
     )
     group.add_argument(
+        "--grammar-compile-timeout",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="longest compilation of a request's grammar, regular expression or JSON schema",
+    )
+    group.add_argument(
+        "--max-grammar-bytes",
+        type=parse_size,
+        default=1 << 20,
+        metavar="SIZE",
+        help="largest grammar, regular expression or JSON schema of a request",
+    )
+    group.add_argument(
         "--generation-config",
         default="auto",
         metavar="auto|vllm|FOLDER",
@@ -313,6 +327,8 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         chat_template=options.chat_template,
         trust_request_chat_template=options.trust_request_chat_template,
         generation_config=options.generation_config,
+        grammar_compile_timeout_s=options.grammar_compile_timeout,
+        max_grammar_bytes=options.max_grammar_bytes,
         max_request_bytes=options.max_request_bytes,
         receive_timeout_s=options.receive_timeout,
         shutdown_timeout_s=options.shutdown_timeout,

@@ -32,6 +32,46 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
+class JsonSchemaFormat(BaseModel):
+    """The schema of a `response_format`. What it says is enforced, whether `strict` is set or not."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """OpenAI's way to ask for JSON. A structural tag carries its own fields beside `type`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's way to ask for a form of output: exactly one of the first six."""
+
+    model_config = ConfigDict(extra="allow")
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: dict[str, Any] | str | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+    def value_of(self, kind: str) -> Any:
+        """The field of this name."""
+        return getattr(self, "json_" if kind == "json" else kind)
+
+
 class GenerationBody(BaseModel):
     """The fields that chat and completions share."""
 
@@ -69,6 +109,15 @@ class GenerationBody(BaseModel):
     spaces_between_special_tokens: bool | None = True
     """Without effect: special tokens that are shown are never set apart by spaces."""
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
     session_id: str | None = None
 
 

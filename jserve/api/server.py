@@ -158,6 +158,7 @@ class Server:
         self._http.should_exit = True
         await asyncio.gather(http, return_exceptions=True)
         await self.context.client.stop()
+        self.context.grammars.close()
         if self.context.loaded_model is not None:
             self.context.loaded_model.renderer.close()
         await asyncio.wait({engine}, timeout=_CLOSE_S)

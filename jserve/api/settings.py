@@ -1,5 +1,6 @@
 """What the server process is told: everything that the engine does not need to know."""
 
+import math
 import sys
 from pathlib import Path, PurePath
 
@@ -44,6 +45,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     generation_config: str = "auto"
+    grammar_compile_timeout_s: float = 5.0
+    max_grammar_bytes: int = 1 << 20
     shutdown_timeout_s: float = 30.0
     max_request_bytes: int = 32 << 20
     receive_timeout_s: float = 20.0
@@ -64,6 +67,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port} but must be between 0 (any free port) and 65535")
+        if not 0 < self.grammar_compile_timeout_s < math.inf:
+            raise ConfigError(
+                f"--grammar-compile-timeout is {self.grammar_compile_timeout_s} but must be more than 0 seconds"
+            )
+        if self.max_grammar_bytes < 1:
+            raise ConfigError(f"--max-grammar-bytes is {self.max_grammar_bytes} but must be at least 1")
         if self.shutdown_timeout_s < 0:
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
         if self.stream_interval < 1:

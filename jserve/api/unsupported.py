@@ -12,10 +12,6 @@ from jserve.errors import RequestError
 _Harmless = Callable[[Any], bool]
 
 
-def _is_text_format(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value.get("type") == "text")
-
-
 def _never(value: Any) -> bool:
     return False
 
@@ -29,13 +25,6 @@ def _is_text_only(value: Any) -> bool:
 
 
 _BOTH: dict[str, _Harmless] = {
-    "response_format": _is_text_format,
-    "structured_outputs": _never,
-    "guided_json": _never,
-    "guided_regex": _never,
-    "guided_choice": _never,
-    "guided_grammar": _never,
-    "guided_json_object": _is_falsy,
     "prompt_logprobs": _never,
     "logprob_token_ids": _never,
     "allowed_token_ids": _never,

@@ -33,7 +33,9 @@ MAX_NUMBER = 9e18
 FINEST = 1e-10
 """The smallest step that llguidance can count in."""
 
-_UNSATISFIABLE = "the schema describes no finite value: a required part of it contains itself without end"
+_UNSATISFIABLE = (
+    "no finite value satisfies the schema: something that it requires is impossible, or contains itself without end"
+)
 
 Schema = dict[str, Any] | bool
 
@@ -254,7 +256,9 @@ class _Bounder:
             elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
                 found = found[int(key)]
             else:
-                raise RequestError(f"{_shown(path)}: `$ref` points to {pointer!r:.99}, which the schema does not have")
+                raise RequestError(
+                    f"{_shown(path)}: `$ref` points to {_shown(pointer)}, which the schema does not have"
+                )
         return found
 
     def _parts(self, keywords: Mapping[str, Any], path: str, seen: set[str]) -> Iterator[dict[str, Any]]:
@@ -384,5 +388,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _shown(path: str) -> str:
+def _shown(pointer: str) -> str:
+    """A place in the schema, `$.properties.name`: a pointer with slashes would look like a file's path."""
+    path = "$" + pointer.removeprefix("#").replace("/", ".")
     return path if len(path) <= 120 else f"{path[:80]}…{path[-38:]}"

@@ -7,13 +7,11 @@ and on its memory, does. It serves one job after the other, and leaves when the 
 
 from __future__ import annotations
 
-import pickle
 import resource
 import signal
 import socket
-import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +19,8 @@ import msgspec
 
 from jserve.errors import RequestError
 from jserve.text.chat_template import ChatTemplate
+from jserve.text.job_frames import serve_jobs
 
-LENGTH = struct.Struct("<I")
-"""What every frame begins with."""
 MEMORY_LIMIT = 1 << 30
 """Bytes of address space of the process, of which the interpreter needs about a twentieth."""
 _MAX_KEPT = 8
@@ -137,18 +134,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _out_of_time)
-    frames = connection.makefile("rb")
-    worker = RenderWorker(_read(frames))
-    while (job := _read(frames)) is not None:
-        body = msgspec.msgpack.encode(worker.render(job))
-        connection.sendall(LENGTH.pack(len(body)) + body)
+    serve_jobs(connection, _start)
 
 
-def _read(frames: Any) -> Any:
-    head = frames.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        return None
-    return pickle.loads(frames.read(LENGTH.unpack(head)[0]))
+def _start(setup: RenderSetup) -> Callable[[RenderJob], bytes]:
+    worker = RenderWorker(setup)
+    return lambda job: msgspec.msgpack.encode(worker.render(job))
 
 
 if __name__ == "__main__":

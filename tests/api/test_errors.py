@@ -181,12 +181,6 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
-        ("guided_json", {}),
-        ("guided_regex", "a"),
-        ("guided_choice", ["a"]),
-        ("guided_grammar", "root ::= x"),
         ("prompt_logprobs", 0),
         ("allowed_token_ids", [1]),
         ("bad_words", ["no"]),

@@ -10,15 +10,15 @@ import pytest
 from llguidance import LLTokenizer
 
 from jserve.text.grammar import JSON_WHITESPACE, json_rule, whole_grammar
-from tests.text.grammar_walk import Walker
+from tests.text.grammar_walk import Vocabulary
 from tests.text.schema_corpus import SCHEMAS
 
 LONGEST_NUMBER = 1 + 19 + 1 + 10
 
 
 @pytest.fixture(scope="session")
-def byte_walker() -> Walker:
-    return Walker(LLTokenizer("byte"))
+def byte_vocabulary() -> Vocabulary:
+    return Vocabulary(LLTokenizer("byte"))
 
 
 def check(text: str, schema: Any) -> None:
@@ -39,10 +39,10 @@ def modern(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_random_walks_end_parse_and_validate(name: str, byte_walker: Walker) -> None:
+def test_random_walks_end_parse_and_validate(name: str, byte_vocabulary: Vocabulary) -> None:
     schema = SCHEMAS[name]
     grammar = whole_grammar(json_rule(schema))
     for seed in range(6):
-        walk = byte_walker.walk(grammar, seed)
+        walk = byte_vocabulary.walk(grammar, seed)
         assert walk.is_finished, walk.text
         check(walk.text, {"type": "object"} if schema == {} else schema)

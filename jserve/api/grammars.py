@@ -1,0 +1,104 @@
+"""Grammars are compiled here before a request is admitted, in processes that a bad one cannot take the server with.
+
+A grammar that passes is compiled once more by the engine, which therefore never meets one that it cannot bear.
+"""
+
+import asyncio
+import hashlib
+import logging
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from jserve.api.worker_process import WorkerLostError, WorkerProcess
+from jserve.errors import JserveError, RequestError
+from jserve.text.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
+from jserve.text.structured import StructuredOutput
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "jserve.text.grammar_worker"
+_PROCESSES = 2
+"""The second is started when the first is busy, so that one slow grammar holds up nobody."""
+_KEPT = 512
+"""Verdicts that are remembered."""
+_KEPT_BYTES = 1 << 16
+"""Longest grammar that is remembered."""
+
+_decode = msgspec.msgpack.Decoder(Verdict).decode
+
+
+class GrammarChecker:
+    """All methods belong to the event loop's thread. Nothing is started before the first grammar comes."""
+
+    def __init__(self, setup: Callable[[], GrammarSetup], timeout_s: float, max_bytes: int) -> None:
+        """`setup` is asked for once, when the model is loaded. A grammar may take `timeout_s` and `max_bytes`."""
+        self._setup = setup
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._processes: list[WorkerProcess] = []
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._prepared: asyncio.Task[None] | None = None
+
+    async def compile(self, spec: StructuredOutput, reasoning: Reasoning | None = None) -> str:
+        """The grammar of `spec`, perhaps after reasoning, which is known to compile. Raises RequestError."""
+        verdict = await self._verdict(GrammarJob(spec, reasoning), spec.field)
+        if verdict.error:
+            prefix = "" if verdict.error.startswith(f"{spec.field}: ") else f"{spec.field}: "
+            raise RequestError(prefix + verdict.error, param=spec.field)
+        return verdict.grammar
+
+    async def check(self, grammar: str, *, param: str | None = None) -> None:
+        """Raise RequestError unless `grammar`, in llguidance's words, compiles. `param` is the field it came from."""
+        verdict = await self._verdict(GrammarJob(grammar), param or "grammar")
+        if verdict.error:
+            raise RequestError(f"{param or 'grammar'}: {verdict.error}", param=param)
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.stop()
+
+    async def _verdict(self, job: GrammarJob, field: str) -> Verdict:
+        request = pickle.dumps(job)
+        if len(request) > self._max_bytes:
+            raise RequestError(
+                f"{field}: {len(request)} bytes are more than the {self._max_bytes} that a grammar may have "
+                "(--max-grammar-bytes)",
+                param=field,
+            )
+        digest = hashlib.sha256(request).digest()
+        verdict = self._verdicts.get(digest)
+        if verdict is None:
+            verdict = await self._ask(request)
+            if verdict.is_final and len(verdict.grammar) <= _KEPT_BYTES:
+                self._verdicts[digest] = verdict
+                if len(self._verdicts) > _KEPT:
+                    self._verdicts.popitem(last=False)
+        else:
+            self._verdicts.move_to_end(digest)
+        return verdict
+
+    async def _ask(self, request: bytes) -> Verdict:
+        await self._prepare()
+        process = min(self._processes, key=lambda process: process.num_waiting)
+        try:
+            return _decode(await process.call(request))
+        except WorkerLostError as why:
+            logger.warning("compiling a grammar %s; it is refused", why)
+            return Verdict(error=f"compiling it {why}; ask for something simpler", is_final=False)
+
+    async def _prepare(self) -> None:
+        if self._prepared is None:
+            self._prepared = asyncio.create_task(self._make_processes())
+        try:
+            await asyncio.shield(self._prepared)
+        except JserveError:
+            self._prepared = None
+            raise
+
+    async def _make_processes(self) -> None:
+        setup = await asyncio.to_thread(lambda: pickle.dumps(self._setup()))  # Megabytes of vocabulary.
+        self._processes = [WorkerProcess(_MODULE, setup, self._timeout_s) for _ in range(_PROCESSES)]

@@ -1,0 +1,104 @@
+"""The fields that ask for a form of output, in all their spellings, as one `StructuredOutput`."""
+
+from typing import Any
+
+import msgspec
+
+from jserve.api.context import ServerContext
+from jserve.api.schemas import GenerationBody, ResponseFormat
+from jserve.errors import RequestError
+from jserve.protocol import SamplingParams
+from jserve.text.grammar_worker import Reasoning
+from jserve.text.structured import Kind, StructuredOutput
+
+_KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_GUIDED: dict[str, Kind] = {f"guided_{kind}": kind for kind in _KINDS if kind != "structural_tag"}
+
+
+async def constrain(
+    server: ServerContext, body: GenerationBody, sampling: SamplingParams, reasoning: Reasoning | None = None
+) -> SamplingParams:
+    """`sampling`, held to the form that `body` asks for, if it does; with `reasoning`, only after that has ended.
+
+    The grammar is known to compile. Raises RequestError that names the field.
+    """
+    spec = structured_output(body)
+    if spec is None:
+        return sampling
+    grammar = await server.grammars.compile(spec, reasoning)
+    return msgspec.structs.replace(sampling, grammar=grammar)
+
+
+def structured_output(body: GenerationBody) -> StructuredOutput | None:
+    """What `body` asks for, None for free text. Raises RequestError where it asks for several things, or for none."""
+    found = [spec for spec in (_of_response_format(body), _of_structured_outputs(body), _of_guided(body)) if spec]
+    if len(found) > 1:
+        fields = " and ".join(spec.field for spec in found)
+        raise RequestError(f"{fields} were given together; ask for one form of output", param=found[1].field)
+    return found[0] if found else None
+
+
+def _of_response_format(body: GenerationBody) -> StructuredOutput | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    field = "response_format"
+    if wanted.type == "json_object":
+        return StructuredOutput("json_object", field=field)
+    if wanted.type == "json_schema":
+        return StructuredOutput("json", _schema_of(wanted), field=field)
+    tag = wanted.model_dump(exclude={"type", "json_schema"}, exclude_none=True)
+    return StructuredOutput("structural_tag", tag, field=field)
+
+
+def _schema_of(wanted: ResponseFormat) -> Any:
+    if wanted.json_schema is None:
+        raise RequestError(
+            "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
+            param="response_format",
+        )
+    if wanted.json_schema.schema_ is None:
+        raise RequestError("response_format.json_schema needs `schema`, a JSON schema", param="response_format")
+    return wanted.json_schema.schema_
+
+
+def _of_structured_outputs(body: GenerationBody) -> StructuredOutput | None:
+    wanted = body.structured_outputs
+    if wanted is None:
+        return None
+    given = {kind: wanted.value_of(kind) for kind in _KINDS}
+    options = {
+        "disable_any_whitespace": wanted.disable_any_whitespace,
+        "disable_additional_properties": wanted.disable_additional_properties,
+        "whitespace_pattern": wanted.whitespace_pattern,
+    }
+    spec = _one_of(given, "structured_outputs", **options)
+    if spec is None:
+        raise RequestError(
+            f"structured_outputs needs exactly one of {', '.join(_KINDS)}, and has none", param="structured_outputs"
+        )
+    return spec
+
+
+def _of_guided(body: GenerationBody) -> StructuredOutput | None:
+    given = {kind: getattr(body, field) for field, kind in _GUIDED.items()}
+    spec = _one_of(given, "", whitespace_pattern=body.guided_whitespace_pattern)
+    if spec is None and body.guided_whitespace_pattern is not None:
+        field = "guided_whitespace_pattern"
+        raise RequestError(f"{field} needs guided_json or guided_json_object beside it", param=field)
+    return spec
+
+
+def _one_of(given: dict[Kind, Any], field: str, **options: Any) -> StructuredOutput | None:
+    """The one kind with a value. Without `field`, each kind is a field of its own."""
+    asked: list[Kind] = [
+        kind for kind, value in given.items() if value is not None and (kind != "json_object" or value)
+    ]
+    names = [f"guided_{kind}" if not field else kind for kind in asked]
+    if len(asked) > 1:
+        raise RequestError(
+            f"You can only use one kind of constraints for structured outputs but multiple are specified: "
+            f"{', '.join(names)}.",
+            param=field or names[1],
+        )
+    return StructuredOutput(asked[0], given[asked[0]], field=field or names[0], **options) if asked else None

@@ -1,0 +1,100 @@
+"""A helper process that serves one job at a time and may be lost: what a job does to it is that job's loss only.
+
+Frames are a length and a body, both ways. The process says with an empty frame that it is ready.
+"""
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+from jserve.api.process import die_with_parent
+from jserve.text.job_frames import LENGTH
+
+_START_S = 60.0
+"""Seconds to import, and to take in the first frame, on the slowest machine."""
+
+
+class WorkerLostError(Exception):
+    """The process took too long over a job, or ended, and is gone. The message says which."""
+
+
+class WorkerProcess:
+    """`python -m MODULE FD`, started when it is first needed and again after it was lost."""
+
+    def __init__(self, module: str, setup: bytes, wall_s: float) -> None:
+        """`setup` is the first frame of every start. A job may take `wall_s` seconds, the start not included."""
+        self._module = module
+        self._setup = setup
+        self._wall_s = wall_s
+        self._turn = asyncio.Lock()
+        self.num_waiting = 0
+        """Jobs that are being served or wait for their turn."""
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+
+    async def call(self, request: bytes) -> bytes:
+        """The answer of the process. Raises WorkerLostError."""
+        self.num_waiting += 1
+        try:
+            return await self._serve(request)
+        finally:
+            self.num_waiting -= 1
+
+    async def _serve(self, request: bytes) -> bytes:
+        async with self._turn:
+            is_answered = False
+            try:
+                if self._popen is None or self._popen.poll() is not None:
+                    await self._launch()
+                async with asyncio.timeout(self._wall_s):
+                    answer = await self._exchange(request)
+                is_answered = True
+                return answer
+            except TimeoutError:
+                raise WorkerLostError(f"took more than {self._wall_s:g} s") from None
+            except (asyncio.IncompleteReadError, ConnectionError):
+                raise WorkerLostError("overwhelmed the process that did it") from None
+            finally:
+                if not is_answered:  # Also where the caller was cancelled: its answer must not become the next one's.
+                    self.stop()
+
+    async def start(self) -> None:
+        """Start the process where it does not run."""
+        async with self._turn:
+            if self._popen is None:
+                await self._launch()
+
+    def stop(self) -> None:
+        """Kill the process, if it runs."""
+        if self._popen is None:
+            return
+        self._writer.close()
+        self._popen.kill()
+        self._popen.wait()  # A process that is killed is gone within a millisecond.
+        self._popen = None
+
+    async def _launch(self) -> None:
+        self.stop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", self._module, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        ours.setblocking(False)
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._popen = popen
+        async with asyncio.timeout(_START_S):
+            await self._exchange(self._setup)
+
+    async def _exchange(self, request: bytes) -> bytes:
+        self._writer.write(LENGTH.pack(len(request)) + request)
+        await self._writer.drain()
+        (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+        return await self._reader.readexactly(length)

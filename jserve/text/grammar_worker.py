@@ -1,0 +1,144 @@
+"""A process that compiles grammars, and can be lost: `python -m jserve.text.grammar_worker FD`.
+
+A grammar is a program for the compiler. llguidance limits its work, but by counting, not by the clock, and what
+comes before it (conversions, schemas) is limited by nothing; a process with an end to its time and memory is.
+"""
+
+import re
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from jserve.errors import RequestError
+from jserve.text.grammar import Marker, after_reasoning
+from jserve.text.job_frames import serve_jobs
+from jserve.text.structured import StructuredOutput, grammar_of
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of address space. The interpreter and a vocabulary of 150,000 tokens need about a tenth."""
+STACK_BYTES = 1 << 20
+"""Half of what Rust gives its threads. llguidance recurses over a grammar, and what is too deep ends the process."""
+_MAX_ERROR_CHARS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSetup:
+    """The first frame: the model's tokenizer as `tokenizers` writes it, its size, and its end tokens."""
+
+    tokenizer_json: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What stands around the reasoning that comes before a structured answer (`grammar.after_reasoning`)."""
+
+    begin: Marker
+    end: Marker
+    is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarJob:
+    """What is to be compiled: a form of output or a grammar, perhaps after reasoning."""
+
+    spec: StructuredOutput | str
+    reasoning: Reasoning | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A grammar that compiles, or why there is none. `is_final` says that a second try would end alike."""
+
+    grammar: str = ""
+    error: str = ""
+    is_final: bool = True
+
+
+class GrammarWorker:
+    """Compiles with the vocabulary of one model, as the engine will."""
+
+    def __init__(self, setup: GrammarSetup) -> None:
+        self._vocabulary: LLTokenizer | None = None
+        self._unusable = "this model names no end-of-sequence token, which a grammar needs"
+        if setup.eos_token_ids:
+            try:
+                self._vocabulary = LLTokenizer(
+                    setup.tokenizer_json, n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
+                )
+            except Exception as error:
+                self._unusable = (
+                    f"grammars cannot be used with this model's tokenizer ({type(error).__name__}: {error})"
+                )
+
+    def compile(self, job: GrammarJob) -> Verdict:
+        """The verdict on a job; whatever goes wrong is the job's fault."""
+        try:
+            grammar = job.spec if isinstance(job.spec, str) else grammar_of(job.spec)
+            error = self._error_of(grammar)
+            if not error and job.reasoning is not None:
+                grammar = after_reasoning(
+                    grammar, job.reasoning.begin, job.reasoning.end, is_open=job.reasoning.is_open
+                )
+                error = self._error_of(grammar)
+        except RequestError as refused:
+            error = str(refused)
+        except MemoryError:
+            error = f"needs more than {MEMORY_LIMIT >> 30} GiB of memory"
+        except Exception as broken:  # The compiler gave up in a way that it does not document.
+            error = f"cannot be compiled ({type(broken).__name__}: {broken})"
+        return Verdict(error=_printable(error)) if error else Verdict(grammar)
+
+    def _error_of(self, grammar: str) -> str:
+        if self._vocabulary is None:
+            return self._unusable
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        if matcher.is_error():
+            return _reason(matcher.get_error())
+        mask = matcher.compute_bitmask()  # The first is the dearest, and the one that shows an empty language.
+        if matcher.is_error():
+            return _reason(matcher.get_error())
+        return "" if any(mask) else "no text satisfies it"
+
+
+def _reason(message: str) -> str:
+    """The compiler's message without the text of the grammar around it, and in words that fit here."""
+    message = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
+    if "oneOf constraints are not supported" in message:
+        return "`oneOf` can be enforced only where its branches exclude each other visibly; use `anyOf`"
+    if "NoExtension" in message:
+        return "no text satisfies it"
+    if "fuel" in message or "ParserTooComplex" in message or "LexerTooComplex" in message:
+        return "is too complex: it needs more work per token than the compiler allows"
+    return message.split("\n<state>")[0].split("\n   1 | start: %json")[0].strip()
+
+
+def _printable(message: str) -> str:
+    message = message.encode(errors="replace").decode()
+    return message if len(message) <= _MAX_ERROR_CHARS else message[:_MAX_ERROR_CHARS] + "…"
+
+
+def _start(setup: GrammarSetup) -> Callable[[GrammarJob], bytes]:
+    worker = GrammarWorker(setup)
+    return lambda job: msgspec.msgpack.encode(worker.compile(job))
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What passes here must also pass in the engine's threads, which have less stack than a main thread.
+    threading.stack_size(STACK_BYTES)
+    work = threading.Thread(target=serve_jobs, args=(connection, _start))
+    work.start()
+    work.join()
+
+
+if __name__ == "__main__":
+    main()
