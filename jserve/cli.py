@@ -4,11 +4,12 @@ The order is deliberate: a wrong flag or a used port is told within a fraction o
 on its way before the HTTP libraries are imported. Never imports jax.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 
 from jserve.errors import JserveError
-from jserve.log import set_up_logging
+from jserve.log import set_up_logging, writes_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,7 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run(sys.argv[1:] if argv is None else argv)
     except JserveError as error:
-        print(f"jserve: {error}", file=sys.stderr)
+        if writes_json():
+            logging.getLogger(__name__).critical("%s", error)
+        else:
+            print(f"jserve: {error}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -33,6 +33,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     compile_cache_dir: str | None = None
     seed: int = 0
+    log_level: str = "info"
+    log_format: str = "text"
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)

@@ -30,6 +30,7 @@ from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
 from jserve.errors import StartupError
 from jserve.ipc import EngineSocket
+from jserve.log import set_up_logging
 from jserve.progress import StartupBars
 from jserve.protocol import (
     Abort,
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 _GRAMMAR_WAIT_S = 0.005
 """How long the loop sleeps at most, and so leaves what arrives unread, while all requests wait for grammars."""
+_HEARTBEAT_S = 0.5
+"""Longest silence while steps are made."""
 
 
 class EngineCore:
@@ -183,6 +186,7 @@ class EngineProcess:
     connection: EngineSocket
     is_stopping: bool = False
     _num_deferred_told: int = 0
+    _sent_at: float = 0.0
 
     def run(self) -> None:
         """The loop. Sleeps in the kernel while there is nothing to do."""
@@ -190,9 +194,12 @@ class EngineProcess:
             refused = self._receive(block=self.core.is_idle)
             deltas = self.core.step() if not self.core.is_idle else []
             num_deferred = self.core.num_deferred
-            if refused or deltas or self.core.is_idle or num_deferred != self._num_deferred_told:
+            # A long prompt takes many steps that yield nothing; the other side wants to hear that they are made.
+            is_news = refused or deltas or self.core.is_idle or num_deferred != self._num_deferred_told
+            if is_news or time.monotonic() - self._sent_at > _HEARTBEAT_S:
                 self.connection.send(StepFrame(refused + deltas, self.core.stats()))
                 self._num_deferred_told = num_deferred
+                self._sent_at = time.monotonic()
 
     def _receive(self, *, block: bool) -> list[TokenDelta]:
         """Take in what has arrived; returns the final deltas of requests that were refused."""
@@ -275,14 +282,8 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the API process")
     fd = parser.parse_args().fd
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    logging.getLogger("jax").setLevel(logging.WARNING)
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    set_up_logging(config.log_level, config.log_format)
     connection = EngineSocket(socket.socket(fileno=fd))
     try:
         serve(config, connection)

@@ -37,6 +37,11 @@ def set_up_logging(level: str, format: str) -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def writes_json() -> bool:
+    """Whether standard error is for a machine, which tables and bars would confuse."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
 class TextFormatter(logging.Formatter):
     """A line for people; the request's id follows where the line does not hold it already."""
 

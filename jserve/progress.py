@@ -1,10 +1,15 @@
 """Progress on standard error: bars on a terminal, a line now and then in a log."""
 
+import logging
 import sys
 import time
 from typing import Any
 
 from tqdm import tqdm
+
+from jserve.log import writes_json
+
+logger = logging.getLogger(__name__)
 
 TITLES = {"weights": "Loading weights", "compile": "Compiling", "background-compile": "Compiling behind"}
 LINE_INTERVAL_S = 5.0
@@ -15,7 +20,7 @@ class StartupBars:
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[Any]] = {}
-        self._is_terminal = sys.stderr.isatty()
+        self._is_terminal = sys.stderr.isatty() and not writes_json()
         self._last_line = time.monotonic()
 
     def show(self, phase: str, done: int, total: int, detail: str) -> None:
@@ -25,6 +30,10 @@ class StartupBars:
         elif done == total or time.monotonic() - self._last_line > LINE_INTERVAL_S:
             self._last_line = time.monotonic()
             suffix = f" ({detail})" if detail and done < total else ""
+            if writes_json():
+                progress = {"phase": phase, "done": done, "total": total}
+                logger.info("%s: %d of %d%s", TITLES.get(phase, phase), done, total, suffix, extra=progress)
+                return
             print(f"{TITLES.get(phase, phase)}: {done} of {total}{suffix}", file=sys.stderr, flush=True)
 
     def close(self) -> None:

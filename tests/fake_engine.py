@@ -63,6 +63,7 @@ class FakeEngine:
         self.options = options
         self.config = config
         self.socket = engine_socket
+        self.max_num_seqs = options.max_num_seqs
         self.sequences: dict[str, FakeSequence] = {}
         self.num_steps = 0
         self.num_aborts = 0
@@ -90,7 +91,7 @@ class FakeEngine:
         self.socket.send(
             EngineReady(
                 max_model_len=self.config.max_model_len or 256,
-                max_num_seqs=self.config.max_num_seqs or 64,
+                max_num_seqs=self.max_num_seqs,
                 page_size=PAGE_SIZE,
                 num_pages=NUM_PAGES,
                 vocab_size=self.options.vocab_size,
@@ -124,12 +125,14 @@ class FakeEngine:
 
     def _step(self) -> None:
         self.num_steps += 1
-        deltas = [self._advance(sequence) for sequence in list(self.sequences.values())]
+        running = list(self.sequences.values())[: self.max_num_seqs]
+        deltas = [self._advance(sequence) for sequence in running]
         self._send(deltas)
 
     def _send(self, deltas: list[TokenDelta]) -> None:
         stats = EngineStats(
-            num_running=len(self.sequences),
+            num_running=min(self.max_num_seqs, len(self.sequences)),
+            num_waiting=max(0, len(self.sequences) - self.max_num_seqs),
             num_pages_used=len(self.sequences),
             num_pages=NUM_PAGES,
             num_steps=self.num_steps,
@@ -145,6 +148,8 @@ class FakeEngine:
     def _advance(self, sequence: FakeSequence) -> TokenDelta:
         request = sequence.request
         token = sequence.next_token()
+        if token == self.options.stall_token:
+            time.sleep(self.options.stall_s)
         is_first = sequence.num_output == 0
         sequence.num_output += 1
         reason, stop_reason = self._finish(sequence, token)
@@ -189,6 +194,9 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.add_argument("--vocab-size", type=int, default=400)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--stall-token", type=int)
+    parser.add_argument("--stall-s", type=float, default=0.0)
     parser.add_argument("--eos", type=int, default=2)
     parser.add_argument("--fatal", default="")
     parser.add_argument("--exit-at-start", type=int)

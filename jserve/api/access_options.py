@@ -64,6 +64,14 @@ def add_observability_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("logs and traces")
     group.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least important messages to show")
     group.add_argument("--log-format", choices=LOG_FORMATS, default="text", help="lines for people, or JSON objects")
+    group.add_argument(
+        "--enable-log-requests", action="store_true", help="log what a request asks for, without its content"
+    )
+    group.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="OpenTelemetry collector that gets a span per request, over HTTP (default: none)",
+    )
 
 
 def flatten(values: list[list[str] | str]) -> tuple[str, ...]:

@@ -88,7 +88,10 @@ def _middleware(server: ServerContext) -> list[Middleware]:
     """From the outside to the inside. Preflights of browsers carry no key, so CORS comes before the guard."""
     settings = server.settings
     routes = [path for _, path, _ in ROUTES]
-    layers = [Middleware(Edge, metrics=server.metrics.http, model_name=settings.model_names[0], routes=routes)]
+    edge = Middleware(
+        Edge, metrics=server.metrics.http, model_name=settings.model_names[0], routes=routes, tracer=server.tracer
+    )
+    layers = [edge]
     if settings.allowed_origins:
         cors = Middleware(
             CORSMiddleware,

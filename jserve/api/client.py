@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from jserve.api.admission import Admission
 from jserve.api.inbox import Inbox
 from jserve.api.process import EngineProcess, LaunchedEngine, launch_engine
 from jserve.api.settings import ServerSettings
@@ -66,6 +67,7 @@ class EngineClient:
         """What the newest ready engine told; kept while it is being restarted."""
         self.stats = EngineStats()
         self.num_restarts = 0
+        self.admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
         self.last_frame_at = time.monotonic()
         self.on_ready: Callable[[EngineReady], None] = lambda _: None
         self.on_step: Callable[[EngineStats], None] = lambda _: None
@@ -76,10 +78,20 @@ class EngineClient:
         return self._process.pid if self._process else None
 
     @property
+    def num_open(self) -> int:
+        """Sequences that have been sent and are not over."""
+        return len(self._inboxes)
+
+    @property
+    def seconds_silent(self) -> float:
+        """How long ago the engine last sent something, or was first given something to do."""
+        return time.monotonic() - self.last_frame_at
+
+    @property
     def is_stalled(self) -> bool:
         """Whether requests are open on a ready engine that has sent nothing for too long."""
-        silent = time.monotonic() - self.last_frame_at
-        return self.state is EngineState.READY and bool(self._inboxes) and silent > self._settings.stall_timeout_s
+        is_busy = self.state is EngineState.READY and bool(self._inboxes)
+        return is_busy and self.seconds_silent > self._settings.stall_timeout_s
 
     @property
     def max_model_len(self) -> int:
@@ -97,9 +109,16 @@ class EngineClient:
             raise EngineUnavailableError(self.describe_unavailable())
 
     def submit(self, requests: Sequence[Request]) -> Inbox:
-        """Send requests that share one client. Raises EngineUnavailableError while no engine is ready."""
+        """Send requests that share one client.
+
+        Raises EngineUnavailableError while no engine is ready, OverloadedError while its queue is full.
+        """
         self.check_ready()
         assert self._process is not None
+        assert self.ready is not None
+        self.admission.check(
+            requests, num_open=self.num_open, max_num_seqs=self.ready.max_num_seqs, stats=self.stats
+        )  # fmt: skip
         if not self._inboxes:
             self.last_frame_at = time.monotonic()
         inbox = Inbox(tuple(request.request_id for request in requests))
@@ -111,6 +130,8 @@ class EngineClient:
     def abort(self, request_ids: Sequence[str]) -> None:
         """Stop those of these requests that are still open, and forget them. Returns at once."""
         open_ids = [request_id for request_id in request_ids if self._inboxes.pop(request_id, None)]
+        for request_id in open_ids:
+            self.admission.unstarted.pop(request_id, None)
         if open_ids and self._process is not None:
             self._process.send([Abort(open_ids)])
 
@@ -221,8 +242,10 @@ class EngineClient:
     def _receive_step(self, frame: StepFrame) -> None:
         self.stats = frame.stats
         self.on_step(frame.stats)
-        inboxes = self._inboxes
+        inboxes, unstarted = self._inboxes, self.admission.unstarted
         for delta in frame.deltas:
+            if unstarted:
+                unstarted.pop(delta.request_id, None)
             inbox = inboxes.get(delta.request_id)
             if inbox is None:
                 continue
@@ -232,6 +255,7 @@ class EngineClient:
 
     def _fail_open_requests(self) -> None:
         inboxes, self._inboxes = self._inboxes, {}
+        self.admission.unstarted.clear()
         for inbox in set(inboxes.values()):
             inbox.fail(EngineFailedError("the engine process died while it worked on this request; send it again"))
         self.stats = EngineStats()

@@ -14,6 +14,7 @@ from jserve.api.keys import KeyRing
 from jserve.api.metrics import Metrics
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
+from jserve.api.tracing import Tracer
 from jserve.errors import EngineUnavailableError
 from jserve.text.grammar_worker import GrammarSetup
 
@@ -28,6 +29,7 @@ class ServerContext:
     metrics: Metrics
     keys: KeyRing
     accounts: Accounts
+    tracer: Tracer | None = None
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
 from jserve.api.http_metrics import UNCOUNTED_PATHS, HttpMetrics
+from jserve.api.tracing import Tracer
 from jserve.log import request_fields
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,14 @@ _CLIENT_GONE = 499
 class Edge:
     """Gives each request an id, or takes the client's `X-Request-Id`, and says how each of them ended."""
 
-    def __init__(self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[str], tracer: Tracer | None
+    ) -> None:
         self._app = app
         self._routes = frozenset(routes)
         self._metrics = metrics
         self._model_name = model_name
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +70,8 @@ class Edge:
     def _close(self, scope: Scope, call: Call, status: int, seconds: float, num_bytes: int) -> None:
         if call.path in UNCOUNTED_PATHS:
             return
+        if self._tracer is not None:
+            self._tracer.record(call, status, time.time())
         length = dict(scope["headers"]).get(b"content-length", b"0")
         self._metrics.observe(
             self._handler(scope, call),

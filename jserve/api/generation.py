@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 _GOLDEN = 0x9E3779B97F4A7C15
 """Odd and close to 2**64 over the golden ratio: consecutive multiples are far apart (Knuth, 6.4)."""
 
+_LOGGED = (
+    "n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
+    "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs", "prompt_logprobs",
+)  # fmt: skip
+"""Fields of a request that may be logged; others hold words."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
@@ -182,7 +188,10 @@ class Generation:
 class Generator:
     """Starts generations and knows those that are open, so that a shutdown can wait for them."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics, isolation: CacheIsolation) -> None:
+    def __init__(
+        self, client: EngineClient, metrics: Metrics, isolation: CacheIsolation, *, log_requests: bool = False
+    ) -> None:
+        self._log_requests = log_requests
         self._client = client
         self._metrics = metrics
         self._isolation = isolation
@@ -231,8 +240,10 @@ class Generator:
 
     def finish(self, generation: Generation) -> None:
         """Forget a generation; what is still open of it is aborted."""
-        generation.close()
-        self._open.discard(generation)
+        if generation in self._open:
+            generation.close()
+            self._open.discard(generation)
+            self._metrics.longest_size.observe(max(life.num_output for life in generation.lives))
 
     def cancel_all(self, error: JserveError) -> None:
         """End every open generation with `error`."""
@@ -259,7 +270,8 @@ class Generator:
             choice = Choice(index, request.sampling, tokenizer, parser)
             max_tokens = sampling.max_tokens or 0
             choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
-        logger.debug("request %s received: prompts=%d choices=%d", request.public_id, len(request.prompts), num_choices)
+        if self._log_requests:
+            logger.info("request %s received: %s", request.public_id, describe_sampling(request))
         return requests, choices
 
     def _choice_sampling(self, sampling: SamplingParams, k: int, num_prompt: int, cap: int | None) -> SamplingParams:
@@ -272,6 +284,15 @@ class Generator:
             min_tokens=min(sampling.min_tokens, max_tokens),
             seed=choice_seed(sampling.seed, k),
         )
+
+
+def describe_sampling(request: GenerationRequest) -> str:
+    """What is asked for, as far as it says nothing about the content."""
+    defaults = SamplingParams()
+    asked = {name: getattr(request.sampling, name) for name in _LOGGED}
+    changed = {name: value for name, value in asked.items() if value != getattr(defaults, name)}
+    num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
+    return " ".join(f"{name}={value}" for name, value in {"prompt_tokens": num_prompt, **changed}.items())
 
 
 def choice_seed(seed: int | None, k: int) -> int:

@@ -55,7 +55,7 @@ class Metrics(Collector):
         self._base: dict[str, int] = {}
         self._newest = EngineStats()
         self.finished: Counter[str] = Counter()
-        self.rejected: Counter[str] = Counter()
+        self.rejected = client.admission.rejected
         self.aborted: Counter[str] = Counter()
         self.rate_limited: Counter[tuple[str, str]] = Counter()
         """By id of the key and kind of the limit."""
@@ -87,6 +87,12 @@ class Metrics(Collector):
         self.output_size = make("vllm:request_generation_tokens", "Tokens generated for a sequence.", sizes)
         self.max_size = make("vllm:request_params_max_tokens", "max_tokens after clamping.", sizes)
         self.choices = make("vllm:request_params_n", "Choices asked for.", (1, 2, 5, 10, 20))
+        self.computed_size = make(
+            "vllm:request_prefill_kv_computed_tokens", "Prompt tokens of a sequence that were computed.", sizes
+        )
+        self.longest_size = make(
+            "vllm:request_max_num_generation_tokens", "Tokens of a request's longest choice.", sizes
+        )
         self.preemptions = make("vllm:request_num_preemptions", "Preemptions of a sequence.", (1, 2, 3, 4, 5, 10, 20))
         self.step_size = make("vllm:iteration_tokens_total", "Tokens of a step.", _STEP_TOKENS)
 
@@ -112,6 +118,7 @@ class Metrics(Collector):
         if not life.first_token:
             return
         self.first_token.observe(life.first_token - life.arrived)
+        self.computed_size.observe(max(0, life.num_prompt - life.num_cached))
         decode = life.last_token - life.first_token
         self.decode.observe(decode)
         if life.num_output > 1:
@@ -170,6 +177,10 @@ class Metrics(Collector):
         yield self._gauge("vllm:kv_cache_usage_perc", "Used share of the KV pages, 0 to 1.", usage)
         yield self._gauge("vllm:gpu_cache_usage_perc", "Old name of vllm:kv_cache_usage_perc.", usage)
         yield self._gauge("jserve:engine_up", "1 while the engine is ready.", float(running))
+        sleep = {"awake": 1, "weights_offloaded": 0, "discard_all": 0}  # It has no sleep mode.
+        yield self._family(
+            GaugeMetricFamily, "vllm:engine_sleep_state", "1 for the engine's state.", "sleep_state", sleep
+        )
         padded = stats.padded_tokens
         waste = 1 - stats.step_tokens / padded if padded else 0.0
         yield self._gauge("jserve:bucket_padding_waste_ratio", "Share of padding in the newest step.", waste)
@@ -195,6 +206,12 @@ class Metrics(Collector):
         yield self._counter(
             "vllm:prompt_tokens_cached", "Prompt tokens taken from the prefix cache.", self.cached_tokens
         )
+        hits = {"local_cache_hit": self.cached_tokens, "external_kv_transfer": 0}
+        by_source = {"local_compute": self.prompt_tokens - self.cached_tokens, **hits}
+        for name, values in (("prompt_tokens_by_source", by_source), ("prompt_tokens_cached_by_source", hits)):
+            yield self._family(CounterMetricFamily, f"vllm:{name}", "Prompt tokens, by source.", "source", values)
+        for name in ("queries", "hits"):
+            yield self._counter(f"vllm:external_prefix_cache_{name}", "Always 0: there is no external cache.", 0)
         yield self._counter("vllm:generation_tokens", "Tokens generated.", self.generation_tokens)
         yield self._counter("jserve:engine_restarts", "Engines started again.", self._client.num_restarts)
         finished = {reason: self.finished[reason] for reason in _FINISH_REASONS}

@@ -340,6 +340,8 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         sse_keep_alive_interval_s=options.sse_keep_alive_interval,
         log_level=options.log_level,
         log_format=options.log_format,
+        enable_log_requests=options.enable_log_requests,
+        otlp_traces_endpoint=options.otlp_traces_endpoint,
         engine_command=tuple(options.engine_command or DEFAULT_ENGINE_COMMAND),
     )
 

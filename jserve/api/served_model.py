@@ -139,6 +139,7 @@ def _num_content_chars(message: Mapping[str, Any]) -> int:
 
 def fingerprint(config: EngineConfig) -> str:
     """`system_fingerprint`: changes with the version and with whatever may change the output."""
+    config = msgspec.structs.replace(config, log_level="", log_format="")
     digest = hashlib.sha256(msgspec.json.encode(config)).hexdigest()[:8]
     parallel = f"-tp{config.tensor_parallel_size}" if config.tensor_parallel_size > 1 else ""
     return f"jserve-{__version__}{parallel}-{digest}"

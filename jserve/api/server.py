@@ -27,6 +27,8 @@ from jserve.api.metrics import Metrics
 from jserve.api.process import LaunchedEngine
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
+from jserve.api.tracing import Tracer
+from jserve.api.watchdog import watch_decode
 from jserve.config import EngineConfig
 from jserve.errors import EngineUnavailableError
 
@@ -62,8 +64,11 @@ class Server:
         keys = KeyRing(settings.api_keys, settings.api_key_file, settings.limits.names if settings.limits else None)
         accounts = Accounts(settings.limits)
         metrics.rate_limited = accounts.rejections
-        generator = Generator(client, metrics, CacheIsolation(settings.cache_isolation))
-        self.context = ServerContext(settings, client, generator, metrics, keys, accounts)
+        isolation = CacheIsolation(settings.cache_isolation)
+        generator = Generator(client, metrics, isolation, log_requests=settings.enable_log_requests)
+        endpoint = settings.otlp_traces_endpoint
+        tracer = Tracer(endpoint, settings.model_names[0]) if endpoint else None
+        self.context = ServerContext(settings, client, generator, metrics, keys, accounts, tracer)
         self._config = config
         self._listener = listener
         self._began = time.monotonic()
@@ -100,6 +105,7 @@ class Server:
         engine = asyncio.create_task(self.context.client.run())
         loading = asyncio.create_task(self._load_model())
         stop = asyncio.create_task(self._stop_requested.wait())
+        watchdog = asyncio.create_task(watch_decode(self.context.client))
         self.context.client.on_ready = lambda _: self._announce()
         try:
             waiting = {http, engine, loading, stop}
@@ -109,9 +115,11 @@ class Server:
                     task.result()
             await self._drain()
         finally:
-            loading.cancel()
-            stop.cancel()
+            for task in (loading, stop, watchdog):
+                task.cancel()
             await self._close(http, engine)
+            if self.context.tracer is not None:
+                await asyncio.to_thread(self.context.tracer.close)
 
     def stop(self) -> None:
         """Begin to drain."""

@@ -1,6 +1,7 @@
 """What the server process is told: everything that the engine does not need to know."""
 
 import math
+import ssl
 import sys
 from pathlib import Path, PurePath
 
@@ -87,9 +88,13 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--allow-credentials needs --allowed-origins by name: with '*' any site could use them")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ConfigError("--ssl-keyfile and --ssl-certfile belong together; give both, or none")
-        for flag, file in (("--ssl-keyfile", self.ssl_keyfile), ("--ssl-certfile", self.ssl_certfile)):
-            if file is not None and not file.is_file():
-                raise ConfigError(f"{flag}: {file} does not exist")
+        if self.ssl_certfile is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"--ssl-certfile {self.ssl_certfile} and --ssl-keyfile {self.ssl_keyfile}: {error}"
+                ) from error
         for flag, limit, least in (
             ("--max-queued-requests", self.max_queued_requests, 0),
             ("--max-queued-tokens", self.max_queued_tokens, 1),

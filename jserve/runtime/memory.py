@@ -4,7 +4,8 @@ KV pages get what is left of the limit after weights, the temporaries of the lar
 state and a margin. Nothing is allocated after ready.
 """
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,12 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
+from jserve.log import writes_json
 from jserve.runtime import readout
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
+
+logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 MARGIN = 256 << 20
@@ -180,7 +184,11 @@ def device_limit(device: jax.Device) -> int:
 
 
 def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:
-    """The budget as a small table on standard error."""
+    """The budget as a small table on standard error, or as a line where that is for a machine."""
+    if writes_json():
+        sizes = {field.name: getattr(plan, field.name) for field in fields(plan)}
+        logger.info("memory per device (%s): %s", device, _numbers(plan), extra={"bytes": sizes})
+        return
     table = Table(title=f"Memory per device ({device})", title_justify="left")
     table.add_column("what")
     table.add_column("size", justify="right")

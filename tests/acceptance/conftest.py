@@ -1,5 +1,6 @@
 """A live server with the real model, started as a user starts it."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ class LiveServer:
 
     url: str
     process: subprocess.Popen[bytes]
+    log: Path = Path(os.devnull)
+    """Where its standard error goes."""
 
     def metric(self, name: str) -> float:
         """The sum over labels of a metric."""
@@ -40,7 +43,7 @@ def start_server(real_gguf: Path, executables: str, tmp_path_factory: pytest.Tem
         command = [sys.executable, "-m", "jserve", "--model", str(real_gguf), "--port", str(port)]
         log = (tmp_path_factory.mktemp("server") / "log.txt").open("wb")
         process = subprocess.Popen([*command, "--compile-cache-dir", executables, *flags], stderr=log)
-        server = LiveServer(f"http://127.0.0.1:{port}", process)
+        server = LiveServer(f"http://127.0.0.1:{port}", process, Path(log.name))
         servers.append(server)
         wait_until_ready(server, log.name)
         return server

@@ -1,6 +1,11 @@
 """The prefix cache of the real engine, shared under one key and closed to another."""
 
+import json
+import re
+
+import httpx
 from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.conftest import LiveServer, StartServer
 from tests.acceptance.test_smoke import SMALL
@@ -19,10 +24,36 @@ def _cached_tokens(server: LiveServer, key: str, **fields: str) -> int:
 
 def test_a_prompt_is_cached_for_its_own_key_only(start_server: StartServer) -> None:
     flags = (*SMALL, "--kv-cache-memory-bytes", "128MiB", "--enable-prompt-tokens-details")
-    server = start_server(*flags, "--api-key", "alice", "bob")
+    server = start_server(*flags, "--api-key", "alice", "bob", "--log-format", "json", "--metrics-without-key")
     assert _cached_tokens(server, "alice") == 0
     assert _cached_tokens(server, "alice") >= 64
     assert _cached_tokens(server, "bob") == 0
     assert _cached_tokens(server, "bob") >= 64
     assert _cached_tokens(server, "bob", cache_salt="mine") == 0
     assert _cached_tokens(server, "bob", cache_salt="mine") >= 64
+    _check_log(server)
+    _check_metrics(server)
+
+
+def _check_log(server: LiveServer) -> None:
+    """Every line of both processes is one JSON object, except those that libraries in C++ write."""
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    loggers = {line["logger"].rpartition(".")[0] for line in lines}
+    assert {"jserve.api", "jserve.runtime", "jserve"} <= loggers
+    others = [line for line in server.log.read_text().splitlines() if not line.startswith("{")]
+    assert not [line for line in others if not re.match(r"[IWEF]\d{4} |WARNING: All log messages before absl", line)]
+    ended = [line for line in lines if line.get("path") == "/v1/completions"]
+    assert len(ended) == 6
+    assert len({line["request_id"] for line in ended}) == 6
+    assert len({line["key_id"] for line in ended}) == 2
+    assert [line["cached_tokens"] > 0 for line in ended] == [False, True] * 3
+    assert PROMPT[:20] not in server.log.read_text()
+
+
+def _check_metrics(server: LiveServer) -> None:
+    text = httpx.get(f"{server.url}/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    info = families["vllm:cache_config_info"].samples[0].labels
+    assert int(info["num_gpu_blocks"]) > 1
+    assert text.count("block_size=") == 1
+    assert families["vllm:prompt_tokens_cached"].samples[0].value == server.metric("vllm:prefix_cache_hits_total") > 0

@@ -1,0 +1,114 @@
+"""The queue's limits: what is above them is refused at once, and nobody else notices."""
+
+import asyncio
+from collections import Counter
+
+import httpx
+import openai
+import pytest
+
+from jserve.api.admission import Admission
+from jserve.errors import OverloadedError
+from jserve.protocol import EngineStats, Request, SamplingParams
+from tests.api.live_server import LiveServer, StartServer
+
+
+def _requests(*lengths: int) -> list[Request]:
+    return [Request(f"{i}", [1] * length, SamplingParams()) for i, length in enumerate(lengths)]
+
+
+def _admits(admission: Admission, count: int, num_open: int, stats: EngineStats | None = None) -> bool:
+    try:
+        admission.check(_requests(*[1] * count), num_open=num_open, max_num_seqs=4, stats=stats or EngineStats())
+    except OverloadedError:
+        return False
+    return True
+
+
+def test_places_that_are_free_are_not_counted_as_queue() -> None:
+    admission = Admission(2, None)
+    assert _admits(admission, 4, 0)
+    assert _admits(admission, 2, 4), "two may wait"
+    assert not _admits(admission, 1, 6)
+    assert not _admits(admission, 3, 4), "a request with n=3 counts as three"
+    assert admission.rejected == {"queued_requests": 2}
+
+
+def test_an_engine_that_queues_has_only_the_places_that_it_uses() -> None:
+    """Its pages are full before its places are."""
+    busy = EngineStats(num_running=2, num_waiting=1)
+    assert _admits(Admission(2, None), 1, 3, busy)
+    assert not _admits(Admission(2, None), 1, 4, busy)
+
+
+def test_an_idle_engine_takes_what_is_larger_than_the_queue() -> None:
+    assert _admits(Admission(0, 1), 100, 0)
+
+
+def test_no_queue_at_all() -> None:
+    assert _admits(Admission(0, None), 1, 3)
+    assert not _admits(Admission(0, None), 1, 4)
+
+
+def test_prompt_tokens_wait_until_the_first_token() -> None:
+    admission = Admission(None, 10)
+    admission.check(_requests(20), num_open=0, max_num_seqs=4, stats=EngineStats())
+    with pytest.raises(OverloadedError, match="20 prompt tokens wait and 1 more are above --max-queued-tokens 10"):
+        admission.check(_requests(1), num_open=1, max_num_seqs=4, stats=EngineStats())
+    admission.unstarted.clear()
+    admission.check(_requests(4, 6), num_open=1, max_num_seqs=4, stats=EngineStats())
+    assert admission.rejected == {"queued_tokens": 1}
+
+
+def _flood(live: LiveServer, count: int, **fields: object) -> "Counter[int]":
+    async def send() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=live.url, timeout=20) as client:
+            body = {"prompt": "abcd", "max_tokens": 4, "temperature": 1, **fields}
+            return await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(count)))
+
+    answers = asyncio.run(send())
+    for answer in answers:
+        if answer.status_code == 503:
+            assert answer.json()["error"]["type"] == "Service Unavailable"
+            assert int(answer.headers["retry-after"]) >= 1
+        else:
+            assert len(answer.json()["choices"]) == fields.get("n", 1)
+    return Counter(answer.status_code for answer in answers)
+
+
+def test_a_flood_leaves_what_fits(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "80", "--max-num-seqs", "4", max_queued_requests=6)
+    assert _flood(live, 40) == {200: 4 + 6, 503: 30}
+    assert _flood(live, 10, n=3) == {200: 3, 503: 7}
+    assert live.metric("vllm:admission_rejections_total", reason="queued_requests") == 37
+    assert _flood(live, 10) == {200: 10}, "nothing is left behind"
+    with pytest.raises(openai.InternalServerError) as caught:
+        asyncio.run(_one_too_many(live))
+    assert caught.value.status_code == 503
+
+
+async def _one_too_many(live: LiveServer) -> None:
+    client = openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0)
+    await asyncio.gather(*(client.completions.create(model="tiny", prompt="ab", max_tokens=2) for _ in range(20)))
+
+
+def test_a_flood_of_tokens(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "80", "--max-num-seqs", "4", max_queued_tokens=40)
+    assert _flood(live, 20) == {200: 10, 503: 10}
+    assert live.metric("vllm:admission_rejections_total", reason="queued_tokens") == 10
+    assert not live.server.context.client.admission.unstarted
+    assert _flood(live, 10) == {200: 10}
+
+
+def test_clients_that_leave_make_room(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "20", "--max-num-seqs", "1", max_queued_requests=1, max_queued_tokens=8)
+    body = {"prompt": "abcd", "max_tokens": 250, "stream": True}
+    for _ in range(3):
+        with live.http.stream("POST", "/v1/completions", json=body) as running:
+            lines = running.iter_lines()
+            next(lines)
+            with live.http.stream("POST", "/v1/completions", json=body) as waiting:
+                assert waiting.status_code == 200
+                assert live.http.post("/v1/completions", json=body).status_code == 503
+        live.wait_for(lambda: live.server.context.client.num_open == 0)
+    assert not live.server.context.client.admission.unstarted

@@ -1,0 +1,51 @@
+"""HTTPS with a certificate of one's own."""
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from jserve.api.options import parse
+from jserve.errors import ConfigError
+from tests.api.live_server import StartServer
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Key and certificate of 127.0.0.1."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *extension], check=True, capture_output=True)
+    return key, certificate
+
+
+def test_answers_over_https_only(start_server: StartServer, files: tuple[Path, Path]) -> None:
+    key, certificate = files
+    live = start_server(wait=False, ssl_keyfile=key, ssl_certfile=certificate)
+    url = live.url.replace("http:", "https:")
+    assert live.server.url == url
+    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=str(certificate))) as client:
+        live.wait_for(lambda: client.get("/ready").status_code == 200, 15)
+        body = {"prompt": "abc", "max_tokens": 5, "stream": True}
+        assert client.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
+    assert live.status("/health") == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_files_that_do_not_serve_are_told_at_once(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    key, certificate = map(str, files)
+    flags = ["--model", "m", "--ssl-certfile"]
+    with pytest.raises(ConfigError, match="belong together"):
+        parse([*flags, certificate])
+    with pytest.raises(ConfigError, match="No such file"):
+        parse([*flags, certificate, "--ssl-keyfile", str(tmp_path / "none")])
+    with pytest.raises(ConfigError, match="--ssl-certfile"):
+        parse([*flags, key, "--ssl-keyfile", certificate])
+    parse([*flags, certificate, "--ssl-keyfile", key])

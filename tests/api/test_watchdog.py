@@ -1,0 +1,33 @@
+"""A decode that stalls is told in the log, once, and so is its end."""
+
+import logging
+import threading
+
+import pytest
+
+from tests.api.live_server import STOP, StartServer
+
+
+def test_stall_is_logged_when_it_begins_and_when_it_ends(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = start_server("--stall-token", str(STOP), "--stall-s", "1.2", "--eos", "-1", stall_timeout_s=0.3)
+    body = {"prompt": [5, STOP], "max_tokens": 3}
+    with caplog.at_level(logging.WARNING, "jserve.api.watchdog"):
+        thread = threading.Thread(target=lambda: live.http.post("/v1/completions", json=body))
+        thread.start()
+        live.wait_for(lambda: live.status("/health/decode") == 503)
+        assert live.status("/health") == live.status("/ready") == 200
+        live.wait_for(lambda: "decode has stalled: 1 sequences are open" in caplog.text)
+        thread.join(10)
+        live.wait_for(lambda: "decode is no longer stalled, after " in caplog.text)
+    assert live.status("/health/decode") == 200
+    assert len(caplog.records) == 2
+    assert caplog.records[0].levelname == "ERROR"
+
+
+def test_an_idle_engine_does_not_stall(start_server: StartServer) -> None:
+    live = start_server(stall_timeout_s=0.05)
+    live.complete("abc", max_tokens=1)
+    live.wait_for(lambda: live.server.context.client.seconds_silent > 0.1)
+    assert live.status("/health/decode") == 200
