@@ -164,9 +164,10 @@ class Metrics(Collector):
         stats = self._client.stats
         usage = stats.num_pages_used / stats.num_pages if stats.num_pages else 0.0
         running = self._client.state is EngineState.READY
+        sum_waiting = stats.num_waiting + stats.num_deferred
         yield self._gauge("vllm:num_requests_running", "Sequences that hold a slot.", stats.num_running)
-        yield self._gauge("vllm:num_requests_waiting", "Sequences that wait for one.", stats.num_waiting)
-        by_reason = {"capacity": stats.num_waiting, "deferred": 0}
+        yield self._gauge("vllm:num_requests_waiting", "Sequences that wait for one.", sum_waiting)
+        by_reason = {"capacity": stats.num_waiting, "deferred": stats.num_deferred}
         yield self._family(
             GaugeMetricFamily,
             "vllm:num_requests_waiting_by_reason",
