@@ -4,6 +4,7 @@ from jserve.api.settings import ServerSettings
 from jserve.errors import UnknownModelError
 
 _LATEST = ":latest"
+_MAX_SHOWN = 200
 
 
 def tagged(name: str) -> str:
@@ -14,4 +15,4 @@ def tagged(name: str) -> str:
 def check_model_name(settings: ServerSettings, name: str) -> None:
     """Raise UnknownModelError, in Ollama's words, unless `name` is served; "" means the served model."""
     if name and tagged(name) not in {tagged(served) for served in settings.model_names}:
-        raise UnknownModelError(f"model '{name}' not found", param="model")
+        raise UnknownModelError(f"model '{name[:_MAX_SHOWN]}' not found", param="model")
