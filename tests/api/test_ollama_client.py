@@ -1,6 +1,7 @@
 """Ollama's API as its official Python client uses it. The fake engine repeats the prompt."""
 
 import asyncio
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -204,6 +205,37 @@ def test_prompt_over_the_context_is_refused_and_not_cut(client: ollama.Client) -
             client.generate("tiny", "x" * 300, options=options)
         assert raised.value.status_code == 400
     assert client.chat("tiny", MESSAGES, options={"num_ctx": 10}).message.content == ECHO
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}, "size": {"enum": ["small", "large"]}},
+    "required": ["city", "size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_format_with_a_schema_holds_the_answer_to_it(client: ollama.Client, raw: bool) -> None:
+    for seed in range(5):
+        options = {"seed": seed, "temperature": 1.5}
+        made = json.loads(client.generate("tiny", "hello", raw=raw, format=SCHEMA, options=options).response or "")
+        assert set(made) == {"city", "size"}
+        assert made["size"] in ("small", "large")
+
+
+def test_format_json_gives_an_object_streamed_or_whole(client: ollama.Client) -> None:
+    options = {"seed": 5, "temperature": 1.0}
+    whole = client.chat("tiny", MESSAGES, format="json", options=options)
+    assert isinstance(json.loads(whole.message.content or ""), dict)
+    chunks = client.chat("tiny", MESSAGES, format="json", options=options, stream=True)
+    assert "".join(chunk.message.content or "" for chunk in chunks) == whole.message.content
+
+
+def test_format_that_is_no_schema_is_refused(client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="wibble") as raised:
+        client.chat("tiny", MESSAGES, format={"type": "wibble"})
+    assert raised.value.status_code == 400
 
 
 def test_the_async_client_streams_many_at_once(server: LiveServer) -> None:
