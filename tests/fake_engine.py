@@ -7,7 +7,9 @@ allows, and closes strings, objects and arrays after 40 tokens. Run as `python -
 """
 
 import argparse
+import math
 import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -147,6 +149,8 @@ class FakeEngine:
 
     def _advance(self, sequence: FakeSequence) -> TokenDelta:
         request = sequence.request
+        if request.ends_with_prompt:
+            return self._end_with_prompt(request)
         token = sequence.next_token()
         if token == self.options.stall_token:
             time.sleep(self.options.stall_s)
@@ -165,7 +169,33 @@ class FakeEngine:
             logprobs=self._logprobs(request, token),
             num_cached_tokens=min(3, len(request.token_ids)) if is_first else 0,
             scheduled_at=time.time() if is_first else 0.0,
+            prompt_logprobs=self._prompt_logprobs(request) if is_first else None,
         )
+
+    def _end_with_prompt(self, request: Request) -> TokenDelta:
+        """Of pooling "last" (last token, 100), of "mean" (sum of the tokens, 100), brought to length 1."""
+        del self.sequences[request.request_id]
+        first = float(request.token_ids[-1] if request.pooling == "last" else sum(request.token_ids))
+        length = math.hypot(first, 100.0)
+        return TokenDelta(
+            request.request_id,
+            [],
+            finish_reason="stop" if request.pooling else "length",
+            scheduled_at=time.time(),
+            prompt_logprobs=None if request.pooling else self._prompt_logprobs(request),
+            embedding=struct.pack("<2f", first / length, 100.0 / length) if request.pooling else b"",
+        )
+
+    def _prompt_logprobs(self, request: Request) -> list[TokenLogprobs] | None:
+        """A prompt's own token t is never the best: its logprob is -(t % 100) - 3, its rank 3."""
+        count = request.sampling.prompt_logprobs
+        if count is None:
+            return None
+        found = []
+        for token in request.token_ids[1:]:
+            ids = [(token + step) % self.options.vocab_size for step in range(1, count + 1)]
+            found.append(TokenLogprobs(-float(token % 100) - 3, 3, ids, [-float(i + 1) for i in range(count)]))
+        return found
 
     def _finish(self, sequence: FakeSequence, token: int) -> tuple[FinishReason | None, int | None]:
         sampling = sequence.request.sampling
@@ -183,9 +213,10 @@ class FakeEngine:
         count = request.sampling.logprobs
         if count is None:
             return None
+        chosen = [-float(token) / 10 for token in request.sampling.logprob_token_ids]
         order = [token + 1, token + 2, token, *range(token + 3, token + 21)]
         ids = [i % self.options.vocab_size for i in order][:count]
-        return [TokenLogprobs(-3.0, 3, ids, [-float(i + 1) for i in range(len(ids))])]
+        return [TokenLogprobs(-3.0, 3, ids, [-float(i + 1) for i in range(len(ids))], chosen)]
 
 
 def main() -> None:

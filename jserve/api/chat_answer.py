@@ -8,7 +8,7 @@ from jserve.api.answers import DONE, EVENT_STREAM
 from jserve.api.choice import ChoiceUpdate
 from jserve.api.errors import ErrorAnswer
 from jserve.api.generation import Generation
-from jserve.api.logprobs import LogprobsFormatter
+from jserve.api.logprobs import LogprobsFormatter, prompt_logprobs
 from jserve.api.responses import (
     ChatChoice,
     ChatChunk,
@@ -38,7 +38,11 @@ class ChatAnswer:
         self._id = generation.request.public_id
         self._created = int(time.time())
         self._model = model
-        self._formatter = LogprobsFormatter(model.tokenizer, as_token_ids=bool(body.return_tokens_as_token_ids))
+        self._formatter = LogprobsFormatter(
+            model.tokenizer,
+            as_token_ids=bool(body.return_tokens_as_token_ids),
+            chosen=generation.request.sampling.logprob_token_ids,
+        )
         self._with_ids = bool(body.return_token_ids)
         self._with_prompt = bool(body.return_prompt_text)
         self._echo = _echoed_text(body)
@@ -76,16 +80,23 @@ class ChatAnswer:
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The body that is not streamed."""
-        prompt = self._generation.request.prompts[0]
+        prompt, asked = self._generation.request.prompts[0], self._generation.request.sampling.prompt_logprobs
+        transcripts = Transcript.of(updates, self._generation.num_choices)
+        scores = transcripts[0].prompt_logprobs
         return encode(
             ChatCompletion(
                 id=self._id,
                 created=self._created,
                 model=self._model.name,
-                choices=[self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)],
+                choices=[self._choice(done) for done in transcripts],
                 system_fingerprint=self._model.fingerprint,
                 usage=self._usage(),
                 metrics=self._generation.request_metrics() if self._with_metrics else None,
+                prompt_logprobs=(
+                    None
+                    if asked is None
+                    else prompt_logprobs(self._model.tokenizer, prompt.token_ids, scores or [], asked)
+                ),
                 prompt_token_ids=prompt.token_ids if self._with_ids else None,
                 prompt_text=prompt.text if self._with_prompt else None,
             )

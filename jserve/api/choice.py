@@ -24,6 +24,10 @@ class ChoiceUpdate:
     stop_reason: int | str | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's second to last token, with a choice's first update, where they were asked for."""
+    embedding: bytes = b""
+    """f32[E]; see `TokenDelta`."""
 
 
 class Choice:
@@ -98,7 +102,16 @@ class Choice:
         stop_reason: int | str | None,
     ) -> ChoiceUpdate:
         logprobs = delta.logprobs[: len(token_ids)] if delta.logprobs is not None else None
-        update = ChoiceUpdate(self.index, text, token_ids, logprobs, finish_reason, stop_reason)
+        update = ChoiceUpdate(
+            self.index,
+            text,
+            token_ids,
+            logprobs,
+            finish_reason,
+            stop_reason,
+            prompt_logprobs=delta.prompt_logprobs,
+            embedding=delta.embedding,
+        )
         if self._parser is not None:
             self._parse(update, self._parser)
         self.finish_reason = update.finish_reason

@@ -8,13 +8,14 @@ from jserve.api.answers import DONE, EVENT_STREAM
 from jserve.api.choice import ChoiceUpdate
 from jserve.api.errors import ErrorAnswer
 from jserve.api.generation import Generation
-from jserve.api.logprobs import LogprobsFormatter
+from jserve.api.logprobs import LogprobsFormatter, join_logprobs, prompt_logprobs
 from jserve.api.responses import (
     Completion,
     CompletionChoice,
     CompletionChunk,
     CompletionChunkChoice,
     CompletionLogprobs,
+    PromptLogprobs,
     Usage,
     encode,
     event,
@@ -41,9 +42,14 @@ class CompletionAnswer:
         self._model = model
         as_ids = bool(body.return_tokens_as_token_ids)
         self._formatters = [
-            LogprobsFormatter(model.tokenizer, as_token_ids=as_ids) for _ in range(generation.num_choices)
+            LogprobsFormatter(
+                model.tokenizer, as_token_ids=as_ids, chosen=generation.request.sampling.logprob_token_ids
+            )
+            for _ in range(generation.num_choices)
         ]
         self._echo = bool(body.echo)
+        self._num_top = body.logprobs
+        self._num_prompt_top = body.prompt_logprobs
         self._with_ids = bool(body.return_token_ids)
         self._with_usage = wants_usage(body)
         self._usage_always = wants_usage_always(body)
@@ -98,7 +104,7 @@ class CompletionAnswer:
         choice = CompletionChunkChoice(
             index,
             text,
-            self._logprobs(index, update.token_ids, update.logprobs),
+            self._logprobs(index, update.token_ids, update.logprobs, update.prompt_logprobs),
             update.finish_reason,
             update.stop_reason,
             update.token_ids if self._with_ids else UNSET,
@@ -119,11 +125,11 @@ class CompletionAnswer:
         return CompletionChoice(
             done.index,
             self._prompt_text(done.index) + done.text,
-            self._logprobs(done.index, done.token_ids, done.logprobs),
+            self._logprobs(done.index, done.token_ids, done.logprobs, done.prompt_logprobs),
             done.finish_reason,
             done.stop_reason,
             done.token_ids if self._with_ids else None,
-            None,
+            self._prompt_logprobs(done),
             self._prompt_ids(done.index) if self._with_ids else None,
         )
 
@@ -142,11 +148,26 @@ class CompletionAnswer:
         return request.prompts[index // request.sampling.n].token_ids
 
     def _logprobs(
-        self, index: int, token_ids: list[int], logprobs: list[TokenLogprobs] | None
+        self,
+        index: int,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs] | None,
+        of_prompt: list[TokenLogprobs] | None,
     ) -> CompletionLogprobs | None:
-        if logprobs is None:
+        """Of an echoed prompt, where this is the choice's beginning, and of the tokens."""
+        formatter, parts = self._formatters[index], []
+        if self._echo and self._num_top is not None and of_prompt is not None:
+            text = self._prompt_text(index)
+            parts.append(formatter.echo(text, self._prompt_ids(index), of_prompt, self._num_top))
+        if logprobs is not None:
+            parts.append(formatter.completion(token_ids, logprobs))
+        return join_logprobs(parts) if parts else None
+
+    def _prompt_logprobs(self, done: Transcript) -> PromptLogprobs | None:
+        if self._num_prompt_top is None:
             return None
-        return self._formatters[index].completion(token_ids, logprobs)
+        scores = done.prompt_logprobs or []
+        return prompt_logprobs(self._model.tokenizer, self._prompt_ids(done.index), scores, self._num_prompt_top)
 
     def _usage(self) -> Usage:
         return self._generation.usage(with_details=self._with_details)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -71,22 +72,27 @@ async def start_completion(
 def _check_fields(body: CompletionBody) -> None:
     check_stream_options(body)
     refuse_unsupported_completion_fields(body.model_extra or {}, body.n or 1)
-    if body.echo and body.logprobs is not None:
-        raise RequestError("`echo` together with `logprobs` is not supported yet; leave one of them out.", param="echo")
+    if body.echo and body.logprob_token_ids:
+        message = "`logprob_token_ids` are not reported for an echoed prompt; leave out `echo`"
+        raise RequestError(message, param="logprob_token_ids")
 
 
 def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -> SamplingParams:
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    check_max_tokens(body.max_tokens, server.client.max_model_len, param="max_tokens")
+    least = 0 if body.echo else 1  # An echo without an answer: the prompt is scored.
+    check_max_tokens(body.max_tokens, server.client.max_model_len, param="max_tokens", least=least)
     if body.logprobs is not None:
         check_logprobs(body.logprobs, param="logprobs")
-    return sampling_params(
+    params = sampling_params(
         body,
         model.defaults,
         vocab_size=server.client.vocab_size,
         max_tokens=max_tokens,
         logprobs=body.logprobs,
     )
+    if not body.echo or body.logprobs is None:
+        return params
+    return msgspec.structs.replace(params, prompt_logprobs=max(body.logprobs, body.prompt_logprobs or 0))
 
 
 def _split_prompts(body: CompletionBody) -> list[str] | list[list[int]]:
@@ -112,8 +118,11 @@ async def _prepare_prompt(
     else:
         token_ids = prompt
         _check_vocabulary(token_ids, server.client.vocab_size)
-    token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
-    check_prompt_length(len(token_ids), max_model_len)
+    generates = body.max_tokens != 0
+    token_ids = truncate_prompt(
+        token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len, generates=generates
+    )
+    check_prompt_length(len(token_ids), max_model_len, generates=generates)
     text = prompt if isinstance(prompt, str) else ""
     if body.echo and (not text or body.truncate_prompt_tokens is not None):
         text = model.tokenizer.decode(token_ids, skip_special_tokens=body.skip_special_tokens)

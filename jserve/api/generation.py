@@ -25,7 +25,7 @@ from jserve.api.life import RequestLife
 from jserve.api.metrics import Metrics
 from jserve.api.responses import PromptTokensDetails, RequestMetrics, Usage
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
-from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
 from jserve.text.output import OutputParser
 from jserve.text.tokenizer import Tokenizer
 
@@ -64,6 +64,8 @@ class GenerationRequest:
     new_parser: Callable[[], OutputParser] | None = None
     stream_interval: int = 1
     """Tokens of a choice per event of a stream."""
+    pooling: Pooling = ""
+    """Not empty: each prompt's embedding is wanted, and nothing is generated."""
 
 
 class Generation:
@@ -264,7 +266,7 @@ class Generator:
         for index, request_id in enumerate(ids):
             prompt = request.prompts[index // n].token_ids
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
-            requests.append(Request(request_id, prompt, sampling, arrived, salt, request.priority))
+            requests.append(Request(request_id, prompt, sampling, arrived, salt, request.priority, request.pooling))
             # The engine has no use for stop strings, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
             choice = Choice(index, request.sampling, tokenizer, parser)

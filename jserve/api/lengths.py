@@ -4,8 +4,8 @@ from jserve.api.errors import invalid
 from jserve.errors import RequestError
 
 
-def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool = False) -> None:
-    """Raise RequestError where the prompt leaves no room for one token.
+def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool = False, generates: bool = True) -> None:
+    """Raise RequestError where the prompt leaves no room for one token, or does not fit where none `generates`.
 
     `at_least` says that the count is a lower bound, made before tokenizing.
     """
@@ -19,7 +19,7 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool =
             "without any output tokens. Please reduce the length of the input prompt.",
             param="input_text" if at_least else "input_tokens",
         )
-    if num_tokens == max_model_len:
+    if num_tokens == max_model_len and generates:
         raise RequestError(
             f"{start}your prompt contains {num_tokens} input tokens, which plus the number of requested "
             "output tokens (at least 1) is longer than the maximum model length. "
@@ -28,12 +28,12 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool =
         )
 
 
-def check_max_tokens(value: int | None, max_model_len: int, *, param: str) -> None:
-    """Raise RequestError where the request asks for no token, or for more than the context holds."""
+def check_max_tokens(value: int | None, max_model_len: int, *, param: str, least: int = 1) -> None:
+    """Raise RequestError where the request asks for fewer tokens than `least`, or for more than the context holds."""
     if value is None:
         return
-    if value < 1:
-        raise invalid(f"{param} must be at least 1, got {value}.", param, value)
+    if value < least:
+        raise invalid(f"{param} must be at least {least}, got {value}.", param, value)
     if value > max_model_len:
         raise invalid(
             f"{param}={value} cannot be greater than max_model_len={max_model_len}. "
@@ -45,12 +45,16 @@ def check_max_tokens(value: int | None, max_model_len: int, *, param: str) -> No
 
 def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int, cap: int | None) -> int:
     """Tokens that may be generated: what was asked for, what the context leaves, and the model's own cap."""
+    if requested == 0:
+        return 0
     limits = (requested, max_model_len - num_prompt, cap)
     return max(1, min(limit for limit in limits if limit is not None))
 
 
-def truncate_prompt(token_ids: list[int], limit: int | None, side: str | None, max_model_len: int) -> list[int]:
-    """Keep at most `limit` tokens (-1: as many as the context allows with one to generate).
+def truncate_prompt(
+    token_ids: list[int], limit: int | None, side: str | None, max_model_len: int, *, generates: bool = True
+) -> list[int]:
+    """Keep at most `limit` tokens (-1: as many as the context allows, with one to generate where it `generates`).
 
     `side` names the end that is cut, by default the left, so that the newest text stays.
     """
@@ -63,7 +67,7 @@ def truncate_prompt(token_ids: list[int], limit: int | None, side: str | None, m
             "truncate_prompt_tokens",
             limit,
         )
-    keep = max_model_len - 1 if limit == -1 else limit
+    keep = max_model_len - generates if limit == -1 else limit
     if keep == 0:
         return []
     return token_ids[:keep] if side == "right" else token_ids[-keep:]

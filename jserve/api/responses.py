@@ -82,9 +82,21 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     """Logprobs in completions' shape: parallel arrays."""
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """One token at a position of the prompt."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id: the prompt's own token, and the best. None for the first, which nothing predicts."""
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -121,7 +133,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: None = None
     system_fingerprint: str
     usage: Usage
-    prompt_logprobs: None = None
+    prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
     kv_transfer_params: None = None
@@ -170,7 +182,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     finish_reason: str | None
     stop_reason: StopReason
     token_ids: list[int] | None = None
-    prompt_logprobs: None = None
+    prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
 
 

@@ -11,7 +11,7 @@ from jserve.api.defaults import SamplingDefaults
 from jserve.api.errors import invalid
 from jserve.api.schemas import GenerationBody
 from jserve.errors import RequestError
-from jserve.protocol import MAX_LOGPROBS, SamplingParams
+from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, SamplingParams
 
 MAX_CHOICES = 16384
 
@@ -49,19 +49,25 @@ def sampling_params(
         ignore_eos=body.ignore_eos,
         skip_special_tokens=body.skip_special_tokens,
         logprobs=logprobs,
+        prompt_logprobs=_prompt_logprobs(body),
+        logprob_token_ids=_logprob_token_ids(body, vocab_size, logprobs),
     )
     _check_ranges(params)
     _check_counts(params)
     return params
 
 
-def check_logprobs(value: int, *, param: str) -> None:
+def check_logprobs(value: int, *, param: str, kind: str = "sample") -> None:
     """Raise RequestError where `value` alternatives per token are more than the engine returns."""
+    if value == -1:
+        raise invalid(
+            f"`{param}` of -1, the whole vocabulary, is not supported; ask for at most {MAX_LOGPROBS}.", param, value
+        )
     if value < 0:
         raise invalid(f"`{param}` must be non-negative, got {value}.", param, value)
     if value > MAX_LOGPROBS:
         raise invalid(
-            f"Requested sample logprobs of {value}, which is greater than max allowed: {MAX_LOGPROBS}",
+            f"Requested {kind} logprobs of {value}, which is greater than max allowed: {MAX_LOGPROBS}",
             param,
             value,
         )
@@ -102,6 +108,30 @@ def _check_counts(params: SamplingParams) -> None:
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # A NaN is out of every range.
         raise invalid(f"{name} must be in [{low:g}, {high:g}], got {value}.", name, value)
+
+
+def _prompt_logprobs(body: GenerationBody) -> int | None:
+    count = body.prompt_logprobs
+    if count is None:
+        return None
+    if body.stream:
+        raise invalid("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs", count)
+    check_logprobs(count, param="prompt_logprobs", kind="prompt")
+    return count
+
+
+def _logprob_token_ids(body: GenerationBody, vocab_size: int, logprobs: int | None) -> tuple[int, ...]:
+    tokens = tuple(body.logprob_token_ids or ())
+    if tokens and logprobs is None:
+        raise RequestError("when using `logprob_token_ids`, `logprobs` must be set.", param="logprob_token_ids")
+    if len(tokens) > MAX_CHOSEN:
+        raise RequestError(
+            f"logprob_token_ids holds {len(tokens)} tokens but at most {MAX_CHOSEN} are allowed",
+            param="logprob_token_ids",
+        )
+    for token in tokens:
+        _check_token("logprob_token_ids", token, vocab_size)
+    return tokens
 
 
 def _first(value: _T | None, default: _T) -> _T:

@@ -28,6 +28,7 @@ class Transcript:
     stop_reason: int | str | None = None
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
     @classmethod
     def of(cls, updates: Sequence[ChoiceUpdate], num_choices: int) -> "list[Transcript]":
@@ -41,6 +42,8 @@ class Transcript:
             if update.logprobs is not None:
                 choice.logprobs = choice.logprobs or []
                 choice.logprobs += update.logprobs
+            if update.prompt_logprobs is not None:
+                choice.prompt_logprobs = update.prompt_logprobs
             choice.reasoning += update.reasoning
             choice._add_tool_calls(update)
             choice.finish_reason = update.finish_reason

@@ -25,8 +25,6 @@ def _is_text_only(value: Any) -> bool:
 
 
 _BOTH: dict[str, _Harmless] = {
-    "prompt_logprobs": _never,
-    "logprob_token_ids": _never,
     "allowed_token_ids": _never,
     "bad_words": _is_falsy,
     "use_beam_search": _is_falsy,

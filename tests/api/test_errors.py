@@ -136,6 +136,13 @@ def test_token_id_out_of_vocabulary(server: LiveServer, token: int) -> None:
         ({"truncate_prompt_tokens": 1000}, "truncate_prompt_tokens", "smaller truncation size"),
         ({"cache_salt": "a/b"}, "cache_salt", "cache_salt"),
         ({"request_id": "a b"}, "request_id", "printable"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "Requested prompt logprobs of 21, which is greater than max"),
+        ({"prompt_logprobs": -2}, "prompt_logprobs", "non-negative"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "the whole vocabulary, is not supported"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "not available when `stream=True`"),
+        ({"logprob_token_ids": [5]}, "logprob_token_ids", "`logprobs` must be set"),
+        ({"logprob_token_ids": [5000], "logprobs": 1}, "logprob_token_ids", "5000"),
+        ({"logprob_token_ids": [5] * 129, "logprobs": 1}, "logprob_token_ids", "at most 128"),
     ],
 )
 def test_field_out_of_range(server: LiveServer, fields: dict[str, Any], param: str, text: str) -> None:
@@ -181,7 +188,6 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("prompt_logprobs", 0),
         ("allowed_token_ids", [1]),
         ("bad_words", ["no"]),
         ("thinking_token_budget", 5),
@@ -196,8 +202,6 @@ def test_fields_that_are_not_implemented_are_refused_by_name(server: LiveServer,
 def test_completions_refuse_what_they_lack(server: LiveServer) -> None:
     suffix = _error(server, COMPLETIONS, {"prompt": "x", "suffix": "y"})
     assert suffix["message"] == "suffix is only supported for models with FIM completion rendering"
-    both = _error(server, COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 1})
-    assert "not supported yet" in both["message"]
     assert _error(server, COMPLETIONS, {"prompt": "x", "logprobs": 21})["param"] == "logprobs"
 
 
