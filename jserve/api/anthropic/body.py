@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jserve.api.schemas import MAX_STOP_STRINGS
+from jserve.api.schemas import MAX_MESSAGES, MAX_STOP_STRINGS, Int64, StopString
 
 
 class Thinking(BaseModel):
@@ -16,7 +16,7 @@ class Thinking(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Field(ge=1)] | None = None
+    budget_tokens: Annotated[Int64, Field(ge=1)] | None = None
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -52,7 +52,7 @@ class CountTokensBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    messages: list[MessageParam]
+    messages: Annotated[list[MessageParam], Field(max_length=MAX_MESSAGES)]
     model: str | None = None
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -66,10 +66,10 @@ class CountTokensBody(BaseModel):
 class MessagesBody(CountTokensBody):
     """POST /v1/messages."""
 
-    max_tokens: int
-    stop_sequences: Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    max_tokens: Int64
+    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    top_k: int | None = None
+    top_k: Int64 | None = None
     top_p: float | None = None
     stream: bool | None = False
     metadata: dict[str, Any] | None = None

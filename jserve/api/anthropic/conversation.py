@@ -7,7 +7,7 @@ Results of tools are blocks of a user's message there and messages of their own 
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
+from pydantic_core import to_json
 
 from jserve.api.anthropic.body import MessageParam
 from jserve.errors import RequestError
@@ -101,7 +101,7 @@ def _call(block: dict[str, Any], where: str, names: dict[str, str]) -> dict[str,
     if not isinstance(arguments, dict):
         raise RequestError(f"{where}.input must be an object", param=f"{where}.input")
     names[call_id] = name
-    function = {"name": name, "arguments": msgspec.json.encode(arguments).decode()}
+    function = {"name": name, "arguments": to_json(arguments).decode()}
     return {"id": call_id, "type": "function", "function": function}
 
 

@@ -4,6 +4,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+from pydantic_core import to_json
+
 from jserve.api.answers import EVENT_STREAM
 from jserve.api.blocks import Block, BlockEvent, BlockRow, Closed, Grown, Opened
 from jserve.api.choice import ChoiceUpdate
@@ -16,6 +19,7 @@ from jserve.api.responses import encode
 from jserve.api.served_model import ServedModel
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
+_EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}
 
 
 class ResponsesAnswer:
@@ -196,15 +200,20 @@ class ResponsesAnswer:
             reasoning=_reasoning(body),
             safety_identifier=body.safety_identifier,
             temperature=sampling.temperature,
-            text=_text(body),
-            tool_choice=body.tool_choice or "auto",
-            tools=[{"description": None, "parameters": None, "strict": None, **tool} for tool in body.tools or ()],
+            text=_echo(_text(body)),
+            tool_choice=_echo(body.tool_choice or "auto"),
+            tools=_echo([_EMPTY_TOOL | tool for tool in body.tools or ()]),
             top_logprobs=body.top_logprobs or 0,
             top_p=sampling.top_p,
             truncation=body.truncation or "disabled",
             user=body.user,
             **changing,
         )
+
+
+def _echo(value: Any) -> msgspec.Raw:
+    """What the client wrote, as JSON. Its numbers may be of any size, which msgspec does not write."""
+    return msgspec.Raw(to_json(value))
 
 
 def _reasoning(body: ResponsesBody) -> dict[str, str | None]:
