@@ -16,7 +16,7 @@ _SAME_EVERYWHERE = frozenset({
     "truncate_prompt_tokens", "truncation_side", "priority", "request_id", "cache_salt", "chat_template_kwargs",
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object",
     "guided_whitespace_pattern", "allowed_token_ids", "bad_words", "thinking_token_budget", "include_reasoning",
-    "documents", "n",
+    "documents", "n", "stream_interval", "spaces_between_special_tokens", "session_id",
 })  # fmt: skip
 """Fields of chat, beyond those of OpenAI's and Anthropic's other endpoints, that mean the same there."""
 
@@ -41,19 +41,23 @@ def extra_chat_fields(extra: Mapping[str, Any], endpoint: str) -> dict[str, Any]
 def errors_naming(names: Mapping[str, str]) -> Iterator[None]:
     """Errors about a field of chat name what the client wrote: `names` maps the one to the other.
 
-    A name in prose ("these messages") stays as it is; only the field's own name, as a word, is replaced.
+    A name in prose ("these messages") stays as it is; only the field's own name, as a word, is replaced. Names
+    that begin with a bracket are of what lies in a list ("].function.name"), and are replaced wherever they stand.
     """
     try:
         yield
     except RequestError as error:
-        field = re.match(r"\w*", error.param or "")[0]  # type: ignore[index]  # Matches any text.
-        theirs = names.get(field)
-        if theirs is None or error.param is None:
+        message, param = str(error), error.param
+        if param is None:
             raise
-        message = str(error)
+        field = re.split(r"\W", param, maxsplit=1)[0]
+        theirs = names.get(field, field)
         if field != "messages":
             message = re.sub(rf"(?<![\w.]){field}(?!\w)", theirs, message)
-        raise type(error)(message, param=theirs + error.param.removeprefix(field)) from None
+        param = theirs + param.removeprefix(field)
+        for inner in (name for name in names if name.startswith("]")):
+            message, param = message.replace(inner, names[inner]), param.replace(inner, names[inner])
+        raise type(error)(message, param=param) from None
 
 
 def chat_body(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatBody:

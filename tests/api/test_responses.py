@@ -293,3 +293,17 @@ def test_input_tokens_are_counted(server: LiveServer) -> None:
     used = server.openai.responses.create(model="tiny", input="hi", instructions="sys").usage
     assert used is not None
     assert counted.input_tokens == used.input_tokens
+
+
+def test_failure_before_the_first_token_comes_after_the_announcement(make_server: Any) -> None:
+    live = make_server("--error-token", "1")
+    try:
+        events = stream(live, {"input": "hi"})
+    finally:
+        live.stop()
+    assert [event["type"] for event in events] == [
+        "response.created",
+        "response.in_progress",
+        "error",
+        "response.failed",
+    ]

@@ -50,7 +50,8 @@ class ResponsesAnswer:
         return shapes.named_event(shapes.ResponseIncomplete(sequence_number=number, response=response))
 
     def error(self, problem: ErrorAnswer) -> bytes:
-        """The error, and the response as failed."""
+        """The error, and the response as failed; clients want it announced even so."""
+        begun = b"".join(self._begin())
         event = shapes.ErrorEvent(
             sequence_number=self._next_number(),
             code=problem.code or "server_error",
@@ -59,7 +60,7 @@ class ResponsesAnswer:
         )
         response = self._describe("failed", error=shapes.Failure(problem.message))
         failed = shapes.ResponseFailed(sequence_number=self._next_number(), response=response)
-        return shapes.named_event(event) + shapes.named_event(failed)
+        return begun + shapes.named_event(event) + shapes.named_event(failed)
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The response, from all updates."""
@@ -71,11 +72,14 @@ class ResponsesAnswer:
         self._num_events += 1
         return self._num_events - 1
 
-    def _chunk(self, updates: list[ChoiceUpdate]) -> Iterator[bytes]:
+    def _begin(self) -> Iterator[bytes]:
         if self._num_events == 0:
             begun = self._describe("in_progress")
             yield shapes.named_event(shapes.ResponseCreated(sequence_number=self._next_number(), response=begun))
             yield shapes.named_event(shapes.ResponseInProgress(sequence_number=self._next_number(), response=begun))
+
+    def _chunk(self, updates: list[ChoiceUpdate]) -> Iterator[bytes]:
+        yield from self._begin()
         for update in updates:
             for event in self._row.push(update):
                 for shape in self._events(event):

@@ -15,6 +15,7 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "].function.": "].",
 }
 """Fields of chat, by what they are called in the Responses API."""
 
