@@ -253,3 +253,18 @@ def test_models_are_listed_for_both_clients(client: anthropic.Anthropic, server:
     assert (shown.type, shown.display_name, shown.lifecycle) == ("model", "tiny", "active")
     assert shown.max_input_tokens == 256
     assert abs(shown.created_at.timestamp() - server.openai.models.retrieve("tiny").created) < 1
+
+
+@pytest.mark.parametrize("field", ["output_config", "output_format"])
+def test_text_follows_its_schema(server: LiveServer, field: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "schema": schema}
+    fields = {field: {"format": wanted} if field == "output_config" else wanted}
+    made = json.loads(answer(server, temperature=1, seed=5, **fields)["content"][0]["text"])
+    assert made.keys() == {"a"}
+    assert 0 <= made["a"] <= 9

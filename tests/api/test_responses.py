@@ -307,3 +307,30 @@ def test_failure_before_the_first_token_comes_after_the_announcement(make_server
         "error",
         "response.failed",
     ]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+def test_text_follows_its_format(server: LiveServer) -> None:
+    fields = {"input": "hi", "temperature": 1, "seed": 5}
+    wanted = {"type": "json_schema", "name": "one", "schema": SCHEMA, "strict": True}
+    answer = respond(server, {**fields, "text": {"format": wanted}})
+    made = json.loads(answer["output"][0]["content"][0]["text"])
+    assert made.keys() == {"a"}
+    assert 0 <= made["a"] <= 9
+    assert answer["text"]["format"] == wanted
+    whatever = respond(server, {**fields, "text": {"format": {"type": "json_object"}}})
+    assert isinstance(json.loads(whatever["output"][0]["content"][0]["text"]), dict)
+
+
+def test_schema_that_is_none_is_refused_as_text_format(server: LiveServer) -> None:
+    wanted = {"type": "json_schema", "name": "one", "schema": {"type": "nonsense"}}
+    error = refusal(server, {"text": {"format": wanted}})
+    assert error["param"].startswith("text.format")
+    assert "response_format" not in error["message"]
