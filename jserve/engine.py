@@ -34,6 +34,7 @@ from jserve.log import set_up_logging
 from jserve.progress import StartupBars
 from jserve.protocol import (
     Abort,
+    EngineCompiled,
     EngineFatal,
     EngineProgress,
     EngineReady,
@@ -190,6 +191,7 @@ class EngineProcess:
 
     def run(self) -> None:
         """The loop. Sleeps in the kernel while there is nothing to do."""
+        self._tell_programs()
         while not self.is_stopping:
             refused = self._receive(block=self.core.is_idle)
             deltas = self.core.step() if not self.core.is_idle else []
@@ -200,6 +202,11 @@ class EngineProcess:
                 self.connection.send(StepFrame(refused + deltas, self.core.stats()))
                 self._num_deferred_told = num_deferred
                 self._sent_at = time.monotonic()
+                self._tell_programs()
+
+    def _tell_programs(self) -> None:
+        if news := self.core.runner.take_news():
+            self.connection.send(EngineCompiled(news))
 
     def _receive(self, *, block: bool) -> list[TokenDelta]:
         """Take in what has arrived; returns the final deltas of requests that were refused."""

@@ -227,4 +227,10 @@ class EngineFatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
     retry: bool
 
 
-FromEngine = StepFrame | EngineProgress | EngineReady | EngineFatal
+class EngineCompiled(msgspec.Struct, frozen=True, array_like=True, tag="compiled"):
+    """Programs that the engine has had since it last said so, each with "cold" (compiled) or "cache" (loaded)."""
+
+    programs: list[tuple[str, str]]
+
+
+FromEngine = StepFrame | EngineProgress | EngineReady | EngineCompiled | EngineFatal

@@ -23,6 +23,7 @@ from jserve.config import EngineConfig
 from jserve.ipc import EngineSocket
 from jserve.protocol import (
     Abort,
+    EngineCompiled,
     EngineFatal,
     EngineProgress,
     EngineReady,
@@ -103,6 +104,7 @@ class FakeEngine:
                 info={"cache_dtype": "none"},
             )
         )
+        self.socket.send(EngineCompiled([("step 8", "cold"), ("install bias", "cache")]))
         return True
 
     def _handle(self, message: ToEngine) -> bool:

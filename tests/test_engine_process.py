@@ -18,11 +18,15 @@ class SilentCore:
     def __init__(self) -> None:
         self.num_steps = 0
         self.num_deferred = 0
+        self.runner = self
         self.is_idle = True
 
     def add(self, request: Request) -> TokenDelta | None:
         self.is_idle = False
         return None
+
+    def take_news(self) -> list[tuple[str, str]]:
+        return []
 
     def step(self) -> list[TokenDelta]:
         time.sleep(0.005)

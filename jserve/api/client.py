@@ -22,6 +22,7 @@ from jserve.errors import EngineFailedError, EngineUnavailableError, StartupErro
 from jserve.ipc import read_frame
 from jserve.protocol import (
     Abort,
+    EngineCompiled,
     EngineFatal,
     EngineProgress,
     EngineReady,
@@ -70,6 +71,7 @@ class EngineClient:
         self.admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
         self.last_frame_at = time.monotonic()
         self.on_ready: Callable[[EngineReady], None] = lambda _: None
+        self.on_compiled: Callable[[EngineCompiled], None] = lambda _: None
         self.on_step: Callable[[EngineStats], None] = lambda _: None
 
     @property
@@ -232,6 +234,8 @@ class EngineClient:
             self._receive_step(message)
         elif isinstance(message, EngineProgress):
             self.progress = message
+        elif isinstance(message, EngineCompiled):
+            self.on_compiled(message)
         elif isinstance(message, EngineReady):
             self.ready = message
             self.state = EngineState.READY

@@ -23,14 +23,14 @@ class RequestLife:
     num_preemptions: int = 0
     finish_reason: str = ""
 
-    def observe(self, delta: TokenDelta, now: float) -> float:
-        """Take note of a delta. Returns the seconds since the tokens before it, 0 for the first."""
+    def observe(self, delta: TokenDelta, now: float) -> float | None:
+        """Take note of a delta. Returns the seconds since the tokens before it, None for the first."""
         self.num_preemptions += delta.num_preemptions
         if not self.first_token:
             self.scheduled = delta.scheduled_at
             self.num_cached = delta.num_cached_tokens
             self.first_token = self.last_token = now
-            return 0.0
+            return None
         gap = now - self.last_token
         self.last_token = now
         return gap

@@ -7,6 +7,7 @@ Counters of an engine that was restarted go on from where its predecessor stoppe
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,7 +18,7 @@ from jserve.api.client import EngineClient, EngineState
 from jserve.api.histogram import Histogram, one_two_five
 from jserve.api.http_metrics import HttpMetrics
 from jserve.api.life import RequestLife
-from jserve.protocol import EngineStats, TokenDelta
+from jserve.protocol import EngineCompiled, EngineStats, TokenDelta
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -64,7 +65,10 @@ class Metrics(Collector):
         self.cached_tokens = 0
         self.generation_tokens = 0
         self._make_histograms()
+        self.compiled: Counter[tuple[str, str, str]] = Counter()
+        """By the kind of program, what it is for, and where it came from."""
         client.on_step = self._observe_step
+        client.on_compiled = self._observe_compiled
 
     def _make_histograms(self) -> None:
         sizes = one_two_five(_DEFAULT_CONTEXT)
@@ -104,7 +108,7 @@ class Metrics(Collector):
             self.prompt_tokens += life.num_prompt
             self.cached_tokens += delta.num_cached_tokens
         gap = life.observe(delta, now)
-        if gap and count:
+        if gap is not None and count:
             self.between_tokens.observe(gap / count, count)
 
     def observe_life(self, life: RequestLife) -> None:
@@ -159,6 +163,11 @@ class Metrics(Collector):
         if stats.num_steps != self._newest.num_steps and stats.step_tokens:
             self.step_size.observe(stats.step_tokens)
         self._newest = stats
+
+    def _observe_compiled(self, message: EngineCompiled) -> None:
+        for name, source in message.programs:
+            kind, _, bucket = name.partition(" ")
+            self.compiled[kind, bucket, source] += 1
 
     def _gauges(self) -> Iterator[Metric]:
         stats = self._client.stats
@@ -227,12 +236,18 @@ class Metrics(Collector):
         yield self._family(
             CounterMetricFamily, "jserve:aborted_requests", "Requests cut short.", "reason", self.aborted
         )
-        limited = CounterMetricFamily(
-            "jserve:ratelimit_rejections", "Requests above a key's limit.", labels=[*self._labels, "key_id", "kind"]
+        yield self._labelled(
+            "jserve:ratelimit_rejections", "Requests above a key's limit.", ("key_id", "kind"), self.rate_limited
         )
-        for labels, count in sorted(self.rate_limited.items()):
-            limited.add_metric([*self._labels.values(), *labels], count)
-        yield limited
+        yield self._labelled(
+            "jserve:compile", "Programs made ready, by source.", ("fn", "bucket", "source"), self.compiled
+        )
+
+    def _labelled(self, name: str, help_text: str, labels: tuple[str, ...], values: Mapping[Any, int]) -> Metric:
+        family = CounterMetricFamily(name, help_text, labels=[*self._labels, *labels])
+        for key, value in sorted(values.items()):
+            family.add_metric([*self._labels.values(), *key], value)
+        return family
 
     def _gauge(self, name: str, help_text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, help_text, labels=list(self._labels))

@@ -45,6 +45,7 @@ class ExecutableStore:
         self._counting = threading.Lock()
         self.num_compiled = 0
         self.num_loaded = 0
+        self._news: list[tuple[str, str]] = []
 
     def get(self, program: Program, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Compiled, bool]:
         """The program ready to run on the devices of `mesh`, which it is lowered for, and whether it came from
@@ -55,15 +56,25 @@ class ExecutableStore:
         if stored is not None:
             with self._counting:
                 self.num_loaded += 1
+                self._news.append((program.name, "cache"))
             return stored, True
         with self._lowering:  # tracing holds the GIL anyway, and nnx's tracing state is not for two threads
             lowered = program.lower()
         compiled = lowered.compile()
         with self._counting:
             self.num_compiled += 1
+            self._news.append((program.name, "cold"))
         if path is not None:
             self._save(path, compiled)
         return compiled, False
+
+    def take_news(self) -> list[tuple[str, str]]:
+        """Names of the programs that came since the last call, each with "cold" (compiled) or "cache" (loaded)."""
+        if not self._news:
+            return []
+        with self._counting:
+            news, self._news = self._news, []
+        return news
 
     def _path(self, program: Program) -> Path | None:
         if self._folder is None:

@@ -102,6 +102,10 @@ class Runner:
         self._register(program.name, compiled)
         return loaded
 
+    def take_news(self) -> list[tuple[str, str]]:
+        """See `ExecutableStore.take_news`."""
+        return self._store.take_news()
+
     def _register(self, name: str, compiled: jax.stages.Compiled) -> None:
         with self._registering:  # two threads that replace the same table would lose an entry
             for bucket in self.shape.buckets():

@@ -56,4 +56,7 @@ def _check_metrics(server: LiveServer) -> None:
     info = families["vllm:cache_config_info"].samples[0].labels
     assert int(info["num_gpu_blocks"]) > 1
     assert text.count("block_size=") == 1
+    programs = [sample.labels for sample in families["jserve:compile"].samples]
+    assert {"step", "sample"} <= {program["fn"] for program in programs}
+    assert {program["source"] for program in programs} <= {"cold", "cache"}
     assert families["vllm:prompt_tokens_cached"].samples[0].value == server.metric("vllm:prefix_cache_hits_total") > 0

@@ -84,6 +84,7 @@ def test_engine_counters_survive_a_restart(start_server: StartServer) -> None:
     live.server.context.client._process.kill()  # type: ignore[union-attr]
     live.wait_for(lambda: live.metric("jserve:engine_restarts_total") == 1)
     live.wait_until_ready()
+    assert live.metric("jserve:compile_total", fn="step", bucket="8", source="cold") == 2, "each engine compiles"
     live.complete("abcdef", max_tokens=10)
     assert live.metric("jserve:steps_total") >= before + 10
 
@@ -117,11 +118,11 @@ vllm:request_params_n_bucket{le} vllm:request_prefill_kv_computed_tokens_bucket{
 vllm:request_num_preemptions_bucket{le} vllm:iteration_tokens_total_count
 vllm:cache_config_info{block_size,num_gpu_blocks} vllm:engine_sleep_state{sleep_state} jserve:startup_seconds{phase}
 jserve:recompiles_after_ready_total jserve:last_step_age_seconds jserve:bucket_padding_waste_ratio
-jserve:aborted_requests_total{reason} jserve:ratelimit_rejections_total{key_id,kind}
-http_requests_total{handler,method,status} http_request_duration_seconds_bucket{handler,le}
-http_request_duration_highr_seconds_bucket{le} http_request_size_bytes_sum{handler}
-http_response_size_bytes_count{handler} process_resident_memory_bytes process_cpu_seconds_total
-python_gc_collections_total{generation}
+jserve:aborted_requests_total{reason} jserve:compile_total{fn,bucket,source}
+jserve:ratelimit_rejections_total{key_id,kind} http_requests_total{handler,method,status}
+http_request_duration_seconds_bucket{handler,le} http_request_duration_highr_seconds_bucket{le}
+http_request_size_bytes_sum{handler} http_response_size_bytes_count{handler} process_resident_memory_bytes
+process_cpu_seconds_total python_gc_collections_total{generation}
 """
 
 
