@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from jserve.api.ollama import models, store
-from jserve.api.ollama.bodies import ChatBody, GenerateBody, ShowBody
+from jserve.api.ollama.bodies import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, ShowBody
 from jserve.api.ollama.chat import chat
+from jserve.api.ollama.embed import embed, embeddings
 from jserve.api.ollama.generate import generate
 
 OLLAMA_ROUTES: tuple[tuple[str, str, Any], ...] = (
@@ -20,6 +21,8 @@ OLLAMA_ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/api/show", models.show),
     ("POST", "/api/chat", chat),
     ("POST", "/api/generate", generate),
+    ("POST", "/api/embed", embed),
+    ("POST", "/api/embeddings", embeddings),
     ("POST", "/api/pull", store.pull),
     ("POST", "/api/push", store.push),
     ("POST", "/api/create", store.create),
@@ -32,4 +35,6 @@ OLLAMA_BODIES: dict[str, type[BaseModel]] = {
     "/api/show": ShowBody,
     "/api/chat": ChatBody,
     "/api/generate": GenerateBody,
+    "/api/embed": EmbedBody,
+    "/api/embeddings": EmbeddingsBody,
 }

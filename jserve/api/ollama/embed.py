@@ -1,0 +1,130 @@
+"""POST /api/embed and /api/embeddings: the final hidden state of each input's last token, of unit length.
+
+Nothing is cut silently: an input over the context is a 400, unless the request itself says `truncate: true`; Ollama
+cuts where nothing is said. `dimensions` keeps the first ones and scales them to unit length again, as Ollama does,
+which means something for models trained for it (Matryoshka) only.
+"""
+
+import math
+import time
+from array import array
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jserve.api.body import cancel_on_disconnect, public_id, read_body
+from jserve.api.context import ServerContext, context_of
+from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.lengths import check_prompt_length, truncate_prompt
+from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
+from jserve.api.ollama.names import check_model_name
+from jserve.api.ollama.options import check_options
+from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
+from jserve.api.responses import encode
+from jserve.api.schemas import MAX_PROMPTS
+from jserve.api.served_model import ServedModel
+from jserve.errors import RequestError
+from jserve.protocol import SamplingParams
+
+Vectors = list[list[float]]
+
+
+async def embed(request: Request) -> Response:
+    """Handle one request of the present form. No input gives no embeddings: Ollama loads the model then."""
+    received = time.time()
+    server = context_of(request)
+    body = await read_body(request, EmbedBody, any_media_type=True)
+    model = _checked(body, server)
+    if body.dimensions is not None and body.dimensions < 1:
+        raise RequestError(f"dimensions is {body.dimensions} but must be at least 1", param="dimensions")
+    texts = [body.input] if isinstance(body.input, str) else body.input or []
+    answer = {"model": body.model_name or model.name, "embeddings": []}
+    if not any(texts):
+        return _json(answer)
+    prompts = await _prompts(texts, model, server, truncates=body.truncate is True)
+    generation = _start(request, prompts, model, server)
+    vectors = await _vectors(request, generation, server, body.dimensions)
+    return _json(
+        answer
+        | {
+            "embeddings": vectors,
+            "total_duration": nanoseconds(received, time.time()),
+            "load_duration": nanoseconds(received, min(life.scheduled for life in generation.lives)),
+            "prompt_eval_count": generation.num_prompt_tokens,
+        }
+    )
+
+
+async def embeddings(request: Request) -> Response:
+    """Handle one request of the former form: one prompt, one embedding."""
+    server = context_of(request)
+    body = await read_body(request, EmbeddingsBody, any_media_type=True)
+    model = _checked(body, server)
+    if not body.prompt:
+        return _json({"embedding": []})
+    prompts = await _prompts([body.prompt], model, server, truncates=False)
+    generation = _start(request, prompts, model, server)
+    [vector] = await _vectors(request, generation, server, None)
+    return _json({"embedding": vector})
+
+
+def _checked(body: LoadedModelBody, server: ServerContext) -> ServedModel:
+    model = server.admit()
+    check_model_name(server.settings, body.model_name)
+    keep_alive_seconds(body.keep_alive)
+    check_options(body.options)
+    return model
+
+
+async def _prompts(
+    texts: list[str], model: ServedModel, server: ServerContext, *, truncates: bool
+) -> list[PreparedPrompt]:
+    if len(texts) > MAX_PROMPTS:
+        raise RequestError(f"input holds {len(texts)} texts but at most {MAX_PROMPTS} are allowed", param="input")
+    limit = server.client.max_model_len
+    prompts = []
+    for text in texts:
+        if truncates:
+            text = text[: limit * model.max_token_chars]
+        token_ids = await model.encode(text, add_special_tokens=True, max_model_len=limit)
+        if truncates:
+            token_ids = truncate_prompt(token_ids, -1, "right", limit)
+        check_prompt_length(len(token_ids), limit)
+        prompts.append(PreparedPrompt(token_ids))
+    return prompts
+
+
+def _start(request: Request, prompts: list[PreparedPrompt], model: ServedModel, server: ServerContext) -> Generation:
+    return server.generator.start(
+        GenerationRequest(
+            public_id=public_id("ollama", request.headers, None),
+            prompts=prompts,
+            sampling=SamplingParams(max_tokens=1, temperature=0.0),
+            pooling="last",
+        ),
+        model.tokenizer,
+        None,
+    )
+
+
+async def _vectors(request: Request, generation: Generation, server: ServerContext, dimensions: int | None) -> Vectors:
+    watcher = cancel_on_disconnect(request.receive, generation)
+    try:
+        updates = await generation.rest()
+    finally:
+        watcher.cancel()
+        server.generator.finish(generation)
+    found = {update.index: array("f", update.embedding).tolist() for update in updates if update.embedding}
+    return [_shortened(found[index], dimensions) for index in sorted(found)]
+
+
+def _shortened(vector: list[float], dimensions: int | None) -> list[float]:
+    if dimensions is None or dimensions >= len(vector):
+        return vector
+    kept = vector[:dimensions]
+    length = math.hypot(*kept)
+    return [value / length for value in kept] if length else kept
+
+
+def _json(body: object) -> Response:
+    return Response(encode(body), media_type="application/json")
