@@ -34,7 +34,7 @@ def chat_model(live: LiveServer, **options: Any) -> ChatOpenAI:
 
 
 def test_chat_answers_and_counts_tokens(live: LiveServer) -> None:
-    messages = [SystemMessage("Answer briefly."), HumanMessage("What is the capital of France?")]
+    messages = [SystemMessage("You are a helpful assistant."), HumanMessage("What is the capital of France?")]
     answer = chat_model(live).invoke(messages)
     assert "Paris" in answer.content
     assert answer.usage_metadata["total_tokens"] == sum(
