@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jserve.api.access_options import add_access_options, add_observability_options, flatten
+from jserve.api.foreign_flags import hint_for
 from jserve.api.keys import read_key_file
 from jserve.api.limits import read_limits
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
@@ -49,6 +50,11 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is a `--help` away."""
 
     def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(f"{prefix}-"):
+            flag = message.removeprefix(prefix).split()[0]
+            hint = hint_for(flag, self._option_string_actions)
+            message = f"unknown flag {flag}" + (f": {hint}" if hint else "")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 

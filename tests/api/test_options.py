@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jserve.api.options import parse, parse_size
+from jserve.api import foreign_flags
+from jserve.api.options import build_parser, parse, parse_size
 from jserve.errors import ConfigError
 
 
@@ -127,3 +128,23 @@ def test_file_with_a_mistake(tmp_path: Path, text: str, message: str) -> None:
 def test_absent_file() -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         parse(["--config", "/nowhere.yaml", "--model", "m"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--enforce-eager"], "unknown flag --enforce-eager: leave it out: nothing is captured"),
+        (["--max-logprobs=5"], "the most that a request may ask for is 20"),
+        (["--max-modle-len", "64"], "did you mean --max-model-len?"),
+        (["--frobnicate"], "unknown flag --frobnicate; see jserve --help"),
+    ],
+)
+def test_unknown_flag_says_what_to_do_instead(flags: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(["--model", "x", *flags])
+    assert left.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_flags_that_exist_have_no_hint_for_their_absence() -> None:
+    assert not set(foreign_flags._FLAGS) & set(build_parser()._option_string_actions)
