@@ -3,10 +3,12 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import pytest
 
 from jserve.config import EngineConfig
@@ -30,6 +32,10 @@ PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4
 DRAWN = SamplingParams(
     temperature=0.8, top_p=0.9, seed=7, max_tokens=16, ignore_eos=True, repetition_penalty=1.2, logprobs=3
 )
+MASKED = msgspec.structs.replace(
+    DRAWN, bad_words=tuple((first, second) for first in range(131) for second in (first, (first + 1) % 131))
+)
+"""No token after itself or the one before it: every row has a mask of its own for every token."""
 
 
 def case_name(case: tuple[str, int]) -> str:
@@ -82,7 +88,10 @@ def drawn_alone(folders: dict[str, Path], executables: str) -> dict[str, list[in
 
 
 def draw_all(core: EngineCore) -> dict[str, list[int]]:
-    return {name: tokens_of(deltas) for name, deltas in run(core, PROMPTS, DRAWN).items()}
+    """By prompt and kind of parameters."""
+    kinds = {"drawn": DRAWN, "masked": MASKED}
+    runs = {kind: run(core, PROMPTS, params) for kind, params in kinds.items()}
+    return {f"{name} {kind}": tokens_of(deltas) for kind, found in runs.items() for name, deltas in found.items()}
 
 
 def test_greedy_tokens_are_those_of_one_device(world: World) -> None:
@@ -94,9 +103,13 @@ def test_greedy_tokens_are_those_of_one_device(world: World) -> None:
 
 
 @pytest.mark.parametrize("world", CASES[:3], ids=case_name, indirect=True)
-def test_drawn_and_penalised_tokens_are_those_of_one_device(world: World, drawn_alone: dict[str, list[int]]) -> None:
+def test_drawn_penalised_and_masked_tokens_are_those_of_one_device(
+    world: World, drawn_alone: dict[str, list[int]]
+) -> None:
     """One model is enough: the sampler sees logits only."""
     assert draw_all(world.core) == drawn_alone
+    masked = [tokens for name, tokens in drawn_alone.items() if name.endswith("masked")]
+    assert not any((after - before) % 131 in (0, 1) for tokens in masked for before, after in pairwise(tokens))
 
 
 def test_each_device_holds_its_share_of_the_weights_and_no_more(world: World) -> None:
