@@ -30,6 +30,14 @@ class ThinkingBudget(msgspec.Struct, frozen=True, array_like=True):
     is_open: bool = False
 
 
+class RepetitionDetection(msgspec.Struct, frozen=True, array_like=True):
+    """The output ends where a pattern of so many tokens stands at its end `min_count` times in a row."""
+
+    max_pattern_size: int
+    min_pattern_size: int = 1
+    min_count: int = 2
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=False):
     """How the tokens of one request are chosen and when it ends.
 
@@ -68,6 +76,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     thinking_budget: ThinkingBudget | None = None
     prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
+    repetition_detection: RepetitionDetection | None = None
+    """Watched where the text is made, like `stop`."""
 
     @property
     def is_greedy(self) -> bool:

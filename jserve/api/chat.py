@@ -107,6 +107,7 @@ def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> Samp
         body,
         model.defaults,
         vocab_size=server.client.vocab_size,
+        tokenizer=model.tokenizer,
         max_tokens=wanted,
         logprobs=logprobs,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.detokenizer import IncrementalDetokenizer
 from jserve.text.output import OutputParser, ToolCallDelta
+from jserve.text.repetition import RepetitionDetector
 from jserve.text.stop import StopMatcher
 from jserve.text.tokenizer import Tokenizer
 
@@ -34,10 +35,19 @@ class Choice:
     """Turns the deltas of one sequence into text.
 
     Text that may still become a stop string, and bytes that may still become a character, are held back.
-    A stop string ends the choice here, in the API process; the engine is told by the caller.
+    A stop string or a repetition ends the choice here, in the API process; the engine is told by the caller.
     """
 
-    __slots__ = ("_detokenizer", "_matcher", "_parser", "_sampling", "finish_reason", "index", "num_tokens")
+    __slots__ = (
+        "_detokenizer",
+        "_matcher",
+        "_parser",
+        "_repetition",
+        "_sampling",
+        "finish_reason",
+        "index",
+        "num_tokens",
+    )
 
     def __init__(
         self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, parser: OutputParser | None = None
@@ -56,19 +66,24 @@ class Choice:
         self._matcher: StopMatcher | None = None
         if sampling.stop:
             self._matcher = StopMatcher(sampling.stop, sampling.include_stop_str_in_output)
+        self._repetition: RepetitionDetector | None = None
+        if sampling.repetition_detection is not None:
+            self._repetition = RepetitionDetector(sampling.repetition_detection)
 
     def accept(self, delta: TokenDelta) -> ChoiceUpdate:
         """The update that `delta` amounts to."""
-        if self._matcher is None:
+        if self._matcher is None and self._repetition is None:
             self.num_tokens += len(delta.token_ids)
             text = self._detokenizer.push(self._visible(delta.token_ids, delta))
             if delta.finish_reason is not None:
                 text += self._detokenizer.finish()
             return self._update(text, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
-        return self._accept_matching(delta, self._matcher)
+        return self._accept_matching(delta, self._matcher, self._repetition)
 
-    def _accept_matching(self, delta: TokenDelta, matcher: StopMatcher) -> ChoiceUpdate:
-        """Token by token, so that what follows a stop string in one delta is neither shown nor counted."""
+    def _accept_matching(
+        self, delta: TokenDelta, matcher: StopMatcher | None, repetition: RepetitionDetector | None
+    ) -> ChoiceUpdate:
+        """Token by token, so that what follows the end in one delta is neither shown nor counted."""
         text = ""
         last = len(delta.token_ids) - 1
         for position, token in enumerate(delta.token_ids):
@@ -77,14 +92,23 @@ class Choice:
             piece = self._detokenizer.push(self._visible([token], delta) if is_end else [token])
             if is_end:
                 piece += self._detokenizer.finish()
+            is_over = repetition is not None and repetition.push(token)
             if self.num_tokens <= self._sampling.min_tokens:
                 text += piece
                 continue
-            result = matcher.push(piece)
-            text += result.emit
-            if result.matched is not None:
-                return self._update(text, delta.token_ids[: position + 1], delta, "stop", result.matched)
-        if delta.finish_reason is not None:
+            seen = delta.token_ids[: position + 1]
+            if matcher is not None:
+                piece, matched = matcher.push(piece)
+                if matched is not None:
+                    return self._update(text + piece, seen, delta, "stop", matched)
+            text += piece
+            if is_over and not is_end:
+                rest = self._detokenizer.finish()
+                if matcher is not None:
+                    piece, matched = matcher.push(rest)
+                    rest = piece + matcher.flush()
+                return self._update(text + rest, seen, delta, "repetition", "repetition_detected")
+        if delta.finish_reason is not None and matcher is not None:
             text += matcher.flush()
         return self._update(text, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
 

@@ -87,6 +87,7 @@ def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -
         body,
         model.defaults,
         vocab_size=server.client.vocab_size,
+        tokenizer=model.tokenizer,
         max_tokens=max_tokens,
         logprobs=body.logprobs,
     )

@@ -267,7 +267,7 @@ class Generator:
             prompt = request.prompts[index // n].token_ids
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
             requests.append(Request(request_id, prompt, sampling, arrived, salt, request.priority, request.pooling))
-            # The engine has no use for stop strings, the choice has none for the rest.
+            # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
             choice = Choice(index, request.sampling, tokenizer, parser)
             max_tokens = sampling.max_tokens or 0
@@ -282,6 +282,7 @@ class Generator:
             sampling,
             n=1,
             stop=(),
+            repetition_detection=None,
             max_tokens=max_tokens,
             min_tokens=min(sampling.min_tokens, max_tokens),
             seed=choice_seed(sampling.seed, k),

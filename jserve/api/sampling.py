@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from jserve.api.defaults import SamplingDefaults
 from jserve.api.errors import invalid
-from jserve.api.schemas import GenerationBody
+from jserve.api.forbidden import allowed_tokens, bad_word_tokens, check_something_is_allowed
+from jserve.api.schemas import GenerationBody, RepetitionDetectionBody
 from jserve.errors import RequestError
-from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, SamplingParams
+from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, SamplingParams
+from jserve.text.tokenizer import Tokenizer
 
 MAX_CHOICES = 16384
 
@@ -23,6 +25,7 @@ def sampling_params(
     defaults: SamplingDefaults,
     *,
     vocab_size: int,
+    tokenizer: Tokenizer,
     max_tokens: int | None,
     logprobs: int | None,
 ) -> SamplingParams:
@@ -51,9 +54,13 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=_prompt_logprobs(body),
         logprob_token_ids=_logprob_token_ids(body, vocab_size, logprobs),
+        allowed_token_ids=allowed_tokens(body.allowed_token_ids, vocab_size),
+        bad_words=bad_word_tokens(body.bad_words, tokenizer),
+        repetition_detection=_repetition_detection(body.repetition_detection),
     )
     _check_ranges(params)
     _check_counts(params)
+    check_something_is_allowed(params, vocab_size)
     return params
 
 
@@ -153,6 +160,24 @@ def _logit_bias(raw: Mapping[str, float] | None, vocab_size: int) -> dict[int, f
             raise RequestError(f"logit_bias of token {token} must be finite, got {value}.", param="logit_bias")
         bias[token] = min(100.0, max(-100.0, value))
     return bias
+
+
+def _repetition_detection(raw: RepetitionDetectionBody | None) -> RepetitionDetection | None:
+    if raw is None or not raw.max_pattern_size:
+        return None
+    if raw.min_pattern_size > raw.max_pattern_size:
+        raise RequestError(
+            f"repetition_detection.min_pattern_size is {raw.min_pattern_size} but must be at most "
+            f"max_pattern_size={raw.max_pattern_size}.",
+            param="repetition_detection",
+        )
+    if raw.min_count < 2:
+        raise RequestError(
+            f"repetition_detection.min_count is {raw.min_count} but must be at least 2: a pattern that came once "
+            "repeats nothing.",
+            param="repetition_detection",
+        )
+    return RepetitionDetection(raw.max_pattern_size, max(raw.min_pattern_size, 1), raw.min_count)
 
 
 def _stop_strings(raw: str | list[str] | None) -> tuple[str, ...]:

@@ -15,12 +15,17 @@ MAX_STOP_CHARS = 1024
 
 MAX_MESSAGES = 32_768
 MAX_LOGIT_BIAS = 4_096
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 256
+MAX_PATTERN = 1_024
 
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 """Of any length, so the first wrong one ends the check: a million problems would take a second to collect."""
 StopString = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None
+
+BadWords = Annotated[list[Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]], Field(max_length=MAX_BAD_WORDS)]
 
 
 class StreamOptions(BaseModel):
@@ -72,6 +77,14 @@ class StructuredOutputs(BaseModel):
         return getattr(self, "json_" if kind == "json" else kind)
 
 
+class RepetitionDetectionBody(BaseModel):
+    """When an output that goes round in circles ends, with finish_reason "repetition"."""
+
+    max_pattern_size: Annotated[int, Field(ge=0, le=MAX_PATTERN)] = 0
+    min_pattern_size: Annotated[int, Field(ge=0, le=MAX_PATTERN)] = 0
+    min_count: Annotated[int, Field(ge=0, le=MAX_PATTERN)] = 0
+
+
 class GenerationBody(BaseModel):
     """The fields that chat and completions share."""
 
@@ -94,6 +107,9 @@ class GenerationBody(BaseModel):
     logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     stop: StopStrings = None
     stop_token_ids: TokenIds | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: BadWords | None = None
+    repetition_detection: RepetitionDetectionBody | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True

@@ -25,10 +25,7 @@ def _is_text_only(value: Any) -> bool:
 
 
 _BOTH: dict[str, _Harmless] = {
-    "allowed_token_ids": _never,
-    "bad_words": _is_falsy,
     "use_beam_search": _is_falsy,
-    "repetition_detection": _never,
     "thinking_token_budget": lambda value: value == -1,
     "watermarking": _is_falsy,
     "logits_processors": _is_falsy,

@@ -25,7 +25,8 @@ def all_tokens(vocab_size: int, rows: int = 1) -> Bits:
 def bits_of(tokens: Iterable[int], vocab_size: int) -> Bits:
     """The row of exactly these tokens; ids that the vocabulary does not have are left out."""
     row = np.zeros(num_words(vocab_size) * 32, np.uint8)
-    row[[token for token in tokens if 0 <= token < vocab_size]] = 1
+    ids = np.fromiter(tokens, np.int64)
+    row[ids[(ids >= 0) & (ids < vocab_size)]] = 1
     return np.packbits(row, bitorder="little").view(np.uint32)
 
 

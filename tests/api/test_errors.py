@@ -188,8 +188,6 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("allowed_token_ids", [1]),
-        ("bad_words", ["no"]),
         ("thinking_token_budget", 5),
     ],
 )
