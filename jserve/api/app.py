@@ -15,6 +15,7 @@ from jserve.api.anthropic.route import count_tokens, messages
 from jserve.api.chat import chat_completions
 from jserve.api.completions import completions
 from jserve.api.context import ServerContext
+from jserve.api.description import describe_route
 from jserve.api.edge import Edge
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
 from jserve.api.guard import OPEN_PATHS, Guard
@@ -78,7 +79,7 @@ def build_app(server: ServerContext) -> FastAPI:
             methods=[method],
             response_model=None,
             operation_id=f"{handler.__name__}_{method.lower()}",
-            openapi_extra=_describe_body(path),
+            openapi_extra=describe_route(method, path, BODIES),
         )
     app.state.server = server
     return app
@@ -105,12 +106,3 @@ def _middleware(server: ServerContext) -> list[Middleware]:
     open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
     layers.append(Middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths))
     return layers
-
-
-def _describe_body(path: str) -> dict[str, Any] | None:
-    """The `requestBody` of a route in OpenAPI's words; references point into the description itself."""
-    if path not in BODIES:
-        return None
-    place = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
-    schema = BODIES[path].model_json_schema(ref_template=place)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
