@@ -14,7 +14,7 @@ from jserve.errors import RequestError
 
 MIN_BYTES_PER_S = 500
 """Each such number of bytes that has come gives a client another second, as Apache's `MinRate` does."""
-MAX_JSON_WEIGHT = 1_500_000
+MAX_JSON_WEIGHT = 1_000_000
 """Parsing 1 takes about 60 ns: an element of an array weighs 1, an array or object 4, a field of an object 8."""
 _PIECE = 1 << 20
 _CLOSE = {"Connection": "close"}

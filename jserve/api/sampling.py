@@ -15,7 +15,8 @@ from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, SamplingParams
 from jserve.text.tokenizer import Tokenizer
 
-MAX_CHOICES = 16384
+MAX_CHOICES = 2048
+"""Of one request: handing over more would hold up everybody else noticeably."""
 
 _T = TypeVar("_T")
 

@@ -2,17 +2,17 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.api.live_server import LiveServer, StartServer
-from tests.api.stream_pace import StreamPace
+from tests.api.stream_pace import undisturbed
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
+PACE_S = 0.15
 TRUSTED = {"trust_request_chat_template": True}
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -111,11 +111,7 @@ def test_documents_reach_a_template_that_shows_them(server: LiveServer, trusting
     ],
 )
 def test_a_hostile_template_fails_alone(trusting: LiveServer, template: str, text: str) -> None:
-    with StreamPace(trusting) as neighbour:
-        began = time.monotonic()
-        message = _error(trusting, chat_template=template)["message"]
-        assert text in message
-        assert time.monotonic() - began < 8
-        assert _content(trusting) == "user\nhi", "the model's own template goes on"
-    assert neighbour.longest < 0.5
+    message = undisturbed(trusting, lambda: _error(trusting, chat_template=template)["message"], PACE_S)
+    assert text in message
     assert "/etc" not in message
+    assert _content(trusting) == "user\nhi", "the model's own template goes on"
