@@ -3,7 +3,8 @@
 It repeats the prompt: token i of a request's output is `prompt[(i + shift) % len(prompt)]`, where the shift
 is 0 for greedy requests and `seed % 7` otherwise, so a test chooses the output by choosing the prompt. A
 `logit_bias` of 100 forces its token. With a grammar it draws uniformly, by the seed, from what the grammar
-allows, and closes strings, objects and arrays after 40 tokens. Run as `python -m tests.fake_engine [options] --fd N`.
+allows, and closes strings, objects and arrays after 40 tokens. With `--quote-token T` a prompt that contains T
+twice has the tokens between as its output, and then the end. Run as `python -m tests.fake_engine [options] --fd N`.
 """
 
 import argparse
@@ -44,6 +45,7 @@ NUM_PAGES = 64
 @dataclass
 class FakeSequence:
     request: Request
+    quoted: list[int]
     num_output: int = 0
     walker: Walker | None = None
 
@@ -55,7 +57,7 @@ class FakeSequence:
             if bias >= 100:
                 return token
         shift = 0 if sampling.is_greedy else (sampling.seed or 0) % 7
-        prompt = self.request.token_ids
+        prompt = self.quoted or self.request.token_ids
         return prompt[(self.num_output + shift) % len(prompt)]
 
 
@@ -109,7 +111,8 @@ class FakeEngine:
 
     def _handle(self, message: ToEngine) -> bool:
         if isinstance(message, Request):
-            self.sequences[message.request_id] = FakeSequence(message, walker=self._walker(message))
+            quoted = self._quoted(message.token_ids)
+            self.sequences[message.request_id] = FakeSequence(message, quoted, walker=self._walker(message))
         elif isinstance(message, Abort):
             for request_id in message.request_ids:
                 self.num_aborts += self.sequences.pop(request_id, None) is not None
@@ -126,6 +129,15 @@ class FakeEngine:
     def _vocabulary(self) -> Vocabulary:
         tokenizer = (Path(self.config.model) / "tokenizer.json").read_text()
         return Vocabulary(LLTokenizer(tokenizer, n_vocab=self.options.vocab_size, eos_token=self.options.eos))
+
+    def _quoted(self, prompt: list[int]) -> list[int]:
+        """What the prompt tells to say, if it does."""
+        token = self.options.quote_token
+        if token is None or prompt.count(token) < 2:
+            return []
+        end = len(prompt) - 1 - prompt[::-1].index(token)
+        begin = end - 1 - prompt[:end][::-1].index(token)
+        return [*prompt[begin + 1 : end], self.options.eos]
 
     def _step(self) -> None:
         self.num_steps += 1
@@ -234,6 +246,7 @@ def main() -> None:
     parser.add_argument("--fatal", default="")
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
+    parser.add_argument("--quote-token", type=int)
     options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     connection = socket.socket(fileno=options.fd)

@@ -2,24 +2,30 @@
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.answers import send_answer
 from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.chat_answer import ChatAnswer
+from jserve.api.chat_output import ChatOutput
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
-from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.generation import Generation, GenerationRequest, ParserUse, PreparedPrompt
 from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.sampling import check_logprobs, sampling_params
 from jserve.api.schemas import ChatBody
 from jserve.api.served_model import ServedModel
 from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
 from jserve.api.structured import constrain
+from jserve.api.tool_use import ToolUse
 from jserve.api.unsupported import refuse_unsupported_chat_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
+
+_REQUEST_TYPES = {"/v1/chat/completions": "chat_completions", "/v1/responses": "responses"}
+"""What vLLM's metric calls the routes."""
 
 
 async def chat_completions(request: Request) -> Response:
@@ -51,9 +57,15 @@ async def prepare_chat(
     model.check_name(body.model)
     _check_fields(body)
     _check_template_fields(body, model, server)
+    tool_use = ToolUse.of(body, shows_tools_for_none=not server.settings.exclude_tools_when_none)
+    if tool_use.is_forced:
+        raise RequestError("`tool_choice` required and by name are not supported yet; use auto", param="tool_choice")
     sampling = _sampling(body, model, server)
-    prompt = await _prepare_prompt(body, model, server.client.max_model_len)
+    text = await _render(body, model, tool_use, server.client.max_model_len)
+    prompt = await _prepare_prompt(body, model, text, server.client.max_model_len)
+    output = ChatOutput.after(text, body, model.speech(body.chat_template), tool_use)
     sampling = await constrain(server, body, sampling)
+    sampling = msgspec.structs.replace(sampling, thinking_budget=output.thinking_budget(body.thinking_token_budget))
     return GenerationRequest(
         public_id=public_id(id_prefix, request.headers, body.request_id),
         prompts=[prompt],
@@ -61,7 +73,15 @@ async def prepare_chat(
         priority=body.priority or 0,
         cache_salt=check_cache_salt(body.cache_salt),
         stream_interval=stream_interval(body, server.settings),
+        new_parser=output.new_parser,
+        counts_reasoning=output.speech.reasons,
+        parser_use=_parser_use(request, body) if tool_use.tools else None,
     )
+
+
+def _parser_use(request: Request, body: ChatBody) -> ParserUse:
+    request_type = _REQUEST_TYPES.get(request.url.path, "other")
+    return ParserUse("streaming" if body.stream else "non_streaming", request_type)
 
 
 def _check_fields(body: ChatBody) -> None:
@@ -113,19 +133,23 @@ def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> Samp
     )
 
 
-async def _prepare_prompt(body: ChatBody, model: ServedModel, max_model_len: int) -> PreparedPrompt:
+async def _render(body: ChatBody, model: ServedModel, tool_use: ToolUse, max_model_len: int) -> str:
     add_generation_prompt = body.add_generation_prompt
     if add_generation_prompt is None:
         add_generation_prompt = not body.continue_final_message
-    text = await model.render_chat(
+    return await model.render_chat(
         body.messages,
         max_model_len=max_model_len,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=body.continue_final_message,
         variables=_template_variables(body),
+        tools=tool_use.descriptions,
         documents=body.documents,
         template=body.chat_template,
     )
+
+
+async def _prepare_prompt(body: ChatBody, model: ServedModel, text: str, max_model_len: int) -> PreparedPrompt:
     token_ids = await model.encode(text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
     check_prompt_length(len(token_ids), max_model_len)

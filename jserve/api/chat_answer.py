@@ -17,6 +17,9 @@ from jserve.api.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    ChatToolCall,
+    ChatToolCallDelta,
+    FunctionCall,
     Usage,
     encode,
     event,
@@ -26,6 +29,7 @@ from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
 from jserve.api.transcript import Transcript
+from jserve.text.output import ToolCallDelta
 
 
 class ChatAnswer:
@@ -124,7 +128,7 @@ class ChatAnswer:
         is_last = update.finish_reason is not None
         choice = ChatChunkChoice(
             update.index,
-            ChatDelta(content=update.text) if update.text or not is_last else ChatDelta(),
+            self._delta(update),
             self._logprobs(update),
             update.finish_reason,
             update.stop_reason if is_last else UNSET,
@@ -144,16 +148,38 @@ class ChatAnswer:
     def _choice(self, done: Transcript) -> ChatChoice:
         return ChatChoice(
             done.index,
-            ChatMessage("assistant", self._echo + done.text),
+            self._message(done),
             self._formatter.chat(done.token_ids, done.logprobs) if done.logprobs is not None else None,
             done.finish_reason,
             done.stop_reason,
             done.token_ids if self._with_ids else None,
         )
 
+    def _delta(self, update: ChoiceUpdate) -> ChatDelta:
+        is_other = bool(update.reasoning or update.tool_calls or update.finish_reason is not None)
+        return ChatDelta(
+            content=UNSET if is_other and not update.text else update.text,
+            reasoning=update.reasoning or UNSET,
+            reasoning_content=update.reasoning or UNSET,
+            tool_calls=[_call_delta(call) for call in update.tool_calls] or UNSET,
+        )
+
+    def _message(self, done: Transcript) -> ChatMessage:
+        calls = [ChatToolCall(call.id, FunctionCall(call.arguments, call.name)) for call in done.tool_calls]
+        text = self._echo + done.text
+        return ChatMessage(
+            "assistant",
+            text or None if calls or done.reasoning else text,
+            reasoning=done.reasoning or None,
+            reasoning_content=done.reasoning or None,
+            tool_calls=calls or UNSET,
+        )
+
     def _is_worth_sending(self, update: ChoiceUpdate) -> bool:
         """False while text is held back and nothing else is new."""
-        has_news = update.text or update.finish_reason is not None or update.logprobs
+        has_news = (
+            update.text or update.reasoning or update.tool_calls or update.finish_reason is not None or update.logprobs
+        )
         return bool(has_news or self._with_ids)
 
     def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | None:
@@ -176,3 +202,13 @@ def _echoed_text(body: ChatBody) -> str:
     if not isinstance(content, list):
         return str(content or "")
     return "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+
+
+def _call_delta(call: ToolCallDelta) -> ChatToolCallDelta:
+    is_first = call.id is not None
+    return ChatToolCallDelta(
+        call.index,
+        FunctionCall(call.arguments, call.name or UNSET),
+        call.id or UNSET,
+        "function" if is_first else UNSET,
+    )

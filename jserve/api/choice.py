@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.detokenizer import IncrementalDetokenizer
-from jserve.text.output import OutputParser, ToolCallDelta
+from jserve.text.output import OutputParser, ToolCallDelta, joined
 from jserve.text.repetition import RepetitionDetector
 from jserve.text.stop import StopMatcher
 from jserve.text.tokenizer import Tokenizer
@@ -39,15 +39,9 @@ class Choice:
     """
 
     __slots__ = (
-        "_detokenizer",
-        "_matcher",
-        "_parser",
-        "_repetition",
-        "_sampling",
-        "finish_reason",
-        "index",
-        "num_tokens",
-    )
+        "_detokenizer", "_matcher", "_parser", "_repetition", "_sampling", "finish_reason", "has_calls", "index",
+        "num_reasoning", "num_tokens",
+    )  # fmt: skip
 
     def __init__(
         self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, parser: OutputParser | None = None
@@ -55,6 +49,9 @@ class Choice:
         self.index = index
         self.num_tokens = 0
         self.finish_reason: str | None = None
+        self.num_reasoning = 0
+        """Tokens before the end of the reasoning."""
+        self.has_calls = False
         self._sampling = sampling
         self._parser = parser
         self._detokenizer = IncrementalDetokenizer(
@@ -143,10 +140,14 @@ class Choice:
 
     def _parse(self, update: ChoiceUpdate, parser: OutputParser) -> None:
         """Take content, reasoning and tool calls apart."""
+        was_reasoning = parser.is_reasoning
         pieces = [parser.push(update.text)] if update.text else []
         if update.finish_reason is not None:
             pieces.append(parser.finish())
             update.finish_reason = parser.finish_reason(update.finish_reason)
-        update.text = "".join(piece.content for piece in pieces)
-        update.reasoning = "".join(piece.reasoning for piece in pieces)
-        update.tool_calls = [call for piece in pieces for call in piece.tool_calls]
+        piece = joined(pieces)
+        update.text, update.reasoning, update.tool_calls = piece.content, piece.reasoning, piece.tool_calls
+        self.has_calls = self.has_calls or bool(piece.tool_calls)
+        # The token that ends the reasoning is the last of its delta, and not counted.
+        count = len(update.token_ids)
+        self.num_reasoning += count if parser.is_reasoning else max(count - 1, 0) if was_reasoning else 0

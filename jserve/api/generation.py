@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET
 
 from jserve.api.account import Account
 from jserve.api.call import Call, current_call
@@ -23,7 +24,7 @@ from jserve.api.isolation import CacheIsolation
 from jserve.api.lengths import clamp_max_tokens
 from jserve.api.life import RequestLife
 from jserve.api.metrics import Metrics
-from jserve.api.responses import PromptTokensDetails, RequestMetrics, Usage
+from jserve.api.responses import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
 from jserve.text.output import OutputParser
@@ -50,10 +51,19 @@ class PreparedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ParserUse:
+    """Where tool calls are looked for, in the words of the metric that counts it."""
+
+    mode: str
+    request_type: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What an endpoint asks of the engine. Choices are prompt-major: index = prompt * n + k.
 
     `new_parser` makes the parser of one choice, which takes reasoning and tool calls out of its text.
+    `counts_reasoning`: usage tells how many tokens were reasoning. `parser_use` is None where no tools are.
     """
 
     public_id: str
@@ -66,6 +76,8 @@ class GenerationRequest:
     """Tokens of a choice per event of a stream."""
     pooling: Pooling = ""
     """Not empty: each prompt's embedding is wanted, and nothing is generated."""
+    counts_reasoning: bool = False
+    parser_use: ParserUse | None = None
 
 
 class Generation:
@@ -92,6 +104,7 @@ class Generation:
         self._account = account
         self._num_output = 0
         self._num_cached = 0
+        self._num_reasoning = 0
 
     @property
     def is_finished(self) -> bool:
@@ -139,9 +152,9 @@ class Generation:
     def usage(self, *, with_details: bool = False) -> Usage:
         """Token counts so far."""
         prompt, output = self.num_prompt_tokens, self._num_output
-        if not with_details:
-            return Usage(prompt, prompt + output, output)
-        return Usage(prompt, prompt + output, output, PromptTokensDetails(self._num_cached))
+        cached = PromptTokensDetails(self._num_cached) if with_details else UNSET
+        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else UNSET
+        return Usage(prompt, prompt + output, output, cached, thought)
 
     def request_metrics(self) -> RequestMetrics | None:
         """The times of the only choice, None where there are several."""
@@ -155,9 +168,10 @@ class Generation:
             raise EngineFailedError(delta.error or "the engine could not finish this request")
         choice, life = entry
         self._metrics.observe_delta(life, delta, now)
-        before = choice.num_tokens
+        before, thought = choice.num_tokens, choice.num_reasoning
         update = choice.accept(delta)
         self._num_output += choice.num_tokens - before
+        self._num_reasoning += choice.num_reasoning - thought
         self._num_cached += delta.num_cached_tokens
         if update.finish_reason is not None:
             self._end(delta, choice, life)
@@ -169,6 +183,9 @@ class Generation:
             self._client.abort([delta.request_id])
         life.end(choice.finish_reason or "stop", choice.num_tokens)
         self._metrics.observe_life(life)
+        if (use := self.request.parser_use) is not None:
+            outcome = "tool_call" if choice.has_calls else "no_tool_call"
+            self._metrics.parser_uses[use.mode, outcome, use.request_type] += 1
         logger.info(
             "request %s finished: reason=%s %s", life.request_id, life.finish_reason, life.describe(),
             extra=life.fields(),

@@ -61,6 +61,8 @@ class Metrics(Collector):
         self.rate_limited: Counter[tuple[str, str]] = Counter()
         """By id of the key and kind of the limit."""
         self.http = HttpMetrics()
+        self.parser_uses: Counter[tuple[str, str, str]] = Counter()
+        """By mode, outcome and request type."""
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generation_tokens = 0
@@ -233,6 +235,14 @@ class Metrics(Collector):
             "reason",
             self.rejected,
         )
+        uses = CounterMetricFamily(
+            "vllm:tool_call_parser_invocations",
+            "Choices in which tool calls were looked for.",
+            labels=[*self._labels, "mode", "outcome", "request_type"],
+        )
+        for use, count in sorted(self.parser_uses.items()):
+            uses.add_metric([*self._labels.values(), *use], count)
+        yield uses
         yield self._family(
             CounterMetricFamily, "jserve:aborted_requests", "Requests cut short.", "reason", self.aborted
         )

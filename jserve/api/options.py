@@ -16,7 +16,9 @@ from jserve.api.access_options import add_access_options, add_observability_opti
 from jserve.api.foreign_flags import hint_for
 from jserve.api.keys import read_key_file
 from jserve.api.limits import read_limits
+from jserve.api.model_speech import check_parser_names
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
+from jserve.api.speech_options import add_speech_options
 from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
 from jserve.errors import ConfigError
 from jserve.version import __version__
@@ -76,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model_options(parser)
     _add_capacity_options(parser)
+    add_speech_options(parser)
     _add_server_options(parser)
     add_access_options(parser)
     add_observability_options(parser)
@@ -311,6 +314,7 @@ def _engine_config(options: argparse.Namespace) -> EngineConfig:
 
 
 def _server_settings(options: argparse.Namespace) -> ServerSettings:
+    check_parser_names(options.tool_call_parser, options.reasoning_parser)
     return ServerSettings(
         model=options.model,
         served_model_names=tuple(options.served_model_name or ()),
@@ -331,6 +335,9 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         allowed_headers=flatten(options.allowed_headers),
         allow_credentials=options.allow_credentials,
         chat_template=options.chat_template,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+        exclude_tools_when_none=options.exclude_tools_when_tool_choice_none,
         trust_request_chat_template=options.trust_request_chat_template,
         generation_config=options.generation_config,
         grammar_compile_timeout_s=options.grammar_compile_timeout,

@@ -18,6 +18,12 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """What generated tokens were for."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts. A prompt counts once, however many choices continue it."""
 
@@ -25,7 +31,7 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails | UnsetType | None = UNSET
-    completion_tokens_details: UnsetType | None = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType | None = UNSET
 
 
 class RequestMetrics(msgspec.Struct, frozen=True):
@@ -99,16 +105,42 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """By token id: the prompt's own token, and the best. None for the first, which nothing predicts."""
 
 
+class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call, or what a chunk adds to one. `arguments` is JSON as text."""
+
+    arguments: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+
+
+class ChatToolCall(msgspec.Struct, frozen=True):
+    """A tool call of a message."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+class ChatToolCallDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to a tool call. `id`, `type` and the name come with its first."""
+
+    index: int
+    function: FunctionCall
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
-    """The assistant's answer."""
+    """The assistant's answer. `reasoning_content` is an older name of `reasoning`, which many clients read."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
-    reasoning: None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ChatToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -145,6 +177,9 @@ class ChatDelta(msgspec.Struct, frozen=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ChatToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):

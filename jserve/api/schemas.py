@@ -139,6 +139,39 @@ class GenerationBody(BaseModel):
     session_id: str | None = None
 
 
+class FunctionBody(BaseModel):
+    """A function that the model may call. `parameters` is a JSON schema of an object."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(BaseModel):
+    """A tool, which is a function."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"] = "function"
+    function: FunctionBody
+
+
+class NamedFunction(BaseModel):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedToolChoice(BaseModel):
+    """The one tool that must be called."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
@@ -153,6 +186,11 @@ class ChatBody(GenerationBody):
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = True
+    include_reasoning: bool = True
+    thinking_token_budget: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 

@@ -16,6 +16,7 @@ import msgspec
 from jserve.api.defaults import SamplingDefaults
 from jserve.api.lengths import check_prompt_length
 from jserve.api.model_files import ModelFiles
+from jserve.api.model_speech import ModelSpeech
 from jserve.api.settings import ServerSettings
 from jserve.api.template_renderer import TemplateRenderer
 from jserve.checkpoint import open_checkpoint
@@ -25,10 +26,13 @@ from jserve.text.chat_template import ChatTemplate
 from jserve.text.load import load_tokenizer
 from jserve.text.render_worker import RenderJob
 from jserve.text.tokenizer import Tokenizer
+from jserve.text.tools.template_probe import Probe
 from jserve.version import __version__
 
 logger = logging.getLogger(__name__)
 
+_MAX_SPEECHES = 8
+"""Chat templates whose formats are remembered: the model's own, and some that came with requests."""
 _INLINE_CHARS = 4_096
 """Text up to here is tokenized on the event loop, in about a millisecond; a thread would cost more."""
 
@@ -45,6 +49,7 @@ class ServedModel:
         defaults: SamplingDefaults,
         fingerprint: str,
         files: ModelFiles,
+        settings: ServerSettings,
     ) -> None:
         self.names = tuple(names)
         self.listed_names = tuple(listed_names)
@@ -54,6 +59,9 @@ class ServedModel:
         self.defaults = defaults
         self.fingerprint = fingerprint
         self.files = files
+        self._settings = settings
+        self._speeches: dict[str, ModelSpeech] = {}
+        logger.info("recognised: %s", self.speech().describe())
 
     @classmethod
     def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
@@ -64,9 +72,19 @@ class ServedModel:
         logger.info("default sampling: %s", defaults.describe())
         files = ModelFiles.read(settings.model, has_weights=config.load_format != "dummy")
         names, listed = settings.model_names, settings.listed_names
-        model = cls(names, listed, tokenizer, template, defaults, fingerprint(config), files)
+        model = cls(names, listed, tokenizer, template, defaults, fingerprint(config), files, settings)
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
+
+    def speech(self, template: str | None = None) -> ModelSpeech:
+        """How the model thinks and calls tools, by `template` or else its own. Raises ConfigError."""
+        key = template or ""
+        if key not in self._speeches:
+            while len(self._speeches) >= _MAX_SPEECHES:
+                del self._speeches[next(reversed(self._speeches))]  # Never the first, which is the model's own.
+            source = template or "\n".join(self.template.sources.values())
+            self._speeches[key] = ModelSpeech.of(source, self.tokenizer, self._settings)
+        return self._speeches[key]
 
     @property
     def name(self) -> str:
@@ -109,6 +127,12 @@ class ServedModel:
                 param="messages",
             )
         max_chars = max_model_len * self.max_token_chars
+
+        async def render(probe: Probe) -> str:
+            job = RenderJob(probe.messages, probe.tools, None, True, False, variables, template, max_chars)
+            return (await self.renderer.render(job)).text
+
+        messages, tools = await self.speech(template).prepare(messages, tools, render)
         self._check_chars(sum(map(_num_content_chars, messages)), max_model_len)
         job = RenderJob(
             messages, tools, documents, add_generation_prompt, continue_final_message, variables, template, max_chars

@@ -45,6 +45,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_credentials: bool = False
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    exclude_tools_when_none: bool = True
     generation_config: str = "auto"
     grammar_compile_timeout_s: float = 5.0
     max_grammar_bytes: int = 1 << 20

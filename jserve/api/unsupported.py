@@ -26,7 +26,6 @@ def _is_text_only(value: Any) -> bool:
 
 _BOTH: dict[str, _Harmless] = {
     "use_beam_search": _is_falsy,
-    "thinking_token_budget": lambda value: value == -1,
     "watermarking": _is_falsy,
     "logits_processors": _is_falsy,
     "vllm_xargs": _is_falsy,
@@ -50,10 +49,6 @@ _REASONS: dict[str, str] = {
 }
 """Why a field is refused for good, or what to do instead."""
 _CHAT: dict[str, _Harmless] = {
-    "tools": _never,
-    "tool_choice": lambda value: value == "none",
-    "functions": _is_falsy,
-    "function_call": lambda value: value == "none",
     "audio": _never,
     "moderation": _never,
     "verbosity": lambda value: value == "medium",
@@ -67,10 +62,6 @@ _COMPLETION: dict[str, _Harmless] = {"prompt_embeds": _never}
 
 def refuse_unsupported_chat_fields(extra: Mapping[str, Any]) -> None:
     """Raise RequestError for the first field of `extra` that chat does not implement."""
-    if extra.get("tools") == []:
-        raise RequestError("`tools` must not be an empty list; leave it out to use none", param="tools")
-    if extra.get("tool_choice") not in (None, "none") and extra.get("tools") is None:
-        raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
     _refuse(extra, _BOTH | _CHAT)
 
 

@@ -5,6 +5,7 @@ One parser serves the streamed and the whole answer, since the whole one is the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,12 +32,31 @@ class OutputPiece:
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
 
 
+def joined(pieces: Sequence[OutputPiece]) -> OutputPiece:
+    """All pieces as one, in which each call has one delta at most."""
+    deltas: dict[int, ToolCallDelta] = {}
+    for delta in (delta for piece in pieces for delta in piece.tool_calls):
+        before = deltas.get(delta.index, ToolCallDelta(delta.index))
+        deltas[delta.index] = ToolCallDelta(
+            delta.index, before.id or delta.id, before.name or delta.name, before.arguments + delta.arguments
+        )
+    return OutputPiece(
+        "".join(piece.content for piece in pieces),
+        "".join(piece.reasoning for piece in pieces),
+        list(deltas.values()),
+    )
+
+
 class OutputParser(Protocol):
     """Splits the text of one choice. All pieces put together are the same however the text was cut."""
 
     @property
     def visible_tokens(self) -> frozenset[int]:
         """Special tokens that the parser must see in the text, though the request skips special tokens."""
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the text so far ends inside the reasoning."""
 
     def push(self, text: str) -> OutputPiece:
         """What is certain now and was not before."""

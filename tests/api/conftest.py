@@ -59,13 +59,14 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) ->
 
 @pytest.fixture(scope="session")
 def make_server(model_dir: Path) -> StartServer:
-    """Start a server; keyword arguments are settings. The caller stops it."""
+    """Start a server; keyword arguments are settings, and `max_model_len`. The caller stops it."""
 
     def start(*engine_options: str, wait: bool = True, **settings: Any) -> LiveServer:
+        length = settings.pop("max_model_len", MAX_MODEL_LEN)
         fields = {"model": str(model_dir), "served_model_names": ("tiny", "other"), "shutdown_timeout_s": 5.0}
         live = LiveServer(
             ServerSettings(engine_command=fake_engine(*engine_options), **(fields | settings)),
-            EngineConfig(model=str(model_dir), max_model_len=MAX_MODEL_LEN),
+            EngineConfig(model=str(model_dir), max_model_len=length),
         )
         if wait:
             live.wait_until_ready()

@@ -184,19 +184,6 @@ def test_chat_rules(server: LiveServer, fields: dict[str, Any], text: str) -> No
     assert text in _error(server, CHAT, {"messages": MESSAGES} | fields)["message"]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("thinking_token_budget", 5),
-    ],
-)
-def test_fields_that_are_not_implemented_are_refused_by_name(server: LiveServer, field: str, value: Any) -> None:
-    error = _error(server, CHAT, {"messages": MESSAGES, field: value})
-    assert error["param"] == field
-    assert f"`{field}` is not supported yet" in error["message"]
-
-
 def test_completions_refuse_what_they_lack(server: LiveServer) -> None:
     suffix = _error(server, COMPLETIONS, {"prompt": "x", "suffix": "y"})
     assert suffix["message"] == "suffix is only supported for models with FIM completion rendering"

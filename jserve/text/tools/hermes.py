@@ -1,0 +1,40 @@
+"""Hermes, Qwen 2.5 and 3, and others: <tool_call>{"name": "f", "arguments": {...}}</tool_call>, any number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jserve.text.tools.draft import Draft
+from jserve.text.tools.feed import Reading, TextFeed
+from jserve.text.tools.format import CallForm
+from jserve.text.tools.json_call import Outcome, read_json_call
+from jserve.text.tools.tool import Tool
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+class Hermes:
+    """Calls in tags; text around them is content."""
+
+    name = "hermes"
+    markers = (BEGIN, END)
+    form = CallForm(
+        before=f'{BEGIN}\n{{"name": "NAME", "arguments": ', after=f"}}\n{END}", separator="\n", trigger=BEGIN
+    )
+
+    def read(self, feed: TextFeed, draft: Draft, tools: Mapping[str, Tool]) -> Reading[None]:
+        """Read a message."""
+        while (yield from feed.copy_until((BEGIN,), draft.content)):
+            yield from read_tagged_call(feed, draft)
+
+
+def read_tagged_call(feed: TextFeed, draft: Draft) -> Reading[None]:
+    """A call behind its opening tag, with the closing one."""
+    feed.record()
+    yield from feed.skip_space()
+    outcome = yield from read_json_call(feed, draft, BEGIN + feed.recorded())
+    if outcome is Outcome.BROKEN:
+        yield from feed.copy_until((END,), draft.arguments)
+    elif outcome is Outcome.CALL:
+        yield from feed.skip_space()
+        yield from feed.try_any((END,))

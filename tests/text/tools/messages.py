@@ -1,0 +1,178 @@
+"""Messages as models of each format write them, and what they mean."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from jserve.text.output import OutputParser, OutputPiece, joined
+from jserve.text.reasoning import ReasoningFormat, Thinking
+from jserve.text.tools.parser import MessageParser
+from jserve.text.tools.registry import format_named
+from jserve.text.tools.tool import Tool
+
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "s": {"type": "string"}, "o": {"type": ["object", "null"]}},
+}
+TOOLS = {name: Tool(name, PARAMETERS) for name in ("f", "g")}
+B = "\uff5c"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    content: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
+    reasoning: str = ""
+
+
+@dataclass
+class Case:
+    format: str
+    text: str
+    content: str = ""
+    calls: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    reasoning: str = ""
+
+    @property
+    def meaning(self) -> Meaning:
+        return Meaning(self.content, tuple(self.calls), self.reasoning)
+
+
+F1 = ("f", '{"a": 1}')
+G = ("g", "{}")
+
+WELL_FORMED = [
+    Case("hermes", 'Hi\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "Hi", [F1]),
+    Case(
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>\n<tool_call>{"name": "g"}</tool_call>\n',
+        "",
+        [F1, G],
+    ),
+    Case("hermes", '<tool_call>{"arguments": {"a": 1}, "id": [2], "name": "f"}</tool_call>', "", [F1]),
+    Case("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [F1]),
+    Case("hermes", '<tool_call>{"name": "g", "arguments": null}</tool_call>', "", [G]),
+    Case(
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"s": "</tool_call> {\\"x\\": [\\u00e9, 👍]}\\n"}}</tool_call>ok',
+        "ok",
+        [("f", '{"s": "</tool_call> {\\"x\\": [\\u00e9, 👍]}\\n"}')],
+    ),
+    Case("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}\n</tool_call>', "", [F1]),
+    Case("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}}}</tool_call>', "", [F1]),
+    Case("hermes", '<tool_call>{"name": "f", "arguments": {"s": "x\ny"}}</tool_call>', "", [("f", '{"s": "x\\ny"}')]),
+    Case("hermes", "just  text \n", "just  text \n"),
+    Case(
+        "qwen3_coder",
+        'Go\n<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=s>\none\n"two"\n\n</parameter>\n'
+        '<parameter=o>\n{"x": [true]}\n</parameter>\n</function>\n</tool_call>',
+        "Go",
+        [("f", '{"a": 1, "s": "one\\n\\"two\\"\\n", "o": {"x": [true]}}')],
+    ),
+    Case("qwen3_coder", "<tool_call>\n<function=g>\n</function>\n</tool_call>", "", [G]),
+    Case("qwen3_coder", "<function=f><parameter=a>many</parameter></function>", "", [("f", '{"a": "many"}')]),
+    Case("qwen3_coder", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "", [F1]),
+    Case("llama3_json", '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}', "", [F1, G]),
+    Case("llama3_json", '<|python_tag|>{"type": "function", "name": "f", "parameters": {"a": 1}}', "", [F1]),
+    Case("llama3_json", '{"name": "someone", "age": 4}', '{"name": "someone", "age": 4}'),
+    Case("llama3_json", '{"a": 1} is an object', '{"a": 1} is an object'),
+    Case("pythonic", "[f(a=1), g()]", "", [F1, G]),
+    Case(
+        "pythonic",
+        "<|python_start|>[f(s='''it's \"so\"''', o={'k': [1.5, (None, -2)], 't': True})]<|python_end|>",
+        "",
+        [("f", '{"s": "it\'s \\"so\\"", "o": {"k": [1.5, [null, -2]], "t": true}}')],
+    ),
+    Case("pythonic", "Sure:\n```tool_code\nf(a=1)\ng()\n```", "Sure:", [F1, G]),
+    Case("pythonic", '[{"name": "f", "parameters": {"a": 1}}, {"name": "g"}]', "", [F1, G]),
+    Case("pythonic", "[1, 2] is a list", "[1, 2] is a list"),
+    Case("pythonic", '[f(s="\\x41\\u00e9\\U0001F600")]', "", [("f", '{"s": "\\u0041\\u00e9😀"}')]),
+    Case("mistral", 'ok[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]', "ok", [F1, G]),
+    Case("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{}', "", [F1, G]),
+    Case("mistral", "[TOOL_CALLS]none", "[TOOL_CALLS]none"),
+    Case(
+        "deepseek_v3",
+        f"x<{B}tool▁calls▁begin{B}><{B}tool▁call▁begin{B}>function<{B}tool▁sep{B}>f\n```json\n"
+        f'{{"a": 1}}\n```<{B}tool▁call▁end{B}>\n<{B}tool▁call▁begin{B}>function<{B}tool▁sep{B}>g\n```json\n{{}}\n```'
+        f"<{B}tool▁call▁end{B}><{B}tool▁calls▁end{B}>",
+        "x",
+        [F1, G],
+    ),
+    Case(
+        "deepseek_v31",
+        f'<{B}tool▁calls▁begin{B}><{B}tool▁call▁begin{B}>f<{B}tool▁sep{B}>{{"a": 1}}<{B}tool▁call▁end{B}>'
+        f"<{B}tool▁call▁begin{B}>g<{B}tool▁sep{B}>{{}}<{B}tool▁call▁end{B}><{B}tool▁calls▁end{B}>",
+        "",
+        [F1, G],
+    ),
+    Case(
+        "functiongemma",
+        '<start_function_call>call:f{a:1,s:<escape>x "y"<escape>}<end_function_call>'
+        "<start_function_call>call:g{}<end_function_call>",
+        "",
+        [("f", '{"a": 1, "s": "x \\"y\\""}'), G],
+    ),
+    Case("functiongemma", '<start_function_call>call:f{"a": 1}<end_function_call>', "", [F1]),
+    Case(
+        "gemma4",
+        '<|tool_call>call:f{a:1,s:<|"|>x<|"|>,o:{k:[true,null,<|"|>v<|"|>]}}<tool_call|>',
+        "",
+        [("f", '{"a": 1, "s": "x", "o": {"k": [true, null, "v"]}}')],
+    ),
+    Case(
+        "openai",
+        "<|channel|>analysis<|message|>Hm. <|end|><|start|>assistant<|channel|>commentary<|message|>Wait.<|end|>"
+        '<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>',
+        "Wait.",
+        [F1],
+        "Hm.",
+    ),
+    Case("openai", "<|channel|>final<|message|>Hello", "Hello"),
+    Case("openai", "Hello", "Hello"),
+    Case("openai", " to=functions.g<|channel|>commentary json<|message|>", "", [G]),
+]
+
+# Not calls: what was written comes back, all of it.
+MALFORMED = [
+    ("hermes", "<tool_call>oops</tool_call> and more"),
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": [1]}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"arguments": {"a": 1}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f'),
+    ("hermes", "a < b <tool"),
+    ("qwen3_coder", "<tool_call>\nno function</tool_call>"),
+    ("qwen3_coder", "<tool_call>\n<function=<b>"),
+    ("llama3_json", '{"name": "f", "parameters": 5}'),
+    ("pythonic", "[f[0]]"),
+    ("pythonic", "[unknown(a=1)]"),
+    ("mistral", "[TOOL_CALLS] [nothing]"),
+    ("deepseek_v31", f"<{B}tool▁calls▁begin{B}>nothing"),
+    ("gemma4", "<|tool_call>f{}<tool_call|>"),
+    ("openai", "<|channel|>final"),
+]
+
+
+def parser_of(
+    name: str, reasoning: ReasoningFormat | None = None, thinking: Thinking = Thinking.MAYBE, **options: Any
+) -> MessageParser:
+    known = format_named(name)
+    assert known is not None
+    return MessageParser(reasoning, thinking, known, TOOLS, **options)
+
+
+def pieces_of(parser: OutputParser, texts: Iterable[str]) -> list[OutputPiece]:
+    return [*(parser.push(text) for text in texts), parser.finish()]
+
+
+def meaning_of(pieces: Sequence[OutputPiece]) -> Meaning:
+    whole = joined(pieces)
+    return Meaning(
+        whole.content, tuple((call.name or "", call.arguments) for call in whole.tool_calls), whole.reasoning
+    )
+
+
+def cut(text: str, places: Iterable[int]) -> list[str]:
+    edges = [0, *sorted({place % (len(text) + 1) for place in places}), len(text)]
+    return [text[begin:end] for begin, end in pairwise(edges)]
