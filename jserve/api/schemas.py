@@ -38,7 +38,10 @@ class StreamOptions(BaseModel):
 
 
 class JsonSchemaFormat(BaseModel):
-    """The schema of a `response_format`. What it says is enforced, whether `strict` is set or not."""
+    """The schema of a `response_format`, which is enforced in any case.
+
+    With `strict`, objects that do not speak of `additionalProperties` have none.
+    """
 
     model_config = ConfigDict(extra="allow")
 

@@ -46,7 +46,9 @@ def _of_response_format(body: GenerationBody) -> StructuredOutput | None:
     if wanted.type == "json_object":
         return StructuredOutput("json_object", field=field)
     if wanted.type == "json_schema":
-        return StructuredOutput("json", _schema_of(wanted), field=field)
+        schema = _schema_of(wanted)  # Strict schemas have closed objects; where one does not say, it is meant.
+        is_strict = wanted.json_schema is not None and bool(wanted.json_schema.strict)
+        return StructuredOutput("json", schema, field=field, disable_additional_properties=is_strict)
     tag = wanted.model_dump(exclude={"type", "json_schema"}, exclude_none=True)
     return StructuredOutput("structural_tag", tag, field=field)
 

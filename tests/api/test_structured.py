@@ -94,6 +94,14 @@ def test_additional_properties_can_be_forbidden(server: LiveServer) -> None:
     assert {json.dumps(json.loads(text)) for text in texts} == {"{}", '{"a": null}'}
 
 
+def test_strict_closes_the_objects_that_do_not_say(server: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    for is_strict, is_closed in ((True, True), (False, False), (None, False)):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": is_strict}}
+        values = [json.loads(ask(server, COMPLETIONS, seed=seed, response_format=form)) for seed in range(8)]
+        assert all(set(value) <= {"a"} for value in values) == is_closed
+
+
 @pytest.mark.parametrize("tag", [TAGS, {"format": {"type": "tag", "begin": "<a>", "content": {"type": "any_text"}}}])
 def test_structural_tags_are_taken_in_both_places(server: LiveServer, tag: dict[str, Any]) -> None:
     for fields in (
