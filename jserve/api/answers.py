@@ -55,6 +55,16 @@ async def send_answer(
     return Response(body, media_type="application/json")
 
 
+async def all_updates(request: Request, generator: Generator, generation: Generation) -> list[ChoiceUpdate]:
+    """Everything that a generation which has just started gives; it is finished in every case."""
+    watcher = cancel_on_disconnect(request.receive, generation)
+    try:
+        return await generation.rest()
+    finally:
+        watcher.cancel()
+        generator.finish(generation)
+
+
 class EventStream(Response):
     """Sends one HTTP write per engine step at most; what piles up behind a slow client goes out together."""
 

@@ -2,6 +2,7 @@
 contract; FastAPI routes, and describes the bodies in `/openapi.json`.
 """
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,12 +18,15 @@ from jserve.api.completions import completions
 from jserve.api.context import ServerContext
 from jserve.api.description import describe_route
 from jserve.api.edge import Edge
+from jserve.api.embeddings import embeddings
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
 from jserve.api.guard import OPEN_PATHS, Guard
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
 from jserve.api.openai_responses.body import ResponsesBody
 from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response
-from jserve.api.schemas import ChatBody, CompletionBody
+from jserve.api.schemas import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
+from jserve.api.scoring import SCORING_BODIES, SCORING_ROUTES
+from jserve.api.tokenize import detokenize, tokenize
 from jserve.version import __version__
 
 ROUTES: tuple[tuple[str, str, Any], ...] = (
@@ -35,6 +39,10 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/responses/{response_id}/cancel", stored_response),
     ("POST", "/v1/messages", messages),
     ("POST", "/v1/messages/count_tokens", count_tokens),
+    ("POST", "/v1/embeddings", embeddings),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+    *SCORING_ROUTES,
     ("GET", "/v1/models", probes.list_models),
     ("GET", "/v1/models/{name:path}", probes.show_model),
     ("GET", "/health", probes.health),
@@ -58,6 +66,10 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionBody,
     "/v1/responses": ResponsesBody,
     "/v1/responses/input_tokens": ResponsesBody,
+    "/v1/embeddings": EmbeddingBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+    **SCORING_BODIES,
     **OLLAMA_BODIES,
     "/v1/messages": MessagesBody,
     "/v1/messages/count_tokens": CountTokensBody,
@@ -78,7 +90,7 @@ def build_app(server: ServerContext) -> FastAPI:
             handler,
             methods=[method],
             response_model=None,
-            operation_id=f"{handler.__name__}_{method.lower()}",
+            operation_id=re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_"),
             openapi_extra=describe_route(method, path, BODIES),
         )
     app.state.server = server

@@ -46,7 +46,7 @@ async def start_completion(
     model.check_name(body.model)
     _check_fields(body)
     sampling = _sampling(body, model, server)
-    raw_prompts = _split_prompts(body)
+    raw_prompts = split_prompts(body.prompt)
     if len(raw_prompts) * sampling.n > MAX_CHOICES:
         message = f"{len(raw_prompts)} prompts times n={sampling.n} is more than {MAX_CHOICES} choices"
         raise RequestError(message, param="n")
@@ -96,8 +96,10 @@ def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -
     return msgspec.structs.replace(params, prompt_logprobs=max(body.logprobs, body.prompt_logprobs or 0))
 
 
-def _split_prompts(body: CompletionBody) -> list[str] | list[list[int]]:
-    prompt = body.prompt
+def split_prompts(
+    prompt: str | list[int] | list[str] | list[list[int]] | None,
+) -> list[str] | list[list[int]]:
+    """One entry per prompt. Raises RequestError where there is none, or too many."""
     if not prompt:
         raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
     if isinstance(prompt, str):
@@ -118,7 +120,7 @@ async def _prepare_prompt(
         token_ids = await model.encode(prompt, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     else:
         token_ids = prompt
-        _check_vocabulary(token_ids, server.client.vocab_size)
+        check_vocabulary(token_ids, server.client.vocab_size)
     generates = body.max_tokens != 0
     token_ids = truncate_prompt(
         token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len, generates=generates
@@ -130,9 +132,10 @@ async def _prepare_prompt(
     return PreparedPrompt(token_ids, text)
 
 
-def _check_vocabulary(token_ids: list[int], vocab_size: int) -> None:
+def check_vocabulary(token_ids: list[int], vocab_size: int, *, param: str = "prompt") -> None:
+    """Raise RequestError for an id that the model does not have."""
     if not token_ids:
         return
     for token in (min(token_ids), max(token_ids)):
         if not 0 <= token < vocab_size:
-            raise RequestError(f"Token id {token} is out of vocabulary", param="prompt")
+            raise RequestError(f"Token id {token} is out of vocabulary", param=param)

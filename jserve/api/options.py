@@ -131,6 +131,19 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="auto|vllm|FOLDER",
         help="source of default sampling: the model's generation_config.json, neutral values, or a folder",
     )
+    group.add_argument(
+        "--pooling",
+        choices=("last", "mean"),
+        default="last",
+        help="what an embedding is made of: the hidden state of a text's last token, or the mean of all",
+    )
+    group.add_argument(
+        "--score-method",
+        choices=("generative", "cosine"),
+        default="generative",
+        help="how /score and /rerank judge: by asking the model whether a document answers the query (the "
+        "probability of yes against no), or by the cosine of two embeddings",
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed for dummy weights and the like")
     group.add_argument(
         "--compile-cache-dir",
@@ -340,6 +353,8 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         exclude_tools_when_none=options.exclude_tools_when_tool_choice_none,
         trust_request_chat_template=options.trust_request_chat_template,
         generation_config=options.generation_config,
+        pooling=options.pooling,
+        score_method=options.score_method,
         grammar_compile_timeout_s=options.grammar_compile_timeout,
         max_grammar_bytes=options.max_grammar_bytes,
         max_request_bytes=options.max_request_bytes,

@@ -261,6 +261,70 @@ class CompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     metrics: RequestMetrics | UnsetType = UNSET
 
 
+class Embedding(msgspec.Struct, frozen=True):
+    """One input's vector, as numbers or as the base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of an embeddings response."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class Score(msgspec.Struct, frozen=True):
+    """How relevant a document is to a query."""
+
+    index: int
+    score: float
+    object: str = "score"
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a score response."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
+
+
+class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a score response in SGLang's form: for each item the probabilities of the labels."""
+
+    scores: list[list[float]]
+    model: str
+    usage: Usage
+    object: str = "scoring"
+
+
+class RankedDocument(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One document of a rerank response. `index` is its place in the request."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, str] | None = None
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """The body of a rerank response, the most relevant first."""
+
+    id: str
+    model: str
+    usage: Usage
+    results: list[RankedDocument]
+
+
 def event(message: Any) -> bytes:
     """One server-sent event that carries `message` as JSON."""
     return b"data: " + encode(message) + b"\n\n"

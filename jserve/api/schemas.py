@@ -209,3 +209,64 @@ class CompletionBody(GenerationBody):
     ) = None
     logprobs: Int64 | None = None
     add_special_tokens: bool = True
+
+
+class EmbeddingBody(BaseModel):
+    """POST /v1/embeddings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    input: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
+        | None
+    ) = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Int64 | None = None
+    pooling: Literal["last", "mean"] | None = None
+    """jserve's own: instead of the server's `--pooling`."""
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: bool | None = None
+    """By default true for `input`, and false for `messages`, whose template has its own."""
+    add_generation_prompt: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    embed_dtype: Literal["float32"] | None = None
+    endianness: Literal["little", "native"] | None = None
+    normalize: Literal[True] | None = None
+    """Embeddings always have length 1."""
+    priority: Int64 | None = 0
+    request_id: str | None = None
+    cache_salt: str | None = None
+    user: str | None = None
+
+
+class TokenizeBody(BaseModel):
+    """POST /tokenize: either `prompt` or `messages`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+    """By default true for `prompt`, and false for `messages`, whose template has its own."""
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    return_token_strs: bool | None = False
+    tools: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeBody(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    tokens: TokenIds

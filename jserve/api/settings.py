@@ -4,6 +4,7 @@ import math
 import ssl
 import sys
 from pathlib import Path, PurePath
+from typing import Literal
 
 import msgspec
 
@@ -49,6 +50,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str = "auto"
     exclude_tools_when_none: bool = True
     generation_config: str = "auto"
+    pooling: Literal["last", "mean"] = "last"
+    score_method: Literal["generative", "cosine"] = "generative"
     grammar_compile_timeout_s: float = 5.0
     max_grammar_bytes: int = 1 << 20
     shutdown_timeout_s: float = 30.0

@@ -1,0 +1,64 @@
+"""POST /tokenize and /detokenize: what the model's tokenizer makes of a text or a conversation, and back."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jserve.api.body import read_body
+from jserve.api.completions import check_vocabulary
+from jserve.api.context import ServerContext, context_of
+from jserve.api.schemas import DetokenizeBody, TokenizeBody
+from jserve.api.served_model import ServedModel
+from jserve.errors import RequestError
+
+
+async def tokenize(request: Request) -> Response:
+    """Token ids of a text, or of a conversation as chat completions would send it to the model."""
+    server = context_of(request)
+    body = await read_body(request, TokenizeBody)
+    model = server.admit()
+    model.check_name(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("give either `prompt` or `messages`", param="prompt")
+    limit = server.client.max_model_len
+    text, special = body.prompt, body.add_special_tokens is not False
+    if text is None:
+        text, special = await _render(body, model, server), bool(body.add_special_tokens)
+    tokens = await model.encode(text, add_special_tokens=special, max_model_len=limit)
+    strings = [model.tokenizer.token_string(token) for token in tokens] if body.return_token_strs else None
+    return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of some token ids, special tokens included."""
+    server = context_of(request)
+    body = await read_body(request, DetokenizeBody)
+    model = server.admit()
+    model.check_name(body.model)
+    check_vocabulary(body.tokens, server.client.vocab_size, param="tokens")
+    return JSONResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+
+async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext) -> str:
+    if not body.messages:
+        raise RequestError("messages must not be empty", param="messages")
+    if body.chat_template is not None and not server.settings.trust_request_chat_template:
+        raise RequestError(
+            "Chat template is passed with request, but --trust-request-chat-template is not set. "
+            "Refused request with untrusted chat template.",
+            param="chat_template",
+        )
+    generates = body.add_generation_prompt
+    if generates and body.continue_final_message:
+        raise RequestError(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+            param="continue_final_message",
+        )
+    return await model.render_chat(
+        body.messages,
+        max_model_len=server.client.max_model_len,
+        add_generation_prompt=not body.continue_final_message if generates is None else generates,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs or {},
+        tools=body.tools,
+        template=body.chat_template,
+    )

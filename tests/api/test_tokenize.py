@@ -1,0 +1,61 @@
+"""/tokenize and /detokenize."""
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from tests.api.live_server import END, MAX_MODEL_LEN, LiveServer
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def post(server: LiveServer, path: str, **body: Any) -> dict[str, Any]:
+    response = server.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def test_text_becomes_tokens_and_text_again(server: LiveServer, tokenizer: Tokenizer) -> None:
+    text = "hello é<|im_end|>"
+    found = post(server, "/tokenize", prompt=text)
+    ids = tokenizer.encode(text).ids
+    assert found == {"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids, "token_strs": None}
+    assert post(server, "/detokenize", tokens=ids) == {"prompt": text}
+    strings = post(server, "/tokenize", prompt="hello", return_token_strs=True)["token_strs"]
+    assert strings == tokenizer.encode("hello").tokens
+
+
+def test_conversation_has_the_tokens_that_chat_sends(server: LiveServer) -> None:
+    used = server.chat("hi", max_tokens=1, return_token_ids=True)["prompt_token_ids"]
+    assert post(server, "/tokenize", messages=MESSAGES)["tokens"] == used
+    bare = post(server, "/tokenize", messages=MESSAGES, add_generation_prompt=False)["tokens"]
+    assert used[: len(bare)] == bare
+    assert len(bare) < len(used)
+    open_end = post(server, "/tokenize", messages=MESSAGES, continue_final_message=True)["tokens"]
+    assert post(server, "/detokenize", tokens=open_end)["prompt"] == "<|im_start|>user\nhi"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "prompt"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"messages": MESSAGES, "chat_template": "x"}, "chat_template"),
+        ("/tokenize", {"prompt": 5}, "body.prompt"),
+        ("/detokenize", {}, "body.tokens"),
+        ("/detokenize", {"tokens": [END, 300]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+    ],
+)
+def test_what_is_wrong_is_named(server: LiveServer, path: str, body: dict[str, Any], param: str) -> None:
+    response = server.http.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_unknown_model_is_not_found(server: LiveServer) -> None:
+    for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": []})):
+        assert server.http.post(path, json={**body, "model": "gpt"}).status_code == 404
