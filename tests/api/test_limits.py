@@ -13,7 +13,7 @@ from jserve.api.account import Account, Accounts, TokenBucket, format_duration
 from jserve.api.keys import KeyRing
 from jserve.api.limits import Limit, Limits, read_limits
 from jserve.api.options import parse
-from jserve.errors import ConfigError, RateLimitError
+from jserve.errors import ConfigError, OverloadedError, RateLimitError
 from tests.api.live_server import LiveServer, StartServer
 
 
@@ -270,3 +270,20 @@ def test_without_keys_the_defaults_hold_for_all_together(start_server: StartServ
     statuses = [live.http.post("/v1/completions", json={"prompt": "a"}).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
     assert live.metric("jserve:ratelimit_rejections_total", key_id="anonymous", kind="requests") == 1
+
+
+def test_a_prompt_that_the_queue_refuses_is_given_back(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = start_server(limits=Limits(Limit(tokens_per_minute=100)))
+
+    def refuse(requests: object) -> None:
+        raise OverloadedError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(live.server.context.client, "submit", refuse)
+        for _ in range(3):
+            assert live.http.post("/v1/completions", json={"prompt": "x" * 90}).status_code == 503
+    answer = live.http.post("/v1/completions", json={"prompt": "x" * 90, "max_tokens": 1})
+    assert answer.status_code == 200
+    assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 20

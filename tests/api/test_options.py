@@ -148,3 +148,20 @@ def test_unknown_flag_says_what_to_do_instead(flags: list[str], hint: str, capsy
 
 def test_flags_that_exist_have_no_hint_for_their_absence() -> None:
     assert not set(foreign_flags._FLAGS) & set(build_parser()._option_string_actions)
+
+
+def test_flags_of_access_and_logs_reach_their_place() -> None:
+    flags = """
+        --model m --metrics-without-key --cache-isolation none --max-queued-requests 0 --max-queued-tokens 9
+        --root-path /a/ --log-level debug --log-format json --enable-log-requests --otlp-traces-endpoint http://c:4318
+    """
+    config, settings = parse(flags.split())
+    assert (settings.metrics_without_key, settings.cache_isolation, settings.root_path) == (True, "none", "/a")
+    assert (settings.max_queued_requests, settings.max_queued_tokens) == (0, 9)
+    assert (settings.log_level, settings.log_format) == (config.log_level, config.log_format) == ("debug", "json")
+    assert (settings.enable_log_requests, settings.otlp_traces_endpoint) == (True, "http://c:4318")
+    defaults = parse(["--model", "m"])[1]
+    assert (defaults.cache_isolation, defaults.max_queued_requests, defaults.max_queued_tokens) == ("key", None, None)
+    for flag, value in (("--max-queued-requests", "-1"), ("--max-queued-tokens", "0")):
+        with pytest.raises(ConfigError, match=f"{flag} is {value} but must be at least"):
+            parse(["--model", "m", flag, value])
