@@ -75,7 +75,8 @@ def test_chat_under_every_name_answers_under_that_name(client: ollama.Client, na
     assert response.done_reason == "stop"
 
 
-def test_counts_and_durations_are_of_the_request(client: ollama.Client, tokenizer: Tokenizer) -> None:
+def test_counts_and_durations_are_of_the_request(start_server: StartServer, tokenizer: Tokenizer) -> None:
+    client = ollama.Client(start_server("--step-ms", "5").url)
     before = datetime.now(UTC)
     response = client.chat("tiny", MESSAGES)
     elapsed = (datetime.now(UTC) - before).total_seconds() * 1e9
