@@ -25,17 +25,16 @@ class AnswerShape:
     """How an endpoint's answer looks.
 
     `model_name` is the client's own. With `is_chat` the text is a message's content, otherwise the `response`.
-    Without `shows_thinking` reasoning is left out. `returns_context` adds all token ids to the end.
+    `returns_context` adds all token ids to the end.
     """
 
     model_name: str
     is_chat: bool
-    shows_thinking: bool = True
     returns_context: bool = False
 
     def fields(self, text: str, thinking: str = "", calls: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """The object's beginning, made now."""
-        more: dict[str, Any] = {"thinking": thinking} if thinking and self.shows_thinking else {}
+        more: dict[str, Any] = {"thinking": thinking} if thinking else {}
         if calls:
             more["tool_calls"] = calls
         stamp = {"model": self.model_name, "created_at": now()}
@@ -83,8 +82,7 @@ class OllamaAnswer:
         self._take_reason(update.finish_reason)
         self._calls.push(update.tool_calls)
         calls = self._calls.take(is_last=update.finish_reason is not None)
-        has_thinking = bool(update.reasoning) and self._shape.shows_thinking
-        if not (update.text or has_thinking or calls or update.logprobs):
+        if not (update.text or update.reasoning or calls or update.logprobs):
             return b""
         fields = self._shape.fields(update.text, update.reasoning, calls)
         return encode(fields | {"done": False} | self._logprobs(update.token_ids, update.logprobs)) + b"\n"

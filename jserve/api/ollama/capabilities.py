@@ -1,36 +1,20 @@
-"""What the model can do, in Ollama's words, told by its chat template.
+"""What the model can do, in Ollama's words.
 
-"embedding" is not among them although /api/embed works: in Ollama it marks models that can do nothing else, and
-clients leave such models out of their lists for chat. "insert" would need prompts for filling in the middle.
+"tools" and "thinking" are there where the chat template's own formats are known; tools work with any other model
+too, described in a system message, but such a model was not trained for them. "embedding" is left out although
+/api/embed works: in Ollama it marks models that can do nothing else, and clients leave those out of their lists
+for chat. "insert" would need prompts for filling in the middle.
 """
 
-import re
-
 from jserve.api.served_model import ServedModel
-
-_TOOLS = re.compile(r"\btools\b")
-_THINKING = re.compile(r"enable_thinking|reasoning_effort|<think>|\bthinking\b|\[THINK\]")
 
 
 def capabilities(model: ServedModel) -> list[str]:
     """Ollama's names, "completion" first."""
+    speech = model.speech()
     found = ["completion"]
-    if can_call_tools(model):
+    if speech.is_known:
         found.append("tools")
-    if can_think(model):
+    if speech.reasons:
         found.append("thinking")
     return found
-
-
-def can_call_tools(model: ServedModel) -> bool:
-    """Whether the template shows tools to the model."""
-    return bool(_TOOLS.search(_sources(model)))
-
-
-def can_think(model: ServedModel) -> bool:
-    """Whether the template knows of reasoning."""
-    return bool(_THINKING.search(_sources(model)))
-
-
-def _sources(model: ServedModel) -> str:
-    return "\n".join(model.template.sources.values())

@@ -23,7 +23,7 @@ async def chat(request: Request) -> Response:
     body = await read_body(request, ChatBody, any_media_type=True)
     model = server.admit()
     fields = generation_fields(body, model, server) | thinking_fields(body.think, model)
-    shape = AnswerShape(body.model_name or model.name, is_chat=True, shows_thinking=body.think is not False)
+    shape = AnswerShape(body.model_name or model.name, is_chat=True)
     if not body.messages:
         return Response(without_prompt(shape, unloads=is_unload(body)), media_type="application/json")
     if body.tools:

@@ -4,7 +4,6 @@ from typing import Any, TypeVar
 
 from jserve.api.context import ServerContext
 from jserve.api.ollama.bodies import GenerationBody
-from jserve.api.ollama.capabilities import can_think
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options, sampling_fields
 from jserve.api.ollama.timestamps import keep_alive_seconds
@@ -30,17 +29,20 @@ def generation_fields(body: GenerationBody, model: ServedModel, server: ServerCo
 
 
 def thinking_fields(think: bool | str | None, model: ServedModel) -> dict[str, Any]:
-    """`think` as fields of a chat body. Absent, the model does as it is used to, as in Ollama."""
+    """`think` as fields of a chat body. Absent, the model does as it is used to, as in Ollama.
+
+    With false the template is told so, and reasoning that comes all the same is left out.
+    """
     if think is None or think == "":
         return {}
     if not isinstance(think, bool) and think not in _LEVELS:
         levels = ", ".join(f'"{level}"' for level in _LEVELS)
         raise RequestError(f"invalid think value: {think!r} (must be {levels}, true, or false)", param="think")
-    if think and not can_think(model):
+    if think and not model.speech().reasons:
         raise RequestError(f'"{model.name}" does not support thinking; leave out think', param="think")
     if isinstance(think, str):
         return {"reasoning_effort": think}
-    return {"chat_template_kwargs": {"enable_thinking": think, "thinking": think}}
+    return {"chat_template_kwargs": {"enable_thinking": think, "thinking": think}, "include_reasoning": think}
 
 
 def make_body(schema: type[Body], fields: dict[str, Any]) -> Body:

@@ -33,7 +33,6 @@ async def generate(request: Request) -> Response:
     shape = AnswerShape(
         body.model_name or model.name,
         is_chat=False,
-        shows_thinking=body.think is not False,
         returns_context=not body.raw,
     )
     if not body.prompt:
