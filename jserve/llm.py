@@ -6,14 +6,15 @@ outputs = LLM("path/to/model").generate(["The capital of France is"], SamplingPa
 
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from tqdm import tqdm
 
 from jserve.config import EngineConfig
+from jserve.constrain.bits import fixed_tokens, is_empty
 from jserve.engine import EngineCore
 from jserve.errors import RequestError
 from jserve.progress import StartupBars
@@ -23,6 +24,7 @@ from jserve.runtime.start import start_runner
 from jserve.text.chat_template import ChatTemplate
 from jserve.text.detokenizer import IncrementalDetokenizer
 from jserve.text.load import load_tokenizer
+from jserve.text.repetition import RepetitionDetector
 from jserve.text.stop import StopMatcher
 
 Prompt = str | Sequence[int]
@@ -31,14 +33,18 @@ Message = dict[str, Any]
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One choice. `stop_reason` is the stop string or the stop token that ended it, None for anything else."""
+    """One choice. `stop_reason` is the stop string or the stop token that ended it, None for anything else.
+
+    `error` explains finish_reason "error": a grammar that does not compile, or that cannot go on.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["repetition"] | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -60,9 +66,13 @@ class _Choice:
     output: CompletionOutput
     detokenizer: IncrementalDetokenizer
     stops: StopMatcher
+    repetition: RepetitionDetector | None = None
+    min_tokens: int = 0
 
     def take(self, delta: TokenDelta) -> bool:
-        """Append a delta. Returns whether the choice ended on a stop string, which the engine does not know."""
+        """Append a delta. Returns whether the choice ended for a reason that the engine does not know: a stop
+        string, or a repetition.
+        """
         self.owner.num_cached_tokens = max(self.owner.num_cached_tokens, delta.num_cached_tokens)
         self.output.token_ids += delta.token_ids
         if delta.logprobs:
@@ -73,8 +83,16 @@ class _Choice:
         if matched is not None:
             self.output.finish_reason, self.output.stop_reason = "stop", matched
             return delta.finish_reason is None
+        repeats = False
+        if self.repetition is not None:
+            for token in delta.token_ids:
+                repeats = self.repetition.push(token)
         if delta.finish_reason is not None:
             self._finish(delta)
+        elif repeats and len(self.output.token_ids) > self.min_tokens:
+            self._finish(delta)
+            self.output.finish_reason, self.output.stop_reason = "repetition", "repetition_detected"
+            return True
         return False
 
     def _finish(self, delta: TokenDelta) -> None:
@@ -82,6 +100,7 @@ class _Choice:
         self.output.text += text + (self.stops.flush() if matched is None else "")
         self.output.finish_reason = "stop" if matched is not None else delta.finish_reason
         self.output.stop_reason = matched if matched is not None else delta.stop_reason
+        self.output.error = delta.error
 
 
 class LLM:
@@ -152,9 +171,11 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         tokens = self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
         vocab = self.core.shape.vocab_size
-        for token in (*tokens, *(params.logit_bias or {}), *params.stop_token_ids):
+        for token in (*tokens, *_named_tokens(params)):
             if not 0 <= token < vocab:
                 raise RequestError(f"token id {token} is out of the vocabulary, which has {vocab:,} tokens")
+        if is_empty(fixed_tokens(params, vocab), vocab):
+            raise RequestError("bad_words forbids every token of allowed_token_ids; relax one of them")
         number = next(self._numbers)
         owner = RequestOutput(str(number), text, tokens, [])
         seed = params.seed if params.seed is not None else secrets.randbits(63)
@@ -169,7 +190,9 @@ class LLM:
                 raise RequestError(refused.error or "the request cannot run")
             detokenizer = IncrementalDetokenizer(self.tokenizer, params.skip_special_tokens)
             stops = StopMatcher(params.stop, params.include_stop_str_in_output)
-            choices[request.request_id] = _Choice(owner, output, detokenizer, stops)
+            limits = params.repetition_detection
+            repetition = RepetitionDetector(limits) if limits is not None else None
+            choices[request.request_id] = _Choice(owner, output, detokenizer, stops, repetition, params.min_tokens)
         return owner
 
     def _run(self, choices: dict[str, _Choice], use_tqdm: bool) -> None:
@@ -188,6 +211,18 @@ class LLM:
             except BaseException:
                 self.core.abort(list(choices))
                 raise
+
+
+def _named_tokens(params: SamplingParams) -> Iterator[int]:
+    """Every token id that the parameters name."""
+    yield from params.logit_bias or {}
+    yield from params.stop_token_ids
+    yield from params.allowed_token_ids
+    for word in params.bad_words:
+        yield from word
+    if params.thinking_budget is not None:
+        yield from params.thinking_budget.begin
+        yield from params.thinking_budget.end
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

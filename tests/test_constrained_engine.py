@@ -13,8 +13,9 @@ import pytest
 from jserve.config import EngineConfig
 from jserve.constrain import compiler
 from jserve.engine import EngineCore
-from jserve.errors import CheckpointError
-from jserve.protocol import Request, SamplingParams, ThinkingBudget, TokenDelta
+from jserve.errors import CheckpointError, RequestError
+from jserve.llm import LLM
+from jserve.protocol import RepetitionDetection, Request, SamplingParams, ThinkingBudget, TokenDelta
 from jserve.runtime.start import Started, start_runner
 from jserve.text.tokenizer import Tokenizer
 from tests.text.tokenizer_maker import train_byte_level
@@ -26,6 +27,15 @@ EOS, OTHER_EOS = 2, 0
 PAGE = 4
 PAGE_BYTES = 2 * 2 * 2 * PAGE * 8 * 4
 NUM_PAGES = 60
+
+SIZES: dict[str, Any] = {
+    "dtype": "float32",
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 32,
+    "max_model_len": 128,
+    "page_size": PAGE,
+    "kv_cache_memory_bytes": NUM_PAGES * PAGE_BYTES,
+}
 
 SCHEMA = {
     "type": "object",
@@ -80,16 +90,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
     backend = train_byte_level("gpt-2")
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text("{}")
-    config = EngineConfig(
-        model=str(folder),
-        dtype="float32",
-        max_num_seqs=8,
-        max_num_batched_tokens=32,
-        max_model_len=128,
-        page_size=PAGE,
-        kv_cache_memory_bytes=NUM_PAGES * PAGE_BYTES,
-        compile_cache_dir=executables,
-    )
+    config = EngineConfig(model=str(folder), compile_cache_dir=executables, **SIZES)
     return World(start_runner(config, lambda *_: None), Tokenizer(backend, source=folder))
 
 
@@ -488,3 +489,48 @@ def test_model_without_a_tokenizer_refuses_grammars_and_serves_the_rest(
         "grammars cannot be used with this model: its tokenizer was refused (CheckpointError)"
     )
     assert tokens_of(deltas["plain"]) == world.plain("hello", 10)
+
+
+def test_offline_api_honours_every_constraint(world: World, executables: str) -> None:
+    llm = LLM(str(world.started.model), compile_cache_dir=executables, **SIZES)
+    (letter,) = world.prompt("q")
+    closing = tuple(world.prompt("\n"))
+    params = {
+        "grammar": SamplingParams(seed=1, max_tokens=60, grammar=JSON_GRAMMAR),
+        "choices": SamplingParams(n=3, seed=2, max_tokens=60, grammar=JSON_GRAMMAR),
+        "broken": SamplingParams(grammar="start: /[a"),
+        "allowed": SamplingParams(max_tokens=5, allowed_token_ids=(letter,)),
+        "budget": SamplingParams(seed=1, max_tokens=9, thinking_budget=ThinkingBudget(3, (), closing, is_open=True)),
+        "circles": SamplingParams(
+            max_tokens=50, allowed_token_ids=(letter,), repetition_detection=RepetitionDetection(2, 1, 4), min_tokens=6
+        ),
+    }
+    outputs = llm.generate(["hello"] * len(params), list(params.values()), use_tqdm=False)
+    found = {name: output.outputs for name, output in zip(params, outputs, strict=True)}
+    for output in (*found["grammar"], *found["choices"]):
+        assert output.finish_reason == "stop"
+        assert is_sentence(JSON_GRAMMAR, output.text)
+    assert len({output.text for output in found["choices"]}) == 3
+    assert found["broken"][0].finish_reason == "error"
+    assert "does not compile" in (found["broken"][0].error or "")
+    assert found["allowed"][0].text == "qqqqq"
+    assert tuple(found["budget"][0].token_ids[3 : 3 + len(closing)]) == closing
+    circles = found["circles"][0]
+    assert (circles.text, circles.finish_reason) == ("q" * 7, "repetition")
+    assert llm.core.is_idle
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"allowed_token_ids": (VOCAB,)}, f"token id {VOCAB} is out of the vocabulary"),
+        ({"bad_words": ((3, -1),)}, "token id -1 is out of the vocabulary"),
+        ({"thinking_budget": ThinkingBudget(3, (), (VOCAB + 1,))}, f"token id {VOCAB + 1} is out of the vocabulary"),
+        ({"allowed_token_ids": (4, 5), "bad_words": ((4,), (5,))}, "forbids every token"),
+    ],
+)
+def test_offline_api_refuses_tokens_that_do_not_exist(world: World, fields: dict[str, Any], text: str) -> None:
+    llm = LLM.__new__(LLM)
+    llm.core, llm.tokenizer = world.core(), world.tokenizer
+    with pytest.raises(RequestError, match=text):
+        llm.generate([[3, 4]], SamplingParams(**fields), use_tqdm=False)
