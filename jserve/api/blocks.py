@@ -66,12 +66,10 @@ class BlockRow:
     """
 
     def __init__(self, *, with_reasoning: bool = True) -> None:
-        """Without reasoning its tokens are counted, and its text is dropped."""
         self._with_reasoning = with_reasoning
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
-        self.num_reasoning_tokens = 0
         self._open: Block | None = None
         self._open_call: int | None = None
         self._held = ""
@@ -90,7 +88,6 @@ class BlockRow:
             self._logprobs += update.logprobs
         events: list[BlockEvent] = []
         if update.reasoning:
-            self.num_reasoning_tokens += len(update.token_ids)
             events += self._push_reasoning(update.reasoning)
         if update.text:
             events += self._push_text(update.text)

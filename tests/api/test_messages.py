@@ -117,49 +117,6 @@ def test_reasons_to_stop(server: LiveServer) -> None:
     assert end["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "ther"}
 
 
-def test_blocks_become_messages(server: LiveServer) -> None:
-    system = [
-        {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=abc;"},
-        {"type": "text", "text": "Be.", "cache_control": {"type": "ephemeral"}},
-        {"type": "text", "text": "Do."},
-    ]
-    messages = [
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {
-            "role": "assistant",
-            "content": [
-                {"type": "thinking", "thinking": "hm", "signature": "s"},
-                {"type": "redacted_thinking", "data": "?"},
-                {"type": "text", "text": "c"},
-                {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"x": 1}},
-                {"type": "tool_use", "id": "toolu_2", "name": "g", "input": {}},
-            ],
-        },
-        {
-            "role": "user",
-            "content": [
-                {"type": "tool_result", "tool_use_id": "toolu_1", "content": "d"},
-                {
-                    "type": "tool_result",
-                    "tool_use_id": "toolu_2",
-                    "is_error": True,
-                    "content": [{"type": "text", "text": "e"}],
-                },
-                {"type": "text", "text": "f"},
-            ],
-        },
-    ]
-    expected = turns(
-        ("system", "Be.\n\nDo."),
-        ("user", "a\nb"),
-        ("assistant", "c"),
-        ("tool", "d"),
-        ("tool", "Error: e"),
-        ("user", "f"),
-    )
-    assert prompt_of(server, system=system, messages=messages) == f"{expected}<|im_start|>assistant\n"
-
-
 def test_last_message_of_the_assistant_is_continued(server: LiveServer) -> None:
     prefilled = [*HI, {"role": "assistant", "content": [{"type": "text", "text": "The answer is"}]}]
     prompt = prompt_of(server, messages=prefilled)

@@ -4,10 +4,9 @@ Results of tools are blocks of a user's message there and messages of their own 
 `messages[2].content[0]`.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
-
-from pydantic_core import to_json
 
 from jserve.api.anthropic.body import MessageParam
 from jserve.errors import RequestError
@@ -101,7 +100,8 @@ def _call(block: dict[str, Any], where: str, names: dict[str, str]) -> dict[str,
     if not isinstance(arguments, dict):
         raise RequestError(f"{where}.input must be an object", param=f"{where}.input")
     names[call_id] = name
-    function = {"name": name, "arguments": to_json(arguments).decode()}
+    # Written as models write it, so that the prefix cache knows the call again.
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": call_id, "type": "function", "function": function}
 
 

@@ -22,8 +22,11 @@ NAMES = {
 """Fields of chat, by what they are called in the Messages API."""
 
 
-def chat_of(body: MessagesBody) -> ChatBody:
-    """The chat request that `body` amounts to. Raises RequestError for what is not supported."""
+def chat_of(body: MessagesBody, *, reasons: bool) -> ChatBody:
+    """The chat request that `body` amounts to. Raises RequestError for what is not supported.
+
+    A model that never `reasons` keeps to any budget of thought, so it is told none: Claude Code sends one always.
+    """
     if body.container:
         raise RequestError("`container` is not supported: this server runs no code", param="container")
     thinking = body.thinking
@@ -40,7 +43,7 @@ def chat_of(body: MessagesBody) -> ChatBody:
         "top_k": body.top_k,
         "top_p": body.top_p,
         "stop": body.stop_sequences,
-        "thinking_token_budget": budget,
+        **({"thinking_token_budget": budget} if budget is not None and reasons else {}),
         "user": user if isinstance(user, str) else None,
     }
     return chat_body(fields, NAMES)

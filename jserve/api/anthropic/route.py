@@ -19,7 +19,7 @@ async def messages(request: Request) -> Response:
     body = await read_body(request, MessagesBody)
     model = server.admit()
     with errors_naming(NAMES):
-        generation = await start_chat(request, chat_of(body), model, "msg_")
+        generation = await start_chat(request, chat_of(body, reasons=model.speech().reasons), model, "msg_")
     with_thinking = body.thinking is None or body.thinking.display != "omitted"
     answer = MessageAnswer(model, generation, with_thinking=with_thinking)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))

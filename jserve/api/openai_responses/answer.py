@@ -178,12 +178,12 @@ class ResponsesAnswer:
 
     def _usage(self) -> shapes.ResponseUsage:
         usage = self._generation.usage(with_details=True)
-        details = usage.prompt_tokens_details
+        details, thought = usage.prompt_tokens_details, usage.completion_tokens_details
         return shapes.ResponseUsage(
             usage.prompt_tokens,
             shapes.InputTokensDetails(details.cached_tokens if details else 0),
             usage.completion_tokens,
-            shapes.OutputTokensDetails(self._row.num_reasoning_tokens),
+            shapes.OutputTokensDetails(thought.reasoning_tokens if thought else 0),
             usage.total_tokens,
         )
 
