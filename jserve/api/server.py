@@ -134,8 +134,8 @@ class Server:
     async def _load_model(self) -> None:
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
-        await self.context.loaded_model.renderer.start()
         self._announce()
+        await self.context.loaded_model.renderer.start()  # A request that comes first waits for it, and no other does.
 
     def _announce(self) -> None:
         """Say once, per engine, that requests are welcome."""
