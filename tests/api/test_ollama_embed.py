@@ -5,7 +5,7 @@ import math
 import ollama
 import pytest
 
-from tests.api.live_server import MAX_MODEL_LEN, LiveServer
+from tests.api.live_server import MAX_MODEL_LEN, LiveServer, StartServer
 
 A = 3 + sorted(map(chr, range(33, 127))).index("a")
 """The token of "a"."""
@@ -70,3 +70,8 @@ def test_refusals(client: ollama.Client, server: LiveServer) -> None:
         response = server.http.post("/api/embed", json={"model": "tiny", **body})
         assert response.status_code == 400
         assert response.json()["error"]
+
+
+def test_pooling_is_the_servers(start_server: StartServer) -> None:
+    client = ollama.Client(start_server(pooling="mean").url)
+    assert client.embed("tiny", "ab").embeddings == [embedding_of(A + A + 1)]

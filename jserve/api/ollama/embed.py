@@ -1,4 +1,5 @@
-"""POST /api/embed and /api/embeddings: the final hidden state of each input's last token, of unit length.
+"""POST /api/embed and /api/embeddings: the final hidden state of each input's last token, or the mean of all with
+`--pooling mean`, of unit length.
 
 Nothing is cut silently: an input over the context is a 400, unless the request itself says `truncate: true`; Ollama
 cuts where nothing is said. `dimensions` keeps the first ones and scales them to unit length again, as Ollama does,
@@ -12,7 +13,8 @@ from array import array
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.body import cancel_on_disconnect, public_id, read_body
+from jserve.api.answers import all_updates
+from jserve.api.body import public_id, read_body
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
 from jserve.api.lengths import check_prompt_length, truncate_prompt
@@ -55,7 +57,7 @@ async def embed(request: Request) -> Response:
     )
 
 
-async def embeddings(request: Request) -> Response:
+async def ollama_embeddings(request: Request) -> Response:
     """Handle one request of the former form: one prompt, one embedding."""
     server = context_of(request)
     body = await read_body(request, EmbeddingsBody, any_media_type=True)
@@ -100,7 +102,7 @@ def _start(request: Request, prompts: list[PreparedPrompt], model: ServedModel, 
             public_id=public_id("ollama", request.headers, None),
             prompts=prompts,
             sampling=SamplingParams(max_tokens=1, temperature=0.0),
-            pooling="last",
+            pooling=server.settings.pooling,
         ),
         model.tokenizer,
         None,
@@ -108,12 +110,7 @@ def _start(request: Request, prompts: list[PreparedPrompt], model: ServedModel, 
 
 
 async def _vectors(request: Request, generation: Generation, server: ServerContext, dimensions: int | None) -> Vectors:
-    watcher = cancel_on_disconnect(request.receive, generation)
-    try:
-        updates = await generation.rest()
-    finally:
-        watcher.cancel()
-        server.generator.finish(generation)
+    updates = await all_updates(request, server.generator, generation)
     found = {update.index: array("f", update.embedding).tolist() for update in updates if update.embedding}
     return [_shortened(found[index], dimensions) for index in sorted(found)]
 

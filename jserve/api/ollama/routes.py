@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from jserve.api.ollama import models, store
 from jserve.api.ollama.bodies import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, ShowBody
 from jserve.api.ollama.chat import chat
-from jserve.api.ollama.embed import embed, embeddings
+from jserve.api.ollama.embed import embed, ollama_embeddings
 from jserve.api.ollama.generate import generate
 
 OLLAMA_ROUTES: tuple[tuple[str, str, Any], ...] = (
@@ -22,7 +22,7 @@ OLLAMA_ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/api/chat", chat),
     ("POST", "/api/generate", generate),
     ("POST", "/api/embed", embed),
-    ("POST", "/api/embeddings", embeddings),
+    ("POST", "/api/embeddings", ollama_embeddings),
     ("POST", "/api/pull", store.pull),
     ("POST", "/api/push", store.push),
     ("POST", "/api/create", store.create),
