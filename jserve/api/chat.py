@@ -64,7 +64,7 @@ async def prepare_chat(
     text = await _render(body, model, tool_use, server.client.max_model_len)
     prompt = await _prepare_prompt(body, model, text, server.client.max_model_len)
     output = ChatOutput.after(text, body, model.speech(body.chat_template), tool_use)
-    sampling = await constrain(server, body, sampling)
+    sampling = await constrain(server, body, sampling, output.reasoning_before_answer)
     sampling = msgspec.structs.replace(sampling, thinking_budget=output.thinking_budget(body.thinking_token_budget))
     return GenerationRequest(
         public_id=public_id(id_prefix, request.headers, body.request_id),

@@ -9,6 +9,8 @@ from jserve.api.schemas import ChatBody
 from jserve.api.tool_use import ToolUse
 from jserve.errors import RequestError
 from jserve.protocol import ThinkingBudget
+from jserve.text.grammar import Marker
+from jserve.text.grammar_worker import Reasoning
 from jserve.text.output import OutputParser
 from jserve.text.reasoning import Thinking
 from jserve.text.tools.draft import call_id, short_call_id
@@ -65,6 +67,21 @@ class ChatOutput:
             tuple(encode(end, add_special_tokens=False)),
             is_open=self.thinking is Thinking.OPEN,
         )
+
+    @property
+    def reasoning_before_answer(self) -> Reasoning | None:
+        """The reasoning that comes before an answer whose form is given; None where none may come."""
+        reasoning = self.speech.reasoning
+        if reasoning is None or self.thinking is Thinking.OVER:
+            return None
+        begin, end = (self._marker(tag) for tag in reasoning.tags)
+        return Reasoning(begin, end, is_open=self.thinking is Thinking.OPEN)
+
+    def _marker(self, tag: str) -> Marker:
+        """A tag as a grammar names it: the id of a special token, else its text."""
+        tokenizer = self.speech.tokenizer
+        token_id = tokenizer.token_id(tag)
+        return tag if token_id is None or not tokenizer.is_special(token_id) else token_id
 
     def _parser(self) -> MessageParser:
         speech, use = self.speech, self.tool_use

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
@@ -223,6 +224,22 @@ def test_neighbours_stream_on_while_a_grammar_compiles_until_it_is_stopped(start
     assert "took more than 1 s" in answer[0].json()["error"]["message"]
     assert max(gaps) < 0.5
     assert ask(server, COMPLETIONS, guided_choice=["b"]) == "b"
+
+
+@pytest.mark.parametrize(("opening", "reasons"), [("<think>\n", True), ("<think>\n\n</think>\n\n", False)])
+def test_a_form_is_asked_of_the_answer_and_not_of_the_reasoning(
+    start_server: StartServer, tmp_path: Path, opening: str, reasons: bool
+) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(f"{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{opening}{{# </think> #}}")
+    server = start_server(chat_template=str(template))
+    choice = server.chat("hi", guided_choice=["yes"], max_tokens=20, temperature=1, seed=1)["choices"][0]
+    if reasons:  # Twenty random tokens are all thought, since none of them closes it.
+        assert choice["finish_reason"] == "length"
+        assert choice["message"]["reasoning"] not in (None, "", "yes")
+        assert not choice["message"]["content"]
+    else:
+        assert choice["message"]["content"] == "yes"
 
 
 def ask(server: LiveServer, path: str, **fields: Any) -> str:
