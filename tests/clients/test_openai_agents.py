@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import agents
 import pytest
 from openai import AsyncOpenAI
 
 from tests.acceptance.conftest import LiveServer
 from tests.clients.conftest import NAME
 
+agents = pytest.importorskip("agents")
 pytestmark = pytest.mark.slow
 
 MODELS = [agents.OpenAIResponsesModel, agents.OpenAIChatCompletionsModel]
@@ -25,14 +25,14 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture(params=MODELS, ids=lambda model: model.__name__)
-def make_model(request: pytest.FixtureRequest) -> type[agents.Model]:
+def make_model(request: pytest.FixtureRequest) -> Any:
     agents.set_tracing_disabled(True)
-    made: type[agents.Model] = request.param
+    made: Any = request.param
     return made
 
 
 @asynccontextmanager
-async def agent_of(live: LiveServer, make_model: Any, **fields: Any) -> AsyncIterator[agents.Agent]:
+async def agent_of(live: LiveServer, make_model: Any, **fields: Any) -> AsyncIterator[Any]:
     """An agent whose connections end with it."""
     settings = agents.ModelSettings(temperature=0, max_tokens=80, tool_choice=fields.pop("tool_choice", None))
     async with AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
@@ -40,10 +40,10 @@ async def agent_of(live: LiveServer, make_model: Any, **fields: Any) -> AsyncIte
         yield agents.Agent("Assistant", instructions="Be brief.", model=model, model_settings=settings, **fields)
 
 
-def run(live: LiveServer, make_model: Any, question: str, **fields: Any) -> agents.RunResult:
+def run(live: LiveServer, make_model: Any, question: str, **fields: Any) -> Any:
     """What an agent makes of a question."""
 
-    async def go() -> agents.RunResult:
+    async def go() -> Any:
         async with agent_of(live, make_model, **fields) as agent:
             return await agents.Runner.run(agent, question, max_turns=5)
 
