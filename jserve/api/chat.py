@@ -18,7 +18,6 @@ from jserve.api.sampling import check_logprobs, sampling_params
 from jserve.api.schemas import ChatBody
 from jserve.api.served_model import ServedModel
 from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
-from jserve.api.structured import constrain
 from jserve.api.tool_use import ToolUse
 from jserve.api.unsupported import refuse_unsupported_chat_fields
 from jserve.errors import RequestError
@@ -58,13 +57,11 @@ async def prepare_chat(
     _check_fields(body)
     _check_template_fields(body, model, server)
     tool_use = ToolUse.of(body, shows_tools_for_none=not server.settings.exclude_tools_when_none)
-    if tool_use.is_forced:
-        raise RequestError("`tool_choice` required and by name are not supported yet; use auto", param="tool_choice")
     sampling = _sampling(body, model, server)
     text = await _render(body, model, tool_use, server.client.max_model_len)
     prompt = await _prepare_prompt(body, model, text, server.client.max_model_len)
     output = ChatOutput.after(text, body, model.speech(body.chat_template), tool_use)
-    sampling = await constrain(server, body, sampling, output.reasoning_before_answer)
+    sampling = await output.constrain(server, body, sampling)
     sampling = msgspec.structs.replace(sampling, thinking_budget=output.thinking_budget(body.thinking_token_budget))
     return GenerationRequest(
         public_id=public_id(id_prefix, request.headers, body.request_id),

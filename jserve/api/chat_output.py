@@ -1,22 +1,28 @@
-"""From a chat request to how its answer is taken apart: parser, and budget of thought."""
+"""From a chat request to what its answer may be and how it is taken apart: grammar, budget of thought, parser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
+from jserve.api.context import ServerContext
 from jserve.api.errors import invalid
 from jserve.api.model_speech import ModelSpeech
 from jserve.api.schemas import ChatBody
+from jserve.api.structured import constrain
 from jserve.api.tool_use import ToolUse
 from jserve.errors import RequestError
-from jserve.protocol import ThinkingBudget
-from jserve.text.grammar import Marker
+from jserve.protocol import SamplingParams, ThinkingBudget
+from jserve.text.grammar import after_reasoning
 from jserve.text.grammar_worker import Reasoning
 from jserve.text.output import OutputParser
 from jserve.text.reasoning import Thinking
+from jserve.text.tools.call_grammar import CallGrammar
 from jserve.text.tools.draft import call_id, short_call_id
 from jserve.text.tools.harmony import ANALYSIS, END
 from jserve.text.tools.mistral import Mistral
 from jserve.text.tools.parser import MessageParser
+from jserve.text.tools.tool import Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +74,53 @@ class ChatOutput:
             is_open=self.thinking is Thinking.OPEN,
         )
 
+    async def constrain(self, server: ServerContext, body: ChatBody, sampling: SamplingParams) -> SamplingParams:
+        """`sampling`, held to the calls and the form that `body` asks for, if it does. Raises RequestError.
+
+        Where the answer must be a call, the form of an answer does not matter; else it may be either.
+        """
+        use = self.tool_use
+        if not use.tools:
+            return await constrain(server, body, sampling, self.reasoning_before_answer)
+        answer = (await constrain(server, body, sampling)).grammar
+        if not use.is_constrained and not answer:
+            return sampling
+        grammar = self._call_grammar(use.tools, answer)
+        if (reasoning := self.reasoning_before_answer) is not None:
+            grammar = after_reasoning(grammar, reasoning.begin, reasoning.end, is_open=reasoning.is_open)
+        await server.grammars.check(grammar, param="tools")
+        return msgspec.structs.replace(sampling, grammar=grammar)
+
+    def _call_grammar(self, tools: Mapping[str, Tool], answer: str) -> str:
+        use = self.tool_use
+        if not use.is_forced and not answer:
+            # What is not strict is held to no more than being an object.
+            tools = {name: tool if tool.is_strict else Tool(name, {"type": "object"}) for name, tool in tools.items()}
+        writer = CallGrammar(self.speech.tool_format, tools, use.is_parallel, self._special_id)
+        try:
+            if use.is_forced:
+                return writer.forced()
+            return writer.or_answer(answer) if answer else writer.free()
+        except RequestError as error:
+            raise RequestError(f"tools: {error}", param="tools") from error
+
     @property
     def reasoning_before_answer(self) -> Reasoning | None:
-        """The reasoning that comes before an answer whose form is given; None where none may come."""
-        reasoning = self.speech.reasoning
-        if reasoning is None or self.thinking is Thinking.OVER:
+        """The reasoning that a grammar must let through before the answer; None where none may come."""
+        if self.speech.reasoning is None or self.thinking is Thinking.OVER:
             return None
-        begin, end = (self._marker(tag) for tag in reasoning.tags)
-        return Reasoning(begin, end, is_open=self.thinking is Thinking.OPEN)
+        begin, end = self.speech.reasoning.tags
+        return Reasoning(
+            self._special_id(begin) or begin, self._special_id(end) or end, is_open=self.thinking is Thinking.OPEN
+        )
 
-    def _marker(self, tag: str) -> Marker:
-        """A tag as a grammar names it: the id of a special token, else its text."""
+    def _special_id(self, text: str) -> int | None:
+        """The token that `text` is to llguidance: it takes added tokens like <this> for special, whatever they are."""
         tokenizer = self.speech.tokenizer
-        token_id = tokenizer.token_id(tag)
-        return tag if token_id is None or not tokenizer.is_special(token_id) else token_id
+        token = tokenizer.token_id(text)
+        if token is None or not (tokenizer.is_special(token) or (text.startswith("<") and text.endswith(">"))):
+            return None
+        return token if token in tokenizer.backend.get_added_tokens_decoder() else None
 
     def _parser(self) -> MessageParser:
         speech, use = self.speech, self.tool_use

@@ -1,0 +1,127 @@
+"""Calls that must come, and must follow a schema: the fake engine writes anything that the grammar allows."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.api.live_server import LiveServer, StartServer
+from tests.api.tool_templates import HERMES, THINKING, TIME, TOOLS, WEATHER
+
+CHAT = "/v1/chat/completions"
+SCHEMAS = {
+    "get_weather": WEATHER["function"]["parameters"],
+    "get_time": {"type": "object", "additionalProperties": False},
+}
+BY_NAME = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.fixture(scope="module")
+def server(make_server: StartServer) -> Iterator[LiveServer]:
+    live = make_server("--quote-token", "0", chat_template=HERMES, max_model_len=4096)
+    yield live
+    live.stop()
+
+
+def ask(server: LiveServer, seed: int, **fields: Any) -> dict[str, Any]:
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "seed": seed, "temperature": 1.5, **fields}
+    response = server.http.post(CHAT, json=body)
+    assert response.status_code == 200, response.text
+    choice: dict[str, Any] = response.json()["choices"][0]
+    return choice
+
+
+def check(choice: dict[str, Any]) -> list[str]:
+    """The names of the calls, all of which follow their schemas."""
+    functions = [call["function"] for call in choice["message"]["tool_calls"]]
+    for function in functions:
+        jsonschema.validate(json.loads(function["arguments"]), SCHEMAS[function["name"]])
+    return [function["name"] for function in functions]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_required_call_comes_and_follows_its_schema(server: LiveServer, seed: int) -> None:
+    choice = ask(server, seed, tool_choice="required")
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    assert check(choice)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_named_call_comes_and_ends_with_stop(server: LiveServer, seed: int) -> None:
+    choice = ask(server, seed, tool_choice=BY_NAME)
+    assert choice["finish_reason"] == "stop"
+    assert check(choice) == ["get_weather"]
+
+
+def test_a_forced_call_is_streamed_alike(server: LiveServer) -> None:
+    fields: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required", "seed": 3, "temperature": 1.5}
+    [message] = [ask(server, 3, tool_choice="required")["message"]]
+    streamed = ["" for _ in message["tool_calls"]]
+    for chunk in server.events(CHAT, messages=[{"role": "user", "content": "x"}], **fields):
+        for call in chunk["choices"][0]["delta"].get("tool_calls", []):
+            streamed[call["index"]] += call["function"]["arguments"]
+    assert streamed == [call["function"]["arguments"] for call in message["tool_calls"]]
+
+
+def test_required_without_parallel_calls_is_one(server: LiveServer) -> None:
+    for seed in range(4):
+        assert len(check(ask(server, seed, tool_choice="required", parallel_tool_calls=False))) == 1
+
+
+def test_only_a_strict_tool_needs_a_schema_that_can_be_enforced(server: LiveServer) -> None:
+    function: dict[str, Any] = {"name": "f", "parameters": {"type": "object", "properties": 5}}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+    loose = server.http.post(CHAT, json={**body, "tools": [{"type": "function", "function": function}]})
+    assert loose.status_code == 200
+    strict = {"type": "function", "function": {**function, "strict": True}}
+    refused = server.http.post(CHAT, json={**body, "tools": [strict]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tools"
+
+
+def test_the_form_of_an_answer_and_tools_go_together(server: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    kinds = set()
+    for seed in range(12):
+        choice = ask(server, seed, response_format=wanted, parallel_tool_calls=False)
+        if "tool_calls" in choice["message"]:
+            kinds.add("calls")
+            check(choice)
+        else:
+            kinds.add("answer")
+            jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+    assert kinds == {"calls", "answer"}
+
+
+def test_openai_client_forces_a_call(server: LiveServer) -> None:
+    done = server.openai.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        tools=TOOLS,
+        tool_choice=BY_NAME,  # type: ignore[arg-type]
+        seed=1,
+        temperature=1.0,
+    )
+    [call] = done.choices[0].message.tool_calls or []
+    jsonschema.validate(json.loads(call.function.arguments), SCHEMAS["get_weather"])  # type: ignore[union-attr]
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused(server: LiveServer) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 5}}}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool], "tool_choice": "required"}
+    response = server.http.post(CHAT, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools"
+    many = {"type": "function", "function": {"name": TIME["function"]["name"], "parameters": {"$ref": "http://x/y"}}}
+    response = server.http.post(CHAT, json={**body, "tools": [many]})
+    assert response.status_code == 400
+
+
+def test_a_thinking_model_may_think_first(start_server: StartServer) -> None:
+    live = start_server("--quote-token", "0", chat_template=THINKING, max_model_len=4096)
+    fields: dict[str, Any] = {"tool_choice": "required", "chat_template_kwargs": {"enable_thinking": False}}
+    assert check(ask(live, 1, **fields))
