@@ -12,6 +12,7 @@ import pytest
 
 from jserve.config import EngineConfig
 from jserve.constrain import compiler
+from jserve.constrain.masks import MaskMaker
 from jserve.engine import EngineCore
 from jserve.errors import CheckpointError, RequestError
 from jserve.llm import LLM
@@ -316,6 +317,24 @@ def test_grammar_that_fails_while_it_runs_ends_its_request_alone(world: World, m
     assert 1 < len(tokens_of(deltas["fails"])) < 80
     assert tokens_of(deltas["plain"]) == world.plain("hello", 40)
     assert is_sentence(JSON_GRAMMAR, world.text(deltas["good"]))
+    check_empty(core)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_grammar_that_takes_too_long_for_a_token_ends_its_request_alone(world: World, others: int) -> None:
+    """Its time grows with every token; beside others it is found out by taking turns."""
+    core = world.core()
+    core._masks = MaskMaker(VOCAB, slow_s=0.0005)
+    requests = {"slow": (world.prompt("a"), greedy(115, grammar='start: s\ns: "a" | s s | s s s'))}
+    for number in range(others):
+        requests[f"good {number}"] = (world.prompt("x"), greedy(100, grammar="start: /[a-z]{150}/"))
+    deltas = run_all(core, requests)
+    last = deltas["slow"][-1]
+    assert last.finish_reason == "error"
+    assert re.fullmatch(r"the grammar took [0-9.]+ ms for one token, and 0.5 are allowed; .*", last.error or "")
+    assert 2 < len(tokens_of(deltas["slow"])) < 115
+    for number in range(others):
+        assert deltas[f"good {number}"][-1].finish_reason == "length"
     check_empty(core)
 
 

@@ -63,7 +63,7 @@ class GrammarCompiler:
         try:
             return LLTokenizer(self._tokenizer_json(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
         except Exception as error:
-            logger.exception("the tokenizer cannot be used for grammars")
+            logger.warning("grammars are refused, for want of a tokenizer: %s: %s", type(error).__name__, error)
             raise ConstraintError(
                 f"grammars cannot be used with this model: its tokenizer was refused ({type(error).__name__})"
             ) from error

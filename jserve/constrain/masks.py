@@ -1,5 +1,6 @@
 """The masks of one step, for all of its constrained rows at once."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,9 @@ from jserve.constrain.bits import all_tokens
 from jserve.constrain.constraint import ConstraintError
 from jserve.constrain.row import RowConstraint
 
+SLOW_S = 0.2
+"""A usual grammar takes 0.01 to 1 ms for a token."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskRow:
@@ -24,10 +28,17 @@ class MaskRow:
 
 
 class MaskMaker:
-    """Computes masks without the GIL, on several threads where there are several grammars."""
+    """Computes masks without the GIL, on several threads where there are several grammars.
 
-    def __init__(self, vocab_size: int) -> None:
+    A very ambiguous grammar takes longer with each token, up to half a second within llguidance's limits, and
+    the whole batch with it. After a batch of more than `slow_s` seconds the grammars take turns, and one that
+    by itself takes as much processor time is given up.
+    """
+
+    def __init__(self, vocab_size: int, slow_s: float = SLOW_S) -> None:
         self._vocab_size = vocab_size
+        self._slow_s = slow_s
+        self._is_suspicious = False
 
     def fill(self, rows: list[MaskRow], count: int) -> tuple[NDArray[np.int32], dict[int, str]]:
         """i32[count, ceil(V / 32)] with the bits of what each row may choose, all for other rows; and by row,
@@ -43,8 +54,11 @@ class MaskMaker:
             except ConstraintError as error:
                 failed[entry.row] = str(error)
         left = [entry for entry in rows if entry.row not in failed]
-        self._fill_grammars(left, signed)
+        failed |= self._fill_grammars(left, signed)
         for entry in left:
+            if entry.row in failed:
+                masks[entry.row] = 0xFFFFFFFF
+                continue
             try:
                 entry.constraint.restrict(masks[entry.row])
             except ConstraintError as error:
@@ -52,12 +66,25 @@ class MaskMaker:
                 masks[entry.row] = 0xFFFFFFFF
         return signed, failed
 
-    def _fill_grammars(self, rows: list[MaskRow], masks: NDArray[np.int32]) -> None:
+    def _fill_grammars(self, rows: list[MaskRow], masks: NDArray[np.int32]) -> dict[int, str]:
+        """Why rows fail, by row."""
         matchers = [(entry.constraint.matcher, entry.row) for entry in rows if entry.constraint.matcher is not None]
-        if len(matchers) == 1:
-            fill_next_token_bitmask(matchers[0][0], masks, matchers[0][1])
-        elif matchers:
+        failed: dict[int, str] = {}
+        start = time.perf_counter()
+        if len(matchers) > 1 and not self._is_suspicious:
             fill_next_token_bitmask_par(self._executor, matchers, masks)
+        else:
+            for matcher, row in matchers:
+                used = time.thread_time()
+                fill_next_token_bitmask(matcher, masks, row)
+                used = time.thread_time() - used
+                if used > self._slow_s:
+                    failed[row] = (
+                        f"the grammar took {1000 * used:.3g} ms for one token, and {1000 * self._slow_s:.3g} are "
+                        "allowed; make it less ambiguous"
+                    )
+        self._is_suspicious = time.perf_counter() - start > self._slow_s
+        return failed
 
     @cached_property
     def _executor(self) -> LLExecutor:
