@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 from tqdm import tqdm
 
 from jserve.config import EngineConfig
@@ -18,7 +19,16 @@ from jserve.constrain.bits import fixed_tokens, is_empty
 from jserve.engine import EngineCore
 from jserve.errors import RequestError
 from jserve.progress import StartupBars
-from jserve.protocol import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
+from jserve.protocol import (
+    MAX_CHOSEN,
+    MAX_LOGPROBS,
+    FinishReason,
+    Pooling,
+    Request,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+)
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.start import start_runner
 from jserve.text.chat_template import ChatTemplate
@@ -56,6 +66,10 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's second to last token, where they were asked for."""
+    embedding: np.ndarray | None = None
+    """f32[E] of length 1, from `LLM.embed`."""
 
 
 @dataclass(slots=True)
@@ -75,6 +89,10 @@ class _Choice:
         """
         self.owner.num_cached_tokens = max(self.owner.num_cached_tokens, delta.num_cached_tokens)
         self.output.token_ids += delta.token_ids
+        if delta.prompt_logprobs is not None:
+            self.owner.prompt_logprobs = delta.prompt_logprobs
+        if delta.embedding:
+            self.owner.embedding = np.frombuffer(delta.embedding, "<f4")
         if delta.logprobs:
             self.output.logprobs = (self.output.logprobs or []) + delta.logprobs
         ends = delta.finish_reason == "stop"
@@ -167,7 +185,19 @@ class LLM:
             prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def _add(self, prompt: Prompt, params: SamplingParams, choices: dict[str, _Choice]) -> RequestOutput:
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Literal["last", "mean"] = "last", use_tqdm: bool = True
+    ) -> list[np.ndarray]:
+        """The embedding of every prompt, f32[E] of length 1: the final hidden state of its last token, or the mean."""
+        choices: dict[str, _Choice] = {}
+        params = SamplingParams(max_tokens=0)
+        outputs = [self._add(prompt, params, choices, pooling) for prompt in _as_list(prompts)]
+        self._run(choices, use_tqdm)
+        return [output.embedding for output in outputs if output.embedding is not None]
+
+    def _add(
+        self, prompt: Prompt, params: SamplingParams, choices: dict[str, _Choice], pooling: Pooling = ""
+    ) -> RequestOutput:
         text = prompt if isinstance(prompt, str) else None
         tokens = self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
         vocab = self.core.shape.vocab_size
@@ -176,6 +206,7 @@ class LLM:
                 raise RequestError(f"token id {token} is out of the vocabulary, which has {vocab:,} tokens")
         if is_empty(fixed_tokens(params, vocab), vocab):
             raise RequestError("bad_words forbids every token of allowed_token_ids; relax one of them")
+        _check_counts(params)
         number = next(self._numbers)
         owner = RequestOutput(str(number), text, tokens, [])
         seed = params.seed if params.seed is not None else secrets.randbits(63)
@@ -183,7 +214,7 @@ class LLM:
             output = CompletionOutput(index)
             owner.outputs.append(output)
             own = msgspec.structs.replace(params, seed=seed + index)
-            request = Request(f"{number}-{index}", tokens, own)
+            request = Request(f"{number}-{index}", tokens, own, pooling=pooling)
             refused = self.core.add(request)
             if refused is not None:
                 self.core.abort(list(choices))
@@ -218,11 +249,23 @@ def _named_tokens(params: SamplingParams) -> Iterator[int]:
     yield from params.logit_bias or {}
     yield from params.stop_token_ids
     yield from params.allowed_token_ids
+    yield from params.logprob_token_ids
     for word in params.bad_words:
         yield from word
     if params.thinking_budget is not None:
         yield from params.thinking_budget.begin
         yield from params.thinking_budget.end
+
+
+def _check_counts(params: SamplingParams) -> None:
+    for name, given in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if given is not None and not 0 <= given <= MAX_LOGPROBS:
+            raise RequestError(f"{name} is {given} but must be between 0 and {MAX_LOGPROBS}", param=name)
+    if len(params.logprob_token_ids) > MAX_CHOSEN:
+        raise RequestError(
+            f"logprob_token_ids holds {len(params.logprob_token_ids)} tokens but at most {MAX_CHOSEN} are allowed",
+            param="logprob_token_ids",
+        )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
