@@ -26,7 +26,7 @@ from jserve.api.openai_responses.body import ResponsesBody
 from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response
 from jserve.api.schemas import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from jserve.api.scoring import SCORING_BODIES, SCORING_ROUTES
-from jserve.api.tokenize import detokenize, tokenize
+from jserve.api.tokenize import detokenize, tokenize, tokenizer_info
 from jserve.version import __version__
 
 ROUTES: tuple[tuple[str, str, Any], ...] = (
@@ -42,6 +42,7 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/embeddings", embeddings),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
+    ("GET", "/tokenizer_info", tokenizer_info),
     *SCORING_ROUTES,
     ("GET", "/v1/models", probes.list_models),
     ("GET", "/v1/models/{name:path}", probes.show_model),

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what the model's tokenizer makes of a text or a conversation, and back."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info: the model's tokenizer, for texts and conversations."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,6 +36,13 @@ async def detokenize(request: Request) -> Response:
     model.check_name(body.model)
     check_vocabulary(body.tokens, server.client.vocab_size, param="tokens")
     return JSONResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """What clients need that render and tokenize for themselves: lm-eval takes its tokenizer from here."""
+    model = context_of(request).admit()
+    found = {**model.tokenizer.special_tokens, "chat_template": model.template.sources.get("default")}
+    return JSONResponse({"eos_token": None, "bos_token": None, "pad_token": None, **found})
 
 
 async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext) -> str:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from lm_eval.utils import RemoteTokenizer, check_remote_tokenizer_support
 from tokenizers import Tokenizer
 
-from tests.api.live_server import END, MAX_MODEL_LEN, LiveServer
+from tests.api.live_server import END, MAX_MODEL_LEN, STOP, LiveServer
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -35,6 +36,18 @@ def test_conversation_has_the_tokens_that_chat_sends(server: LiveServer) -> None
     assert len(bare) < len(used)
     open_end = post(server, "/tokenize", messages=MESSAGES, continue_final_message=True)["tokens"]
     assert post(server, "/detokenize", tokens=open_end)["prompt"] == "<|im_start|>user\nhi"
+
+
+def test_lm_eval_takes_its_tokenizer_from_the_server(server: LiveServer, tokenizer: Tokenizer) -> None:
+    base_url = f"{server.url}/v1/completions"
+    assert check_remote_tokenizer_support(base_url)
+    remote = RemoteTokenizer(base_url)
+    ids = tokenizer.encode("hello").ids
+    assert remote.encode("hello") == ids
+    assert remote.decode(ids) == "hello"
+    assert (remote.eos_token, remote.eos_token_id) == ("<|im_end|>", STOP)
+    text = remote.apply_chat_template(MESSAGES)
+    assert remote.encode(text) == post(server, "/tokenize", messages=MESSAGES)["tokens"]
 
 
 @pytest.mark.parametrize(
