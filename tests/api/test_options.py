@@ -165,3 +165,12 @@ def test_flags_of_access_and_logs_reach_their_place() -> None:
     for flag, value in (("--max-queued-requests", "-1"), ("--max-queued-tokens", "0")):
         with pytest.raises(ConfigError, match=f"{flag} is {value} but must be at least"):
             parse(["--model", "m", flag, value])
+
+
+def test_parsers_are_named_and_unknown_names_are_refused() -> None:
+    _, settings = parse(["--model", "m", "--tool-call-parser", "qwen3_xml", "--enable-auto-tool-choice"])
+    assert settings.tool_call_parser == "qwen3_xml"
+    with pytest.raises(ConfigError, match="choose one of auto, hermes"):
+        parse(["--model", "m", "--tool-call-parser", "absent"])
+    with pytest.raises(ConfigError, match="choose one of auto, none"):
+        parse(["--model", "m", "--reasoning-parser", "absent"])

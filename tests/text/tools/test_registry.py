@@ -1,0 +1,55 @@
+"""Formats by name, and by what chat templates give away."""
+
+import pytest
+
+from jserve.text.reasoning import reasoning_named, recognise_reasoning
+from jserve.text.tools.deepseek import CALL, CALLS, SEPARATOR
+from jserve.text.tools.registry import FORMATS, format_named, recognise_tools
+
+TEMPLATES = {
+    "hermes": '{{- \'<tool_call>\\n{"name": "\' }}{{ call.name }}{{ \'", "arguments": \' }}',
+    "qwen3_coder": "{{- '\\n<tool_call>\\n<function=' + tool_call.name + '>\\n<parameter=' }}",
+    "llama3_json": '{{- \'Respond in the format {"name": function name, "parameters": dictionary}\' }}<|python_tag|>',
+    "pythonic": "Use exact format: [func_name1(param1=value1, param2=value2), func_name2(...)]",
+    "mistral": '{{- "[TOOL_CALLS] [" }}{{ out }}',
+    "mistral_args": '{{- "[TOOL_CALLS]" + name + "[ARGS]" + arguments }}',
+    "deepseek_v3": f"{{{{'{CALLS}{CALL}' + tool['type'] + '{SEPARATOR}' + name + '\\n' + '```json' }}}}",
+    "deepseek_v31": f"{{{{'{CALLS}{CALL}' + name + '{SEPARATOR}' + arguments }}}}",
+    "functiongemma": "{{- '<start_function_call>call:' + name }}",
+    "gemma4": "{{- '<|tool_call>call:' + name }}",
+    "openai": '{{- "<|start|>assistant<|channel|>final<|message|>" }}',
+}
+
+
+def test_every_format_is_recognised() -> None:
+    assert {known.name for known in FORMATS} == TEMPLATES.keys()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_gives_its_format_away(name: str) -> None:
+    found = recognise_tools(TEMPLATES[name])
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize("template", ["", "<|im_start|>{{ message.role }}", "<tool_call><arg_key>arguments"])
+def test_other_templates_give_nothing_away(template: str) -> None:
+    assert recognise_tools(template) is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("qwen3_xml", "qwen3_coder"), ("llama4_pythonic", "pythonic"), ("gptoss", "openai")]
+)
+def test_names_of_vllm_are_understood(alias: str, name: str) -> None:
+    found = format_named(alias)
+    assert found is not None
+    assert found.name == name
+    assert format_named("absent") is None
+
+
+def test_reasoning_is_recognised_by_its_closing_tag() -> None:
+    assert recognise_reasoning("{{ content.split('</think>')[-1] }}") is reasoning_named("qwen3")
+    assert recognise_reasoning("[THINK]{{ x }}[/THINK]") is reasoning_named("mistral")
+    assert recognise_reasoning("{{ content }}") is None
+    assert reasoning_named("kimi_k2") is reasoning_named("qwen3")
+    assert reasoning_named("absent") is None
