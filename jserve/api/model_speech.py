@@ -46,6 +46,8 @@ class ModelSpeech:
         if settings.reasoning_parser != AUTO:
             reasoning = reasoning_named(settings.reasoning_parser)
         tool_format = named or recognised or GENERIC
+        if settings.reasoning_parser == "openai_gptoss":
+            tool_format = named = Harmony()
         if isinstance(tool_format, Harmony):
             reasoning = None  # Its channels hold the reasoning.
         return cls(tokenizer, tool_format, reasoning, is_known=bool(named or recognised))
