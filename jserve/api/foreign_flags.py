@@ -11,8 +11,7 @@ _FLAGS = {
     "--compilation-config": _NOT_NEEDED + "what is compiled follows from --max-num-seqs and --max-num-batched-tokens",
     "--trust-remote-code": _NOT_NEEDED + "no code of a model's repository is ever run",
     "--enable-chunked-prefill": _NOT_NEEDED + "prompts are always computed in chunks",
-    "--no-enable-chunked-prefill": "lower nothing: prompts are always computed in chunks, of at most "
-    "--max-num-batched-tokens",
+    "--no-enable-chunked-prefill": "prompts are always computed in chunks, of at most --max-num-batched-tokens",
     "--swap-space": _NOT_NEEDED + "a sequence that loses its pages is computed again",
     "--cpu-offload-gb": "weights stay on the device; use a smaller model or more GPUs (--tensor-parallel-size)",
     "--kv-cache-dtype": "the KV cache has the type of the activations; see --dtype",
