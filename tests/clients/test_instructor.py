@@ -6,7 +6,7 @@ In `Mode.JSON` the schema stands in the prompt only, and a model of 135M paramet
 import instructor
 import openai
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.acceptance.conftest import LiveServer
 from tests.clients.conftest import NAME
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 class Person(BaseModel):
-    """A person."""
+    """A person, and nothing more about them."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=20)
     age: int = Field(ge=0, le=150)

@@ -58,11 +58,6 @@ def test_structured_output_is_an_instance(live: LiveServer, method: str) -> None
     assert isinstance(city, City)
 
 
-def test_json_mode_parses(live: LiveServer) -> None:
-    made = chat_model(live).with_structured_output(method="json_mode").invoke("Describe Paris as a JSON object.")
-    assert isinstance(made, dict)
-
-
 def test_tools_are_called_and_their_results_are_read(live: LiveServer) -> None:
     model = chat_model(live).bind_tools([get_weather], tool_choice="any")
     question = HumanMessage("What is the weather in Paris?")
