@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from jserve.api.account import Account
-from jserve.api.keys import ANYBODY, ApiKey
-from jserve.api.life import RequestLife
+from jserve.api.access.account import Account
+from jserve.api.access.keys import ANYBODY, ApiKey
+from jserve.api.telemetry.life import RequestLife
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from jserve.api.admission import Admission
+from jserve.api.access.admission import Admission
 from jserve.api.inbox import Inbox
 from jserve.api.process import EngineProcess, LaunchedEngine, launch_engine
 from jserve.api.settings import ServerSettings

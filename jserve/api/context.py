@@ -6,15 +6,15 @@ from typing import cast
 
 from starlette.requests import Request
 
-from jserve.api.account import Accounts
+from jserve.api.access.account import Accounts
+from jserve.api.access.keys import KeyRing
 from jserve.api.client import EngineClient
 from jserve.api.generation import Generator
 from jserve.api.grammars import GrammarChecker
-from jserve.api.keys import KeyRing
-from jserve.api.metrics import Metrics
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
-from jserve.api.tracing import Tracer
+from jserve.api.telemetry.metrics import Metrics
+from jserve.api.telemetry.tracing import Tracer
 from jserve.errors import EngineUnavailableError
 from jserve.text.grammar_worker import GrammarSetup
 

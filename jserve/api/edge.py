@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
-from jserve.api.http_metrics import UNCOUNTED_PATHS, HttpMetrics
-from jserve.api.tracing import Tracer
+from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
+from jserve.api.telemetry.tracing import Tracer
 from jserve.log import request_fields
 
 logger = logging.getLogger(__name__)

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import UNSET
 
-from jserve.api.account import Account
+from jserve.api.access.account import Account
+from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
 from jserve.api.choice import Choice, ChoiceUpdate
 from jserve.api.client import EngineClient
 from jserve.api.errors import ClientGoneError
 from jserve.api.inbox import Inbox
-from jserve.api.isolation import CacheIsolation
 from jserve.api.lengths import clamp_max_tokens
-from jserve.api.life import RequestLife
-from jserve.api.metrics import Metrics
 from jserve.api.responses import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
+from jserve.api.telemetry.life import RequestLife
+from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
 from jserve.text.output import OutputParser

@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jserve.api.access_options import add_access_options, add_observability_options, flatten
+from jserve.api.access.keys import read_key_file
+from jserve.api.access.limits import read_limits
+from jserve.api.access.options import add_access_options, add_observability_options, flatten
 from jserve.api.foreign_flags import hint_for
-from jserve.api.keys import read_key_file
-from jserve.api.limits import read_limits
 from jserve.api.model_speech import check_parser_names
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.api.speech_options import add_speech_options

@@ -15,20 +15,20 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from jserve.api.account import Accounts
+from jserve.api.access.account import Accounts
+from jserve.api.access.isolation import CacheIsolation
+from jserve.api.access.keys import KeyRing
 from jserve.api.app import build_app
 from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
 from jserve.api.generation import Generator
 from jserve.api.http_protocol import http_protocol
-from jserve.api.isolation import CacheIsolation
-from jserve.api.keys import KeyRing
-from jserve.api.metrics import Metrics
 from jserve.api.process import LaunchedEngine
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
-from jserve.api.tracing import Tracer
-from jserve.api.watchdog import watch_decode
+from jserve.api.telemetry.metrics import Metrics
+from jserve.api.telemetry.tracing import Tracer
+from jserve.api.telemetry.watchdog import watch_decode
 from jserve.config import EngineConfig
 from jserve.errors import EngineUnavailableError
 

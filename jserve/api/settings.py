@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from jserve.api.limits import Limits
+from jserve.api.access.limits import Limits
 from jserve.errors import ConfigError
 
 DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from jserve.api.account import Account
-from jserve.api.limits import Limit, Limits
+from jserve.api.access.account import Account
+from jserve.api.access.limits import Limit, Limits
 from jserve.api.served_model import fingerprint
 from jserve.config import EngineConfig
 from jserve.protocol import Request

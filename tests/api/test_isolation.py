@@ -1,7 +1,7 @@
 """The prefix cache of one key tells nothing to another."""
 
-from jserve.api.isolation import CacheIsolation
-from jserve.api.keys import ANYBODY, KeyRing
+from jserve.api.access.isolation import CacheIsolation
+from jserve.api.access.keys import ANYBODY, KeyRing
 from jserve.schedule.prefix import DigestChain
 
 _RING = KeyRing(("one", "two"))

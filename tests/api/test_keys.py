@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jserve.api.keys import KeyRing, read_key_file
+from jserve.api.access.keys import KeyRing, read_key_file
 from jserve.api.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer, StartServer

@@ -5,8 +5,8 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jserve.api.histogram import Histogram, one_two_five
-from jserve.api.limits import Limit, Limits
+from jserve.api.access.limits import Limit, Limits
+from jserve.api.telemetry.histogram import Histogram, one_two_five
 from tests.api.live_server import LiveServer, StartServer
 
 NAMES = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from jserve.api.tracing import Tracer
+from jserve.api.telemetry.tracing import Tracer
 from jserve.errors import StartupError
 from tests.api.live_server import StartServer
 

@@ -13,7 +13,7 @@ def test_stall_is_logged_when_it_begins_and_when_it_ends(
 ) -> None:
     live = start_server("--stall-token", str(STOP), "--stall-s", "1.2", "--eos", "-1", stall_timeout_s=0.3)
     body = {"prompt": [5, STOP], "max_tokens": 3}
-    with caplog.at_level(logging.WARNING, "jserve.api.watchdog"):
+    with caplog.at_level(logging.WARNING, "jserve.api.telemetry.watchdog"):
         thread = threading.Thread(target=lambda: live.http.post("/v1/completions", json=body))
         thread.start()
         live.wait_for(lambda: live.status("/health/decode") == 503)
@@ -22,7 +22,7 @@ def test_stall_is_logged_when_it_begins_and_when_it_ends(
         thread.join(10)
         live.wait_for(lambda: "decode is no longer stalled, after " in caplog.text)
     assert live.status("/health/decode") == 200
-    levels = [record.levelname for record in caplog.records if record.name == "jserve.api.watchdog"]
+    levels = [record.levelname for record in caplog.records if record.name == "jserve.api.telemetry.watchdog"]
     assert levels == ["ERROR", "WARNING"]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 
-from jserve.api.histogram import Histogram
+from jserve.api.telemetry.histogram import Histogram
 
 UNCOUNTED_PATHS = frozenset(
     {"/metrics", "/health", "/health/decode", "/ready", "/ping", "/load", "/version", "/server_info"}

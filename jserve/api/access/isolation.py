@@ -3,7 +3,7 @@
 import secrets
 from hashlib import blake2b
 
-from jserve.api.keys import ApiKey
+from jserve.api.access.keys import ApiKey
 
 CACHE_ISOLATIONS = ("key", "none")
 

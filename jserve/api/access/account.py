@@ -5,8 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from jserve.api.keys import ApiKey
-from jserve.api.limits import Limit, Limits
+from jserve.api.access.keys import ApiKey
+from jserve.api.access.limits import Limit, Limits
 from jserve.errors import RateLimitError
 
 Clock = Callable[[], float]

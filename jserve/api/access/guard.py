@@ -3,10 +3,10 @@
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jserve.api.account import Accounts
+from jserve.api.access.account import Accounts
+from jserve.api.access.keys import KeyRing
 from jserve.api.call import current_call
 from jserve.api.errors import Dialect, UnauthorizedError, answer_for
-from jserve.api.keys import KeyRing
 from jserve.errors import RateLimitError
 from jserve.log import request_fields
 

@@ -1,0 +1,1 @@
+"""Who may come in, how much they may use, and how many may wait."""

@@ -1,0 +1,1 @@
+"""What operators see of the server: metrics, traces, and a word when decoding stalls."""
