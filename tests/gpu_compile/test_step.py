@@ -138,8 +138,8 @@ def test_the_sampler_shares_out_its_rows_and_gathers_only_what_was_chosen(name: 
     assert alone["collectives"] == {}
     assert shared["collectives"] == {"all-gather s32": 1}
     assert shared["copies"] == alone["copies"] == []
-    fixed = 32 << 10  # what does not depend on the vocabulary, such as the ids that are gathered
-    assert shared["temporaries"] <= alone["temporaries"] / 7 + fixed
+    # An eighth of two arrays [S, V]; where a mask is unpacked, one more of a device's own rows may be alive.
+    assert shared["temporaries"] <= alone["temporaries"] / (5 if "edits" in name else 7) + (32 << 10)
 
 
 @each_mesh
