@@ -73,6 +73,7 @@ class ChatAnswer:
                 model=self._model.name,
                 choices=[],
                 usage=self._usage(),
+                system_fingerprint=self._model.fingerprint,
                 metrics=self._generation.request_metrics() or UNSET if self._with_metrics else UNSET,
             )
         )
@@ -116,7 +117,7 @@ class ChatAnswer:
                     created=self._created,
                     model=self._model.name,
                     choices=[ChatChunkChoice(index, ChatDelta(role="assistant", content=self._echo))],
-                    usage=self._chunk_usage(),
+                    usage=self._usage().before_output() if self._usage_always else UNSET,
                     prompt_token_ids=prompt.token_ids if self._with_ids else UNSET,
                     prompt_text=prompt.text if self._with_prompt else UNSET,
                 )

@@ -72,6 +72,7 @@ class CompletionAnswer:
                 model=self._model.name,
                 choices=[],
                 usage=self._usage(),
+                system_fingerprint=self._model.fingerprint,
                 metrics=self._generation.request_metrics() or UNSET if self._with_metrics else UNSET,
             )
         )

@@ -35,6 +35,8 @@ _MAX_REPORTED = 10
 _MAX_DETAILED = 10_000
 """Errors of a body that are looked at one by one; more would take a noticeable time."""
 _MAX_INPUT_CHARS = 200
+_BRANCH = re.compile(r".*[\[\](){}].*|constrained-str|str|int|float|bool|list|dict|none|nullable|NamedToolChoice")
+"""What pydantic adds to the path of a field to say which member of a union it speaks of."""
 _MAX_MESSAGE_CHARS = 4_000
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+){2,}")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -173,16 +175,27 @@ def _answer_for_validation(error: ValidationError) -> ErrorAnswer:
     shown = [
         {
             "type": detail["type"],
-            "loc": ("body", *detail["loc"]),
+            "loc": _path_of(detail["loc"]),
             "msg": detail["msg"],
-            "input": _shorten(detail["input"]),
+            "input": _summary(detail["input"]),
         }
         for detail in details[:_MAX_REPORTED]
     ]
     plural = "" if len(details) == 1 else "s"
     lines = "".join(f"\n  {detail}" for detail in shown)
-    param = ".".join(str(part) for part in shown[0]["loc"])
-    return ErrorAnswer(400, f"{len(details)} validation error{plural}:{lines}", "Bad Request", param=param)
+    more = f"\n  ...and {len(details) - len(shown)} more errors" if len(details) > len(shown) else ""
+    message = f"{len(details)} validation error{plural}:{lines}{more}"
+    return ErrorAnswer(400, message, "Bad Request", param=shown[0]["loc"])
+
+
+def _path_of(location: tuple[int | str, ...]) -> str:
+    """A field as the client wrote it, with dots."""
+    return ".".join(["body", *(str(part) for part in location if not _BRANCH.fullmatch(str(part)))])
+
+
+def _summary(value: Any) -> str:
+    """A wrong input as text. What holds others is only counted: the message is about one field, not its neighbours."""
+    return f"<{type(value).__name__} of {len(value)} items>" if isinstance(value, dict | list) else _shorten(value)
 
 
 def _shorten(value: Any) -> str:

@@ -30,8 +30,12 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int
-    prompt_tokens_details: PromptTokensDetails | UnsetType | None = UNSET
-    completion_tokens_details: CompletionTokensDetails | UnsetType | None = UNSET
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+    def before_output(self) -> "Usage":
+        """The counts of a moment ago, when nothing had been generated."""
+        return Usage(self.prompt_tokens, self.prompt_tokens, 0, self.prompt_tokens_details)
 
 
 class RequestMetrics(msgspec.Struct, frozen=True):

@@ -15,7 +15,8 @@ def test_text_prompt_is_continued(server: LiveServer) -> None:
     [choice] = body["choices"]
     assert choice["text"] == "hexxo hex"
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
-    assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 15, "completion_tokens": 9}
+    assert body["usage"]["prompt_tokens_details"] is body["usage"]["completion_tokens_details"] is None
+    assert body["usage"].items() >= {"prompt_tokens": 6, "total_tokens": 15, "completion_tokens": 9}.items()
 
 
 def test_null_and_absent_max_tokens_mean_sixteen(server: LiveServer) -> None:
@@ -138,7 +139,7 @@ def test_truncation_keeps_the_end_or_the_beginning(server: LiveServer) -> None:
     assert server.complete("abcdef", **fields)["choices"][0]["text"] == "ef"
     assert server.complete("abcdef", truncation_side="right", **fields)["choices"][0]["text"] == "ab"
     whole = server.complete("a" * 400, truncate_prompt_tokens=-1)
-    assert whole["usage"] == {"prompt_tokens": 255, "total_tokens": 256, "completion_tokens": 1}
+    assert whole["usage"].items() >= {"prompt_tokens": 255, "total_tokens": 256, "completion_tokens": 1}.items()
 
 
 def test_a_character_of_several_tokens_comes_out_whole(server: LiveServer) -> None:

@@ -22,7 +22,7 @@ ROWS: list[tuple[str, Any, int, str, str | None, str]] = [
         400,
         "Bad Request",
         "body",
-        "1 validation error:\n  {'type': 'json_invalid', 'loc': ('body',), 'msg': 'Invalid JSON: EOF while parsing an "
+        "1 validation error:\n  {'type': 'json_invalid', 'loc': 'body', 'msg': 'Invalid JSON: EOF while parsing an "
         "object at line 1 column 1', 'input': \"b'{'\"}",
     ),
     (
@@ -31,8 +31,8 @@ ROWS: list[tuple[str, Any, int, str, str | None, str]] = [
         400,
         "Bad Request",
         "body.messages",
-        "1 validation error:\n  {'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required', "
-        "'input': '{}'}",
+        "1 validation error:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', "
+        "'input': '<dict of 0 items>'}",
     ),
     (
         COMPLETIONS,
@@ -40,7 +40,7 @@ ROWS: list[tuple[str, Any, int, str, str | None, str]] = [
         400,
         "Bad Request",
         "body.temperature",
-        "1 validation error:\n  {'type': 'float_parsing', 'loc': ('body', 'temperature'), 'msg': 'Input should be a "
+        "1 validation error:\n  {'type': 'float_parsing', 'loc': 'body.temperature', 'msg': 'Input should be a "
         "valid number, unable to parse string as a number', 'input': 'hot'}",
     ),
     (
@@ -141,10 +141,11 @@ def test_a_row(
 
 
 @pytest.mark.parametrize(
-    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None]
 )
-def test_another_media_type(server: LiveServer, media_type: str) -> None:
-    response = server.http.post(CHAT, content=b"{}", headers={"content-type": media_type})
+def test_another_media_type(server: LiveServer, media_type: str | None) -> None:
+    headers = {"content-type": media_type} if media_type else {}
+    response = server.http.post(CHAT, content=b"{}", headers=headers)
     message = "Unsupported Media Type: Only 'application/json' is allowed"
     assert response.status_code == 400
     assert response.json() == {"error": {"message": message, "type": "Bad Request", "param": None, "code": 400}}

@@ -31,7 +31,7 @@ def test_missing_field_is_named(server: LiveServer) -> None:
 def test_validation_shows_at_most_ten_problems_and_short_inputs(server: LiveServer) -> None:
     error = _error(server, CHAT, {"messages": ["x" * 1000] * 20})
     assert error["message"].startswith("20 validation errors:")
-    assert error["message"].count("\n") == 10
+    assert error["message"].count("\n  {") == 10
     assert "x" * 201 not in error["message"]
 
 
@@ -157,6 +157,9 @@ def test_field_out_of_range(server: LiveServer, fields: dict[str, Any], param: s
     ("fields", "param"),
     [
         ({"stop": ["a", "b", "c", "d", "e"]}, "body.stop"),
+        ({"stop": ["a", 5]}, "body.stop"),
+        ({"prompt": 5}, "body.prompt"),
+        ({"logit_bias": {"5": "x"}}, "body.logit_bias.5"),
         ({"seed": 2**63}, "body.seed"),
         ({"n": "many"}, "body.n"),
         ({"truncation_side": "middle"}, "body.truncation_side"),
@@ -165,7 +168,16 @@ def test_field_out_of_range(server: LiveServer, fields: dict[str, Any], param: s
 def test_field_of_the_wrong_form(server: LiveServer, fields: dict[str, Any], param: str) -> None:
     error = _error(server, COMPLETIONS, {"prompt": "x"} | fields)
     assert error["type"] == "Bad Request"
-    assert error["param"].startswith(param)
+    assert error["param"] == param
+
+
+def test_a_wrong_body_is_not_repeated(server: LiveServer) -> None:
+    tools = [{"function": {"description": "secret"}} for _ in range(30)]
+    error = _error(server, CHAT, {"messages": MESSAGES, "tools": tools})
+    assert error["param"] == "body.tools.0.function.name"
+    assert error["message"].count("<dict of 1 items>") == 10
+    assert error["message"].endswith("...and 20 more errors")
+    assert "secret" not in error["message"]
 
 
 @pytest.mark.parametrize(

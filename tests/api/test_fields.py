@@ -213,7 +213,7 @@ def test_flags_of_the_server_hold_for_every_stream(talkative: LiveServer) -> Non
     assert len(comments) >= 5, "during each of the steps, and while tokens are held back"
     *events, usage = [json.loads(frame[6:]) for frame in frames if frame.startswith("data: {")]
     assert [len(event["choices"][0]["text"]) for event in events] == [1, 3, 1]
-    assert usage["usage"] == {"prompt_tokens": 3, "total_tokens": 8, "completion_tokens": 5}
+    assert usage["usage"].items() >= {"prompt_tokens": 3, "total_tokens": 8, "completion_tokens": 5}.items()
     assert usage["metrics"]["time_to_first_token_ms"] >= 0
     assert frames[-2:] == ["data: [DONE]", ""]
 
@@ -277,7 +277,7 @@ def test_the_session_can_stand_in_a_header(server: LiveServer) -> None:
 def test_a_client_that_left_gets_no_comment(talkative: LiveServer) -> None:
     body = json.dumps({"prompt": "abc", "max_tokens": 50, "stream": True}).encode()
     with socket.create_connection(("127.0.0.1", int(talkative.url.rpartition(":")[2])), timeout=5) as connection:
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
-        connection.sendall(head + body)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
     talkative.wait_for(lambda: talkative.server.context.generator.num_open == 0)

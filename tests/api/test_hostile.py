@@ -192,7 +192,7 @@ def test_the_largest_bodies_that_are_parsed_hold_up_nobody(slow: LiveServer) -> 
 def test_text_full_of_commas_is_not_taken_for_many_values(slow: LiveServer) -> None:
     response = slow.http.post(COMPLETIONS, json={"prompt": "1,[{:" * 400_000})
     assert response.json()["error"]["param"] == "input_text", "it was parsed, and is too long as a prompt"
-    values = slow.http.post(COMPLETIONS, content=b'{"prompt": [' + b"1," * 1_100_000 + b"1]}")
+    values = slow.http.post(COMPLETIONS, content=b'{"prompt": [' + b"1," * 1_100_000 + b"1]}", headers=JSON)
     assert "too many JSON values" in values.json()["error"]["message"]
 
 
@@ -212,7 +212,7 @@ def test_a_body_over_the_limit_is_refused_where_its_length_is_not_told(slow: Liv
 
 def test_a_body_below_the_limit_is_read_whole(slow: LiveServer) -> None:
     body = b'{"prompt": "abc", "max_tokens": 3, "padding": "' + b"x" * (7 << 20) + b'"}'
-    assert slow.http.post(COMPLETIONS, content=body).json()["choices"][0]["text"] == "abc"
+    assert slow.http.post(COMPLETIONS, content=body, headers=JSON).json()["choices"][0]["text"] == "abc"
 
 
 @pytest.mark.parametrize("length", [b"99999999999999999999999", b"-1", b"abc", b"1, 2", b"0x10", b""])
@@ -304,7 +304,7 @@ def test_what_is_not_http_gets_the_envelope(slow: LiveServer) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "x" * 5000])
 def test_a_compressed_body_is_refused_by_name(slow: LiveServer, encoding: str) -> None:
-    response = slow.http.post(COMPLETIONS, content=b"\x1f\x8b", headers={"content-encoding": encoding})
+    response = slow.http.post(COMPLETIONS, content=b"\x1f\x8b", headers={**JSON, "content-encoding": encoding})
     assert response.status_code == 415
     assert "Content-Encoding" in response.json()["error"]["message"]
     assert encoding[:40] in response.json()["error"]["message"]
@@ -327,7 +327,7 @@ def test_a_slash_too_many_is_led_to_the_route(slow: LiveServer) -> None:
 
 def test_of_a_field_that_is_given_twice_the_last_counts(slow: LiveServer) -> None:
     body = b'{"prompt": "xyz", "prompt": "abc", "max_tokens": 3}'
-    assert slow.http.post(COMPLETIONS, content=body).json()["choices"][0]["text"] == "abc"
+    assert slow.http.post(COMPLETIONS, content=body, headers=JSON).json()["choices"][0]["text"] == "abc"
 
 
 def test_nul_and_odd_characters_in_a_prompt_are_text(slow: LiveServer) -> None:
@@ -363,7 +363,7 @@ def test_no_route_is_hurt_by_a_body_that_is_none(slow: LiveServer, path: str) ->
 def test_every_route_has_the_limits_of_a_body(slow: LiveServer, path: str) -> None:
     too_long = _raw(slow, _post(path, b"{", b"content-length: %d" % (9 << 20)))
     assert _status(too_long) == 413
-    compressed = slow.http.post(path, content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    compressed = slow.http.post(path, content=b"\x1f\x8b", headers={**JSON, "content-encoding": "gzip"})
     assert compressed.status_code == 415
     jsonschema.validate(compressed.json(), error_schema(Dialect.of(path)))
 

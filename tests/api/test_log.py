@@ -122,7 +122,9 @@ def test_bodies_are_not_logged_by_default_either(start_server: StartServer, capl
     live = start_server()
     with caplog.at_level(logging.DEBUG):
         live.chat(SECRET, max_tokens=2)
-        live.http.post("/v1/chat/completions", content=f'{{"messages": "{SECRET}"')
+        live.http.post(
+            "/v1/chat/completions", content=f'{{"messages": "{SECRET}"', headers={"content-type": "application/json"}
+        )
     assert SECRET not in caplog.text
     assert "POST /v1/chat/completions 200" in caplog.text
     assert "POST /v1/chat/completions 400" in caplog.text

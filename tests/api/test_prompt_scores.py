@@ -85,7 +85,9 @@ def test_echo_without_an_answer_scores_the_prompt(server: LiveServer, tokenizer:
     [choice] = body["choices"]
     assert (choice["text"], choice["finish_reason"]) == (prompt, "length")
     assert choice["logprobs"]["token_logprobs"] == [None, *(own(token) for token in ids[1:])]
-    assert body["usage"] == {"prompt_tokens": len(ids), "total_tokens": len(ids), "completion_tokens": 0}
+    assert (
+        body["usage"].items() >= {"prompt_tokens": len(ids), "total_tokens": len(ids), "completion_tokens": 0}.items()
+    )
     streamed = stream(server, prompt, echo=True, logprobs=0, max_tokens=0)
     assert streamed == {"text": prompt, "logprobs": choice["logprobs"], "finish_reasons": ["length"]}
 

@@ -61,6 +61,18 @@ def test_usage_on_every_chunk(server: LiveServer) -> None:
     counts = [event["usage"]["completion_tokens"] for event in events]
     assert counts == sorted(counts)
     assert counts[-1] == 4
+    assert events[-1]["system_fingerprint"]
+
+
+def test_nothing_is_generated_before_the_role(server: LiveServer) -> None:
+    events = server.events(
+        "/v1/chat/completions",
+        messages=MESSAGES,
+        max_tokens=4,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    )
+    assert events[0]["usage"]["completion_tokens"] == 0 < events[1]["usage"]["completion_tokens"]
+    assert events[0]["usage"]["total_tokens"] == events[0]["usage"]["prompt_tokens"] > 0
 
 
 @pytest.mark.parametrize(

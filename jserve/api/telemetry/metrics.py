@@ -220,7 +220,8 @@ class Metrics(Collector):
         )
         hits = {"local_cache_hit": self.cached_tokens, "external_kv_transfer": 0}
         by_source = {"local_compute": self.prompt_tokens - self.cached_tokens, **hits}
-        for name, values in (("prompt_tokens_by_source", by_source), ("prompt_tokens_cached_by_source", hits)):
+        by_place = {"device": self.cached_tokens}
+        for name, values in (("prompt_tokens_by_source", by_source), ("prompt_tokens_cached_by_source", by_place)):
             yield self._family(CounterMetricFamily, f"vllm:{name}", "Prompt tokens, by source.", "source", values)
         for name in ("queries", "hits"):
             yield self._counter(f"vllm:external_prefix_cache_{name}", "Always 0: there is no external cache.", 0)

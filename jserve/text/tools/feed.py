@@ -123,6 +123,12 @@ class TextFeed:
                 return ""
             yield
 
+    def close(self, marker: str) -> Reading[None]:
+        """Take `marker`, or as much of it as there is where the text was cut inside it."""
+        taken = yield from self.try_any((marker,))
+        if not taken and self._is_over and marker.startswith(self._text[self._pos :]):
+            self.rest()
+
     def expect(self, marker: str) -> Reading[None]:
         """Take `marker`. Raises Malformed, or TextEnded where the text ends inside it."""
         if (yield from self.try_any((marker,))):

@@ -37,4 +37,4 @@ def read_tagged_call(feed: TextFeed, draft: Draft) -> Reading[None]:
         yield from feed.copy_until((END,), draft.arguments)
     elif outcome is Outcome.CALL:
         yield from feed.skip_space()
-        yield from feed.try_any((END,))
+        yield from feed.close(END)

@@ -79,7 +79,7 @@ def _read_function(feed: TextFeed, draft: Draft, opening: str, tools: Mapping[st
     draft.arguments("}" if seen else "{}")
     if closing != END:
         yield from feed.skip_space()
-        yield from feed.try_any((END,))
+        yield from feed.close(END)
 
 
 def _read_value(feed: TextFeed, draft: Draft, types: frozenset[str]) -> Reading[None]:

@@ -137,6 +137,14 @@ def test_a_call_that_is_cut_off_never_looks_complete(case: Case) -> None:
                     json.loads(arguments)
 
 
+@pytest.mark.parametrize("case", [case for case in WELL_FORMED if case.text.endswith("</tool_call>")], ids=ids)
+def test_a_closing_tag_that_is_cut_off_is_no_content(case: Case) -> None:
+    for length in range(len("</tool_call>")):
+        text = case.text.removesuffix("</tool_call>") + "</tool_call>"[:length]
+        assert meaning_of(pieces_of(parser_of(case.format), [text])) == case.meaning
+        assert meaning_of(pieces_of(parser_of(case.format), text)) == case.meaning
+
+
 def test_only_the_first_call_where_one_is_allowed() -> None:
     case = next(case for case in WELL_FORMED if len(case.calls) == 2)
     parser = parser_of(case.format, max_calls=1)
