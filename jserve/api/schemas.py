@@ -38,10 +38,7 @@ class StreamOptions(BaseModel):
 
 
 class JsonSchemaFormat(BaseModel):
-    """The schema of a `response_format`, which is enforced in any case.
-
-    With `strict`, objects that do not speak of `additionalProperties` have none.
-    """
+    """The schema of a `response_format`, which is enforced in any case, `strict` or not."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,7 +58,10 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's way to ask for a form of output: exactly one of the first six."""
+    """vLLM's way to ask for a form of output: exactly one of the first six.
+
+    Objects that do not speak of `additionalProperties` have none, so `disable_additional_properties` adds nothing.
+    """
 
     model_config = ConfigDict(extra="allow")
 

@@ -46,9 +46,7 @@ def _of_response_format(body: GenerationBody) -> StructuredOutput | None:
     if wanted.type == "json_object":
         return StructuredOutput("json_object", field=field)
     if wanted.type == "json_schema":
-        schema = _schema_of(wanted)  # Strict schemas have closed objects; where one does not say, it is meant.
-        is_strict = wanted.json_schema is not None and bool(wanted.json_schema.strict)
-        return StructuredOutput("json", schema, field=field, disable_additional_properties=is_strict)
+        return StructuredOutput("json", _schema_of(wanted), field=field)
     tag = wanted.model_dump(exclude={"type", "json_schema"}, exclude_none=True)
     return StructuredOutput("structural_tag", tag, field=field)
 
@@ -71,7 +69,6 @@ def _of_structured_outputs(body: GenerationBody) -> StructuredOutput | None:
     given = {kind: wanted.value_of(kind) for kind in _KINDS}
     options = {
         "disable_any_whitespace": wanted.disable_any_whitespace,
-        "disable_additional_properties": wanted.disable_additional_properties,
         "whitespace_pattern": wanted.whitespace_pattern,
     }
     spec = _one_of(given, "structured_outputs", **options)

@@ -41,18 +41,17 @@ def json_rule(
     *,
     any_whitespace: bool = True,
     whitespace_pattern: str | None = None,
-    close_objects: bool = False,
 ) -> str:
     """A rule for the JSON values that `schema` allows, as one expression: `%json {...}`.
 
     Whitespace between tokens is bounded, or absent where `any_whitespace` is False, or what `whitespace_pattern`
-    (a regular expression) says; numbers are bounded (`json_schema.py`). `close_objects` forbids properties that
-    an object does not list and does not speak of. Raises RequestError, without `param`, for what cannot be enforced.
+    (a regular expression) says; numbers are bounded, and objects are closed (`json_schema.py`). Raises
+    RequestError, without `param`, for what cannot be enforced.
     """
     guidance: dict[str, Any] = {"whitespace_flexible": False}
     if whitespace_pattern is not None or any_whitespace:
         guidance = {"whitespace_pattern": JSON_WHITESPACE if whitespace_pattern is None else whitespace_pattern}
-    bounded = bound_schema(schema, close_objects=close_objects)
+    bounded = bound_schema(schema)
     try:
         return "%json " + json.dumps({"x-guidance": guidance, **bounded}, allow_nan=False)
     except ValueError:

@@ -40,11 +40,12 @@ _UNSATISFIABLE = (
 Schema = dict[str, Any] | bool
 
 
-def bound_schema(schema: Any, *, close_objects: bool = False) -> dict[str, Any]:
+def bound_schema(schema: Any) -> dict[str, Any]:
     """`schema` with local references only, bounded numbers, and nothing that would be ignored.
 
-    An empty schema means any object. `close_objects` forbids additional properties wherever an object lists its
-    properties and does not say. Raises RequestError that names the keyword and the place.
+    An empty schema means any object. An object that lists its properties and says nothing of others has no others:
+    JSON Schema would allow any, and a small model goes on adding them for ever. Raises RequestError that names
+    the keyword and the place.
     """
     _check_nesting(schema)
     if schema == {}:
@@ -52,7 +53,7 @@ def bound_schema(schema: Any, *, close_objects: bool = False) -> dict[str, Any]:
     if not isinstance(schema, dict | bool):
         raise RequestError(f"a JSON schema must be an object or a boolean, not {type(schema).__name__}")
     try:
-        return _Bounder(schema, close_objects).run()
+        return _Bounder(schema).run()
     except RecursionError:
         raise RequestError("the schema nests, or refers to itself, too deeply") from None
 
@@ -60,9 +61,8 @@ def bound_schema(schema: Any, *, close_objects: bool = False) -> dict[str, Any]:
 class _Bounder:
     """One walk over one schema."""
 
-    def __init__(self, root: Schema, close_objects: bool) -> None:
+    def __init__(self, root: Schema) -> None:
         self._root = root
-        self._close_objects = close_objects
         self._definitions: dict[str, Schema] = {}
         self._names: dict[tuple[str, bool], str] = {}
         self._pending: list[tuple[str, bool]] = []
@@ -203,18 +203,18 @@ class _Bounder:
         if any("additionalProperties" in part for part in parts):
             return
         lists = any(part.keys() & {"properties", "patternProperties"} for part in parts)
-        if len(parts) == 1:
-            out["additionalProperties"] = False if lists and self._close_objects else self._anything(1)
-        elif not lists:
+        if not lists:
             out["additionalProperties"] = self._anything(1)
         elif not any("patternProperties" in part for part in parts):
-            # The parts declare different properties, each knowing nothing of the others': all are allowed, no more.
+            # Parts may declare different properties, each knowing nothing of the others': all are allowed, no more.
             declared: dict[str, Schema] = {}
             for part in parts:
                 declared |= dict.fromkeys(part.get("properties", ()), True)
             for name in (name for part in parts for name in part.get("required", ())):
                 declared.setdefault(name, self._anything(1))
             out["properties"] = declared | out.get("properties", {})
+            out["additionalProperties"] = False
+        elif len(parts) == 1:
             out["additionalProperties"] = False
 
     def _anything(self, depth: int) -> dict[str, Any]:

@@ -18,14 +18,13 @@ class StructuredOutput:
 
     `value` is a JSON schema, or its JSON as text (json), nothing (json_object), a regular expression (regex), a
     list of texts (choice), Lark or GBNF (grammar), or a structural tag, or its JSON as text (structural_tag).
-    `field` is what the client called it. The three options matter to JSON alone.
+    `field` is what the client called it. The two options matter to JSON alone.
     """
 
     kind: Kind
     value: Any = None
     field: str = "structured_outputs"
     disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
 
 
@@ -46,8 +45,7 @@ def _grammar_of(spec: StructuredOutput) -> str:
         case "json_object":
             return whole_grammar(json_object_rule(**whitespace))
         case "json":
-            close = spec.disable_additional_properties
-            return whole_grammar(json_rule(_parsed(spec.value), close_objects=close, **whitespace))
+            return whole_grammar(json_rule(_parsed(spec.value), **whitespace))
         case "regex":
             return whole_grammar(regex_rule(spec.value))
         case "choice":
