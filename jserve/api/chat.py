@@ -160,5 +160,6 @@ def _template_variables(body: ChatBody) -> dict[str, Any]:
     variables: dict[str, Any] = {}
     if body.reasoning_effort is not None:
         variables["reasoning_effort"] = body.reasoning_effort
-        variables["enable_thinking"] = body.reasoning_effort != "none"
+        # Of Qwen and most others, and of DeepSeek and Granite.
+        variables["enable_thinking"] = variables["thinking"] = body.reasoning_effort != "none"
     return variables | (body.chat_template_kwargs or {})

@@ -9,7 +9,7 @@ from jserve.api.context import ServerContext
 from jserve.api.errors import invalid
 from jserve.api.model_speech import ModelSpeech
 from jserve.api.schemas import ChatBody
-from jserve.api.structured import constrain
+from jserve.api.structured import constrain, structured_output
 from jserve.api.tool_use import ToolUse
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
@@ -80,6 +80,8 @@ class ChatOutput:
         Where the answer must be a call, the form of an answer does not matter; else it may be either.
         """
         use = self.tool_use
+        if not use.tools and self.speech.has_channels:
+            return await self._constrain_final(server, body, sampling)
         if not use.tools:
             return await constrain(server, body, sampling, self.reasoning_before_answer)
         answer = (await constrain(server, body, sampling)).grammar
@@ -89,6 +91,16 @@ class ChatOutput:
         if (reasoning := self.reasoning_before_answer) is not None:
             grammar = after_reasoning(grammar, reasoning.begin, reasoning.end, is_open=reasoning.is_open)
         await server.grammars.check(grammar, param="tools")
+        return msgspec.structs.replace(sampling, grammar=grammar)
+
+    async def _constrain_final(self, server: ServerContext, body: ChatBody, sampling: SamplingParams) -> SamplingParams:
+        """The form is that of the last channel's message; what the model thinks before it is free."""
+        answer = (await constrain(server, body, sampling)).grammar
+        spec = structured_output(body)
+        if not answer or spec is None:
+            return sampling
+        grammar = CallGrammar(self.speech.tool_format, {}, False, self._special_id).final_answer(answer)
+        await server.grammars.check(grammar, param=spec.field)
         return msgspec.structs.replace(sampling, grammar=grammar)
 
     def _call_grammar(self, tools: Mapping[str, Tool], answer: str) -> str:

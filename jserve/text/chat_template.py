@@ -7,6 +7,7 @@ or refuses the messages fails the request and nothing else: completions work wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,23 @@ from jinja2 import Template, TemplateSyntaxError
 
 from jserve.errors import ConfigError, RequestError
 from jserve.text.chat_environment import TemplateRaised, chat_environment
-from jserve.text.messages import Message, normalize_messages
+from jserve.text.messages import Message, MessageForm, normalize_messages
 from jserve.text.template_files import read_text
 from jserve.text.tokenizer import Tokenizer
 
 _CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_MARK "
 _PROBE = "probe-1f9c"
+_CALLED: list[Message] = [
+    {"role": "user", "content": "Hello"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {_PROBE: "a"}}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "abcdefghi", "name": "f", "content": "b"},
+]
 
 
 class ChatTemplate:
@@ -98,12 +110,10 @@ class _NamedTemplate:
         return chat_environment().from_string(self.source)
 
     def normalize(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        return normalize_messages(
-            messages,
-            keeps_developer="developer" in self.source,
-            takes_lists=self._takes_lists,
-            takes_strings=self._takes_strings or not self._takes_lists,
-        )
+        form = self._content_form
+        if any(message.get("tool_calls") for message in messages):
+            form = self._call_form
+        return normalize_messages(messages, form)
 
     def render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         try:
@@ -142,21 +152,31 @@ class _NamedTemplate:
         return rendered[:cut] if rendered.startswith(_CONTINUE_MARK, cut) else rendered[:cut].rstrip()
 
     @cached_property
-    def _takes_strings(self) -> bool:
-        return self._shows_probe(_PROBE)
+    def _content_form(self) -> MessageForm:
+        takes_lists = self._shows([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
+        takes_strings = not takes_lists or self._shows([{"role": "user", "content": _PROBE}])
+        return MessageForm("developer" in self.source, takes_lists, takes_strings)
 
     @cached_property
-    def _takes_lists(self) -> bool:
-        return self._shows_probe([{"type": "text", "text": _PROBE}])
+    def _call_form(self) -> MessageForm:
+        """The form of conversations with calls. Of several that the template renders, the first."""
+        plain = self._content_form
+        forms = [
+            replace(plain, takes_none=takes_none, arguments_as_text=as_text)
+            for as_text in (False, True)
+            for takes_none in (True, False)
+        ]
+        return next((form for form in forms if self._shows(normalize_messages(_CALLED, form))), plain)
 
-    def _shows_probe(self, content: Any) -> bool:
-        """Whether a content of this form comes out as its text, and not as Python's way to write a list."""
+    def _shows(self, messages: list[dict[str, Any]]) -> bool:
+        """Whether `_PROBE` comes out as itself, and nothing in Python's way to write a list, an object or None."""
         variables = {"tools": None, "documents": None, "add_generation_prompt": False}
         try:
-            rendered = self.render([{"role": "user", "content": content}], variables)
+            rendered = self.render(messages, variables)
         except RequestError:
             return False
-        return _PROBE in rendered and "'type'" not in rendered and '"type"' not in rendered
+        signs = ("'type'", '"type"', f"'{_PROBE}'", "None")
+        return _PROBE in rendered and not any(sign in rendered and sign not in self.source for sign in signs)
 
 
 def _read_override(override: str) -> str:

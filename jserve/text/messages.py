@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jserve.errors import RequestError
@@ -18,10 +19,22 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning. Templates read the first; gpt-oss reads the second."""
 
 
-def normalize_messages(
-    messages: Sequence[Message], *, keeps_developer: bool, takes_lists: bool, takes_strings: bool
-) -> list[dict[str, Any]]:
-    """Fresh messages for a template. The flags say what the template can do with roles and contents.
+@dataclass(frozen=True, slots=True)
+class MessageForm:
+    """What a template can do with messages. `takes_none`: a call without content may have None there.
+
+    `takes_strings`, `takes_lists`: contents as a text, as parts. `arguments_as_text`: of calls, as JSON in a string.
+    """
+
+    keeps_developer: bool
+    takes_lists: bool
+    takes_strings: bool
+    takes_none: bool = False
+    arguments_as_text: bool = False
+
+
+def normalize_messages(messages: Sequence[Message], form: MessageForm) -> list[dict[str, Any]]:
+    """Fresh messages of the form that a template takes.
 
     Raises RequestError, naming the message, where one cannot be made into text.
     """
@@ -33,11 +46,14 @@ def normalize_messages(
         if not isinstance(message.get("role"), str) or not message["role"]:
             raise RequestError(f"{where}.role must be a role, such as 'user'", param=f"{where}.role")
         fresh = {key: value for key, value in message.items() if value is not None and value != []}
-        if fresh.get("role") == "developer" and not keeps_developer:
+        if fresh.get("role") == "developer" and not form.keeps_developer:
             fresh["role"] = "system"
-        fresh["content"] = _content(message.get("content"), where, takes_lists, takes_strings)
+        fresh["content"] = _content(message.get("content"), where, form.takes_lists, form.takes_strings)
         if "tool_calls" in fresh:
-            fresh["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in fresh["tool_calls"]]
+            as_text = form.arguments_as_text
+            fresh["tool_calls"] = [_tool_call(call, f"{where}.tool_calls", as_text) for call in fresh["tool_calls"]]
+            if form.takes_none and not message.get("content"):
+                fresh["content"] = None
         normalized.append(_with_reasoning(fresh))
     return normalized
 
@@ -68,24 +84,27 @@ def _part_text(part: Any, where: str) -> str:
     return text
 
 
-def _tool_call(call: Any, where: str) -> Any:
-    """A copy with its arguments parsed. Both {"function": {...}} and the bare function are in use."""
+def _tool_call(call: Any, where: str, as_text: bool) -> Any:
+    """A copy with its arguments parsed, or as JSON. Both {"function": {...}} and the bare function are in use."""
     if not isinstance(call, dict):
         raise RequestError(f"{where} must hold objects", param=where)
     if isinstance(call.get("function"), dict):
-        return {**call, "function": _tool_call(call["function"], f"{where}.function")}
+        return {**call, "function": _tool_call(call["function"], f"{where}.function", as_text)}
     arguments = call.get("arguments")
     if not isinstance(arguments, str):
-        return dict(call)
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)} if as_text and arguments else dict(call)
     try:
         parsed = json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{where}.arguments is not JSON: {error}", param=f"{where}.arguments") from None
-    return {**call, "arguments": parsed}
+    return {**call, "arguments": (arguments.strip() or "{}") if as_text else parsed}
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     reasoning = next((message[name] for name in _REASONING if name in message), None)
     if reasoning is None:
         return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    fresh = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    if fresh.get("tool_calls") and fresh.get("content"):
+        del fresh["thinking"]  # gpt-oss refuses a call with both, and takes the content for the thought.
+    return fresh

@@ -261,3 +261,48 @@ def test_the_real_model_renders_its_own_template(real_gguf: Path) -> None:
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     assert tokenizer.encode(text, False)[:2] == [1, 9690]
+
+
+CALLED: list[Any] = [
+    {"role": "user", "content": "x"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "é", "b": [1]}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "done"},
+]
+IN_WORDS = (
+    "{% for m in messages %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}|{{ FORM }}|{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("form", ["'=' + c.function.arguments", "'=' ~ c.function.arguments|tojson"])
+def test_arguments_have_the_form_that_the_template_can_write(form: str) -> None:
+    """DeepSeek's templates put them after other text with `+`, which takes a string; others take the object."""
+    template = ChatTemplate({"default": IN_WORDS.replace("FORM", form)}, {})
+    expected = 'x|={"a": "é", "b": [1]}|done'
+    assert template.render(CALLED, add_generation_prompt=False) == expected
+    parsed = [
+        *CALLED[:1],
+        {**CALLED[1], "tool_calls": [{"function": {"name": "f", "arguments": {"a": "é", "b": [1]}}}]},
+    ]
+    assert template.render(parsed, add_generation_prompt=False) == expected.removesuffix("done")
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_call_without_content_has_none_where_the_template_asks_for_it(content: str | None) -> None:
+    """As those of DeepSeek V3 and R1 do, which drop calls beside a content, or write the turn twice."""
+    source = IN_WORDS.replace("m.tool_calls or []", "(m.tool_calls if m.content is none else [])")
+    template = ChatTemplate({"default": source.replace("FORM", "c.function.arguments|tojson")}, {})
+    messages = [CALLED[0], {**CALLED[1], "content": content}]
+    assert template.render(messages, add_generation_prompt=False) == 'x|{"a": "é", "b": [1]}|'
+    plain = ChatTemplate({"default": "{% for m in messages %}<{{ m.content }}>{{ m.tool_calls }}{% endfor %}"}, {})
+    assert plain.render(messages, add_generation_prompt=False).startswith("<x><>")
+
+
+def test_thought_beside_content_and_a_call_is_under_one_name_only() -> None:
+    template = ChatTemplate({"default": "{{ 'thinking' in messages[1] }}{{ messages[1].reasoning_content }}"}, {})
+    message = {**CALLED[1], "reasoning": "Hm."}
+    assert template.render([CALLED[0], message], add_generation_prompt=False) == "TrueHm."
+    assert template.render([CALLED[0], {**message, "content": "y"}], add_generation_prompt=False) == "FalseHm."

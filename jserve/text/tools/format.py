@@ -22,7 +22,8 @@ class CallForm:
 
     A call is `before`, its arguments as JSON, `after`. In `before` stands NAME, where the tool's name goes, or
     "NAME", where it goes as a JSON string. `trigger` begins every sequence of calls and nothing else; where it
-    is "" calls begin the message, and text that begins otherwise has none.
+    is "" calls begin the message, or stand behind one of `marks`, which are pairs: what opens and closes them.
+    `also_before` are other ways in which models write `before`.
     """
 
     before: str
@@ -32,15 +33,25 @@ class CallForm:
     separator: str = ""
     closing: str = ""
     is_single: bool = False
+    also_before: tuple[str, ...] = ()
+    marks: tuple[tuple[str, str], ...] = ()
 
     def write_before(self, name: str) -> str:
         """`before` of a call of `name`."""
-        return self.before.replace('"NAME"', json.dumps(name, ensure_ascii=False)).replace("NAME", name)
+        return _with_name(self.before, name)
+
+    def befores(self, name: str) -> list[str]:
+        """`before` of a call of `name`, in every spelling."""
+        return [_with_name(before, name) for before in (self.before, *self.also_before)]
 
     def write(self, calls: list[tuple[str, str]]) -> str:
         """The text of calls, given as names and arguments."""
         written = [f"{self.write_before(name)}{arguments}{self.after}" for name, arguments in calls]
         return self.opening + self.separator.join(written) + self.closing
+
+
+def _with_name(text: str, name: str) -> str:
+    return text.replace('"NAME"', json.dumps(name, ensure_ascii=False)).replace("NAME", name)
 
 
 class ToolFormat(Protocol):

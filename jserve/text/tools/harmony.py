@@ -32,6 +32,10 @@ class Harmony:
     markers = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
     form = CallForm(
         before=f"{CHANNEL}commentary to=functions.NAME {CONSTRAIN}json{MESSAGE}",
+        also_before=(
+            f" to=functions.NAME{CHANNEL}commentary json{MESSAGE}",
+            f" to=functions.NAME{CHANNEL}commentary {CONSTRAIN}json{MESSAGE}",
+        ),
         after=CALL,
         trigger=f"{CHANNEL}commentary to=",
         is_single=True,

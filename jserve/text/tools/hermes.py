@@ -28,13 +28,13 @@ class Hermes:
             yield from read_tagged_call(feed, draft)
 
 
-def read_tagged_call(feed: TextFeed, draft: Draft) -> Reading[None]:
+def read_tagged_call(feed: TextFeed, draft: Draft, begin: str = BEGIN, end: str = END) -> Reading[None]:
     """A call behind its opening tag, with the closing one."""
     feed.record()
     yield from feed.skip_space()
-    outcome = yield from read_json_call(feed, draft, BEGIN + feed.recorded())
+    outcome = yield from read_json_call(feed, draft, begin + feed.recorded())
     if outcome is Outcome.BROKEN:
-        yield from feed.copy_until((END,), draft.arguments)
+        yield from feed.copy_until((end,), draft.arguments)
     elif outcome is Outcome.CALL:
         yield from feed.skip_space()
-        yield from feed.close(END)
+        yield from feed.close(end)

@@ -1,7 +1,7 @@
 """A call written as one JSON object, in whatever markers: {"name": "f", "arguments": {...}}.
 
-`parameters` is another name of the arguments; their order and further members do not matter. Arguments may be
-missing (none), null (none), or an object inside a string.
+`parameters` is another name of the arguments, and `tool_name` of the name; their order and further members do not
+matter. Arguments may be missing (none), null (none), or an object inside a string.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jserve.text.tools.feed import Malformed, Reading, TextEnded, TextFeed
 from jserve.text.tools.json_text import copy_json, read_json, read_string
 from jserve.text.tools.tool import check_name
 
+_NAMES = ("name", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 _BEFORE_NAME = 32
 """Members that may stand before the name."""
@@ -69,6 +70,25 @@ def read_json_call(
     return Outcome.CALL
 
 
+def read_json_list(feed: TextFeed, draft: Draft, opening: str) -> Reading[bool]:
+    """Calls in brackets, or one without. What is none becomes content, with `opening`.
+
+    True: the last one's arguments are broken, and not over.
+    """
+    opening += yield from feed.try_any(("[",))
+    while True:
+        feed.record()
+        yield from feed.skip_space()
+        opening += feed.recorded()
+        outcome = yield from read_json_call(feed, draft, opening)
+        if outcome is not Outcome.CALL:
+            return outcome is Outcome.BROKEN
+        yield from feed.skip_space()
+        opening = yield from feed.try_any((",", "]"))
+        if opening != ",":
+            return False
+
+
 def _read_members(feed: TextFeed, call: _Call) -> Reading[None]:
     yield from feed.expect("{")
     for number in range(_BEFORE_NAME):
@@ -82,7 +102,7 @@ def _read_members(feed: TextFeed, call: _Call) -> Reading[None]:
         yield from feed.skip_space()
         yield from feed.expect(":")
         yield from feed.skip_space()
-        if key == "name":
+        if key in _NAMES:
             call.name = check_name((yield from read_string(feed)))
             if not call.is_name(call.name):
                 raise Malformed

@@ -22,7 +22,7 @@ class Llama3:
 
     name = "llama3_json"
     markers = (TAG,)
-    form = CallForm(before='{"name": "NAME", "parameters": ', after="}", separator="; ")
+    form = CallForm(before='{"name": "NAME", "parameters": ', after="}", separator="; ", marks=((TAG, ""),))
 
     def read(self, feed: TextFeed, draft: Draft, tools: Mapping[str, Tool]) -> Reading[None]:
         """Read a message."""

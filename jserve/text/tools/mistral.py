@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jserve.text.tools.draft import Draft
 from jserve.text.tools.feed import Malformed, Reading, TextEnded, TextFeed
 from jserve.text.tools.format import CallForm
-from jserve.text.tools.json_call import Outcome, read_json_call
+from jserve.text.tools.json_call import read_json_list
 from jserve.text.tools.json_text import copy_json
 from jserve.text.tools.tool import Tool, check_name
 
@@ -42,25 +42,9 @@ class Mistral:
         while marker:
             feed.record()
             yield from feed.skip_space()
-            read = _read_array if (yield from feed.starts("[{")) else _read_named
+            read = read_json_list if (yield from feed.starts("[{")) else _read_named
             is_broken = yield from read(feed, draft, CALLS + feed.recorded())
             marker = yield from feed.copy_until((CALLS,), draft.arguments if is_broken else draft.content)
-
-
-def _read_array(feed: TextFeed, draft: Draft, opening: str) -> Reading[bool]:
-    """Calls in brackets, or one without. True: the last one's arguments are broken, and not over."""
-    opening += yield from feed.try_any(("[",))
-    while True:
-        feed.record()
-        yield from feed.skip_space()
-        opening += feed.recorded()
-        outcome = yield from read_json_call(feed, draft, opening)
-        if outcome is not Outcome.CALL:
-            return outcome is Outcome.BROKEN
-        yield from feed.skip_space()
-        opening = yield from feed.try_any((",", "]"))
-        if opening != ",":
-            return False
 
 
 def _read_named(feed: TextFeed, draft: Draft, opening: str) -> Reading[bool]:

@@ -20,12 +20,21 @@ from jserve.text.tools.tool import Tool, check_name
 START, END, FENCE = "<|python_start|>", "<|python_end|>", "```tool_code"
 
 
-class Pythonic:
-    """Calls as Python writes them."""
+_MARKS = ((START, END), (FENCE, "```"))
+_LIST_FORM = CallForm(
+    before='{"name": "NAME", "parameters": ', after="}", opening="[", separator=", ", closing="]", marks=_MARKS
+)
+_OBJECT_FORM = CallForm(before='{"name": "NAME", "parameters": ', after="}", separator="; ", marks=_MARKS)
 
-    name = "pythonic"
+
+class Pythonic:
+    """Calls as Python writes them. `asks_json`: the template asks for JSON, as Llama 4's own does."""
+
     markers = (START, END)
-    form = CallForm(before='{"name": "NAME", "parameters": ', after="}", opening="[", separator=", ", closing="]")
+
+    def __init__(self, *, asks_json: bool) -> None:
+        self.name = "llama4_json" if asks_json else "pythonic"
+        self.form = _OBJECT_FORM if asks_json else _LIST_FORM
 
     def read(self, feed: TextFeed, draft: Draft, tools: Mapping[str, Tool]) -> Reading[None]:
         """Read a message."""
@@ -42,6 +51,8 @@ def _read_calls(feed: TextFeed, draft: Draft, opening: str, tools: Mapping[str, 
     is_marked = opening.endswith((START, FENCE))
     feed.record()
     yield from feed.skip_space()
+    if opening.endswith(START) and (yield from feed.try_any((END,))):  # Llama 4's template puts content in between.
+        yield from feed.skip_space()
     has_bracket = bool((yield from feed.try_any(("[",))))
     opening += feed.recorded()
     if not (has_bracket or is_marked or (yield from feed.starts("{"))):

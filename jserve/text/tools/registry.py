@@ -7,23 +7,30 @@ from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.gemma import function_gemma, gemma4
 from jserve.text.tools.harmony import Harmony
 from jserve.text.tools.hermes import Hermes
+from jserve.text.tools.json_list import cohere_command, granite, phi4_mini
 from jserve.text.tools.llama3 import Llama3
 from jserve.text.tools.mistral import Mistral
 from jserve.text.tools.pythonic import Pythonic
-from jserve.text.tools.qwen3_coder import Qwen3Coder
+from jserve.text.tools.tagged_parameters import glm45, minimax_m2, qwen3_coder
 
 GENERIC: ToolFormat = Hermes()
 """Spoken with models whose template knows no tools, after a description in the system message."""
 
 FORMATS: tuple[ToolFormat, ...] = (
     GENERIC,
-    Qwen3Coder(),
+    qwen3_coder(),
+    minimax_m2(),
+    glm45(),
     Llama3(),
-    Pythonic(),
+    Pythonic(asks_json=False),
+    Pythonic(asks_json=True),
     Mistral(is_array=True),
     Mistral(is_array=False),
     DeepSeek("deepseek_v3", has_type=True),
     DeepSeek("deepseek_v31", has_type=False),
+    granite(),
+    phi4_mini(),
+    cohere_command(),
     function_gemma(),
     gemma4(),
     Harmony(),
@@ -36,8 +43,9 @@ ALIASES = {
     "qwen3_xml": "qwen3_coder",
     "qwen3_5": "qwen3_coder",
     "mimo": "qwen3_coder",
+    "glm47": "glm45",
+    "cohere_command4": "cohere_command3",
     "llama3": "llama3_json",
-    "llama4_json": "llama3_json",
     "llama4_pythonic": "pythonic",
     "gemma3": "pythonic",
     "gemma": "functiongemma",
@@ -56,8 +64,14 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
     ("mistral", ("[TOOL_CALLS]",)),
     ("qwen3_coder", ("<function=", "<parameter=")),
-    ("", ("<arg_key>",)),  # GLM's, which is not known here
+    ("minimax_m2", ("<minimax:tool_call>", "<invoke name=")),
+    ("glm45", ("<arg_key>", "<arg_value>")),
+    ("cohere_command3", ("<|START_ACTION|>", "tool_name")),
+    ("phi4_mini_json", ("<|/tool_call|>",)),
+    ("phi4_mini_json", ("functools[",)),
+    ("granite", ("<|tool_call|>",)),
     ("hermes", ("<tool_call>", "arguments")),
+    ("llama4_json", ("<|python_start|>", '{"name": function name, "parameters"')),
     ("pythonic", ("<|python_start|>",)),
     ("pythonic", ("func_name1(",)),
     ("llama3_json", ("<|python_tag|>",)),

@@ -176,3 +176,59 @@ def test_a_trigger_is_one_whether_it_is_a_token_or_spelled(worlds: dict[tuple[st
         assert accepted([*begun, *spelled(body), *spelled("}}")])
         assert not accepted([*begun, *spelled(body), *spelled('"a": 1}}')])
         assert not accepted([*begun, *spelled(" not a call")])
+
+
+MARKED = {"llama3_json": "<|python_tag|>", "pythonic": "<|python_start|>", "llama4_json": "<|python_start|>"}
+
+
+@pytest.mark.parametrize("has_special", [False, True])
+@pytest.mark.parametrize("name", MARKED)
+def test_a_call_behind_a_mark_is_held_to_its_schema(
+    worlds: dict[tuple[str, bool], World], name: str, has_special: bool
+) -> None:
+    world = worlds[name, has_special]
+    grammar, form = world.writer().free(), world.format.form
+    good, bad = (form.write([("get_time", arguments)]) for arguments in ("{}", '{"zone": 1}'))
+    for before in ("", "Let me see. ", "First [this] and {that}. "):
+        assert accepts(world, grammar, f"{before}{MARKED[name]}{good}")
+        assert not accepts(world, grammar, f"{before}{MARKED[name]}{bad}")
+    assert accepts(world, grammar, f"Well. {MARKED[name]}{good} so {MARKED[name]}{good}")
+    assert not accepts(world, grammar, f"Well. {MARKED[name]}{good} so {MARKED[name]}{bad}")
+    content, calls, _ = world.read(f"Well. {MARKED[name]}{good}")
+    assert (content, calls) == ("Well.", [("get_time", "{}")])
+
+
+ANALYSIS = "<|channel|>analysis<|message|>Hm {no}.<|end|><|start|>assistant"
+PREAMBLE = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize("has_special", [False, True])
+def test_a_form_of_output_begins_in_the_last_channel(worlds: dict[tuple[str, bool], World], has_special: bool) -> None:
+    world = worlds["openai", has_special]
+    grammar = world.writer().final_answer('start: "yes" | "no"\n')
+    for before in (FINAL, ANALYSIS + FINAL, ANALYSIS * 2 + "<|channel|>final <|constrain|>json<|message|>"):
+        assert accepts(world, grammar, f"{before}yes")
+        assert not accepts(world, grammar, f"{before}perhaps")
+    assert not accepts(world, grammar, "yes")
+    assert not accepts(world, grammar, f"{ANALYSIS}yes")
+    assert world.read(f"{ANALYSIS}{FINAL}yes")[0] == "yes"
+
+
+def test_channels_with_calls_or_a_form_of_output(worlds: dict[tuple[str, bool], World]) -> None:
+    world = worlds["openai", True]
+    either, free = world.writer().or_answer('start: "yes" | "no"\n'), world.writer().free()
+    heads = (
+        "<|channel|>commentary to=functions.get_time <|constrain|>json",
+        " to=functions.get_time<|channel|>commentary json",
+    )
+    for head in heads:
+        good, bad = (f"{head}<|message|>{arguments}<|call|>" for arguments in ("{}", '{"zone": 1}'))
+        for grammar in (either, free, world.writer().forced()):
+            assert accepts(world, grammar, ANALYSIS + good)
+            assert not accepts(world, grammar, ANALYSIS + bad)
+        assert accepts(world, either, ANALYSIS + PREAMBLE + good)
+        assert world.read(ANALYSIS + PREAMBLE + good)[:2] == ("I look.", [("get_time", "{}")])
+    assert accepts(world, either, f"{ANALYSIS}{FINAL}no")
+    assert not accepts(world, either, f"{ANALYSIS}{FINAL}perhaps")
+    assert accepts(world, free, f"{ANALYSIS}{PREAMBLE}{FINAL}perhaps")

@@ -9,6 +9,12 @@ from jserve.text.tools.registry import FORMATS, format_named, recognise_tools
 TEMPLATES = {
     "hermes": '{{- \'<tool_call>\\n{"name": "\' }}{{ call.name }}{{ \'", "arguments": \' }}',
     "qwen3_coder": "{{- '\\n<tool_call>\\n<function=' + tool_call.name + '>\\n<parameter=' }}",
+    "minimax_m2": "{{- '<minimax:tool_call>' }}<tool_call>{{- '<invoke name=\"' + tool_call.name + '\">' }}",
+    "glm45": "<tool_call>{function-name}\\n<arg_key>{arg-key-1}</arg_key>\\n<arg_value>arguments</arg_value>",
+    "granite": "respond only with <|tool_call|> followed by a JSON list of tools used",
+    "phi4_mini_json": 'respond in this format: <|tool_call|>{"name": "foo"}<|/tool_call|>',
+    "cohere_command3": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "{{ tc.function.name }}"',
+    "llama4_json": '{{- \'<|python_start|>\' }}Respond in the format {"name": function name, "parameters": dictionary',
     "llama3_json": '{{- \'Respond in the format {"name": function name, "parameters": dictionary}\' }}<|python_tag|>',
     "pythonic": "Use exact format: [func_name1(param1=value1, param2=value2), func_name2(...)]",
     "mistral": '{{- "[TOOL_CALLS] [" }}{{ out }}',
@@ -32,7 +38,7 @@ def test_a_template_gives_its_format_away(name: str) -> None:
     assert found.name == name
 
 
-@pytest.mark.parametrize("template", ["", "<|im_start|>{{ message.role }}", "<tool_call><arg_key>arguments"])
+@pytest.mark.parametrize("template", ["", "<|im_start|>{{ message.role }}", "<|tool_calls_section_begin|>"])
 def test_other_templates_give_nothing_away(template: str) -> None:
     assert recognise_tools(template) is None
 
