@@ -1,5 +1,6 @@
 """The command line and the file of `--config`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,11 @@ def test_absent_file() -> None:
     [
         (["--enforce-eager"], "unknown flag --enforce-eager: leave it out: nothing is captured"),
         (["--max-logprobs=5"], "the most that a request may ask for is 20"),
+        (["--max-num-queued-reqs", "5"], "use --max-queued-requests"),
+        (["--spec-method=ngram"], "speculative decoding is not supported"),
+        (["-pp", "2"], "layers are not spread over GPUs; use --tensor-parallel-size"),
+        (["--data-parallel-size-local", "2"], "run one server per replica"),
+        (["--limit-mm-per-prompt", "{}"], "messages are text"),
         (["--max-modle-len", "64"], "did you mean --max-model-len?"),
         (["--frobnicate"], "unknown flag --frobnicate; see jserve --help"),
     ],
@@ -147,7 +153,15 @@ def test_unknown_flag_says_what_to_do_instead(flags: list[str], hint: str, capsy
 
 
 def test_flags_that_exist_have_no_hint_for_their_absence() -> None:
-    assert not set(foreign_flags._FLAGS) & set(build_parser()._option_string_actions)
+    known = set(build_parser()._option_string_actions)
+    assert not set(foreign_flags._FLAGS) & known
+    assert not [flag for flag in known if flag.startswith(tuple(foreign_flags._FAMILIES))]
+
+
+def test_flags_that_a_hint_names_exist() -> None:
+    known = set(build_parser()._option_string_actions)
+    for hint in (*foreign_flags._FLAGS.values(), *foreign_flags._FAMILIES.values()):
+        assert set(re.findall(r"--[a-z-]+", hint)) <= known
 
 
 def test_flags_of_access_and_logs_reach_their_place() -> None:
