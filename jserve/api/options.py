@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +24,9 @@ from jserve.version import __version__
 
 _KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
+_COUNT_UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
+_DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -35,6 +37,20 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 512M, 2GiB or 1073741824")
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()])
+
+
+def parse_count(text: str) -> int | None:
+    """Tokens, as vLLM reads them: "8192", "8k" (8000), "8K" (8192); None for "auto" and -1."""
+    if text in ("auto", "-1"):
+        return None
+    match = _COUNT.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; write it like 8192, 8k or 8K")
+    return int(float(match[1]) * _COUNT_UNITS[match[2]])
+
+
+def _dtype(text: str) -> str:
+    return _DTYPE_ALIASES.get(text, text)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -88,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and loading")
     group.add_argument("--model", metavar="PATH", help="folder in Hugging Face format, or a GGUF file (no default)")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="type of weights and activations")
+    group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--load-format",
         choices=LOAD_FORMATS,
@@ -154,9 +170,14 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_capacity_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("capacity")
-    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt plus answer, in tokens")
+    group.add_argument(
+        "--max-model-len",
+        type=parse_count,
+        metavar="N",
+        help="longest prompt plus answer, in tokens, such as 8192 or 8K",
+    )
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences computed at once")
-    group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens of one step")
+    group.add_argument("--max-num-batched-tokens", type=parse_count, metavar="N", help="most tokens of one step")
     group.add_argument("--page-size", "--block-size", type=int, metavar="N", help="tokens of one KV page")
     group.add_argument(
         "--gpu-memory-utilization",
@@ -285,9 +306,9 @@ def _from_file(parser: argparse.ArgumentParser, path: Path, given: set[str]) -> 
     for key, value in _read_yaml(path).items():
         dest = str(key).replace("-", "_")
         if dest not in actions:
-            near = get_close_matches(dest, actions, n=1)
-            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
-            raise ConfigError(f"{path}: unknown option {key!r}{hint}")
+            flags = [flag for action in actions.values() for flag in action.option_strings]
+            hint = hint_for(f"--{dest.replace('_', '-')}", flags)
+            raise ConfigError(f"{path}: unknown option {key!r}" + (f": {hint}" if hint else ""))
         if dest not in given and not (dest == "model" and "model_path" in given) and value is not None:
             arguments += _as_arguments(actions[dest], value, path)
     return arguments

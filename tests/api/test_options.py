@@ -112,7 +112,8 @@ def test_file_sets_options_and_flags_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max-modl-len: 3", "unknown option 'max-modl-len'; did you mean 'max-model-len'?"),
+        ("max-modl-len: 3", "unknown option 'max-modl-len': did you mean --max-model-len?"),
+        ("enforce_eager: true", "unknown option 'enforce_eager': leave it out: nothing is captured"),
         ("config: x", "unknown option 'config'"),
         ("enable-prefix-caching: 3", "must be true or false"),
         ("- a\n- b", "must hold `name: value` lines"),
@@ -150,6 +151,26 @@ def test_unknown_flag_says_what_to_do_instead(flags: list[str], hint: str, capsy
         parse(["--model", "x", *flags])
     assert left.value.code == 2
     assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("8192", 8192), ("8k", 8000), ("8K", 8192), ("1.5K", 1536), ("1M", 2**20), ("auto", None)]
+)
+def test_lengths_are_written_as_for_vllm(text: str, tokens: int | None) -> None:
+    config, _ = parse(["--model", "m", "--max-model-len", text, "--max-num-batched-tokens", text])
+    assert config.max_model_len == config.max_num_batched_tokens == tokens
+
+
+def test_a_length_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--model", "m", "--max-model-len", "long"])
+    assert "'long' is not a number of tokens; write it like 8192, 8k or 8K" in capsys.readouterr().err
+
+
+def test_names_of_types_and_levels_as_vllm_writes_them() -> None:
+    config, settings = parse(["--model", "m", "--dtype", "half", "--log-level", "WARNING"])
+    assert (config.dtype, settings.log_level) == ("float16", "warning")
+    assert parse(["--model", "m", "--dtype", "float"])[0].dtype == "float32"
 
 
 def test_flags_that_exist_have_no_hint_for_their_absence() -> None:

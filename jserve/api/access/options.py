@@ -62,7 +62,9 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
 def add_observability_options(parser: argparse.ArgumentParser) -> None:
     """Logs and traces."""
     group = parser.add_argument_group("logs and traces")
-    group.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least important messages to show")
+    group.add_argument(
+        "--log-level", type=str.lower, choices=LOG_LEVELS, default="info", help="least important messages to show"
+    )
     group.add_argument("--log-format", choices=LOG_FORMATS, default="text", help="lines for people, or JSON objects")
     group.add_argument(
         "--enable-log-requests", action="store_true", help="log what a request asks for, without its content"
