@@ -69,7 +69,7 @@ _FLAGS = {
     "--logprobs-mode": _NOT_NEEDED + "logprobs are the model's own, before penalties and temperature",
     "--enable-server-load-tracking": _NOT_NEEDED + "/load always counts",
     "--enable-request-id-headers": _NOT_NEEDED + "every answer has X-Request-Id",
-    "--enable-tokenizer-info-endpoint": "ask /tokenize and /detokenize",
+    "--enable-tokenizer-info-endpoint": _NOT_NEEDED + "/tokenizer_info always answers",
     "--default-chat-template-kwargs": _PER_REQUEST + "chat_template_kwargs",
     "--return-tokens-as-token-ids": _PER_REQUEST + "return_tokens_as_token_ids",
     "--override-generation-config": "give a folder with a generation_config.json of your own with --generation-config",
