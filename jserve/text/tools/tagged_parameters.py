@@ -107,6 +107,7 @@ class TaggedParameters:
             closing = yield from feed.try_any((tags.parameter, *ends))
             if closing != tags.parameter:
                 if not closing and ((yield from feed.at_end()) or (yield from feed.starts("<"))):
+                    yield from feed.close(tags.end)
                     raise TextEnded  # Further parameters may have been meant.
                 break
             key: list[str] = []

@@ -141,6 +141,9 @@ def test_a_call_that_is_cut_off_never_looks_complete(case: Case) -> None:
 def test_a_closing_tag_that_is_cut_off_is_no_content(case: Case) -> None:
     for length in range(len("</tool_call>")):
         text = case.text.removesuffix("</tool_call>") + "</tool_call>"[:length]
+        if case.format == "glm45" and "arg_key" in case.text:  # Before the tag, more arguments might have come.
+            assert meaning_of(pieces_of(parser_of(case.format), text)).content == case.content
+            continue
         assert meaning_of(pieces_of(parser_of(case.format), [text])) == case.meaning
         assert meaning_of(pieces_of(parser_of(case.format), text)) == case.meaning
 
