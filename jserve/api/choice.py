@@ -71,17 +71,21 @@ class Choice:
         """The update that `delta` amounts to."""
         if self._matcher is None and self._repetition is None:
             self.num_tokens += len(delta.token_ids)
-            text = self._detokenizer.push(self._visible(delta.token_ids, delta))
+            visible = self._visible(delta.token_ids, delta)
+            if self._parser is None:
+                texts = [self._detokenizer.push(visible)]
+            else:
+                texts = [self._detokenizer.push([token]) for token in visible]
             if delta.finish_reason is not None:
-                text += self._detokenizer.finish()
-            return self._update(text, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
+                texts.append(self._detokenizer.finish())
+            return self._update(texts, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
         return self._accept_matching(delta, self._matcher, self._repetition)
 
     def _accept_matching(
         self, delta: TokenDelta, matcher: StopMatcher | None, repetition: RepetitionDetector | None
     ) -> ChoiceUpdate:
         """Token by token, so that what follows the end in one delta is neither shown nor counted."""
-        text = ""
+        texts: list[str] = []  # of each token, and of what is shown at the end
         last = len(delta.token_ids) - 1
         for position, token in enumerate(delta.token_ids):
             self.num_tokens += 1
@@ -91,23 +95,23 @@ class Choice:
                 piece += self._detokenizer.finish()
             is_over = repetition is not None and repetition.push(token)
             if self.num_tokens <= self._sampling.min_tokens:
-                text += piece
+                texts.append(piece)
                 continue
             seen = delta.token_ids[: position + 1]
             if matcher is not None:
                 piece, matched = matcher.push(piece)
                 if matched is not None:
-                    return self._update(text + piece, seen, delta, "stop", matched)
-            text += piece
+                    return self._update([*texts, piece], seen, delta, "stop", matched)
+            texts.append(piece)
             if is_over and not is_end:
                 rest = self._detokenizer.finish()
                 if matcher is not None:
                     piece, matched = matcher.push(rest)
                     rest = piece + matcher.flush()
-                return self._update(text + rest, seen, delta, "repetition", "repetition_detected")
+                return self._update([*texts, rest], seen, delta, "repetition", "repetition_detected")
         if delta.finish_reason is not None and matcher is not None:
-            text += matcher.flush()
-        return self._update(text, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
+            texts.append(matcher.flush())
+        return self._update(texts, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
 
     def _visible(self, token_ids: list[int], delta: TokenDelta) -> list[int]:
         """Without the token that stopped the sequence, unless the request wants to see it."""
@@ -116,7 +120,7 @@ class Choice:
 
     def _update(
         self,
-        text: str,
+        texts: list[str],
         token_ids: list[int],
         delta: TokenDelta,
         finish_reason: str | None,
@@ -125,7 +129,7 @@ class Choice:
         logprobs = delta.logprobs[: len(token_ids)] if delta.logprobs is not None else None
         update = ChoiceUpdate(
             self.index,
-            text,
+            "".join(texts),
             token_ids,
             logprobs,
             finish_reason,
@@ -134,20 +138,20 @@ class Choice:
             embedding=delta.embedding,
         )
         if self._parser is not None:
-            self._parse(update, self._parser)
+            self._parse(update, texts, self._parser)
         self.finish_reason = update.finish_reason
         return update
 
-    def _parse(self, update: ChoiceUpdate, parser: OutputParser) -> None:
-        """Take content, reasoning and tool calls apart."""
-        was_reasoning = parser.is_reasoning
-        pieces = [parser.push(update.text)] if update.text else []
+    def _parse(self, update: ChoiceUpdate, texts: list[str], parser: OutputParser) -> None:
+        """Take content, reasoning and tool calls apart. The token that ends the reasoning is not part of it."""
+        pieces = []
+        for position, text in enumerate(texts):
+            if text:
+                pieces.append(parser.push(text))
+            self.num_reasoning += parser.is_reasoning and position < len(update.token_ids)
         if update.finish_reason is not None:
             pieces.append(parser.finish())
             update.finish_reason = parser.finish_reason(update.finish_reason)
         piece = joined(pieces)
         update.text, update.reasoning, update.tool_calls = piece.content, piece.reasoning, piece.tool_calls
         self.has_calls = self.has_calls or bool(piece.tool_calls)
-        # The token that ends the reasoning is the last of its delta, and not counted.
-        count = len(update.token_ids)
-        self.num_reasoning += count if parser.is_reasoning else max(count - 1, 0) if was_reasoning else 0

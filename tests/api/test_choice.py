@@ -11,7 +11,9 @@ from jserve.api.choice import Choice
 from jserve.api.transcript import Transcript
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.load import load_tokenizer
+from jserve.text.reasoning import THINK
 from jserve.text.tokenizer import Tokenizer
+from jserve.text.tools.parser import MessageParser
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,14 @@ def test_tokens_behind_a_stop_string_are_not_counted(tiny: Tokenizer, tokenizer:
     assert (update.text, update.finish_reason, update.stop_reason) == ("a", "stop", "bc")
     assert update.token_ids == ids[:3]
     assert choice.num_tokens == 3
+
+
+@given(cuts=st.lists(st.integers(1, 20), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_tokens_of_reasoning_are_counted_however_they_were_cut(tiny: Tokenizer, cuts: list[int]) -> None:
+    ids = tiny.encode("<think>Hm</think>Ah", add_special_tokens=False)
+    choice = Choice(0, SamplingParams(), tiny, MessageParser(THINK))
+    for begin, end in pairwise([0, *sorted(set(cuts)), len(ids)]):
+        choice.accept(TokenDelta("r", ids[begin:end], finish_reason="length" if end == len(ids) else None))
+    # From the end of the opening tag on, one token per byte; not the one that closes the reasoning.
+    assert choice.num_reasoning == len(">Hm</think")
