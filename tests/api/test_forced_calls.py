@@ -125,3 +125,32 @@ def test_a_thinking_model_may_think_first(start_server: StartServer) -> None:
     live = start_server("--quote-token", "0", chat_template=THINKING, max_model_len=4096)
     fields: dict[str, Any] = {"tool_choice": "required", "chat_template_kwargs": {"enable_thinking": False}}
     assert check(ask(live, 1, **fields))
+
+
+CHANNELS = (
+    "{% for message in messages %}<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}<|channel|>commentary{% endif %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+def test_a_form_of_output_is_that_of_the_last_channel(start_server: StartServer) -> None:
+    """As gpt-oss answers: what comes before is free, and the field itself is named where it is wrong."""
+    server = start_server("--quote-token", "0", chat_template=CHANNELS, max_model_len=4096)
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}}}
+    answered = 0
+    for seed in range(10):
+        choice = ask(server, seed, tools=None, response_format=form, max_tokens=120)
+        if choice["finish_reason"] == "stop":
+            answered += 1
+            jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+        else:  # Analysis has no end where nobody thinks.
+            assert not choice["message"]["content"]
+            assert choice["message"]["reasoning"]
+    assert answered
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    body = {"messages": [{"role": "user", "content": "x"}], "response_format": wrong}
+    refused = server.http.post(CHAT, json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "response_format"
