@@ -103,14 +103,14 @@ def after_reasoning(grammar: str, begin: Marker, end: Marker, *, is_open: bool =
     """`grammar`, once the model has finished its reasoning.
 
     The reasoning stands between `begin` and `end` and may be left out; with `is_open` the prompt ends inside it,
-    so that the output begins with reasoning and must contain `end`. Up to two line ends may follow `end`: whoever
-    takes the reasoning off takes them off too.
+    so that the output begins with reasoning and must contain `end`. Up to two line ends may precede `begin` (GLM
+    writes one) and follow `end`: whoever takes the reasoning off takes them off too.
     """
     if isinstance(end, int):
         rules = f"thought: THOUGHT {marker(end)}\nTHOUGHT: {_TEXT}\n"
     else:
         rules = f"thought[lazy]: THOUGHT {literal(end)}\nTHOUGHT: {_TEXT}\n"
-    block = "thought gap" if is_open else f"({marker(begin)} thought gap)?"
+    block = "thought gap" if is_open else f"(gap {marker(begin)} thought gap)?"
     outer = f"start: {block} @answer\n{rules}gap: {_GAP}\n"
     inner = _grammars(grammar)
     inner[0] = {**inner[0], "name": "answer"}

@@ -144,6 +144,7 @@ def test_reasoning_may_come_before_a_call_that_must_come(worlds: dict[tuple[str,
     grammar = after_reasoning(world.writer().forced(), world.think, "</think>")
     call = GENERIC.form.write([("get_time", "{}")])
     assert accepts(world, grammar, f"<think>\nIs <tool_call> right?\n</think>\n\n{call}")
+    assert accepts(world, grammar, f"\n<think>\nHm.</think>\n{call}")
     assert accepts(world, grammar, call)
     assert not accepts(world, grammar, "<think>\nno\n</think>\n\nHello")
 
