@@ -27,9 +27,10 @@ _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
 async def read_body(request: Request, schema: type[Body], *, any_media_type: bool = False) -> Body:
     """The body as `schema`. Raises MediaTypeError, HTTPException, pydantic's ValidationError, or ClientGoneError.
 
-    `any_media_type` takes the body for JSON whatever its header says, which is what `curl -d` without one needs.
+    `any_media_type` takes the body for JSON whatever its header says, which is what `curl -d` without one needs;
+    but not from a browser, which names the page's origin.
     """
-    if not any_media_type:
+    if not any_media_type or "origin" in request.headers:
         _check_media_type(request)
     raw = await receive_body(request, context_of(request).settings)
     if len(raw) <= _INLINE_BYTES:

@@ -307,3 +307,11 @@ def test_streamed_tool_calls_come_whole_and_once() -> None:
     gatherer.push([ToolCallDelta(1, arguments="{}"), ToolCallDelta(2, "three", "cut", '{"a": "b')])
     calls = gatherer.take(is_last=False) + gatherer.take(is_last=True)
     assert [call["id"] for call in calls] == ["two"], "the token limit has cut the third"
+
+
+def test_page_of_another_site_cannot_post_what_a_browser_sends_without_asking(server: LiveServer) -> None:
+    body = b'{"model": "tiny", "prompt": "abc", "stream": false}'
+    for media_type, status in (("text/plain", 400), ("application/json", 200)):
+        headers = {"Content-Type": media_type, "Origin": "https://elsewhere.example"}
+        assert server.http.post("/api/generate", content=body, headers=headers).status_code == status
+    assert server.http.post("/api/generate", content=body, headers={"Content-Type": "text/plain"}).status_code == 200
