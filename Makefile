@@ -30,7 +30,8 @@ types: $(VENV)/test-installed
 quick: $(VENV)/test-installed model  ## the quick tests alone
 	$(BIN)/python -m pytest
 
-slow: $(VENV)/test-installed model  ## the tests that take minutes
+slow: $(VENV)/test-installed model  ## the tests that take minutes, with further clients
+	$(UV) --editable '.[test,clients]'
 	$(BIN)/python -m pytest -m slow
 
 test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this machine, without a GPU, in full size

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from tests.api.live_server import LiveServer, StartServer
 
-agents = pytest.importorskip("agents")
+agents = pytest.importorskip("agents", reason="needs the `clients` extra")
 pytestmark = pytest.mark.slow
 
 CALL = '~<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>~'

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from lm_eval.utils import RemoteTokenizer, check_remote_tokenizer_support
 from tokenizers import Tokenizer
 
 from tests.api.live_server import END, MAX_MODEL_LEN, STOP, LiveServer
@@ -39,9 +38,10 @@ def test_conversation_has_the_tokens_that_chat_sends(server: LiveServer) -> None
 
 
 def test_lm_eval_takes_its_tokenizer_from_the_server(server: LiveServer, tokenizer: Tokenizer) -> None:
+    lm_eval = pytest.importorskip("lm_eval.utils", reason="needs the `clients` extra")
     base_url = f"{server.url}/v1/completions"
-    assert check_remote_tokenizer_support(base_url)
-    remote = RemoteTokenizer(base_url)
+    assert lm_eval.check_remote_tokenizer_support(base_url)
+    remote = lm_eval.RemoteTokenizer(base_url)
     ids = tokenizer.encode("hello").ids
     assert remote.encode("hello") == ids
     assert remote.decode(ids) == "hello"

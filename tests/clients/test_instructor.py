@@ -3,13 +3,16 @@
 In `Mode.JSON` the schema stands in the prompt only, and a model of 135M parameters repeats the schema itself.
 """
 
-import instructor
 import openai
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from tests.acceptance.conftest import LiveServer
 from tests.clients.conftest import NAME
+
+pytest.importorskip("instructor", reason="needs the `clients` extra")
+
+import instructor
 
 pytestmark = pytest.mark.slow
 

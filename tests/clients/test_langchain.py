@@ -3,13 +3,16 @@
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
-from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
 from tests.acceptance.conftest import LiveServer
 from tests.clients.conftest import NAME
+
+pytest.importorskip("langchain_openai", reason="needs the `clients` extra")
+
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 pytestmark = pytest.mark.slow
 

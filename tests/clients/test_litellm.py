@@ -2,11 +2,14 @@
 
 from typing import Any
 
-import litellm
 import pytest
 
 from tests.acceptance.conftest import LiveServer
 from tests.clients.conftest import NAME
+
+pytest.importorskip("litellm", reason="needs the `clients` extra")
+
+import litellm
 
 pytestmark = pytest.mark.slow
 

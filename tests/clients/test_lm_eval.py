@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import numpy as np
 import pytest
 import torch
-from lm_eval.models.openai_completions import LocalCompletionsAPI
-from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.acceptance.conftest import StartServer, start_server
+
+pytest.importorskip("lm_eval", reason="needs the `clients` extra")
+
+import lm_eval
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+from lm_eval.tasks import TaskManager
 
 __all__ = ["start_server"]
 

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 from tests.acceptance.conftest import LiveServer
 from tests.clients.conftest import NAME
 
-agents = pytest.importorskip("agents")
+agents = pytest.importorskip("agents", reason="needs the `clients` extra")
 pytestmark = pytest.mark.slow
 
 MODELS = [agents.OpenAIResponsesModel, agents.OpenAIChatCompletionsModel]
