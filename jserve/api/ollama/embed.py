@@ -14,19 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.answers import all_updates
-from jserve.api.body import public_id, read_body
+from jserve.api.body import read_body
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
-from jserve.api.lengths import check_prompt_length, truncate_prompt
+from jserve.api.embeddings import prepare_embeddings
+from jserve.api.generation import Generation
 from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
 from jserve.api.responses import encode
-from jserve.api.schemas import MAX_PROMPTS
+from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody
 from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
-from jserve.protocol import SamplingParams
 
 Vectors = list[list[float]]
 
@@ -43,8 +42,7 @@ async def embed(request: Request) -> Response:
     answer = {"model": body.model_name or model.name, "embeddings": []}
     if not any(texts):
         return _json(answer)
-    prompts = await _prompts(texts, model, server, truncates=body.truncate is True)
-    generation = _start(request, prompts, model, server)
+    generation = await _start(request, texts, model, truncates=body.truncate is True)
     vectors = await _vectors(request, generation, server, body.dimensions)
     return _json(
         answer
@@ -64,8 +62,7 @@ async def ollama_embeddings(request: Request) -> Response:
     model = _checked(body, server)
     if not body.prompt:
         return _json({"embedding": []})
-    prompts = await _prompts([body.prompt], model, server, truncates=False)
-    generation = _start(request, prompts, model, server)
+    generation = await _start(request, [body.prompt], model, truncates=False)
     [vector] = await _vectors(request, generation, server, None)
     return _json({"embedding": vector})
 
@@ -78,35 +75,17 @@ def _checked(body: LoadedModelBody, server: ServerContext) -> ServedModel:
     return model
 
 
-async def _prompts(
-    texts: list[str], model: ServedModel, server: ServerContext, *, truncates: bool
-) -> list[PreparedPrompt]:
+async def _start(request: Request, texts: list[str], model: ServedModel, *, truncates: bool) -> Generation:
     if len(texts) > MAX_PROMPTS:
         raise RequestError(f"input holds {len(texts)} texts but at most {MAX_PROMPTS} are allowed", param="input")
+    server = context_of(request)
     limit = server.client.max_model_len
-    prompts = []
-    for text in texts:
-        if truncates:
-            text = text[: limit * model.max_token_chars]
-        token_ids = await model.encode(text, add_special_tokens=True, max_model_len=limit)
-        if truncates:
-            token_ids = truncate_prompt(token_ids, -1, "right", limit)
-        check_prompt_length(len(token_ids), limit)
-        prompts.append(PreparedPrompt(token_ids))
-    return prompts
-
-
-def _start(request: Request, prompts: list[PreparedPrompt], model: ServedModel, server: ServerContext) -> Generation:
-    return server.generator.start(
-        GenerationRequest(
-            public_id=public_id("ollama", request.headers, None),
-            prompts=prompts,
-            sampling=SamplingParams(max_tokens=1, temperature=0.0),
-            pooling=server.settings.pooling,
-        ),
-        model.tokenizer,
-        None,
-    )
+    body = EmbeddingBody(input=texts)
+    if truncates:
+        shortened = [text[: limit * model.max_token_chars] for text in texts]
+        body = EmbeddingBody(input=shortened, truncate_prompt_tokens=limit, truncation_side="right")
+    prepared = await prepare_embeddings(request, body, model, "ollama")
+    return server.generator.start(prepared, model.tokenizer, None)
 
 
 async def _vectors(request: Request, generation: Generation, server: ServerContext, dimensions: int | None) -> Vectors:
