@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.step_time import LLAMA_3_1_8B
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.models.registry import resolve
 from jserve.runtime import sampling
@@ -37,25 +38,6 @@ from pallas_kernels.gpu_target import abstract_gpus, gpu_topology
 from tests.gpu_compile import program_text as text
 
 GPU = "h200"
-LLAMA_3_1_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
 DUMP = Path(tempfile.gettempdir()) / f"step-facts-{os.getpid()}"
 BIG = 1 << 22
 """Elements from which a copy counts; a weight or a layer's pages have as many on one of eight devices."""
