@@ -1,4 +1,4 @@
-"""Fields that would change the output and that jserve does not implement yet.
+"""Fields that would change the output and that jserve does not honour.
 
 They are refused by name: ignoring one would answer with text that the caller did not ask for. A field that
 is absent, null, or at the value that changes nothing, is accepted.
