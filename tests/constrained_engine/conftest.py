@@ -1,0 +1,22 @@
+"""One tiny engine for all tests of constraints."""
+
+import pytest
+
+from jserve.config import EngineConfig
+from jserve.runtime.start import start_runner
+from jserve.text.tokenizer import Tokenizer
+from tests.constrained_engine.world import EOS, OTHER_EOS, SIZES, VOCAB, World
+from tests.text.tokenizer_maker import train_byte_level
+from tests.worlds import make_model
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
+    folder = make_model(
+        tmp_path_factory.mktemp("model"), "LlamaForCausalLM", vocab_size=VOCAB, eos_token_id=[EOS, OTHER_EOS]
+    )
+    backend = train_byte_level("gpt-2")
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    config = EngineConfig(model=str(folder), compile_cache_dir=executables, **SIZES)
+    return World(start_runner(config, lambda *_: None), Tokenizer(backend, source=folder))
