@@ -51,6 +51,8 @@ class Outcome:
     text_times: list[float] = field(default_factory=list)
     ended: float = 0.0
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Of the prompt, what the server had in its prefix cache; None where it does not tell."""
     output_tokens: int = 0
     counted_by: str = "none"
     text: str = ""
@@ -82,11 +84,18 @@ class Choice(msgspec.Struct):
         return (said.reasoning_content or said.reasoning or "") + (said.content or "")
 
 
+class PromptDetails(msgspec.Struct):
+    """What a server tells of a prompt's tokens."""
+
+    cached_tokens: int | None = None
+
+
 class Usage(msgspec.Struct):
     """The server's own token counts."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Answer(msgspec.Struct):
@@ -106,7 +115,7 @@ def request_body(prompt: Prompt, target: Target, style: RequestStyle) -> dict[st
         "stream": style.stream,
     }
     if style.endpoint == "chat":
-        body["messages"] = [{"role": "user", "content": prompt.text}]
+        body["messages"] = [*prompt.history, {"role": "user", "content": prompt.text}]
     else:
         body["prompt"] = prompt.text
     if style.ignore_eos:
@@ -238,4 +247,6 @@ def take_event(payload: bytes, now: float, outcome: Outcome) -> None:
             outcome.text += text
     if answer.usage is not None and answer.usage.completion_tokens is not None:
         outcome.prompt_tokens = answer.usage.prompt_tokens
+        details = answer.usage.prompt_tokens_details
+        outcome.cached_tokens = details.cached_tokens if details else None
         outcome.output_tokens, outcome.counted_by = answer.usage.completion_tokens, "usage"

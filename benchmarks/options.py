@@ -59,7 +59,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_servers(parser.add_argument_group("servers"))
+    servers = parser.add_argument_group("servers")
+    add_servers(servers)
+    servers.add_argument(
+        "--endpoint", choices=("completions", "chat"), default="completions", help="default: completions"
+    )
+    servers.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction, default=True, help="without it: no ttft, tpot or itl"
+    )
     add_prompts(parser.add_argument_group("prompts"))
     add_load(parser.add_argument_group("load"))
     add_figures(parser.add_argument_group("figures"))
@@ -81,8 +88,6 @@ def add_servers(group: Group) -> None:
         metavar="[NAME=]JSON",
         help="fields for the body, for one server or all; null removes one: llama='{\"seed\": null}'",
     )
-    add("--endpoint", choices=("completions", "chat"), default="completions", help="default: completions")
-    add("--stream", action=on_off, default=True, help="without it there is no ttft, tpot or itl")
     add("--ignore-eos", action=on_off, default=True, help="answers of full length; some servers refuse it")
     add("--temperature", type=float, default=0.0, help="default 0: greedy")
     add("--keep-alive", action=on_off, default=True, help="without it: a new connection per request")

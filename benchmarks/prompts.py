@@ -22,6 +22,8 @@ class Prompt:
 
     text: str
     output_len: int
+    history: tuple[dict[str, str], ...] = ()
+    """Chat messages that go before it; for the chat endpoint only."""
 
 
 @dataclass(frozen=True, slots=True)
