@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+_FEW_ROWS = 32
+"""Tokens a row up to which a mixed step comes with fewer rows than the most."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
     """Padded shape of one step. With as many tokens as rows it serves decode steps alone."""
@@ -51,11 +55,15 @@ class EngineShape:
         """All buckets, the ones that must exist before serving first: together those serve any plan."""
         most = max(self.max_num_seqs, self.min_rows)
         decode = [Bucket(count, count) for count in _steps(self.min_rows, most, 2)]
-        mixed = []
+        # Padding of tokens costs as much as tokens. That of rows costs their logits, which the more tokens there are
+        # matters the less: fewer rows than the most are for small steps only.
         largest = max(self.max_num_batched_tokens, 2 * most)
-        for tokens in _steps(16, largest, 4):
-            few = min(4, most)
-            mixed += [Bucket(tokens, count) for count in sorted({few, most}) if count < tokens]
+        mixed = [
+            Bucket(tokens, count)
+            for tokens in _steps(16, largest, 2)
+            for count in _steps(4, most, 4)
+            if count < tokens and (count == most or tokens <= _FEW_ROWS * count)
+        ]
         required = [mixed[-1], decode[-1], decode[0]]
         required = list(dict.fromkeys(required))
         return required + [bucket for bucket in decode + mixed if bucket not in required]

@@ -1,5 +1,6 @@
 """Buckets: what must be there before serving holds every plan, and names tell programs apart."""
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -47,9 +48,23 @@ def test_a_decode_step_is_padded_to_at_most_twice_its_rows(shape: EngineShape) -
 
 
 @given(shapes())
+def test_a_mixed_step_is_padded_to_at_most_twice_its_tokens_where_its_rows_allow(shape: EngineShape) -> None:
+    mixed = [bucket for bucket in shape.buckets() if not bucket.is_decode]
+    for rows in {1, min(5, shape.max_num_seqs), shape.max_num_seqs}:
+        for tokens in range(2 * rows + 1, shape.max_num_batched_tokens + 1, 7):
+            chosen = min(bucket for bucket in mixed if bucket.tokens >= tokens and bucket.rows >= rows)
+            assert chosen.tokens < max(2 * tokens, 8 * rows + 1, 17), f"{tokens} tokens of {rows} rows run in {chosen}"
+
+
+@given(shapes())
 def test_there_are_few_buckets(shape: EngineShape) -> None:
-    """Each is a program to compile; powers of two of rows, and of four of tokens with few and with all rows."""
-    assert len(shape.buckets()) <= 10 + 2 * 7
+    """Each is a program to compile: powers of two of rows, and of two of tokens with four, sixteen ... rows."""
+    assert len(shape.buckets()) <= 10 + 10 + 3 * 5
+
+
+@pytest.mark.parametrize(("seqs", "tokens", "count"), [(64, 256, 16), (256, 4096, 26)])
+def test_the_default_sizes_have_so_many_programs(seqs: int, tokens: int, count: int) -> None:
+    assert len(EngineShape(seqs, tokens, 2048, 32, 100, 128, min_rows=2).buckets()) == count
 
 
 @given(st.integers(1, 5000), st.integers(1, 128))
