@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-
 _FEW_ROWS = 32
 """Tokens a row up to which a mixed step comes with fewer rows than the most."""
 
