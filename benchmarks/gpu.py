@@ -18,119 +18,37 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.parts import (
+    MODEL,
+    MODULE,
+    ROOT,
+    FailedError,
+    SkippedError,
+    Visit,
+    do,
+    leave_on_sigterm,
+    must,
+    print_parts,
+    stop,
+)
 from benchmarks.report import gpu_names, machine
 
-ROOT = Path(__file__).parent.parent
-MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODULE = [sys.executable, "-m"]
 TARGET = """
 import jax, jax.numpy as jnp
 x = jnp.ones((2048, 2048), jnp.bfloat16)
 jax.block_until_ready(jax.jit(lambda a: jax.nn.silu(a @ a))(x))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a part went. `figures` are for the table; the whole is in the part's files."""
-
-    part: str
-    status: str
-    """"done", "failed" or "skipped"."""
-    seconds: float
-    reason: str = ""
-    figures: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A process that ended, or was ended at its limit."""
-
-    code: int
-    output: str
-    timed_out: bool
-
-
-@dataclass(slots=True)
-class Visit:
-    """Where results go, how large things are, and until when."""
-
-    folder: Path
-    tiny: bool
-    model: Path
-    deadline: float
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - time.monotonic()
-
-    def run(self, name: str, command: Sequence[str], limit: float, **environment: str) -> Finished:
-        """Run to the end, or to the limit in seconds; the output goes to a log as well."""
-        limit = max(1.0, min(limit, self.left()))
-        log = self.folder / f"{name}.log"
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **self.environment, **environment},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            timed_out = False
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-            finally:
-                stop(process)
-        return Finished(process.returncode, log.read_text(errors="replace"), timed_out)
-
-
-class SkippedError(Exception):
-    """The part cannot be done here; the message says why."""
-
-
-class FailedError(Exception):
-    """The part went wrong; the message says how."""
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    """End a process and those it started, the hard way if it does not leave in ten seconds."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        try:
-            os.killpg(process.pid, kind)
-            process.wait(10)
-        except (subprocess.TimeoutExpired, ProcessLookupError):
-            continue
-
-
-def must(done: Finished, what: str) -> Finished:
-    """Raise FailedError with the last lines of a process that did not end well."""
-    if done.timed_out:
-        raise FailedError(f"{what} was stopped at its time limit")
-    if done.code:
-        lines = [line for line in done.output.splitlines() if line.strip()]
-        raise FailedError(f"{what} ended with {done.code}: {' | '.join(lines[-2:])[:300]}")
-    return done
 
 
 def target(visit: Visit) -> tuple[str, ...]:
@@ -221,15 +139,7 @@ def start_server(visit: Visit, name: str, cache: Path, limit: float) -> Server:
     if visit.tiny:
         options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--max-model-len", "256"]
     clock = time.monotonic()
-    with (visit.folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            [*MODULE, "jserve", *options],
-            cwd=ROOT,
-            env={**os.environ, **visit.environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process = visit.start(name, [*MODULE, "jserve", *options])
     url = f"http://127.0.0.1:{port}"
     give_up = clock + min(limit, visit.left())
     while time.monotonic() < give_up and process.poll() is None:
@@ -297,39 +207,6 @@ PARTS: dict[str, Callable[[Visit], tuple[str, ...]]] = {
 }
 
 
-def do(name: str, visit: Visit) -> Outcome:
-    """One part; whatever goes wrong in it ends in its outcome."""
-    start = time.monotonic()
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    try:
-        if visit.left() < 5:
-            raise SkippedError("no time was left; give more with --minutes, or run it with --only")
-        figures = PARTS[name](visit)
-        outcome = Outcome(name, "done", time.monotonic() - start, figures=figures)
-    except SkippedError as reason:
-        outcome = Outcome(name, "skipped", time.monotonic() - start, str(reason))
-    except Exception as error:
-        text = str(error) if isinstance(error, FailedError) else f"{type(error).__name__}: {error}"
-        outcome = Outcome(name, "failed", time.monotonic() - start, text)
-    print(f"{name} {outcome.status} in {outcome.seconds:.0f} s {outcome.reason}", file=sys.stderr, flush=True)
-    return outcome
-
-
-def print_table(outcomes: Sequence[Outcome], folder: Path, tiny: bool) -> None:
-    """What was done, and plainly what was not."""
-    table = Table("part", "status", "seconds", "figures", title=f"results in {folder}", title_justify="left")
-    for outcome in outcomes:
-        figures = "\n".join(outcome.figures) or outcome.reason
-        table.add_row(outcome.part, outcome.status, f"{outcome.seconds:.0f}", figures)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    for outcome in outcomes:
-        if outcome.status != "done":
-            console.print(f"NOT MEASURED: {outcome.part} {outcome.status}: {outcome.reason}", highlight=False)
-    if tiny:
-        console.print("--tiny: no GPU took part, and none of these figures means anything.")
-
-
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -362,9 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     platforms = "cpu" if args.tiny else "cuda,cpu"
     environment = {"JAX_PLATFORMS": platforms, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     visit = Visit(folder, args.tiny, args.model, time.monotonic() + 60 * args.minutes, environment)
+    leave_on_sigterm()
     outcomes = []
     for name in names:
-        outcomes.append(do(name, visit))
+        outcomes.append(do(name, PARTS[name], visit))
         summary = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": ["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)],
@@ -373,7 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "parts": [asdict(outcome) for outcome in outcomes],
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print_table(outcomes, folder, args.tiny)
+    print_parts(outcomes, folder)
+    if args.tiny:
+        print("--tiny: no GPU took part, and none of these figures means anything.")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 

@@ -1,0 +1,315 @@
+"""Serving throughput and latency of jserve and its peers on a CPU: `make bench` calls this as its part `serving`.
+
+All servers are resident at once and idle but for the one under test. A round goes through every scenario, and in
+each scenario through every server with the same prompts, so that drift of the machine hits all of them; rounds are
+repeated until the time is used up, at least one and at most `--rounds`. Ratios are taken within a round.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tokenizers import Tokenizer
+
+from benchmarks.interference import CpuWatch
+from benchmarks.load import RequestStyle
+from benchmarks.metrics import RunMetrics
+from benchmarks.options import Load, Plan
+from benchmarks.parts import MODEL, SkippedError, Visit, leave_on_sigterm
+from benchmarks.prompts import PromptSpec, load_tokenizer, make_prompts
+from benchmarks.report import Ratio, Run, machine, ratios
+from benchmarks.servers import SERVERS, Field, Forms, Running, convert, install
+from benchmarks.serving import run_once, warm_up
+
+IDLE_SHARE = 0.05  # of a core: below it a server counts as idle
+IDLE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of prompt, its loads as (streams, prompts) and who takes part; empty: all."""
+
+    name: str
+    title: str
+    input_len: int
+    output_len: int
+    prefix_len: int
+    loads: tuple[tuple[int, int], ...]
+    servers: tuple[str, ...] = ()
+    warmup: int | None = None
+
+
+KINDS = (
+    Kind("128", "prompts of 128 tokens", 128, 128, 0, ((1, 4), (8, 16), (32, 64))),
+    Kind(
+        "shared",
+        "prompts of 128 tokens after 512 shared",
+        128,
+        128,
+        512,
+        ((1, 4), (8, 16), (32, 64)),
+        ("jserve", "jserve-bf16", "vllm", "llama"),
+        2,
+    ),
+    Kind(
+        "1500",
+        "prompts of 1,500 tokens",
+        1500,
+        64,
+        0,
+        ((1, 3), (8, 8), (32, 32)),
+        ("jserve", "jserve-bf16", "vllm", "llama"),
+        1,
+    ),
+)
+TINY = tuple(
+    dataclasses.replace(kind, output_len=8, loads=tuple((c, min(c, 2)) for c, _ in kind.loads[:2])) for kind in KINDS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One kind of prompt under one load, with the servers that take part."""
+
+    kind: Kind
+    plan: Plan
+
+    @property
+    def load(self) -> Load:
+        """The plan's only load."""
+        return self.plan.loads[0]
+
+
+def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> list[Scenario]:
+    """Every kind and load, in the order of measuring."""
+    found = []
+    for kind in kinds:
+        targets = tuple(r.target for r in running if not kind.servers or r.server.name in kind.servers)
+        for streams, prompts in kind.loads:
+            plan = Plan(
+                targets=targets,
+                loads=(Load(streams, None, prompts),),
+                rounds=1,
+                spec=PromptSpec("random", None, kind.input_len, kind.output_len, 0.0, kind.prefix_len),
+                style=RequestStyle(keep_alive=False),  # llama.cpp drops reused connections under load
+                seed=seed,
+                same_prompts=False,
+                warmup=kind.warmup,
+                percentiles=(50.0, 90.0, 99.0),
+                table=("tpot",),
+                goodput={},
+                server_pids={r.server.name: (r.process.pid,) for r in running},
+            )
+            found.append(Scenario(kind, plan))
+    return found
+
+
+def measure_rounds(todo: Sequence[Scenario], rounds: int, visit: Visit, tokenizer: Tokenizer) -> list[Run]:
+    """Round after round over all scenarios; one that would not fit into the time left is left out."""
+    runs: list[Run] = []
+    took: dict[str, float] = {}
+    for index in range(rounds):
+        for scenario in todo:
+            name = label(scenario)
+            if visit.left() < took.get(name, 0.0) * 1.1:
+                print(f"{name} round {index + 1}: left out, {visit.left():.0f} s are left", file=sys.stderr)
+                continue
+            begin = time.monotonic()
+            if index == 0:
+                warm_up(scenario.plan, scenario.load, tokenizer)
+            warm = time.monotonic()
+            runs += measure_scenario(scenario, index, tokenizer)
+            took[name] = time.monotonic() - warm
+            print(f"{name} round {index + 1}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    return runs
+
+
+def measure_scenario(scenario: Scenario, index: int, tokenizer: Tokenizer) -> list[Run]:
+    """Each server in turn with the same prompts, new in this round."""
+    plan, name = scenario.plan, label(scenario)
+    watch = CpuWatch({target.name: target.url for target in plan.targets}, plan.server_pids)
+    seed = f"{plan.seed} {name} {index}"
+    prompts = make_prompts(plan.spec, scenario.load.num_prompts, seed, tokenizer)
+    runs = []
+    # Every other round backwards: who comes first has no advantage of it.
+    for target in plan.targets if index % 2 == 0 else reversed(plan.targets):
+        metrics = run_once(plan, scenario.load, target, prompts, seed, watch, tokenizer)
+        runs.append(Run(target.name, name, index, metrics))
+        flags = f"  ({'; '.join(metrics.flags)})" if metrics.flags else ""
+        rate = f"{metrics.output_tokens_per_s:.1f} output tokens/s"
+        print(f"{name} round {index + 1} {target.name}: {rate}{flags}", file=sys.stderr, flush=True)
+    return runs
+
+
+def label(scenario: Scenario) -> str:
+    """`128 c=8`."""
+    return f"{scenario.kind.name} {scenario.load.label}"
+
+
+def summary(runs: Sequence[Run], found: Sequence[Ratio]) -> dict[str, Any]:
+    """By kind, load and server: medians of the clean rounds (of all, if none is), and ratios to the peers.
+
+    `flagged` counts the rounds that were left out of the medians, or all of them if none was clean.
+    """
+    told: dict[str, Any] = {}
+    for name in dict.fromkeys(run.load for run in runs):
+        kind, load = name.split(" ")
+        here = told.setdefault(kind, {}).setdefault(load, {})
+        for target in dict.fromkeys(run.target for run in runs if run.load == name):
+            mine = [run.metrics for run in runs if run.load == name and run.target == target]
+            clean = [metrics for metrics in mine if not metrics.flags]
+            here[target] = medians(clean or mine) | {"rounds": len(mine), "flagged": len(mine) - len(clean)}
+            here[target]["ratio_to"] = {
+                ratio.to: round(ratio.median["output_rate"], 3)
+                for ratio in found
+                if ratio.load == name and ratio.of == target and "output_rate" in ratio.median
+            }
+    return told
+
+
+def medians(metrics: Sequence[RunMetrics]) -> dict[str, Any]:
+    """The figures that tables and charts show, as medians over rounds."""
+
+    def middle(values: Sequence[float | None]) -> float | None:
+        there = [value for value in values if value is not None]
+        return round(statistics.median(there), 2) if there else None
+
+    return {
+        "output_tokens_per_s": middle([m.output_tokens_per_s for m in metrics]),
+        "ttft_p50_ms": middle([m.latency_ms["ttft"].get("p50") for m in metrics]),
+        "tpot_p50_ms": middle([m.latency_ms["tpot"].get("p50") for m in metrics]),
+        "itl_p99_ms": middle([m.latency_ms["itl"].get("p99") for m in metrics]),
+        "failed": sum(m.failed for m in metrics),
+    }
+
+
+def wait_idle(running: Sequence[Running]) -> None:
+    """Until no server computes: what a start leaves to do behind the first answer must not fall into a run."""
+    for one in running:
+        give_up = time.monotonic() + IDLE_S
+        while (share := busy(one)) > IDLE_SHARE and time.monotonic() < give_up:
+            pass
+        if share > IDLE_SHARE:
+            print(f"{one.server.name} still takes {share:.0%} of a core while nothing is asked", file=sys.stderr)
+
+
+def busy(running: Running) -> float:
+    """Cores that a server and its children take, over a second."""
+
+    def used() -> float:
+        family = [psutil.Process(running.process.pid)]
+        family += family[0].children(recursive=True)
+        return sum(sum(process.cpu_times()[:2]) for process in family)
+
+    before, begin = used(), time.monotonic()
+    time.sleep(1.0)
+    return (used() - before) / (time.monotonic() - begin)
+
+
+def compiles_after_ready(running: Running) -> float | None:
+    """jserve's own count; None for a peer."""
+    if running.server.script is not None:
+        return None
+    with urllib.request.urlopen(f"{running.url}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("jserve_compiles_after_ready_total"))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--servers", metavar="NAME,...", help=f"of {', '.join(s.name for s in SERVERS)}; default: all")
+    parser.add_argument("--kinds", metavar="NAME,...", help=f"of {', '.join(k.name for k in KINDS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="at most (default 3)")
+    parser.add_argument("--minutes", type=float, default=17.0, help="for starting and measuring (default 17)")
+    parser.add_argument("--model", type=Path, default=MODEL, metavar="GGUF", help="default: %(default)s")
+    parser.add_argument("--tiny", action="store_true", help="a few tokens, to try the command: figures mean nothing")
+    parser.add_argument("--logs", type=Path, default=Path("benchmarks/results/logs"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu-serving.json"), metavar="FILE")
+    return parser
+
+
+def chosen(options: str | None, known: Sequence[str], flag: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The names of a comma-separated option, or all; a wrong one ends the program."""
+    names = options.split(",") if options else list(known)
+    for name in names:
+        if name not in known:
+            parser.error(f"{flag}: {name!r} is not there; choose from {', '.join(known)}")
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 1 where a request failed or jserve did not start. Peers that are left out are told, and no failure."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    names = chosen(args.servers, [s.name for s in SERVERS], "--servers", parser)
+    wanted = chosen(args.kinds, [k.name for k in KINDS], "--kinds", parser)
+    kinds = [kind for kind in (TINY if args.tiny else KINDS) if kind.name in wanted]
+    leave_on_sigterm()
+    args.logs.mkdir(parents=True, exist_ok=True)
+    visit = Visit(args.logs.resolve(), args.tiny, args.model, time.monotonic() + 60 * args.minutes)
+    seed = random.randrange(1 << 31)
+    with Field(visit) as servers:
+        ready = install([s for s in SERVERS if s.name in names], visit, servers.left_out)
+        forms = convert(args.model, visit)
+        visit.deadline = (
+            time.monotonic() + 60 * args.minutes
+        )  # installing and converting are done once, and not counted
+        start_all(servers, ready, forms)
+        if not servers.running:
+            raise SkippedError(f"no server started: {servers.left_out}")
+        tokenizer = load_tokenizer(str(forms.folder))
+        runs = measure_rounds(scenarios(kinds, servers.running, seed), args.rounds, visit, tokenizer)
+        found = [ratio for ratio in ratios(in_order(runs)) if ratio.of.startswith("jserve")]
+        report = {
+            "command": ["python", "-m", "benchmarks.compare", *(sys.argv[1:] if argv is None else argv)],
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "machine": machine(),
+            "tiny": args.tiny,
+            "seed": seed,
+            "kinds": [asdict(kind) for kind in kinds],
+            "servers": [r.told() | {"compiles_after_ready": compiles_after_ready(r)} for r in servers.running],
+            "left_out": servers.left_out,
+            "summary": summary(runs, found),
+            "ratios": [asdict(ratio) for ratio in found],
+            "runs": [asdict(run) for run in runs],
+        }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    for name, reason in servers.left_out.items():
+        print(f"LEFT OUT: {name}: {reason}", file=sys.stderr)
+    return 1 if "jserve" in servers.left_out or any(run.metrics.failed for run in runs) else 0
+
+
+def start_all(servers: Field, ready: Sequence[Any], forms: Forms) -> None:
+    """Start one after the other, each to its first token; jserve in bfloat16 only if that is not its default."""
+    for server in ready:
+        first = next((r for r in servers.running if r.server.name == "jserve"), None)
+        if server.name == "jserve-bf16" and first is not None and first.precision == "bfloat16":
+            servers.left_out[server.name] = "bfloat16 is jserve's default already"
+            continue
+        started = servers.add(server, forms)
+        told = f"ready in {started.ready_s:.1f} s" if started else servers.left_out[server.name]
+        print(f"{server.name}: {told}", file=sys.stderr, flush=True)
+    wait_idle(servers.running)
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """The runs in the order of `SERVERS`, whoever came first in a round: jserve stands on top of its ratios."""
+    order = [server.name for server in SERVERS]
+    return sorted(runs, key=lambda run: order.index(run.target))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
