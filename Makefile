@@ -13,7 +13,7 @@ CUDA   := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).
 EXTRA  := $(if $(CUDA),$(if $(filter 12,$(CUDA)),[cuda12],[cuda13]),)
 JAX    = $(shell $(BIN)/python -c 'import jax; print(jax.__version__)')
 
-.PHONY: serve test lint types quick slow test-gpu-compile bench bench-gpu model install clean help
+.PHONY: serve test lint types quick slow test-gpu-compile bench bench-load bench-gpu model install clean help
 
 serve: $(VENV)/installed $(MODEL)  ## serve MODEL on PORT; ARGS are further flags
 	$(BIN)/jserve --model $(MODEL) --port $(PORT) $(ARGS)
@@ -37,7 +37,10 @@ slow: $(VENV)/test-installed model  ## the tests that take minutes, with further
 test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this machine, without a GPU, in full size
 	$(BIN)/python -m pytest tests/gpu_compile -m "slow or not slow"
 
-bench: $(VENV)/bench-installed model  ## load generator against a running server: make bench ARGS="--url a=http://..."
+bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 28 minutes, after installing them once
+	$(BIN)/python -m benchmarks.cpu $(ARGS)
+
+bench-load: $(VENV)/bench-installed  ## load generator against running servers: make bench-load ARGS="--url a=http://..."
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 bench-gpu: $(VENV)/bench-installed  ## everything to measure on a machine with a GPU, in one call

@@ -1,13 +1,11 @@
-"""Serving throughput and latency of jserve and its peers on a CPU: `make bench` calls this as its part `serving`.
+"""Serving throughput and latency of jserve and its peers: the part `serving` of `benchmarks.cpu`.
 
-All servers are resident at once and idle but for the one under test. A round goes through every scenario, and in
+All servers are resident at once, and idle but for the one under test. A round goes through every scenario, and in
 each scenario through every server with the same prompts, so that drift of the machine hits all of them; rounds are
-repeated until the time is used up, at least one and at most `--rounds`. Ratios are taken within a round.
+repeated until the time is used up, at most ROUNDS. Ratios are taken within a round.
 """
 
-import argparse
 import dataclasses
-import json
 import random
 import statistics
 import sys
@@ -25,19 +23,21 @@ from benchmarks.interference import CpuWatch
 from benchmarks.load import RequestStyle
 from benchmarks.metrics import RunMetrics
 from benchmarks.options import Load, Plan
-from benchmarks.parts import MODEL, SkippedError, Visit, leave_on_sigterm
+from benchmarks.parts import Visit
 from benchmarks.prompts import PromptSpec, load_tokenizer, make_prompts
-from benchmarks.report import Ratio, Run, machine, ratios
-from benchmarks.servers import SERVERS, Field, Forms, Running, convert, install
+from benchmarks.report import Ratio, Run, ratios
+from benchmarks.servers import SERVERS, Field, Running
 from benchmarks.serving import run_once, warm_up
 
 IDLE_SHARE = 0.05  # of a core: below it a server counts as idle
 IDLE_S = 120.0
+FIRST_S = 60.0  # what a scenario is taken to need before it has run once
+ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of prompt, its loads as (streams, prompts) and who takes part; empty: all."""
+    """A kind of prompt, its loads as (streams, prompts), and how many requests come before the first round."""
 
     name: str
     title: str
@@ -45,33 +45,16 @@ class Kind:
     output_len: int
     prefix_len: int
     loads: tuple[tuple[int, int], ...]
-    servers: tuple[str, ...] = ()
-    warmup: int | None = None
+    warmup: int
 
 
 KINDS = (
-    Kind("128", "prompts of 128 tokens", 128, 128, 0, ((1, 4), (8, 16), (32, 64))),
-    Kind(
-        "shared",
-        "prompts of 128 tokens after 512 shared",
-        128,
-        128,
-        512,
-        ((1, 4), (8, 16), (32, 64)),
-        ("jserve", "jserve-bf16", "vllm", "llama"),
-        2,
-    ),
-    Kind(
-        "1500",
-        "prompts of 1,500 tokens",
-        1500,
-        64,
-        0,
-        ((1, 3), (8, 8), (32, 32)),
-        ("jserve", "jserve-bf16", "vllm", "llama"),
-        1,
-    ),
+    Kind("128", "prompts of 128 tokens", 128, 128, 0, ((1, 3), (8, 16), (32, 32)), 8),
+    Kind("shared", "prompts of 128 tokens after 512 shared", 128, 64, 512, ((1, 4), (8, 16), (32, 32)), 2),
+    Kind("1500", "prompts of 1,500 tokens", 1500, 32, 0, ((1, 2), (8, 8), (32, 32)), 1),
 )
+ONCE = ("transformers",)
+"""Servers that take part in the first kind of prompt and the first round alone: no target names them."""
 TINY = tuple(
     dataclasses.replace(kind, output_len=8, loads=tuple((c, min(c, 2)) for c, _ in kind.loads[:2])) for kind in KINDS
 )
@@ -94,7 +77,7 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
     """Every kind and load, in the order of measuring."""
     found = []
     for kind in kinds:
-        targets = tuple(r.target for r in running if not kind.servers or r.server.name in kind.servers)
+        targets = tuple(r.target for r in running if kind is kinds[0] or r.server.name not in ONCE)
         for streams, prompts in kind.loads:
             plan = Plan(
                 targets=targets,
@@ -104,7 +87,7 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
                 style=RequestStyle(keep_alive=False),  # llama.cpp drops reused connections under load
                 seed=seed,
                 same_prompts=False,
-                warmup=kind.warmup,
+                warmup=min(streams, kind.warmup),
                 percentiles=(50.0, 90.0, 99.0),
                 table=("tpot",),
                 goodput={},
@@ -114,15 +97,19 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
     return found
 
 
-def measure_rounds(todo: Sequence[Scenario], rounds: int, visit: Visit, tokenizer: Tokenizer) -> list[Run]:
-    """Round after round over all scenarios; one that would not fit into the time left is left out."""
+def measure_rounds(
+    todo: Sequence[Scenario], rounds: int, visit: Visit, tokenizer: Tokenizer, left_out: dict[str, str]
+) -> list[Run]:
+    """Round after round over all scenarios; one that would not fit into the time left goes to `left_out`."""
     runs: list[Run] = []
     took: dict[str, float] = {}
     for index in range(rounds):
         for scenario in todo:
             name = label(scenario)
-            if visit.left() < took.get(name, 0.0) * 1.1:
-                print(f"{name} round {index + 1}: left out, {visit.left():.0f} s are left", file=sys.stderr)
+            if visit.left() < took.get(name, FIRST_S) * 1.1:
+                left_out[f"{name} round {index + 1}"] = (
+                    f"no time: {took.get(name, FIRST_S):.0f} s needed, {visit.left():.0f} left"
+                )
                 continue
             begin = time.monotonic()
             if index == 0:
@@ -143,6 +130,8 @@ def measure_scenario(scenario: Scenario, index: int, tokenizer: Tokenizer) -> li
     runs = []
     # Every other round backwards: who comes first has no advantage of it.
     for target in plan.targets if index % 2 == 0 else reversed(plan.targets):
+        if index and target.name in ONCE:
+            continue
         metrics = run_once(plan, scenario.load, target, prompts, seed, watch, tokenizer)
         runs.append(Run(target.name, name, index, metrics))
         flags = f"  ({'; '.join(metrics.flags)})" if metrics.flags else ""
@@ -225,91 +214,27 @@ def compiles_after_ready(running: Running) -> float | None:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("jserve_compiles_after_ready_total"))
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--servers", metavar="NAME,...", help=f"of {', '.join(s.name for s in SERVERS)}; default: all")
-    parser.add_argument("--kinds", metavar="NAME,...", help=f"of {', '.join(k.name for k in KINDS)}; default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="at most (default 3)")
-    parser.add_argument("--minutes", type=float, default=17.0, help="for starting and measuring (default 17)")
-    parser.add_argument("--model", type=Path, default=MODEL, metavar="GGUF", help="default: %(default)s")
-    parser.add_argument("--tiny", action="store_true", help="a few tokens, to try the command: figures mean nothing")
-    parser.add_argument("--logs", type=Path, default=Path("benchmarks/results/logs"), metavar="DIR")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu-serving.json"), metavar="FILE")
-    return parser
-
-
-def chosen(options: str | None, known: Sequence[str], flag: str, parser: argparse.ArgumentParser) -> list[str]:
-    """The names of a comma-separated option, or all; a wrong one ends the program."""
-    names = options.split(",") if options else list(known)
-    for name in names:
-        if name not in known:
-            parser.error(f"{flag}: {name!r} is not there; choose from {', '.join(known)}")
-    return names
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where a request failed or jserve did not start. Peers that are left out are told, and no failure."""
-    parser = arguments()
-    args = parser.parse_args(argv)
-    names = chosen(args.servers, [s.name for s in SERVERS], "--servers", parser)
-    wanted = chosen(args.kinds, [k.name for k in KINDS], "--kinds", parser)
-    kinds = [kind for kind in (TINY if args.tiny else KINDS) if kind.name in wanted]
-    leave_on_sigterm()
-    args.logs.mkdir(parents=True, exist_ok=True)
-    visit = Visit(args.logs.resolve(), args.tiny, args.model, time.monotonic() + 60 * args.minutes)
-    seed = random.randrange(1 << 31)
-    with Field(visit) as servers:
-        ready = install([s for s in SERVERS if s.name in names], visit, servers.left_out)
-        forms = convert(args.model, visit)
-        visit.deadline = (
-            time.monotonic() + 60 * args.minutes
-        )  # installing and converting are done once, and not counted
-        start_all(servers, ready, forms)
-        if not servers.running:
-            raise SkippedError(f"no server started: {servers.left_out}")
-        tokenizer = load_tokenizer(str(forms.folder))
-        runs = measure_rounds(scenarios(kinds, servers.running, seed), args.rounds, visit, tokenizer)
-        found = [ratio for ratio in ratios(in_order(runs)) if ratio.of.startswith("jserve")]
-        report = {
-            "command": ["python", "-m", "benchmarks.compare", *(sys.argv[1:] if argv is None else argv)],
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "machine": machine(),
-            "tiny": args.tiny,
-            "seed": seed,
-            "kinds": [asdict(kind) for kind in kinds],
-            "servers": [r.told() | {"compiles_after_ready": compiles_after_ready(r)} for r in servers.running],
-            "left_out": servers.left_out,
-            "summary": summary(runs, found),
-            "ratios": [asdict(ratio) for ratio in found],
-            "runs": [asdict(run) for run in runs],
-        }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    for name, reason in servers.left_out.items():
-        print(f"LEFT OUT: {name}: {reason}", file=sys.stderr)
-    return 1 if "jserve" in servers.left_out or any(run.metrics.failed for run in runs) else 0
-
-
-def start_all(servers: Field, ready: Sequence[Any], forms: Forms) -> None:
-    """Start one after the other, each to its first token; jserve in bfloat16 only if that is not its default."""
-    for server in ready:
-        first = next((r for r in servers.running if r.server.name == "jserve"), None)
-        if server.name == "jserve-bf16" and first is not None and first.precision == "bfloat16":
-            servers.left_out[server.name] = "bfloat16 is jserve's default already"
-            continue
-        started = servers.add(server, forms)
-        told = f"ready in {started.ready_s:.1f} s" if started else servers.left_out[server.name]
-        print(f"{server.name}: {told}", file=sys.stderr, flush=True)
-    wait_idle(servers.running)
-
-
 def in_order(runs: Sequence[Run]) -> list[Run]:
     """The runs in the order of `SERVERS`, whoever came first in a round: jserve stands on top of its ratios."""
     order = [server.name for server in SERVERS]
     return sorted(runs, key=lambda run: order.index(run.target))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def compare(servers: Field, folder: Path, visit: Visit) -> dict[str, Any]:
+    """Measure all that runs, and what the result file holds of it. `folder` has the tokenizer."""
+    kinds = TINY if visit.tiny else KINDS
+    seed = random.randrange(1 << 31)
+    wait_idle(servers.running)
+    left_out: dict[str, str] = dict(servers.left_out)
+    todo = scenarios(kinds, servers.running, seed)
+    runs = measure_rounds(todo, ROUNDS, visit, load_tokenizer(str(folder)), left_out)
+    found = [ratio for ratio in ratios(in_order(runs)) if ratio.of.startswith("jserve")]
+    return {
+        "seed": seed,
+        "kinds": [asdict(kind) for kind in kinds],
+        "servers": [r.told() | {"compiles_after_ready": compiles_after_ready(r)} for r in servers.running],
+        "left_out": left_out,
+        "summary": summary(runs, found),
+        "ratios": [asdict(ratio) for ratio in found],
+        "runs": [asdict(run) for run in runs],
+    }

