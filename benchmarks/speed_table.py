@@ -169,9 +169,8 @@ def source(data: Mapping[str, Any]) -> str:
     words = command if isinstance(command, str) else " ".join(command)
     machine = data.get("machine", {})
     where = f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores"
-    return f"`{words}`, {where}, {str(data.get('time', data.get('date', '')))[:10]}" + (
-        " (tiny: no result)" if data.get("tiny") else ""
-    )
+    day = str(data.get("time", ""))[:10]
+    return f"`{words}`, {where}, {day}" + (" (tiny: no result)" if data.get("tiny") else "")
 
 
 def with_table(text: str, table: str) -> str:
