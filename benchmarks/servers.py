@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.load import Target
 from benchmarks.parts import MODULE, FailedError, Visit, must, stop
 
 PEERS = Path(__file__).with_name("peers")
 INSTALL_S = 3600.0
 READY_S = 420.0
+ROOM_GIB = 4.0  # free memory before a server is started, so that the kernel never has to end one
 STREAMS = 32  # the most at once in the comparison; llama.cpp sets its slots up at the start
 # An end token that never comes: `transformers serve` refuses `ignore_eos`.
 NO_END = {"ignore_eos": None, "generation_config": '{"eos_token_id": -1}'}
@@ -142,6 +145,9 @@ class Field:
 
     def add(self, server: Server, forms: Forms, limit: float = READY_S) -> Running | None:
         """Start one and wait for its first token; None, with the reason in `left_out`, if it does not come."""
+        if (free := psutil.virtual_memory().available / 2**30) < ROOM_GIB:
+            self.left_out[server.name] = f"{free:.1f} GiB of memory were free, and it may need {ROOM_GIB:.0f}"
+            return None
         port = free_port()
         log = f"server-{server.name}"
         environment = {} if server.script is None else {"PYTHONPATH": ""}  # a peer's venv is its own
