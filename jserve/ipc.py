@@ -1,7 +1,7 @@
 """Frames over a local stream socket: a little-endian u32 length, then msgpack of one message.
 
 The engine's side is blocking and single-threaded (`EngineSocket`); the API's side is asyncio
-(`read_frame`, `write_frame`). Neither imports jax.
+(`FrameReader`, `encode_frame`). Neither imports jax.
 """
 
 import asyncio
@@ -79,13 +79,47 @@ class EngineSocket:
         del buffer[:start]
 
 
-async def read_frame(reader: asyncio.StreamReader) -> FromEngine:
-    """The next message from the engine. Raises `asyncio.IncompleteReadError` where the engine is gone."""
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    message: FromEngine = _from_engine.decode(await reader.readexactly(length))
-    return message
+class FrameReader(asyncio.Protocol):
+    """The server's end, for reading: decodes what comes as it comes, several messages at once where it is behind."""
 
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._messages: list[FromEngine] = []
+        self._end: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
-def write_frame(writer: asyncio.StreamWriter, message: ToEngine) -> None:
-    """Queue one message for the engine; `await writer.drain()` applies back pressure."""
-    writer.write(encode_frame(message))
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        start, size = 0, len(buffer)
+        try:
+            while size - start >= _LENGTH.size:
+                end = start + _LENGTH.size + _LENGTH.unpack_from(buffer, start)[0]
+                if end > size:
+                    break
+                self._messages.append(_from_engine.decode(buffer[start + _LENGTH.size : end]))
+                start = end
+        except msgspec.DecodeError as error:
+            self._end = error
+        self._buffer = buffer[start:]
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end = self._end or exc or ConnectionResetError("the engine is gone")
+        self._wake()
+
+    async def read(self) -> list[FromEngine]:
+        """All messages that have come, at least one. Raises ConnectionError after the last."""
+        while not self._messages:
+            if self._end is not None:
+                raise self._end
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        messages, self._messages = self._messages, []
+        return messages
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

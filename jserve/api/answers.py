@@ -1,5 +1,6 @@
 """How an answer leaves: whole, or as a stream of events. What it says is the endpoint's `Answer`."""
 
+import asyncio
 from typing import Protocol
 
 from starlette.requests import Request
@@ -7,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jserve.api.body import cancel_on_disconnect
+from jserve.api.body_writer import BodyWriter, body_writer_of
 from jserve.api.choice import ChoiceUpdate
 from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, ErrorAnswer, answer_for
@@ -66,7 +68,11 @@ async def all_updates(request: Request, generator: Generator, generation: Genera
 
 
 class EventStream(Response):
-    """Sends one HTTP write per engine step at most; what piles up behind a slow client goes out together."""
+    """Sends one HTTP write per engine step at most; what piles up behind a slow client goes out together.
+
+    The head and the last events go the way of ASGI. In between there is no task to wake: the engine's frame calls
+    `_advance`, which writes.
+    """
 
     def __init__(self, generator: Generator, generation: Generation, answer: Answer, keep_alive_s: float) -> None:
         super().__init__()
@@ -75,26 +81,31 @@ class EventStream(Response):
         self._generator = generator
         self._generation = generation
         self._answer = answer
+        self._writer: BodyWriter
+        self._keep_alive: KeepAlive
+        self._last_events: asyncio.Future[bytes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
-        keep_alive: KeepAlive | None = None
+        self._writer = body_writer_of(scope)
+        self._keep_alive = KeepAlive(self._writer, self._keep_alive_s)
+        self._last_events = asyncio.get_running_loop().create_future()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
-            keep_alive = KeepAlive(send, self._keep_alive_s)
-            await self._send_events(send, keep_alive)
+            self._keep_alive.start()
+            body = await self._events()
+            await send({"type": "http.response.body", "body": body, "more_body": False})
         except ClientGoneError:
             pass  # Nobody is left to be told.
         except Exception as error:
-            if keep_alive is not None:
-                keep_alive.stop()
+            self._keep_alive.stop()
             held = self._interval.rest()
             body = (self._answer.chunk(held) if held else b"") + self._answer.error(answer_for(error))
             await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
             watcher.cancel()
-            if keep_alive is not None:
-                keep_alive.stop()
+            self._writer.on_writable = None
+            self._keep_alive.stop()
             self._generator.finish(self._generation)
 
     def _stream_headers(self) -> list[tuple[bytes, bytes]]:
@@ -104,14 +115,25 @@ class EventStream(Response):
             (b"x-accel-buffering", b"no"),
         ]
 
-    async def _send_events(self, send: Send, keep_alive: KeepAlive) -> None:
-        generation = self._generation
-        while not generation.is_finished:
-            updates = self._interval.push(await generation.step())
+    async def _events(self) -> bytes:
+        """Write all events but the last, and return those. Raises what ends the stream early."""
+        self._generation.listen(self._advance)
+        self._writer.on_writable = self._advance
+        self._advance()
+        return await self._last_events
+
+    def _advance(self) -> None:
+        """Something has arrived, or the client can take more."""
+        if self._writer.is_paused or self._last_events.done():
+            return
+        try:
+            updates = self._interval.push(self._generation.advance())
             body = self._answer.chunk(updates) if updates else b""
-            if generation.is_finished:
-                keep_alive.stop()
-                body += self._answer.last_chunk()
-            if body:
-                keep_alive.note()
-                await send({"type": "http.response.body", "body": body, "more_body": not generation.is_finished})
+            if self._generation.is_finished:
+                self._keep_alive.stop()
+                self._last_events.set_result(body + self._answer.last_chunk())
+            elif body:
+                self._keep_alive.note()
+                self._writer.write(body)
+        except BaseException as error:
+            self._last_events.set_exception(error)

@@ -19,7 +19,6 @@ from jserve.api.process import EngineProcess, LaunchedEngine, launch_engine
 from jserve.api.settings import ServerSettings
 from jserve.config import EngineConfig
 from jserve.errors import EngineFailedError, EngineUnavailableError, StartupError
-from jserve.ipc import read_frame
 from jserve.protocol import (
     Abort,
     EngineCompiled,
@@ -224,14 +223,22 @@ class EngineClient:
             exited.cancel()
 
     async def _read_frames(self, process: EngineProcess) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        with suppress(ConnectionError):
             while self._fatal is None:
-                self._receive(await read_frame(process.reader))
+                self._receive_all(await process.frames.read())
 
-    def _receive(self, message: FromEngine) -> None:
+    def _receive_all(self, messages: Sequence[FromEngine]) -> None:
+        """Hand out all that has come before anybody is told, so that a client is written to once."""
         self.last_frame_at = time.monotonic()
+        to_wake: list[Inbox] = []
+        for message in messages:
+            self._receive(message, to_wake)
+        for inbox in to_wake:
+            inbox.wake()
+
+    def _receive(self, message: FromEngine, to_wake: list[Inbox]) -> None:
         if isinstance(message, StepFrame):
-            self._receive_step(message)
+            self._receive_step(message, to_wake)
         elif isinstance(message, EngineProgress):
             self.progress = message
         elif isinstance(message, EngineCompiled):
@@ -243,7 +250,7 @@ class EngineClient:
         else:
             self._fatal = message
 
-    def _receive_step(self, frame: StepFrame) -> None:
+    def _receive_step(self, frame: StepFrame, to_wake: list[Inbox]) -> None:
         self.stats = frame.stats
         self.on_step(frame.stats)
         inboxes, unstarted = self._inboxes, self.admission.unstarted
@@ -253,7 +260,8 @@ class EngineClient:
             inbox = inboxes.get(delta.request_id)
             if inbox is None:
                 continue
-            inbox.put(delta)
+            if inbox.put(delta):
+                to_wake.append(inbox)
             if delta.finish_reason is not None:
                 del inboxes[delta.request_id]
 

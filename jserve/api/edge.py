@@ -1,6 +1,6 @@
 """The outermost layer of the app: the id of a request, its line in the log, its span, and its place in metrics.
 
-Plain ASGI, since it wraps every event of every stream.
+Plain ASGI; the events of streams pass it by (`body_writer.py`).
 """
 
 import logging
@@ -13,6 +13,7 @@ from typing import Any
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jserve.api.body_writer import body_writer_of
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
 from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
@@ -65,6 +66,7 @@ class Edge:
             if not status:
                 await answer.response(Dialect.of(call.path))(scope, receive, send_with_id)
         finally:
+            num_bytes += body_writer_of(scope).num_bytes
             self._close(scope, call, status or _CLIENT_GONE, time.monotonic() - began, num_bytes)
 
     def _close(self, scope: Scope, call: Call, status: int, seconds: float, num_bytes: int) -> None:

@@ -4,6 +4,7 @@ An endpoint prepares prompts and sampling; `Generator.start` makes one engine re
 a `Generation`, which both the streaming and the whole answer are made from.
 """
 
+import asyncio
 import itertools
 import logging
 import secrets
@@ -110,10 +111,14 @@ class Generation:
         """Whether every choice has its finish reason."""
         return not self._running
 
-    async def step(self) -> list[ChoiceUpdate]:
-        """Wait for tokens and return what they add. Raises what ends the request early, once it is logged."""
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, which must not raise, whenever `advance` has something to give or to raise."""
+        self._inbox.listen(listener)
+
+    def advance(self) -> list[ChoiceUpdate]:
+        """What the tokens that have arrived add. Raises what ends the request early, once it is logged."""
         try:
-            deltas = await self._inbox.take()
+            deltas = self._inbox.drain()
             now = time.time()
             before = self._num_output
             updates = [update for delta in deltas if (update := self._accept(delta, now)) is not None]
@@ -133,8 +138,22 @@ class Generation:
     async def rest(self) -> list[ChoiceUpdate]:
         """All updates until every choice has finished."""
         updates: list[ChoiceUpdate] = []
-        while not self.is_finished:
-            updates += await self.step()
+        complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take() -> None:
+            if complete.done():
+                return
+            try:
+                updates.extend(self.advance())
+            except BaseException as error:
+                complete.set_exception(error)
+            else:
+                if self.is_finished:
+                    complete.set_result(None)
+
+        self.listen(take)
+        take()
+        await complete
         return updates
 
     def cancel(self, error: JserveError) -> None:

@@ -4,10 +4,12 @@ in bytes and in seconds, and errors in the API's own words.
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from jserve.api.body_writer import BodyWriter, attach_body_writer
 from jserve.api.errors import ErrorAnswer
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_wire_bytes = 0
         self._has_head = False
         self._is_refused = False
+        self._body_writer: BodyWriter | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,6 +76,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, f"the head of the request is longer than {MAX_HEAD_BYTES} bytes")
         else:
             super().on_headers_complete()
+            self._body_writer = attach_body_writer(cast(Scope, self.scope), self.cycle)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._body_writer is not None and self._body_writer.on_writable is not None:
+            self._body_writer.on_writable()
 
     def on_body(self, body: bytes) -> None:
         if not self._is_refused:

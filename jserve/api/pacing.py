@@ -2,8 +2,7 @@
 
 import asyncio
 
-from starlette.types import Send
-
+from jserve.api.body_writer import BodyWriter
 from jserve.api.choice import ChoiceUpdate
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -57,28 +56,34 @@ def _joined(first: ChoiceUpdate, second: ChoiceUpdate) -> ChoiceUpdate:
 class KeepAlive:
     """Sends a comment whenever `interval_s` have passed in silence, so that proxies do not end the connection."""
 
-    def __init__(self, send: Send, interval_s: float) -> None:
-        self._send = send
+    def __init__(self, writer: BodyWriter, interval_s: float) -> None:
+        self._writer = writer
         self._interval_s = interval_s
-        self._clock = asyncio.get_running_loop().time
-        self._last = self._clock()
-        self._task = asyncio.create_task(self._run()) if interval_s > 0 else None
+        self._loop = asyncio.get_running_loop()
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """The head of the response has been sent. An interval of 0 sends nothing."""
+        if self._interval_s > 0:
+            self.note()
+            self._timer = self._loop.call_later(self._interval_s, self._look)
 
     def note(self) -> None:
         """Something was sent."""
-        self._last = self._clock()
+        self._last = self._loop.time()
 
     def stop(self) -> None:
         """Nothing more may be sent from here."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    async def _run(self) -> None:
-        while True:
-            silence = self._clock() - self._last
-            if silence < self._interval_s:
-                await asyncio.sleep(self._interval_s - silence)
-                continue
-            await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+    def _look(self) -> None:
+        silence = self._loop.time() - self._last
+        if silence >= self._interval_s:
+            if not self._writer.is_paused:
+                self._writer.write(KEEP_ALIVE)
             self.note()
+            silence = 0.0
+        self._timer = self._loop.call_later(self._interval_s - silence, self._look)

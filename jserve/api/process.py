@@ -19,28 +19,25 @@ import msgspec
 
 from jserve.config import EngineConfig
 from jserve.errors import StartupError
-from jserve.ipc import encode_frame
+from jserve.ipc import FrameReader, encode_frame
 from jserve.protocol import ToEngine
-
-_READ_LIMIT = 1 << 22
-"""Bytes buffered before the reader stops pulling: a step of a thousand sequences is far below it."""
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class EngineProcess:
-    """A running engine. `reader` yields its frames; end of file there means that it is gone."""
+    """A running engine. `frames` are its messages; their end means that it is gone."""
 
     def __init__(
         self,
         popen: "subprocess.Popen[bytes]",
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        frames: FrameReader,
+        transport: asyncio.WriteTransport,
     ) -> None:
         self._popen = popen
-        self.reader = reader
-        self._writer = writer
+        self.frames = frames
+        self._transport = transport
         self._exited = asyncio.Event()
         self._pid_fd = _watch_exit(popen.pid, self._exited.set)
 
@@ -50,8 +47,8 @@ class EngineProcess:
 
     def send(self, messages: Sequence[ToEngine]) -> None:
         """Queue messages, in one write, so that they arrive together; an engine that is gone swallows them."""
-        if not self._writer.is_closing():
-            self._writer.write(b"".join([encode_frame(message) for message in messages]))
+        if not self._transport.is_closing():
+            self._transport.write(b"".join([encode_frame(message) for message in messages]))
 
     async def wait_for_exit(self) -> None:
         """Return when the process has exited."""
@@ -59,7 +56,7 @@ class EngineProcess:
 
     async def reap(self, timeout_s: float) -> int:
         """Wait up to `timeout_s` for the exit, then kill. Returns the exit code, negative for a signal."""
-        self._writer.close()
+        self._transport.close()
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout_s
         if self._exited.is_set():
@@ -95,8 +92,9 @@ class LaunchedEngine:
     async def attach(self) -> EngineProcess:
         """Listen to it, on the running event loop."""
         self.connection.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=self.connection, limit=_READ_LIMIT)
-        return EngineProcess(self.popen, reader, writer)
+        loop = asyncio.get_running_loop()
+        transport, frames = await loop.create_unix_connection(FrameReader, sock=self.connection)
+        return EngineProcess(self.popen, frames, transport)
 
 
 def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngine:

@@ -28,19 +28,47 @@ def test_without_a_seed_every_choice_draws_its_own() -> None:
 def test_inbox_wakes_its_reader_once_for_all_that_has_arrived() -> None:
     async def read() -> tuple[int, int]:
         inbox = Inbox(("a", "b"))
-        reader = asyncio.create_task(inbox.take())
+        reader = asyncio.create_task(inbox.wait())
         await asyncio.sleep(0)
-        inbox.put(TokenDelta("a", [1]))
-        inbox.put(TokenDelta("b", [2]))
-        first = await reader
-        inbox.put(TokenDelta("a", [3]))
+        assert inbox.put(TokenDelta("a", [1]))
+        assert not inbox.put(TokenDelta("b", [2]))
+        inbox.wake()
+        await reader
+        first = inbox.drain()
+        assert inbox.put(TokenDelta("a", [3]))
         inbox.fail(EngineFailedError("gone"))
-        rest = await inbox.take()
+        await inbox.wait()
+        rest = inbox.drain()
+        await inbox.wait()
         with pytest.raises(EngineFailedError):
-            await inbox.take()
+            inbox.drain()
         return len(first), len(rest)
 
     assert asyncio.run(read()) == (2, 1)
+
+
+def test_a_listener_is_told_of_tokens_and_then_of_the_error_that_came_with_them() -> None:
+    async def listen() -> list[object]:
+        inbox = Inbox(("a",))
+        heard: list[object] = []
+
+        def take() -> None:
+            try:
+                heard.extend(delta.token_ids for delta in inbox.drain())
+            except EngineFailedError as error:
+                heard.append(error)
+
+        inbox.put(TokenDelta("a", [1]))
+        inbox.fail(EngineFailedError("gone"))
+        inbox.listen(take)
+        inbox.wake()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return heard
+
+    tokens, error = asyncio.run(listen())[:2]
+    assert tokens == [1]
+    assert isinstance(error, EngineFailedError)
 
 
 def test_a_request_leaves_one_line_at_its_end(server: LiveServer, caplog: pytest.LogCaptureFixture) -> None:

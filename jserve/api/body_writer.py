@@ -1,0 +1,50 @@
+"""Writes pieces of a response's body straight to the connection.
+
+A message through all layers of ASGI costs more than everything else that is done with a token. The head of a
+response and its end still go through them; what comes between needs nothing of theirs.
+"""
+
+from collections.abc import Callable
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+_KEY = "jserve.body"
+
+
+class BodyWriter:
+    """The body of one response, whose head has been sent and which has no content-length."""
+
+    __slots__ = ("_cycle", "num_bytes", "on_writable")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self.num_bytes = 0
+        """Bytes of body that went this way, for those who count."""
+        self.on_writable: Callable[[], None] | None = None
+        """Called when the client has read enough to be sent more, after `is_paused`."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether so much waits for the client that the writer should too."""
+        return self._cycle.flow.write_paused
+
+    def write(self, body: bytes) -> None:
+        """Send `body`, not empty, as a chunk. Where the client is gone nothing happens."""
+        cycle = self._cycle
+        if not cycle.disconnected and not cycle.response_complete:
+            self.num_bytes += len(body)
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+
+def attach_body_writer(scope: Scope, cycle: RequestResponseCycle) -> BodyWriter:
+    """Let the application find the connection's writer in `scope`."""
+    writer = BodyWriter(cycle)
+    scope.setdefault("extensions", {})[_KEY] = writer
+    return writer
+
+
+def body_writer_of(scope: Scope) -> BodyWriter:
+    """The writer of the request's connection."""
+    writer: BodyWriter = scope["extensions"][_KEY]
+    return writer
