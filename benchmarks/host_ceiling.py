@@ -211,10 +211,16 @@ def chat_body(model: str, prompt: str, max_tokens: int, extra: Mapping[str, Any]
 def send(load: Load, prefix: Sequence[str]) -> LoadResult:
     """Run a load in a client process. Raises RuntimeError where it fails."""
     command = [*prefix, sys.executable, "-m", "benchmarks.raw_client"]
-    done = subprocess.run(command, input=msgspec.json.encode(load), capture_output=True, cwd=ROOT, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the client failed: {done.stderr.decode()[-2000:]}")
-    return msgspec.json.decode(done.stdout, type=LoadResult)
+    # Files, not pipes: what a prefix leaves running must not be waited for.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        done = subprocess.run(
+            command, input=msgspec.json.encode(load), stdout=out, stderr=errors, cwd=ROOT, check=False
+        )
+        out.seek(0)
+        errors.seek(0)
+        if done.returncode:
+            raise RuntimeError(f"the client failed: {errors.read().decode()[-2000:]}")
+        return msgspec.json.decode(out.read(), type=LoadResult)
 
 
 def figures(target: str, label: str, round_: int, result: LoadResult) -> Figures:
@@ -296,13 +302,23 @@ def print_profiles(folder: Path, of: Figures) -> None:
 def print_figures(rows: Sequence[Figures]) -> None:
     """One row a load and round."""
     table = Table(title="CPU in us per token", title_justify="left")
-    for heading in ("target", "load", "round", "tok/s", "tok/cpu-s", "cpu us/token", "itl p50/p99/max", "others"):
+    for heading in (
+        "target",
+        "load",
+        "round",
+        "tok/s",
+        "tok/cpu-s",
+        "tok/read",
+        "cpu us/token",
+        "itl p50/p99/max",
+        "others",
+    ):
         table.add_column(heading, justify="left" if heading in ("target", "load") else "right")
     for row in rows:
         cpu = " ".join(f"{role} {value:g}" for role, value in row.cpu_us_per_token.items() if value >= 0.005)
         others = f"{row.others_share:.0%}" + ("!" if row.others_share > _MAX_OTHERS else "")
         gaps = "/".join(f"{value:g}" for value in row.itl_ms.values())
-        rates = f"{row.tokens_per_s:.0f}", f"{row.tokens_per_cpu_s:.0f}"
+        rates = f"{row.tokens_per_s:.0f}", f"{row.tokens_per_cpu_s:.0f}", f"{row.tokens_per_read:g}"
         table.add_row(row.target, row.load, str(row.round + 1), *rates, cpu, gaps, others)
     Console(width=150).print(table)
 

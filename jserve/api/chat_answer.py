@@ -20,6 +20,7 @@ from jserve.api.responses import (
     ChatToolCall,
     ChatToolCallDelta,
     FunctionCall,
+    TextEvent,
     Usage,
     encode,
     event,
@@ -55,11 +56,19 @@ class ChatAnswer:
         self._with_details = settings.enable_prompt_tokens_details
         self._with_metrics = settings.enable_per_request_metrics
         self._has_begun = False
+        self._is_bare = not (self._with_ids or self._usage_always)
+        """Whether an event with text holds nothing else that changes."""
+        self._text_events: dict[int, TextEvent] = {}
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """One event per update that has something to say; the roles come before the first."""
         events = [] if self._has_begun else self._begin()
-        events += [self._event(update) for update in updates if self._is_worth_sending(update)]
+        for update in updates:
+            if self._is_bare and update.is_bare_text:
+                if update.text:
+                    events.append(self._text_event(update.index).of(update.text))
+            elif self._is_worth_sending(update):
+                events.append(self._event(update))
         return b"".join(events)
 
     def last_chunk(self) -> bytes:
@@ -124,6 +133,14 @@ class ChatAnswer:
             )
             for index in range(self._generation.num_choices)
         ]
+
+    def _text_event(self, index: int) -> TextEvent:
+        found = self._text_events.get(index)
+        if found is None:
+            choice = ChatChunkChoice(index, ChatDelta(content=TextEvent.HOLE))
+            chunk = ChatChunk(id=self._id, created=self._created, model=self._model.name, choices=[choice])
+            found = self._text_events[index] = TextEvent(chunk)
+        return found
 
     def _event(self, update: ChoiceUpdate) -> bytes:
         is_last = update.finish_reason is not None

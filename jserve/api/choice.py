@@ -1,6 +1,6 @@
 """One sequence on its way to the client: token ids in, text out, stop strings cut off."""
 
-from dataclasses import dataclass, field
+import msgspec
 
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.detokenizer import IncrementalDetokenizer
@@ -10,8 +10,7 @@ from jserve.text.stop import StopMatcher
 from jserve.text.tokenizer import Tokenizer
 
 
-@dataclass(slots=True)
-class ChoiceUpdate:
+class ChoiceUpdate(msgspec.Struct, gc=False):
     """What one delta adds to a choice. `finish_reason` is set on the last.
 
     `text` is content; reasoning and tool calls are apart where the choice has a parser.
@@ -24,11 +23,16 @@ class ChoiceUpdate:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     reasoning: str = ""
-    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] = []
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's second to last token, with a choice's first update, where they were asked for."""
     embedding: bytes = b""
     """f32[E]; see `TokenDelta`."""
+
+    @property
+    def is_bare_text(self) -> bool:
+        """Whether it adds text, or nothing, and says nothing else."""
+        return self.finish_reason is None and self.logprobs is None and not self.reasoning and not self.tool_calls
 
 
 class Choice:
@@ -39,8 +43,8 @@ class Choice:
     """
 
     __slots__ = (
-        "_detokenizer", "_matcher", "_parser", "_repetition", "_sampling", "finish_reason", "has_calls", "index",
-        "num_reasoning", "num_tokens",
+        "_detokenizer", "_is_plain", "_matcher", "_parser", "_repetition", "_sampling", "finish_reason", "has_calls",
+        "index", "num_reasoning", "num_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -66,9 +70,18 @@ class Choice:
         self._repetition: RepetitionDetector | None = None
         if sampling.repetition_detection is not None:
             self._repetition = RepetitionDetector(sampling.repetition_detection)
+        self._is_plain = self._matcher is None and self._repetition is None and parser is None
 
     def accept(self, delta: TokenDelta) -> ChoiceUpdate:
         """The update that `delta` amounts to."""
+        if self._is_plain and delta.finish_reason is None:
+            token_ids = delta.token_ids
+            self.num_tokens += len(token_ids)
+            text = self._detokenizer.push(token_ids)
+            return ChoiceUpdate(
+                self.index, text, token_ids, delta.logprobs,
+                prompt_logprobs=delta.prompt_logprobs, embedding=delta.embedding,
+            )  # fmt: skip
         if self._matcher is None and self._repetition is None:
             self.num_tokens += len(delta.token_ids)
             visible = self._visible(delta.token_ids, delta)

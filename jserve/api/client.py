@@ -69,6 +69,8 @@ class EngineClient:
         self.num_restarts = 0
         self.admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
         self.last_frame_at = time.monotonic()
+        self.received_at = 0.0
+        """`time.time()` of the newest frame, which is when its tokens arrived."""
         self.on_ready: Callable[[EngineReady], None] = lambda _: None
         self.on_compiled: Callable[[EngineCompiled], None] = lambda _: None
         self.on_step: Callable[[EngineStats], None] = lambda _: None
@@ -230,6 +232,7 @@ class EngineClient:
     def _receive_all(self, messages: Sequence[FromEngine]) -> None:
         """Hand out all that has come before anybody is told, so that a client is written to once."""
         self.last_frame_at = time.monotonic()
+        self.received_at = time.time()
         to_wake: list[Inbox] = []
         for message in messages:
             self._receive(message, to_wake)

@@ -16,6 +16,7 @@ from jserve.api.responses import (
     CompletionChunkChoice,
     CompletionLogprobs,
     PromptLogprobs,
+    TextEvent,
     Usage,
     encode,
     event,
@@ -56,10 +57,20 @@ class CompletionAnswer:
         self._with_details = settings.enable_prompt_tokens_details
         self._with_metrics = settings.enable_per_request_metrics
         self._begun = [False] * generation.num_choices
+        self._is_bare = not (self._with_ids or self._usage_always)
+        """Whether an event with text, after a choice's first, holds nothing else that changes."""
+        self._text_events: dict[int, TextEvent] = {}
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """One event per update that has something to say; an echoed prompt comes with a choice's first."""
-        return b"".join(self._event(update) for update in updates if self._is_worth_sending(update))
+        events = []
+        for update in updates:
+            if self._is_bare and update.is_bare_text and self._begun[update.index]:
+                if update.text:
+                    events.append(self._text_event(update.index).of(update.text))
+            elif self._is_worth_sending(update):
+                events.append(self._event(update))
+        return b"".join(events)
 
     def last_chunk(self) -> bytes:
         """The usage, where it was asked for, and the end."""
@@ -95,6 +106,14 @@ class CompletionAnswer:
                 metrics=self._generation.request_metrics() if self._with_metrics else None,
             )
         )
+
+    def _text_event(self, index: int) -> TextEvent:
+        found = self._text_events.get(index)
+        if found is None:
+            choice = CompletionChunkChoice(index, TextEvent.HOLE)
+            chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.name, choices=[choice])
+            found = self._text_events[index] = TextEvent(chunk)
+        return found
 
     def _event(self, update: ChoiceUpdate) -> bytes:
         index = update.index

@@ -119,7 +119,7 @@ class Generation:
         """What the tokens that have arrived add. Raises what ends the request early, once it is logged."""
         try:
             deltas = self._inbox.drain()
-            now = time.time()
+            now = self._client.received_at
             before = self._num_output
             updates = [update for delta in deltas if (update := self._accept(delta, now)) is not None]
             if self._account is not None:

@@ -332,3 +332,19 @@ class Ranking(msgspec.Struct, frozen=True):
 def event(message: Any) -> bytes:
     """One server-sent event that carries `message` as JSON."""
     return b"data: " + encode(message) + b"\n\n"
+
+
+class TextEvent:
+    """Events that differ in one string only, which is all that is encoded for each of them."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, message: Any) -> None:
+        """`message` has `TextEvent.HOLE`, and nothing else, wherever the string is to stand."""
+        self._parts = event(message).split(encode(self.HOLE))
+
+    HOLE = "\0"
+
+    def of(self, text: str) -> bytes:
+        """The event with `text`."""
+        return encode(text).join(self._parts)

@@ -9,7 +9,6 @@ of neither kind is run again, over the last few tokens.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
 from typing import Protocol
 
 from jserve.text.decoder_kind import Scheme
@@ -36,10 +35,12 @@ class IncrementalDetokenizer:
         self._skipped = tokenizer.special_ids - visible if skip_special_tokens else frozenset()
         self._decoder = _decoder_for(tokenizer, continues)
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: list[int]) -> str:
         """The text that is certain now and was not before."""
         skipped = self._skipped
-        return self._decoder.push([token_id for token_id in ids if token_id not in skipped])
+        if not skipped.isdisjoint(ids):
+            ids = [token_id for token_id in ids if token_id not in skipped]
+        return self._decoder.push(ids)
 
     def finish(self) -> str:
         """What was held back. Half a character comes out as U+FFFD, as from `decode`."""
@@ -67,10 +68,18 @@ class _ByteLevel:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_inside = False
+        """Whether the bytes so far end inside a character."""
 
     def push(self, ids: list[int]) -> str:
+        if len(ids) == 1 and not self._is_inside:
+            text = self._tokenizer.whole_text(ids[0])
+            if text is not None:
+                return text
         token_bytes = self._tokenizer.token_bytes
-        return self._utf8.decode(b"".join([token_bytes(token_id) for token_id in ids]))
+        text = self._utf8.decode(b"".join([token_bytes(token_id) for token_id in ids]))
+        self._is_inside = bool(self._utf8.getstate()[0])
+        return text
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)

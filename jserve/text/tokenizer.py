@@ -33,6 +33,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         self.chat_templates = dict(chat_templates or {})
         self._token_bytes: dict[int, bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids. Special tokens written out in `text` become single tokens, as in transformers."""
@@ -61,6 +62,18 @@ class Tokenizer:
             found = b"" if token is None else self.decoder_kind.token_bytes(token)
             self._token_bytes[token_id] = found
         return found
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The text of a token whose bytes are whole characters; None for any other."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            pass
+        try:
+            text = self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        return self._whole_texts.setdefault(token_id, text)
 
     def token_text(self, token_id: int) -> str:
         """The bytes of one token as text, U+FFFD standing for what is not whole characters."""
