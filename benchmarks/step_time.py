@@ -248,10 +248,10 @@ def measure_limits(dtype: str, seconds: float) -> DeviceLimits:
     return DeviceLimits(max(limits.copy_bytes_per_second, read), limits.matmul(dtype), dtype)
 
 
-def write_preset(name: str, layers: int | None) -> str:
-    """A folder with the preset's configuration and no weights."""
+def write_model(name: str, fields: dict[str, Any], layers: int | None) -> str:
+    """A folder with a model's configuration and no weights."""
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    shape = {**PRESETS[name], **({"num_hidden_layers": layers} if layers else {})}
+    shape = {**fields, **({"num_hidden_layers": layers} if layers else {})}
     (folder / "config.json").write_text(json.dumps(shape))
     header = b"{}      "
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -297,7 +297,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     longest = max([*args.context, *args.prefill, 1])
     room = 4 * args.steps * (len(args.batch) + 1) + 2
     return EngineConfig(
-        model=args.model or write_preset(args.preset, args.layers),
+        model=args.model or write_model(args.preset, PRESETS[args.preset], args.layers),
         dtype="bfloat16" if args.preset and args.dtype == "auto" else args.dtype,
         load_format="dummy" if args.preset else args.load_format,
         max_model_len=longest + room,

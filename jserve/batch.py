@@ -4,8 +4,10 @@ Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_nu
 sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import jax
 
@@ -50,6 +52,19 @@ class EngineState:
     kv: tuple[LayerKV, ...]
     page_table: jax.Array
     """i32[R, P]; page ids of each slot in order."""
+
+    @classmethod
+    def of(cls, leaves: Sequence[jax.Array]) -> Self:
+        """From `leaves`."""
+        *kv, page_table = leaves
+        return cls(tuple(LayerKV(*pair) for pair in zip(kv[::2], kv[1::2], strict=True)), page_table)
+
+    @property
+    def leaves(self) -> tuple[jax.Array, ...]:
+        """Keys and values of each layer, then the page table: what a program is called with. Making the tree of
+        32 layers from the results of a step would cost more than the rest of the step's host time.
+        """
+        return (*(pages for layer in self.kv for pages in (layer.k, layer.v)), self.page_table)
 
 
 @pytree

@@ -193,16 +193,20 @@ class EngineProcess:
         """The loop. Sleeps in the kernel while there is nothing to do."""
         self._tell_programs()
         while not self.is_stopping:
-            refused = self._receive(block=self.core.is_idle)
-            deltas = self.core.step() if not self.core.is_idle else []
-            num_deferred = self.core.num_deferred
-            # A long prompt takes many steps that yield nothing; the other side wants to hear that they are made.
-            is_news = refused or deltas or self.core.is_idle or num_deferred != self._num_deferred_told
-            if is_news or time.monotonic() - self._sent_at > _HEARTBEAT_S:
-                self.connection.send(StepFrame(refused + deltas, self.core.stats()))
-                self._num_deferred_told = num_deferred
-                self._sent_at = time.monotonic()
-                self._tell_programs()
+            self.turn()
+
+    def turn(self) -> None:
+        """Take in what has arrived, make one step, send what came home."""
+        refused = self._receive(block=self.core.is_idle)
+        deltas = self.core.step() if not self.core.is_idle else []
+        num_deferred = self.core.num_deferred
+        # A long prompt takes many steps that yield nothing; the other side wants to hear that they are made.
+        is_news = refused or deltas or self.core.is_idle or num_deferred != self._num_deferred_told
+        if is_news or time.monotonic() - self._sent_at > _HEARTBEAT_S:
+            self.connection.send(StepFrame(refused + deltas, self.core.stats()))
+            self._num_deferred_told = num_deferred
+            self._sent_at = time.monotonic()
+            self._tell_programs()
 
     def _tell_programs(self) -> None:
         if news := self.core.runner.take_news():

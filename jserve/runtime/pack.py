@@ -4,7 +4,9 @@ Sampling parameters are written down once, when a sequence enters its slot; a st
 """
 
 import hashlib
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Self
 
 import numpy as np
 
@@ -14,43 +16,99 @@ from jserve.protocol import MAX_CHOSEN
 from jserve.runtime.sampling import INTEGER_FIELDS, MAX_COUNT, Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout
-from jserve.schedule.plan import ScheduledChunk, StepPlan
+from jserve.schedule.plan import StepPlan
 from jserve.schedule.sequence import Sequence
 
 FIELDS = {field.name: row for row, field in enumerate(fields(SamplingInput))}
+_SLOTS, _OUTPUT_INDEX = FIELDS["slots"], FIELDS["output_index"]
+_FLOAT_FIELDS = tuple(FIELDS)[INTEGER_FIELDS:]
+_slot_of, _start_of = attrgetter("slot"), attrgetter("start")
 
 
-def pack_batch(plan: StepPlan, bucket: Bucket, shape: EngineShape) -> tuple[np.ndarray, np.ndarray]:
-    """The i32 vector of `StepLayout`, and the page updates that did not fit in it, i32[..., 3]."""
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the rows of a plan that sample ask for."""
+
+    variant: Variant
+    chosen: bool
+    """The logprobs of tokens that they chose."""
+    masks: bool
+    """Some row has a constraint."""
+
+
+_NEEDS = tuple(
+    Needs(Variant(*(bool(bits >> place & 1) for place in range(4))), bool(bits & 16), bool(bits & 32))
+    for bits in range(64)
+)
+"""By the flags of `SlotSampling`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which slots a plan's rows are in, and which of them do not sample."""
+
+    slots: np.ndarray
+    """i32[len(chunks)]"""
+    unsampled: list[int]
+
+    @classmethod
+    def of(cls, plan: StepPlan) -> Self:
+        chunks = plan.chunks
+        slots = np.fromiter(map(_slot_of, chunks), np.int32, len(chunks))
+        return cls(slots, [row for row in range(plan.num_decodes, len(chunks)) if not chunks[row].samples])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """What a step is given."""
+
+    vector: np.ndarray
+    """i32 of `StepLayout`."""
+    slots: np.ndarray
+    """i32[S]; a part of `vector`."""
+    context_len: np.ndarray
+    """i32[S]; likewise."""
+    late_updates: np.ndarray
+    """i32[..., 3]; page updates that did not fit."""
+
+
+def pack_batch(plan: StepPlan, rows: Rows, bucket: Bucket, shape: EngineShape) -> PackedBatch:
+    """The plan as a step of this bucket reads it."""
     layout = StepLayout(bucket, shape.page_updates(bucket))
-    tokens, rows, chunks = bucket.tokens, bucket.rows, plan.chunks
+    chunks = plan.chunks
+    count, num_decodes = len(chunks), plan.num_decodes
     packed = np.zeros(layout.size, np.int32)
-    token_ids, slots, query_start, context_len, updates = np.split(packed, np.cumsum([tokens, rows, rows + 1, rows]))
-    count = len(chunks)
-    token_ids[: plan.num_tokens] = _token_ids(chunks)
-    slots.fill(shape.max_num_seqs)
-    slots[:count] = [chunk.slot for chunk in chunks]
-    lengths = [chunk.length for chunk in chunks]
-    np.cumsum(lengths, out=query_start[1 : count + 1])
-    query_start[count + 1 :] = query_start[count]
-    context_len[:count] = [chunk.start + chunk.length for chunk in chunks]
+    token_ids, slots, query_start, context_len, updates = layout.parts(packed)
+    token_ids[: plan.num_tokens] = _token_ids(plan)
+    slots[:count] = rows.slots
+    slots[count:] = shape.max_num_seqs
+    query_start[1 : num_decodes + 1] = np.arange(1, num_decodes + 1)
+    context_len[:count] = np.fromiter(map(_start_of, chunks), np.int32, count)
+    context_len[:num_decodes] += 1
+    end = num_decodes
+    for row in range(num_decodes, count):
+        length = chunks[row].length
+        end += length
+        query_start[row + 1] = end
+        context_len[row] += length
+    query_start[count + 1 :] = end
     updates = updates.reshape(-1, 3)
     updates[:, 0] = shape.max_num_seqs
     pending = page_updates(plan)
     fitting = min(len(pending), len(updates))
     updates[:fitting] = pending[:fitting]
-    return packed, pending[fitting:]
+    return PackedBatch(packed, slots, context_len, pending[fitting:])
 
 
-def _token_ids(chunks: tuple[ScheduledChunk, ...]) -> list[int]:
+def _token_ids(plan: StepPlan) -> list[int]:
     """All tokens of the step in order; -1 where the host does not know the token yet."""
-    tokens: list[int] = []
-    for chunk in chunks:
-        known = chunk.sequence.token_ids
-        if chunk.length == 1:
-            tokens.append(known[chunk.start] if chunk.start < len(known) else -1)
-            continue
-        part = known[chunk.start : chunk.start + chunk.length]
+    chunks, num_decodes = plan.chunks, plan.num_decodes
+    tokens = [
+        known[chunk.start] if chunk.start < len(known := chunk.sequence.token_ids) else -1
+        for chunk in chunks[:num_decodes]
+    ]
+    for chunk in chunks[num_decodes:]:
+        part = chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]
         tokens += part
         tokens += [-1] * (chunk.length - len(part))
     return tokens
@@ -58,86 +116,78 @@ def _token_ids(chunks: tuple[ScheduledChunk, ...]) -> list[int]:
 
 def page_updates(plan: StepPlan) -> np.ndarray:
     """i32[..., 3]: (slot, index in the page table, page) of every page that the plan's rows gained."""
-    entries = [
-        (chunk.slot, index, page)
-        for chunk in plan.chunks
-        if chunk.page_updates
-        for index, page in enumerate(chunk.page_updates, chunk.first_page)
-    ]
-    return np.array(entries, np.int32).reshape(-1, 3)
+    gaining = [chunk for chunk in plan.chunks if chunk.page_updates]
+    entries = np.empty((sum(len(chunk.page_updates) for chunk in gaining), 3), np.int32)
+    start = 0
+    for chunk in gaining:
+        count = len(chunk.page_updates)
+        part = entries[start : start + count]
+        part[:, 0] = chunk.slot
+        part[:, 1] = np.arange(chunk.first_page, chunk.first_page + count)
+        part[:, 2] = chunk.page_updates
+        start += count
+    return entries
 
 
 class SlotSampling:
-    """The sampling parameters of every slot, on the host."""
+    """The sampling parameters of every slot, on the host. One slot more than there are serves padding rows."""
 
     def __init__(self, shape: EngineShape) -> None:
         self.shape = shape
-        self._values = np.zeros((len(FIELDS), shape.max_num_seqs), np.int32)
+        self._values = np.zeros((len(FIELDS), shape.max_num_seqs + 1), np.int32)
+        self._values[_SLOTS] = np.arange(shape.max_num_seqs + 1)
+        self._values[FIELDS["top_k"]] = shape.vocab_size
         self._floats = self._values.view(np.float32)
-        self._draws = np.zeros(shape.max_num_seqs, bool)
-        self._filters = np.zeros(shape.max_num_seqs, bool)
-        self._edits = np.zeros(shape.max_num_seqs, bool)
-        self._logprobs = np.zeros(shape.max_num_seqs, bool)
+        self._flags = np.zeros(shape.max_num_seqs + 1, np.uint8)  # of each slot, an index of _NEEDS
         self._chosen: dict[int, tuple[int, ...]] = {}  # by slot, the tokens whose logprobs are reported
-        self._masks = np.zeros(shape.max_num_seqs, bool)
 
     def enter(self, slot: int, sequence: Sequence) -> None:
         """Write down the parameters of a sequence that enters a slot."""
         params = sequence.request.sampling
         vocab = self.shape.vocab_size
-        whole = {
-            "seed": _fold_seed(params.seed, sequence.request.request_id),
-            "top_k": params.top_k if 0 < params.top_k < vocab else vocab,
-        }
-        for name, value in whole.items():
-            self._values[FIELDS[name], slot] = value
-        for name in list(FIELDS)[INTEGER_FIELDS:]:
-            self._floats[FIELDS[name], slot] = getattr(params, name)
+        top_k = params.top_k if 0 < params.top_k < vocab else vocab
+        self._values[_OUTPUT_INDEX, slot] = -sequence.num_prompt  # to which a step adds the length so far
+        self._values[FIELDS["seed"], slot] = _fold_seed(params.seed, sequence.request.request_id)
+        self._values[FIELDS["top_k"], slot] = top_k
+        self._floats[INTEGER_FIELDS:, slot] = [getattr(params, name) for name in _FLOAT_FIELDS]
         if params.is_greedy:
             self._floats[FIELDS["temperature"], slot] = 0.0
-        self._draws[slot] = not params.is_greedy
-        self._filters[slot] = not params.is_greedy and (whole["top_k"] < vocab or params.top_p < 1.0)
-        self._edits[slot] = params.edits_logits
-        self._logprobs[slot] = params.logprobs is not None or bool(params.logprob_token_ids)
+        flags = (
+            not params.is_greedy,
+            not params.is_greedy and (top_k < vocab or params.top_p < 1.0),
+            params.edits_logits,
+            params.logprobs is not None or bool(params.logprob_token_ids),
+            bool(params.logprob_token_ids),
+            params.needs_masks,
+        )
+        self._flags[slot] = sum(flag << place for place, flag in enumerate(flags))
         self._chosen.pop(slot, None)
         if params.logprob_token_ids:
             self._chosen[slot] = params.logprob_token_ids[:MAX_CHOSEN]
-        self._masks[slot] = params.needs_masks
 
-    def needs(self, plan: StepPlan) -> Variant | None:
-        """What the plan's rows that sample need; None where there are none."""
-        slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
-        if not slots:
-            return None
-        return Variant(*(bool(kind[slots].any()) for kind in (self._draws, self._filters, self._edits, self._logprobs)))
-
-    def wants_chosen(self, plan: StepPlan) -> bool:
-        """Whether some row that samples chose tokens whose logprobs it wants."""
-        return bool(self._chosen) and any(chunk.samples and chunk.slot in self._chosen for chunk in plan.chunks)
+    def needs(self, rows: Rows) -> Needs | None:
+        """What the rows that sample need; None where there are none."""
+        flags = self._flags[rows.slots]
+        if rows.unsampled:
+            if len(rows.unsampled) == len(flags):
+                return None
+            flags[rows.unsampled] = 0
+        return _NEEDS[np.bitwise_or.reduce(flags)]
 
     def pack_chosen(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
-        """i32[S, MAX_CHOSEN] of those tokens; 0 where there are fewer."""
+        """i32[S, MAX_CHOSEN] of the tokens whose logprobs are reported; 0 where there are fewer."""
         packed = np.zeros((bucket.rows, MAX_CHOSEN), np.int32)
         for row, chunk in enumerate(plan.chunks):
             tokens = self._chosen.get(chunk.slot, ())
             packed[row, : len(tokens)] = tokens
         return packed
 
-    def need_masks(self, plan: StepPlan) -> bool:
-        """Whether a row of the plan that samples has a constraint."""
-        return bool(self._masks.any()) and any(chunk.samples and self._masks[chunk.slot] for chunk in plan.chunks)
-
-    def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
+    def pack(self, rows: Rows, batch: PackedBatch) -> np.ndarray:
         """i32[10, S] of `SamplingInput`."""
-        count = len(plan.chunks)
-        slots = np.fromiter((chunk.slot for chunk in plan.chunks), np.int32, count)
-        samples = np.fromiter((chunk.samples for chunk in plan.chunks), bool, count)
-        packed = np.zeros((len(FIELDS), bucket.rows), np.int32)
-        packed[FIELDS["slots"]] = self.shape.max_num_seqs
-        packed[FIELDS["top_k"]] = self.shape.vocab_size
-        packed[:, :count] = self._values[:, slots]
-        packed[FIELDS["output_index"], :count] = [chunk.output_index for chunk in plan.chunks]
-        packed[FIELDS["slots"], :count] = np.where(samples, slots, self.shape.max_num_seqs)
+        packed = self._values[:, batch.slots]
+        packed[_OUTPUT_INDEX] += batch.context_len
+        if rows.unsampled:
+            packed[_SLOTS, rows.unsampled] = self.shape.max_num_seqs
         return packed
 
 

@@ -43,16 +43,22 @@ class Programs:
         return nnx.eval_shape(partial(self.family, self.build, self.config))
 
     def step(self, bucket: Bucket) -> Program:
-        """(weights, state, last_token, packed) to (state, logits, hidden); the state is donated."""
+        """(weights, `leaves` of the state, last_token, packed) to (leaves, logits, hidden); the state is donated."""
 
         def lower() -> jax.stages.Lowered:
             model = self.abstract_model()
             weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
-            state = self.abstract_state()
-            places = (jax.tree.map(lambda leaf: leaf.sharding, state), self.by_rows(bucket.rows))
+            state = self.abstract_state().leaves
+            places = (tuple(leaf.sharding for leaf in state), self.by_rows(bucket.rows))
+            of_tree = make_step(model, self.config, self.shape, bucket, self.build.attention)
+
+            def of_leaves(weights: Any, leaves: Any, last_token: jax.Array, packed: jax.Array) -> Any:
+                after, logits, hidden = of_tree(weights, EngineState.of(leaves), last_token, packed)
+                return after.leaves, logits, hidden
+
             step = jax.jit(
-                make_step(model, self.config, self.shape, bucket, self.build.attention),
+                of_leaves,
                 donate_argnums=1,
                 out_shardings=(*places, None if bucket.is_decode else self.replicated),
             )

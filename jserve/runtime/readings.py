@@ -24,10 +24,11 @@ class Wanted:
     chosen: bool = False
 
     @classmethod
-    def of(cls, plan: StepPlan, slots: SlotSampling) -> "Wanted":
-        reading = [chunk for chunk in plan.chunks if chunk.reads is not None] if plan.reads else []
-        pooling = [bool(chunk.sequence.request.pooling) for chunk in reading]
-        return cls(not all(pooling), any(pooling), slots.wants_chosen(plan))
+    def of(cls, plan: StepPlan, chosen: bool) -> "Wanted":
+        if not plan.reads:
+            return CHOSEN if chosen else NOTHING
+        pooling = [bool(chunk.sequence.request.pooling) for chunk in plan.chunks if chunk.reads is not None]
+        return cls(not all(pooling), any(pooling), chosen)
 
     def is_served_by(self, bucket: Bucket, programs: Table) -> bool:
         """Whether a step of this bucket returns what is needed, and the programs that read it are there."""
@@ -36,6 +37,9 @@ class Wanted:
         names = (f"score {bucket.tokens}", f"pool {bucket.tokens}", f"chosen logprobs {bucket.rows}")
         asked = (self.scores, self.sums, self.chosen)
         return all(name in programs for name, is_asked in zip(names, asked, strict=True) if is_asked)
+
+
+NOTHING, CHOSEN = Wanted(), Wanted(chosen=True)
 
 
 @dataclass(frozen=True, slots=True)

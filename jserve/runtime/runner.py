@@ -16,9 +16,9 @@ from jserve.batch import EngineState, LayerKV, SamplingState
 from jserve.protocol import TokenLogprobs
 from jserve.runtime import readings, sampling
 from jserve.runtime.executables import ExecutableStore, Program
-from jserve.runtime.pack import SlotSampling, bias_row, history_rows, pack_batch
+from jserve.runtime.pack import Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
-from jserve.runtime.readings import Readings, Wanted
+from jserve.runtime.readings import NOTHING, Readings, Wanted
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
@@ -48,6 +48,8 @@ class Unsampled:
     variant: Variant
     logits: jax.Array
     """f32[S, V]"""
+    packed: np.ndarray
+    """i32[10, S] of `SamplingInput`."""
 
 
 class Runner:
@@ -65,7 +67,7 @@ class Runner:
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
         self._weights: Weights = ()
-        self._state: EngineState | None = None
+        self._state: tuple[jax.Array, ...] = ()  # `EngineState.leaves`
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
         self._no_masks: dict[int, jax.Array] = {}  # by the number of rows: every token is allowed
@@ -129,7 +131,7 @@ class Runner:
         empty = self._others["empty pages"]
         layers = self._programs.config.num_layers
         table = np.zeros((shape.max_num_seqs, shape.pages_per_sequence), np.int32)
-        self._state = EngineState(tuple(LayerKV(empty(), empty()) for _ in range(layers)), place(table))
+        self._state = EngineState(tuple(LayerKV(empty(), empty()) for _ in range(layers)), place(table)).leaves
         self._sampling = jax.tree.map(place, sampling.empty_state(shape.max_num_seqs, shape.vocab_size))
         self._last_token = place(np.zeros(shape.max_num_seqs, np.int32))
         for rows in {bucket.rows for bucket in shape.buckets()}:
@@ -142,43 +144,48 @@ class Runner:
         Where a row that samples has a constraint, the step waits for `sample` before it chooses tokens, and
         so must the caller before the next `dispatch`.
         """
-        for chunk in plan.chunks:
+        for chunk in plan.chunks[plan.num_decodes :]:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
-        needed = self._slots.needs(plan)
-        wanted = Wanted.of(plan, self._slots)
-        bucket, variant = self._choose_programs(plan, needed, wanted)
-        packed, late_updates = pack_batch(plan, bucket, self.shape)
-        self._install_pages(late_updates)
-        assert self._state is not None
+        rows = Rows.of(plan)
+        needs = self._slots.needs(rows)
+        wanted = Wanted.of(plan, needs is not None and needs.chosen)
+        bucket, variant = self._choose_programs(plan, needs, wanted)
+        packed = pack_batch(plan, rows, bucket, self.shape)
+        if len(packed.late_updates):
+            self._install_pages(packed.late_updates)
         step = self._steps[bucket]
-        self._state, logits, hidden = step(self._weights, self._state, self._last_token, packed)
+        self._state, logits, hidden = step(self._weights, self._state, self._last_token, packed.vector)
         self.bucket_steps[bucket] += 1
         extra = None
-        if wanted != Wanted():
+        if wanted is not NOTHING:
             made = (logits, hidden)
             extra = readings.launch(wanted, plan, bucket, self._others, self._weights, self._slots, made)
-        if needed is None or variant is None:
+        if needs is None or variant is None:
             return Launched(plan, bucket, None, extra)
-        if needed.edits:
+        if needs.variant.edits:
             self._lift_bans(plan)
-        launched = Launched(plan, bucket, None, extra, Unsampled(variant, logits))
-        return launched if self._slots.need_masks(plan) else self.sample(launched, None)
+        unsampled = Unsampled(variant, logits, self._slots.pack(rows, packed))
+        if needs.masks:
+            return Launched(plan, bucket, None, extra, unsampled)
+        return Launched(plan, bucket, self._sample(bucket, unsampled, None), extra)
 
     def sample(self, launched: Launched, masks: np.ndarray | None) -> Launched:
         """Start the sampler of a step that waits for it. masks: i32[S, ceil(V / 32)]; None allows everything."""
-        bucket, waiting = launched.bucket, launched.unsampled
-        assert waiting is not None
+        assert launched.unsampled is not None
+        output = self._sample(launched.bucket, launched.unsampled, masks)
+        return replace(launched, output=output, unsampled=None)
+
+    def _sample(self, bucket: Bucket, waiting: Unsampled, masks: np.ndarray | None) -> jax.Array:
         edits = waiting.variant.edits
-        packed = self._slots.pack(launched.plan, bucket)
         state = self._sampling if edits else None
         allowed = (self._no_masks[bucket.rows] if masks is None else masks) if edits else None
         sampler = self._samplers[bucket.rows, waiting.variant]
-        self._last_token, state, output = sampler(waiting.logits, self._last_token, state, packed, allowed)
+        self._last_token, state, output = sampler(waiting.logits, self._last_token, state, waiting.packed, allowed)
         if edits:
             self._sampling = state
         output.copy_to_host_async()
-        return replace(launched, output=output, unsampled=None)
+        return output
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
@@ -199,7 +206,7 @@ class Runner:
         analyses = [step.memory_analysis() for step in self._steps.values()]
         return max((int(a.temp_size_in_bytes) for a in analyses if a is not None), default=0)
 
-    def _choose_programs(self, plan: StepPlan, needed: Variant | None, wanted: Wanted) -> tuple[Bucket, Variant | None]:
+    def _choose_programs(self, plan: StepPlan, needs: Needs | None, wanted: Wanted) -> tuple[Bucket, Variant | None]:
         """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such
         sampler. While programs are compiled behind, a bucket's step may be there before all its samplers.
         """
@@ -207,12 +214,12 @@ class Runner:
         for bucket in self._steps:
             if bucket.rows < rows or bucket.tokens < tokens or (bucket.is_decode and not plan.is_decode):
                 continue
-            if not wanted.is_served_by(bucket, self._others):
+            if wanted is not NOTHING and not wanted.is_served_by(bucket, self._others):
                 continue
-            if needed is None:
+            if needs is None:
                 return bucket, None
-            for variant in sampling.VARIANTS:
-                if variant.covers(needed) and (bucket.rows, variant) in self._samplers:
+            for variant in sampling.COVERING[needs.variant]:
+                if (bucket.rows, variant) in self._samplers:
                     return bucket, variant
         raise ValueError(f"no program holds a step of {tokens} tokens and {rows} rows")
 
@@ -221,9 +228,8 @@ class Runner:
             part = np.full((PAGE_UPDATE_ROWS, 3), self.shape.max_num_seqs, np.int32)
             chosen = updates[start : start + PAGE_UPDATE_ROWS]
             part[: len(chosen)] = chosen
-            assert self._state is not None
-            table = self._others["install pages"](self._state.page_table, part)
-            self._state = EngineState(self._state.kv, table)
+            *kv, table = self._state
+            self._state = (*kv, self._others["install pages"](table, part))
 
     def _enter_slot(self, slot: int, sequence: Sequence) -> None:
         """Bring a slot's sampling state up to date for the sequence that enters it."""

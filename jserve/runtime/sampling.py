@@ -7,6 +7,7 @@ logits a little, as another batch shape does, the winner changes only where two 
 running sum of the probabilities would move with the rounding of every token before.)
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from functools import partial
@@ -57,6 +58,12 @@ VARIANTS = tuple(
     for kind in ((False, False, False), (True, False, False), (True, True, False), (True, True, True))
 )
 """All that are compiled, the cheapest first; each contains those before it with the same logprobs."""
+
+COVERING = {
+    needed: tuple(variant for variant in VARIANTS if variant.covers(needed))
+    for needed in (Variant(*kind) for kind in itertools.product((False, True), repeat=4))
+}
+"""By what a batch needs, the variants that serve it, the cheapest first."""
 
 OUTPUT_COLUMNS = 3 + 2 * MAX_LOGPROBS
 """Of the output with logprobs: token, its logprob, its rank, the best ids, their logprobs; i32 bits."""

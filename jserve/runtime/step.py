@@ -11,6 +11,7 @@ sees the layers unrolled, each with its own weights and its own pages (nothing s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jserve.runtime.shapes import Bucket, EngineShape
 from pallas_kernels.paged_attention import prepare
 
 Weights = tuple[jax.Array, ...]
+Vector = TypeVar("Vector", jax.Array, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,17 @@ class StepLayout:
     def size(self) -> int:
         return self.bucket.tokens + 3 * self.bucket.rows + 1 + 3 * self.updates
 
+    def parts(self, packed: Vector) -> tuple[Vector, Vector, Vector, Vector, Vector]:
+        """i32[size] to token_ids, slots, query_start, context_len and the flat page_updates; views in numpy."""
+        slots = self.bucket.tokens
+        starts = slots + self.bucket.rows
+        lengths = starts + self.bucket.rows + 1
+        updates = lengths + self.bucket.rows
+        return packed[:slots], packed[slots:starts], packed[starts:lengths], packed[lengths:updates], packed[updates:]
+
     def split(self, packed: jax.Array) -> StepInput:
         """i32[size] to its fields."""
-        tokens, rows = self.bucket.tokens, self.bucket.rows
-        bounds = np.cumsum([tokens, rows, rows + 1, rows])
-        token_ids, slots, query_start, context_len, updates = jnp.split(packed, bounds)
+        token_ids, slots, query_start, context_len, updates = self.parts(packed)
         return StepInput(token_ids, slots, query_start, context_len, updates.reshape(self.updates, 3))
 
 

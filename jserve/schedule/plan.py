@@ -44,6 +44,9 @@ class StepPlan:
     num_tokens: int
     reads: bool = False
     """Whether some chunk `reads`."""
+    num_decodes: int = 0
+    """The first so many chunks are of length 1, sample, read nothing and are not the first of their sequences, so
+    that whoever looks for something else may skip them. 0 says nothing about the others."""
 
     @property
     def is_decode(self) -> bool:

@@ -138,7 +138,7 @@ class Scheduler:
             return None
         self._step_tokens = num_tokens
         reads = any(chunk.reads is not None for chunk in chunks[num_decodes:])
-        return StepPlan(tuple(chunks), num_tokens, reads)
+        return StepPlan(tuple(chunks), num_tokens, reads, num_decodes)
 
     def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
         """Take the tokens of a plan home: append, finish, free. Plans come home in the order they went."""

@@ -1,12 +1,13 @@
 """Plans as flat arrays: every number is where the device looks for it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jserve.protocol import Request, SamplingParams
-from jserve.runtime.pack import FIELDS, SlotSampling, bias_row, history_rows, pack_batch
+from jserve.runtime.pack import FIELDS, PackedBatch, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.sampling import INTEGER_FIELDS, Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout
@@ -43,6 +44,19 @@ def plan_of(*chunks: ScheduledChunk) -> StepPlan:
     return StepPlan(chunks, sum(part.length for part in chunks))
 
 
+def pack(plan: StepPlan, bucket: Bucket = BUCKET) -> PackedBatch:
+    return pack_batch(plan, Rows.of(plan), bucket, SHAPE)
+
+
+def pack_sampling(slots: SlotSampling, plan: StepPlan) -> np.ndarray:
+    return slots.pack(Rows.of(plan), pack(plan))
+
+
+def needs(slots: SlotSampling, plan: StepPlan) -> Variant | None:
+    found = slots.needs(Rows.of(plan))
+    return None if found is None else found.variant
+
+
 def unpack(packed: np.ndarray, bucket: Bucket = BUCKET) -> dict[str, np.ndarray]:
     layout = StepLayout(bucket, SHAPE.page_updates(bucket))
     assert packed.shape == (layout.size,)
@@ -54,7 +68,7 @@ def unpack(packed: np.ndarray, bucket: Bucket = BUCKET) -> dict[str, np.ndarray]
 def test_decodes_and_prompts_lie_one_after_the_other() -> None:
     decode = chunk(sequence([5, 6, 7, 8, 9], 3), 2, 4, 1)
     prompt = chunk(sequence([11, 12, 13, 14, 15, 16]), 0, 1, 4, samples=False)
-    found = unpack(pack_batch(plan_of(decode, prompt), BUCKET, SHAPE)[0])
+    found = unpack(pack(plan_of(decode, prompt)).vector)
     assert found["token_ids"].tolist() == [9, 12, 13, 14, 15, *[0] * 11]
     assert found["slots"].tolist() == [2, 0, 4, 4]
     assert found["query_start"].tolist() == [0, 1, 5, 5, 5]
@@ -66,18 +80,18 @@ def test_tokens_that_are_still_on_the_device_are_minus_one() -> None:
     pending = sequence([5, 6, 7])
     decode = chunk(pending, 1, 3, 1)
     tail = chunk(pending, 1, 1, 3)
-    assert unpack(pack_batch(plan_of(decode), BUCKET, SHAPE)[0])["token_ids"][0] == -1
-    assert unpack(pack_batch(plan_of(tail), BUCKET, SHAPE)[0])["token_ids"][:3].tolist() == [6, 7, -1]
+    assert unpack(pack(plan_of(decode)).vector)["token_ids"][0] == -1
+    assert unpack(pack(plan_of(tail)).vector)["token_ids"][:3].tolist() == [6, 7, -1]
 
 
 def test_page_updates_name_slot_place_and_page() -> None:
     first = chunk(sequence(list(range(6))), 3, 0, 6, page_updates=(40, 41))
     later = chunk(sequence(list(range(9)), 8), 1, 8, 1, page_updates=(7,), first_page=2)
-    packed, late = pack_batch(plan_of(later, first), BUCKET, SHAPE)
-    updates = unpack(packed)["page_updates"]
+    packed = pack(plan_of(later, first))
+    updates = unpack(packed.vector)["page_updates"]
     assert updates[:3].tolist() == [[1, 2, 7], [3, 0, 40], [3, 1, 41]]
     assert (updates[3:, 0] == SHAPE.max_num_seqs).all()
-    assert not len(late)
+    assert not len(packed.late_updates)
 
 
 def test_page_updates_beyond_the_bucket_come_back_in_order() -> None:
@@ -85,10 +99,24 @@ def test_page_updates_beyond_the_bucket_come_back_in_order() -> None:
     bucket = Bucket(2, 2)
     room = SHAPE.page_updates(bucket)
     pages = tuple(range(20, 20 + room + 5))
-    packed, late = pack_batch(plan_of(chunk(sequence([1]), 2, 0, 1, page_updates=pages)), bucket, SHAPE)
-    entries = [*unpack(packed, bucket)["page_updates"].tolist(), *late.tolist()]
+    packed = pack(plan_of(chunk(sequence([1]), 2, 0, 1, page_updates=pages)), bucket)
+    late = packed.late_updates
+    entries = [*unpack(packed.vector, bucket)["page_updates"].tolist(), *late.tolist()]
     assert entries == [[2, index, page] for index, page in enumerate(pages)]
     assert len(late) == 5
+
+
+def test_decodes_that_are_known_as_such_are_packed_alike() -> None:
+    known = chunk(sequence([5, 6, 7, 8, 9], 3), 2, 4, 1, page_updates=(33,), first_page=1)
+    pending = chunk(sequence([5, 6, 7]), 1, 3, 1)
+    prompt = chunk(sequence([11, 12, 13, 14, 15, 16]), 0, 1, 4, samples=False)
+    slots = SlotSampling(SHAPE)
+    for part in (known, pending, prompt):
+        slots.enter(part.slot, part.sequence)
+    plain, told = plan_of(known, pending, prompt), replace(plan_of(known, pending, prompt), num_decodes=2)
+    np.testing.assert_array_equal(pack(plain).vector, pack(told).vector)
+    np.testing.assert_array_equal(pack_sampling(slots, plain), pack_sampling(slots, told))
+    assert needs(slots, plain) == needs(slots, told) == Variant(draws=True)
 
 
 SET = {
@@ -107,7 +135,7 @@ def test_sampling_of_a_slot_reaches_its_row() -> None:
     one, other = sequence([1, 2, 3, 4], 2, **SET), sequence([1], temperature=0.0)
     slots.enter(3, one)
     slots.enter(0, other)
-    packed = slots.pack(plan_of(chunk(other, 0, 0, 1), chunk(one, 3, 3, 1)), BUCKET)
+    packed = pack_sampling(slots, plan_of(chunk(other, 0, 0, 1), chunk(one, 3, 3, 1)))
     floats = packed.view(np.float32)
     for name, value in SET.items():
         line = FIELDS[name]
@@ -124,9 +152,9 @@ def test_rows_that_do_not_sample_have_no_slot_and_need_nothing() -> None:
     slots.enter(0, part)
     slots.enter(1, whole)
     early, last = chunk(part, 0, 0, 2, samples=False), chunk(whole, 1, 0, 1)
-    assert slots.pack(plan_of(early, last), BUCKET)[FIELDS["slots"]].tolist() == [4, 1, 4, 4]
-    assert slots.needs(plan_of(early, last)) == Variant()
-    assert slots.needs(plan_of(early)) is None
+    assert pack_sampling(slots, plan_of(early, last))[FIELDS["slots"]].tolist() == [4, 1, 4, 4]
+    assert needs(slots, plan_of(early, last)) == Variant()
+    assert needs(slots, plan_of(early)) is None
 
 
 @pytest.mark.parametrize(
@@ -149,7 +177,7 @@ def test_a_batch_needs_what_one_of_its_rows_needs(params: dict[str, Any], needed
     special, plain = sequence([1], **params), sequence([1], temperature=0.0)
     slots.enter(0, plain)
     slots.enter(2, special)
-    assert slots.needs(plan_of(chunk(plain, 0, 0, 1), chunk(special, 2, 0, 1))) == needed
+    assert needs(slots, plan_of(chunk(plain, 0, 0, 1), chunk(special, 2, 0, 1))) == needed
 
 
 def test_a_slot_forgets_the_request_that_left_it() -> None:
@@ -158,10 +186,10 @@ def test_a_slot_forgets_the_request_that_left_it() -> None:
     plain = sequence([1], temperature=0.0)
     slots.enter(1, plain)
     plan = plan_of(chunk(plain, 1, 0, 1))
-    assert slots.needs(plan) == Variant()
+    assert needs(slots, plan) == Variant()
     fresh = SlotSampling(SHAPE)
     fresh.enter(1, plain)
-    np.testing.assert_array_equal(slots.pack(plan, BUCKET), fresh.pack(plan, BUCKET))
+    np.testing.assert_array_equal(pack_sampling(slots, plan), pack_sampling(fresh, plan))
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 20, 21, 1_000_000])
@@ -169,14 +197,14 @@ def test_top_k_that_filters_nothing_is_the_whole_vocabulary(top_k: int) -> None:
     slots = SlotSampling(SHAPE)
     one = sequence([1], top_k=top_k)
     slots.enter(0, one)
-    assert slots.pack(plan_of(chunk(one, 0, 0, 1)), BUCKET)[FIELDS["top_k"], 0] == 20
+    assert pack_sampling(slots, plan_of(chunk(one, 0, 0, 1)))[FIELDS["top_k"], 0] == 20
 
 
 def seed_of(name: str, seed: int | None) -> int:
     slots = SlotSampling(SHAPE)
     one = sequence([1], name=name, seed=seed)
     slots.enter(0, one)
-    return int(slots.pack(plan_of(chunk(one, 0, 0, 1)), BUCKET)[FIELDS["seed"], 0])
+    return int(pack_sampling(slots, plan_of(chunk(one, 0, 0, 1)))[FIELDS["seed"], 0])
 
 
 def test_seed_is_the_requests_own_and_otherwise_made_of_its_id() -> None:

@@ -11,6 +11,7 @@ import jax
 import msgspec
 import pytest
 
+from jserve.batch import EngineState
 from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.errors import ConfigError
@@ -127,9 +128,8 @@ def test_each_device_holds_its_share_of_the_weights_and_no_more(world: World) ->
 
 def test_each_device_holds_its_share_of_the_kv_pages(world: World) -> None:
     state, plan, config = world.started.runner._state, world.started.plan, world.started.config
-    assert state is not None
     devices: Counter[jax.Device] = Counter()
-    for leaf in jax.tree.leaves(state.kv):
+    for leaf in jax.tree.leaves(EngineState.of(state).kv):
         for shard in leaf.addressable_shards:
             assert shard.data.shape[1] == max(1, config.num_kv_heads // world.parts)
             devices[shard.device] += shard.data.nbytes

@@ -122,6 +122,8 @@ def check_plan(plan: StepPlan, *, budget: int, max_num_seqs: int) -> None:
     assert all(0 <= slot < max_num_seqs for slot in slots)
     decodes = [chunk.length == 1 and chunk.samples and not chunk.is_first for chunk in plan.chunks]
     assert decodes == sorted(decodes, reverse=True), "a prompt's chunk stands before a decode"
+    assert all(decodes[: plan.num_decodes])
+    assert not any(chunk.reads for chunk in plan.chunks[: plan.num_decodes])
     for chunk in plan.chunks:
         if chunk.samples:
             assert chunk.output_index == chunk.start + chunk.length - chunk.sequence.num_prompt >= 0
