@@ -20,7 +20,6 @@ little. `--plot` needs matplotlib (`pip install 'jserve[bench]'`); `--from FILE.
 
 import argparse
 import dataclasses
-import gc
 import json
 import socket
 import statistics
@@ -38,7 +37,7 @@ from rich.table import Table
 from benchmarks.null_device import start_null_engine
 from benchmarks.report import machine
 from benchmarks.turn_clock import PHASES, TurnClock, Turns
-from jserve.engine import EngineCore, EngineProcess
+from jserve.engine import EngineCore, EngineProcess, settle
 from jserve.ipc import EngineSocket, encode_frame
 from jserve.protocol import Abort, Request, SamplingParams
 from jserve.runtime.platform import choose_platform
@@ -314,8 +313,7 @@ def measure(args: argparse.Namespace) -> list[Point]:
     layers = [int(part) for part in args.layers.split(",")]
     for count in layers:
         world = World(count)
-        gc.collect()
-        gc.freeze()  # as the engine's process does when it is ready
+        settle()  # as the engine's process does when it is ready
         for name in args.sweeps.split(","):
             if name != "rows" and count != layers[-1]:
                 continue

@@ -79,7 +79,7 @@ def pack_batch(plan: StepPlan, rows: Rows, bucket: Bucket, shape: EngineShape) -
     count, num_decodes = len(chunks), plan.num_decodes
     packed = np.zeros(layout.size, np.int32)
     token_ids, slots, query_start, context_len, updates = layout.parts(packed)
-    token_ids[: plan.num_tokens] = _token_ids(plan)
+    _fill_tokens(token_ids, plan)
     slots[:count] = rows.slots
     slots[count:] = shape.max_num_seqs
     query_start[1 : num_decodes + 1] = np.arange(1, num_decodes + 1)
@@ -100,18 +100,20 @@ def pack_batch(plan: StepPlan, rows: Rows, bucket: Bucket, shape: EngineShape) -
     return PackedBatch(packed, slots, context_len, pending[fitting:])
 
 
-def _token_ids(plan: StepPlan) -> list[int]:
+def _fill_tokens(token_ids: np.ndarray, plan: StepPlan) -> None:
     """All tokens of the step in order; -1 where the host does not know the token yet."""
     chunks, num_decodes = plan.chunks, plan.num_decodes
-    tokens = [
+    token_ids[:num_decodes] = [
         known[chunk.start] if chunk.start < len(known := chunk.sequence.token_ids) else -1
         for chunk in chunks[:num_decodes]
     ]
+    place = num_decodes
     for chunk in chunks[num_decodes:]:
         part = chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]
-        tokens += part
-        tokens += [-1] * (chunk.length - len(part))
-    return tokens
+        end = place + chunk.length
+        token_ids[place : place + len(part)] = part
+        token_ids[place + len(part) : end] = -1
+        place = end
 
 
 def page_updates(plan: StepPlan) -> np.ndarray:

@@ -87,8 +87,9 @@ class PagePool:
     def match(self, chain: DigestChain, limit: int) -> list[int]:
         """The longest run of pages, at most `limit`, that hold the prefix of `chain`. References nothing."""
         pages: list[int] = []
-        for position in range(limit):
-            page = self._index.get(chain.digest(position))
+        index = self._index
+        for digest in chain.digests(limit):
+            page = index.get(digest)
             if page is None:
                 break
             pages.append(page)

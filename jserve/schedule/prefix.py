@@ -5,6 +5,7 @@ equal, so a digest found in the pool's index names a page that can be shared. Co
 """
 
 from array import array
+from collections.abc import Iterator
 from hashlib import blake2b
 
 _DIGEST_BYTES = 32
@@ -17,7 +18,7 @@ class DigestChain:
 
     __slots__ = ("_digests", "_page_size", "_root", "_token_ids")
 
-    def __init__(self, token_ids: list[int], page_size: int, salt: str) -> None:
+    def __init__(self, token_ids: "array[int]", page_size: int, salt: str) -> None:
         self._token_ids = token_ids
         self._page_size = page_size
         self._root = blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
@@ -33,12 +34,21 @@ class DigestChain:
             self._extend(min(max(page + 1, len(self._digests) + _MATCH_RUN), self.num_full_pages))
         return self._digests[page]
 
+    def digests(self, limit: int) -> Iterator[bytes]:
+        """The digests of the first `limit` pages, all of which must be full, computed as they are asked for."""
+        known = self._digests
+        for page in range(limit):
+            if page == len(known):
+                self._extend(min(page + _MATCH_RUN, self.num_full_pages))
+            yield known[page]
+
     def _extend(self, num_pages: int) -> None:
         first = len(self._digests)
-        tokens = array("i", self._token_ids[first * self._page_size : num_pages * self._page_size])
+        tokens = self._token_ids[first * self._page_size : num_pages * self._page_size]
         stride = self._page_size * tokens.itemsize
         content = tokens.tobytes()
         parent = self._digests[-1] if self._digests else self._root
+        append = self._digests.append
         for offset in range(0, len(content), stride):
             parent = blake2b(parent + content[offset : offset + stride], digest_size=_DIGEST_BYTES).digest()
-            self._digests.append(parent)
+            append(parent)

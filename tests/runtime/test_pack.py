@@ -1,5 +1,6 @@
 """Plans as flat arrays: every number is where the device looks for it."""
 
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ def sequence(tokens: list[int], num_prompt: int | None = None, name: str = "r", 
     prompt = tokens[: len(tokens) if num_prompt is None else num_prompt]
     request = Request(name, prompt, SamplingParams(**sampling))
     made = Sequence.of(request, arrival_number=1, max_total=64, page_size=4, eos_token_ids=frozenset({2}))
-    made.token_ids[:] = tokens
+    made.token_ids[:] = array("i", tokens)
     return made
 
 

@@ -1,5 +1,7 @@
 """PagePool: who owns which page, and which prefix is found."""
 
+from array import array
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from jserve.schedule.prefix import DigestChain
 
 
 def _chain(*token_ids: int, salt: str = "") -> DigestChain:
-    return DigestChain(list(token_ids), 2, salt)
+    return DigestChain(array("i", token_ids), 2, salt)
 
 
 def _cache(pool: PagePool, chain: DigestChain) -> list[int]:
@@ -162,13 +164,13 @@ def test_digests_are_equal_exactly_while_prefixes_are(token_ids: list[int], chan
     other = list(token_ids)
     if changed < len(other):
         other[changed] += 1
-    one, two = DigestChain(token_ids, 2, ""), DigestChain(other, 2, "")
+    one, two = (DigestChain(array("i", tokens), 2, "") for tokens in (token_ids, other))
     for page in range(one.num_full_pages):
         assert (one.digest(page) == two.digest(page)) == (token_ids[: 2 * page + 2] == other[: 2 * page + 2])
 
 
 def test_a_chain_follows_its_growing_token_list() -> None:
-    token_ids = [1, 2, 3]
+    token_ids = array("i", [1, 2, 3])
     chain = DigestChain(token_ids, 2, "")
     chain.digest(0)
     with pytest.raises(IndexError):
