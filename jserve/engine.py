@@ -49,7 +49,7 @@ from jserve.protocol import (
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner
-from jserve.runtime.shapes import EngineShape
+from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started, compile_behind, describe, start_runner
 from jserve.schedule.scheduler import Scheduler
 from jserve.schedule.sequence import Status
@@ -82,6 +82,8 @@ class EngineCore:
             max_model_len=shape.max_model_len,
             eos_token_ids=started.eos_token_ids,
             enable_prefix_caching=enable_prefix_caching,
+            step_sizes=self.runner.mixed_sizes,
+            step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )
         self.compiles = CompileCounter()
         self._eos_token_ids = started.eos_token_ids

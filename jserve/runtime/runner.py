@@ -201,6 +201,10 @@ class Runner:
         chosen = np.asarray(extra.chosen) if extra is not None and extra.chosen is not None else None
         return StepTokens(tokens, _read_logprobs(plan, output, chosen, vocab), read)
 
+    def mixed_sizes(self, rows: int) -> tuple[int, ...]:
+        """The tokens, ascending, to which mixed steps of so many rows are padded by the programs there are."""
+        return tuple(bucket.tokens for bucket in self._steps if bucket.rows >= rows and not bucket.is_decode)
+
     def step_memory(self) -> int:
         """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
         analyses = [step.memory_analysis() for step in self._steps.values()]

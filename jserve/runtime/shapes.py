@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+CPU_STEP_OVERHEAD = 24
+"""Tokens whose products take as long as what each step does for its own sake: reading weights, small operations."""
+GPU_STEP_OVERHEAD = 256
+"""Likewise: up to about so many, a step reads weights for longer than it computes (300 operations a byte)."""
 _FEW_ROWS = 32
 """Tokens a row up to which a mixed step comes with fewer rows than the most."""
 

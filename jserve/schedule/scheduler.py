@@ -13,12 +13,13 @@ stuck half way, and only generation asks for further pages, one at a time.
 import heapq
 import time
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 
 from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
 from jserve.schedule.embedding import unit_vector
+from jserve.schedule.fill import filled
 from jserve.schedule.limits import LengthLimits
 from jserve.schedule.plan import ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.pool import PagePool
@@ -33,7 +34,8 @@ class Scheduler:
 
     One step ahead (or more): `schedule` may be called again before `update` of the plan before. `num_pages`
     pages of `page_size` tokens; at most `max_num_seqs` sequences run, in slots 0 to max_num_seqs - 1; a step
-    computes at most `max_num_batched_tokens` tokens.
+    computes at most `max_num_batched_tokens` tokens. `step_sizes` tells the tokens, ascending, to which steps of so
+    many rows are padded, and `step_overhead` how many tokens cost as much as a further step, see `filled`.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Scheduler:
         max_model_len: int,
         eos_token_ids: frozenset[int],
         enable_prefix_caching: bool,
+        step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
+        step_overhead: int = 0,
     ) -> None:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(
@@ -58,6 +62,8 @@ class Scheduler:
         self._limits = LengthLimits(max_model_len, num_pages * page_size)
         self._eos_token_ids = eos_token_ids
         self._caches = enable_prefix_caching
+        self._step_sizes = step_sizes
+        self._step_overhead = step_overhead
         self._sequences: dict[str, Sequence] = {}
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by rank
@@ -131,9 +137,7 @@ class Scheduler:
         chunks: list[ScheduledChunk] = []
         self._schedule_decodes(chunks)
         num_tokens = num_decodes = len(chunks)
-        if num_tokens < len(self._running):
-            num_tokens += self._schedule_prompts(chunks, self._max_num_batched_tokens - num_tokens)
-        num_tokens += self._schedule_admissions(chunks, self._max_num_batched_tokens - num_tokens)
+        num_tokens += self._schedule_prompts(chunks)
         if not chunks:
             return None
         self._step_tokens = num_tokens
@@ -246,30 +250,45 @@ class Scheduler:
                 ScheduledChunk(sequence, sequence.slot, start, 1, True, output_index, False, page_updates, first_page)
             )
 
-    def _schedule_prompts(self, chunks: list[ScheduledChunk], budget: int) -> int:
-        """Further chunks of running sequences with more than one token to go. Returns the tokens planned."""
-        num_tokens = 0
-        for sequence in self._running:
-            if num_tokens == budget:
+    def _schedule_prompts(self, chunks: list[ScheduledChunk]) -> int:
+        """Give what the decodes leave of the budget to prompts: running ones, then from the queue, strictly in its
+        order, while all lasts. Returns the tokens planned.
+        """
+        room = self._max_num_batched_tokens - len(chunks)
+        num_decodes, budget = len(chunks), room
+        held: Sequence | None = None  # the last one has no chunk yet: it may get less than there is room for
+        length, is_first = 0, False
+        for sequence in self._running if num_decodes < len(self._running) else ():
+            if not room:
                 break
             # A last token of which nothing is sampled is left to this, not to the decodes.
             if sequence.num_uncomputed > (not sequence.request.ends_with_prompt):
-                length = min(sequence.num_uncomputed, budget - num_tokens)
-                chunks.append(self._prompt_chunk(sequence, length, is_first=False))
-                num_tokens += length
-        return num_tokens
-
-    def _schedule_admissions(self, chunks: list[ScheduledChunk], budget: int) -> int:
-        """Admit from the queue, strictly in its order, while all lasts. Returns the tokens planned."""
-        num_tokens = 0
-        while num_tokens < budget and self._free_slots:
-            sequence = self._waiting.first()
-            if sequence is None or sequence.num_pending or not self._admit(sequence):
+                if held is not None:
+                    chunks.append(self._prompt_chunk(held, length, is_first=False))
+                held, length = sequence, min(sequence.num_uncomputed, room)
+                room -= length
+        while room and self._free_slots:
+            waiting = self._waiting.first()
+            if waiting is None or waiting.num_pending:
                 break
-            length = min(sequence.num_uncomputed, budget - num_tokens)
-            chunks.append(self._prompt_chunk(sequence, length, is_first=True))
-            num_tokens += length
-        return num_tokens
+            if held is not None:  # first, because the next may share its pages
+                chunks.append(self._prompt_chunk(held, length, is_first=is_first))
+                held = None
+            if not self._admit(waiting):
+                break
+            held, length, is_first = waiting, min(waiting.num_uncomputed, room), True
+            room -= length
+        if held is not None:
+            excess = self._excess(num_decodes + budget - room, len(chunks) + 1, num_decodes)
+            if excess < length:
+                length, room = length - excess, room + excess
+            chunks.append(self._prompt_chunk(held, length, is_first=is_first))
+        return budget - room
+
+    def _excess(self, num_tokens: int, num_rows: int, num_decodes: int) -> int:
+        """How many of a step's tokens would cost more in padding than in the next step."""
+        sizes = self._step_sizes(num_rows)
+        return num_tokens - filled(num_tokens, num_decodes, sizes, self._step_overhead)
 
     def _prompt_chunk(self, sequence: Sequence, length: int, *, is_first: bool) -> ScheduledChunk:
         start = sequence.num_computed

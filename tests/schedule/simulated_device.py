@@ -8,6 +8,7 @@ freed, shared or evicted too early, a stale last token or a wrong output index g
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -142,6 +143,8 @@ class World:
         max_model_len: int = 64,
         caching: bool = True,
         depth: int = 1,
+        step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
+        step_overhead: int = 0,
     ) -> None:
         self.budget, self.max_num_seqs, self.depth = budget, max_num_seqs, depth
         self.scheduler = Scheduler(
@@ -152,6 +155,8 @@ class World:
             max_model_len=max_model_len,
             eos_token_ids=frozenset({EOS}),
             enable_prefix_caching=caching,
+            step_sizes=step_sizes,
+            step_overhead=step_overhead,
         )
         self.device = SimulatedDevice(num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs)
         self.longest = min(max_model_len, num_pages * page_size + 1)

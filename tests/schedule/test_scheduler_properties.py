@@ -26,8 +26,11 @@ class AnyOrder(RuleBasedStateMachine):
         budget=st.integers(1, 9),
         caching=st.sampled_from([True, True, False]),
         depth=st.sampled_from([1, 1, 0, 2]),
+        step_sizes=st.sampled_from([(), (2, 4, 8), (3, 5, 9)]),
     )
-    def begin(self, num_pages: int, max_num_seqs: int, budget: int, caching: bool, depth: int) -> None:
+    def begin(
+        self, num_pages: int, max_num_seqs: int, budget: int, caching: bool, depth: int, step_sizes: tuple[int, ...]
+    ) -> None:
         self.world = World(
             num_pages=num_pages,
             max_num_seqs=max_num_seqs,
@@ -35,6 +38,7 @@ class AnyOrder(RuleBasedStateMachine):
             max_model_len=20,
             caching=caching,
             depth=depth,
+            step_sizes=lambda rows: step_sizes,
         )
 
     @rule(
