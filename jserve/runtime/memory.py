@@ -40,7 +40,7 @@ class Capacity:
     page_size: int
 
 
-CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=512, page_size=32)
+CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=256, page_size=32)
 GPU_CAPACITY = Capacity(max_num_seqs=256, max_num_batched_tokens=4096, page_size=64)
 
 

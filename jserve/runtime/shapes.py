@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-CPU_STEP_OVERHEAD = 24
+CPU_STEP_OVERHEAD = 36
 """Tokens whose products take as long as what each step does for its own sake: reading weights, small operations."""
 GPU_STEP_OVERHEAD = 256
 """Likewise: up to about so many, a step reads weights for longer than it computes (300 operations a byte)."""
