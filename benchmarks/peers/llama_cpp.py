@@ -1,4 +1,4 @@
-"""llama.cpp's HTTP server from the wheel `xllamacpp`, with one KV cache shared by all slots.
+"""llama.cpp's HTTP server from the wheel `xllamacpp`, by default with one KV cache shared by all slots.
 
 Serves /v1/completions and /v1/chat/completions. Run through llama_cpp.sh, which has the wheel.
 """
@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--parallel", type=int, default=32, help="slots, i.e. sequences at once (default 32)")
     parser.add_argument("--context", type=int, default=1024, help="tokens per slot (default 1024)")
+    parser.add_argument("--split-cache", action="store_true", help="a cache per slot instead of one that all share")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     server = start(parser.parse_args())
     print(f"llama.cpp listening on {server.listening_address}", flush=True)
@@ -32,7 +33,7 @@ def start(args: argparse.Namespace) -> Any:
     params.port = args.port
     params.n_parallel = args.parallel
     params.n_ctx = args.context * args.parallel
-    params.kv_unified = True  # slots share the cells, as paged engines do, so a long request may take more
+    params.kv_unified = not args.split_cache  # slots share the cells, as paged engines do, so a long request may take more
     params.cpuparams.n_threads = args.threads
     params.cpuparams_batch.n_threads = args.threads
     print(xllamacpp.get_system_info(), flush=True)
