@@ -15,6 +15,7 @@ that was started is stopped in the end, after a failure or Ctrl-C too. What was 
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 import tempfile
@@ -48,6 +49,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SERVING_S = 930.0
 GOODPUT_S = 240.0
 GOODPUT_SERVERS = ("jserve", "vllm")
+JSERVE_CHUNK = 256  # tokens of a step, jserve's default on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,13 @@ class Alone:
 
 ALONE = {
     "start": Alone(("benchmarks.start",), "startup.json", 420.0),
-    "ceiling": Alone(("benchmarks.host_ceiling", "--peer", "vllm", "--tokens", "256"), "host-ceiling.json", 300.0),
-    "scaling": Alone(("benchmarks.host_scaling",), "host-scaling.json", 150.0),
+    "ceiling": Alone(
+        ("benchmarks.host_ceiling", "--peer", "vllm", "--tokens", "256"),
+        "host-ceiling.json",
+        300.0,
+        ("--streams", "8", "--rounds", "1"),
+    ),
+    "scaling": Alone(("benchmarks.host_scaling",), "host-scaling.json", 120.0, ("--turns", "10")),
 }
 TOGETHER = ("serving", "goodput")
 PARTS = (*TOGETHER, *ALONE)
@@ -126,7 +133,7 @@ def goodput(bench: Bench) -> tuple[str, ...]:
     here = [r for r in bench.servers.running if r.server.name in GOODPUT_SERVERS]
     if not here:
         raise SkippedError(f"none of {', '.join(GOODPUT_SERVERS)} runs")
-    words = ["benchmarks.goodput", "--tokenizer", str(bench.forms.folder)]
+    words = ["benchmarks.goodput", "--tokenizer", str(bench.forms.folder), "--chunk", f"jserve={JSERVE_CHUNK}"]
     for running in here:
         words += ["--url", f"{running.server.name}={running.url}"]
         words += ["--server-pid", f"{running.server.name}={running.process.pid}"]
@@ -143,6 +150,8 @@ def alone(name: str, bench: Bench) -> tuple[str, ...]:
 
 def own_process(name: str, words: Sequence[str], file: str, limit: float, bench: Bench) -> tuple[str, ...]:
     """A command with a result file of its own, which gets the head that all have."""
+    if importlib.util.find_spec(words[0]) is None:
+        raise SkippedError(f"{words[0]} is not there")
     made = bench.visit.folder / file
     made.unlink(missing_ok=True)
     must(bench.visit.run(name, [*MODULE, *words, "--out", str(made)], limit), words[0])

@@ -33,7 +33,9 @@ def start(args: argparse.Namespace) -> Any:
     params.port = args.port
     params.n_parallel = args.parallel
     params.n_ctx = args.context * args.parallel
-    params.kv_unified = not args.split_cache  # slots share the cells, as paged engines do, so a long request may take more
+    params.kv_unified = (
+        not args.split_cache
+    )  # slots share the cells, as paged engines do, so a long request may take more
     params.cpuparams.n_threads = args.threads
     params.cpuparams_batch.n_threads = args.threads
     print(xllamacpp.get_system_info(), flush=True)
