@@ -42,7 +42,9 @@ def serving_chart(data: Mapping[str, Any], out: Path) -> None:
     """Output tokens/s over the time per output token, both axes logarithmic."""
     figure, panels = new_figure(len(data["summary"]), 5.0, 4.9)
     figure.subplots_adjust(left=0.06, right=0.985, top=0.80, bottom=0.2, wspace=0.16)
-    names = {server["name"]: f"{server['label']}, {server['precision']}" for server in data["servers"]}
+    names = {
+        server["name"]: f"{server['label']} {server['version']}, {server['precision']}" for server in data["servers"]
+    }
     titles = {kind["name"]: f"{kind['title']},\n{kind['output_len']} out" for kind in data["kinds"]}
     handles: dict[str, Any] = {}
     for axes, (kind, loads) in zip(panels, data["summary"].items(), strict=True):

@@ -32,7 +32,7 @@ from benchmarks.serving import run_once, warm_up
 IDLE_SHARE = 0.05  # of a core: below it a server counts as idle
 IDLE_S = 120.0
 FIRST_S = 60.0  # what a scenario is taken to need before it has run once
-ROUNDS = 3
+ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ SERVERS = (
     Server("jserve", "jserve", "auto", ("--model", "{folder}", "--port", "{port}")),
     Server(
         "jserve-bf16",
-        "jserve --dtype bfloat16",
+        "jserve (--dtype)",
         "bfloat16",
         ("--model", "{folder}", "--port", "{port}", "--dtype", "bfloat16"),
     ),
@@ -80,7 +80,7 @@ SERVERS = (
     ),
     Server(
         "llama",
-        "llama.cpp (AVX2 wheel)",
+        "llama.cpp (AVX2 wheel xllamacpp)",
         "BF16 file",
         ("{gguf}", "{port}", "--parallel", str(STREAMS), "--context", "2048"),
         "llama_cpp.sh",

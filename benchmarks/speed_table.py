@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TARGETS = Path(__file__).with_name("targets.toml")
 README = ROOT / "README.md"
+CHART = "cpu-serving.png"
 BEGIN = "<!-- speed: written by `python -m benchmarks.speed_table` out of benchmarks/results -->"
 END = "<!-- /speed -->"
 
@@ -160,6 +161,8 @@ def markdown(results: Path = RESULTS) -> str:
     if missed:
         lines += ["", "What stops those that were not reached:", ""]
         lines += [f"- {row.text}: {row.note or 'not known yet'}" for row in missed]
+    if (results / CHART).exists():
+        lines += ["", f"![output tokens/s against the time per output token](benchmarks/results/{CHART})"]
     return "\n".join(lines)
 
 
