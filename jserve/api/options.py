@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jserve.api.access.keys import read_key_file
-from jserve.api.access.limits import read_limits
+from jserve.api.access.limits import Limits
 from jserve.api.access.options import add_access_options, add_observability_options, flatten
 from jserve.api.foreign_flags import hint_for
-from jserve.api.model_speech import check_parser_names
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.api.speech_options import add_speech_options
 from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
@@ -348,7 +347,7 @@ def _engine_config(options: argparse.Namespace) -> EngineConfig:
 
 
 def _server_settings(options: argparse.Namespace) -> ServerSettings:
-    check_parser_names(options.tool_call_parser, options.reasoning_parser)
+    _check_parser_names(options)
     return ServerSettings(
         model=options.model,
         served_model_names=tuple(options.served_model_name or ()),
@@ -360,7 +359,7 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         api_keys=_api_keys(options),
         api_key_file=options.api_key_file,
         metrics_without_key=options.metrics_without_key,
-        limits=read_limits(options.limits) if options.limits is not None else None,
+        limits=_limits(options.limits),
         cache_isolation=options.cache_isolation,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
@@ -393,6 +392,22 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
         otlp_traces_endpoint=options.otlp_traces_endpoint,
         engine_command=tuple(options.engine_command or DEFAULT_ENGINE_COMMAND),
     )
+
+
+def _check_parser_names(options: argparse.Namespace) -> None:
+    """Names of parsers; those that know them are imported only where there is one, to start sooner."""
+    if (options.tool_call_parser, options.reasoning_parser) != ("auto", "auto"):
+        from jserve.api.model_speech import check_parser_names
+
+        check_parser_names(options.tool_call_parser, options.reasoning_parser)
+
+
+def _limits(path: Path | None) -> Limits | None:
+    if path is None:
+        return None
+    from jserve.api.access.limits_file import read_limits
+
+    return read_limits(path)
 
 
 def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from jserve.api.access.account import Accounts
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.access.keys import KeyRing
-from jserve.api.app import build_app
 from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
+from jserve.api.early_app import EarlyApp
 from jserve.api.generation import Generator
 from jserve.api.http_protocol import http_protocol
 from jserve.api.process import LaunchedEngine
@@ -73,9 +74,10 @@ class Server:
         self._listener = listener
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
+        self._app = EarlyApp(self._build_app)
         self._http = _HttpServer(
             uvicorn.Config(
-                build_app(self.context),
+                self._app,
                 loop="none",
                 http=http_protocol(settings.receive_timeout_s, settings.max_request_bytes),
                 ws="none",
@@ -103,7 +105,7 @@ class Server:
         """Serve until stopped. Raises StartupError where the engine cannot be kept alive."""
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         engine = asyncio.create_task(self.context.client.run())
-        loading = asyncio.create_task(self._load_model())
+        loading = asyncio.create_task(self._load())
         stop = asyncio.create_task(self._stop_requested.wait())
         watchdog = asyncio.create_task(watch_decode(self.context.client))
         self.context.client.on_ready = lambda _: self._announce()
@@ -131,7 +133,14 @@ class Server:
         self.context.client.kill()
         os._exit(1)
 
-    async def _load_model(self) -> None:
+    def _build_app(self) -> ASGIApp:
+        from jserve.api.app import build_app  # with FastAPI, half a second
+
+        return build_app(self.context)
+
+    async def _load(self) -> None:
+        """What takes a while and does not need the engine: the routes, then the model's text side."""
+        await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
         self._announce()
