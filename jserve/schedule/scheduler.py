@@ -59,6 +59,9 @@ class Scheduler:
         self._pool = PagePool(num_pages, page_size)
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        # Beside running answers prompts get half a step, so that none of them waits as long as a lone chunk takes.
+        # Twice the sequences at the least: however many decode, some prompt gets on.
+        self._mixed_budget = min(max_num_batched_tokens, max(max_num_batched_tokens // 2, 2 * max_num_seqs))
         self._limits = LengthLimits(max_model_len, num_pages * page_size)
         self._eos_token_ids = eos_token_ids
         self._caches = enable_prefix_caching
@@ -254,8 +257,8 @@ class Scheduler:
         """Give what the decodes leave of the budget to prompts: running ones, then from the queue, strictly in its
         order, while all lasts. Returns the tokens planned.
         """
-        room = self._max_num_batched_tokens - len(chunks)
-        num_decodes, budget = len(chunks), room
+        num_decodes = len(chunks)
+        budget = room = (self._mixed_budget if chunks else self._max_num_batched_tokens) - num_decodes
         held: Sequence | None = None  # the last one has no chunk yet: it may get less than there is room for
         length, is_first = 0, False
         for sequence in self._running if num_decodes < len(self._running) else ():

@@ -66,6 +66,29 @@ def test_decodes_go_first_and_a_long_prompt_never_stalls_them() -> None:
         assert list(_lengths(plan).items()) == [("a", 1), ("long", 3)]
 
 
+def test_a_prompt_alone_gets_whole_steps_and_beside_answers_half() -> None:
+    world = World(num_pages=200, budget=32, max_num_seqs=2, max_model_len=120)
+    world.add("long", [3] * 80, max_tokens=9, ignore_eos=True)
+    assert _lengths(world.step()) == {"long": 32}
+    world.add("a", [1] * 2, max_tokens=20, ignore_eos=True)
+    assert [_lengths(world.step()) for _ in range(3)] == [{"long": 32}, {"long": 16, "a": 2}, {"long": 1, "a": 1}]
+    world = World(num_pages=200, budget=32, max_num_seqs=2, max_model_len=120)
+    world.add("a", [1] * 2, max_tokens=20, ignore_eos=True)
+    world.step()
+    world.add("long", [3] * 80, max_tokens=9, ignore_eos=True)
+    assert [_lengths(world.step()) for _ in range(2)] == [{"a": 1, "long": 15}] * 2
+
+
+def test_however_many_answers_run_a_prompt_gets_on() -> None:
+    world = World(num_pages=200, budget=8, max_num_seqs=8, max_model_len=64)
+    for name in "abcdefg":
+        world.add(name, [1, 2], salt=name, max_tokens=40, ignore_eos=True)
+    for _ in range(4):
+        world.step()
+    world.add("long", [3] * 20, max_tokens=2)
+    assert _lengths(world.step()) == dict.fromkeys([*"abcdefg", "long"], 1)
+
+
 def test_several_prompts_share_what_the_decodes_leave() -> None:
     world = World(budget=8)
     world.add("a", [1, 2], max_tokens=20, ignore_eos=True)
