@@ -98,7 +98,7 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
 
 
 def measure_rounds(
-    todo: Sequence[Scenario], rounds: int, visit: Visit, tokenizer: Tokenizer, left_out: dict[str, str]
+    todo: Sequence[Scenario], rounds: int, visit: Visit, tokenizer: Tokenizer | None, left_out: dict[str, str]
 ) -> list[Run]:
     """Round after round over all scenarios; one that would not fit into the time left goes to `left_out`."""
     runs: list[Run] = []
@@ -121,7 +121,7 @@ def measure_rounds(
     return runs
 
 
-def measure_scenario(scenario: Scenario, index: int, tokenizer: Tokenizer) -> list[Run]:
+def measure_scenario(scenario: Scenario, index: int, tokenizer: Tokenizer | None) -> list[Run]:
     """Each server in turn with the same prompts, new in this round."""
     plan, name = scenario.plan, label(scenario)
     watch = CpuWatch({target.name: target.url for target in plan.targets}, plan.server_pids)

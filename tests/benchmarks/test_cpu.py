@@ -1,0 +1,155 @@
+"""The comparison on a CPU, with servers that are a few lines long: who takes part, who is left out, who is stopped."""
+
+import dataclasses
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
+
+from benchmarks.compare import Kind, label, measure_rounds, scenarios, summary
+from benchmarks.load import Outcome
+from benchmarks.metrics import RunMetrics, measure
+from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
+from benchmarks.report import Run, ratios
+from benchmarks.servers import Field, Forms, Server
+from benchmarks.speed_table import find
+
+STUB = """
+import http.server, json, sys
+class Stub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({"data": [{"id": "stub-model"}]})
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"choices": [{"text": "a"}]})
+    def answer(self, body):
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Stub).serve_forever()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _however_full_this_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.servers.ROOM_GIB", 0.0)
+
+
+@pytest.fixture
+def visit(tmp_path: Path) -> Visit:
+    return Visit(tmp_path, True, tmp_path / "model.gguf", time.monotonic() + 60)
+
+
+@pytest.fixture
+def forms(tmp_path: Path) -> Forms:
+    return Forms(tmp_path / "hf", tmp_path / "model.gguf")
+
+
+def server(tmp_path: Path, name: str, code: str) -> Server:
+    script = tmp_path / f"{name}.py"
+    script.write_text(f"#!{sys.executable}\n{textwrap.dedent(code)}")
+    script.chmod(0o755)
+    return Server(name, name, "float32", ("{port}",), str(script))
+
+
+def test_server_is_ready_with_its_model_and_gone_after_the_context(tmp_path: Path, visit: Visit, forms: Forms) -> None:
+    with Field(visit) as field:
+        running = field.add(server(tmp_path, "good", STUB), forms)
+        assert running is not None
+        assert running.target.model == "stub-model"
+        assert psutil.pid_exists(running.process.pid)
+    assert running.process.poll() is not None
+
+
+def test_server_is_stopped_when_a_part_fails(tmp_path: Path, visit: Visit, forms: Forms) -> None:
+    def fail() -> None:
+        with Field(visit) as field:
+            running = field.add(server(tmp_path, "good", STUB), forms)
+            assert running is not None
+            pids.append(running.process.pid)
+            raise KeyboardInterrupt
+
+    pids: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not psutil.pid_exists(pids[0])
+
+
+def test_server_that_ends_early_is_left_out_with_its_last_words(tmp_path: Path, visit: Visit, forms: Forms) -> None:
+    with Field(visit) as field:
+        assert field.add(server(tmp_path, "bad", "raise SystemExit('no such instruction')"), forms) is None
+        assert "no such instruction" in field.left_out["bad"]
+        assert not field.running
+
+
+def test_server_that_never_answers_is_left_out_at_the_limit(tmp_path: Path, visit: Visit, forms: Forms) -> None:
+    with Field(visit) as field:
+        assert field.add(server(tmp_path, "mute", "import time; time.sleep(60)"), forms, limit=0.5) is None
+        assert "not ready at its time limit" in field.left_out["mute"]
+
+
+def test_server_without_room_in_memory_is_left_out(
+    tmp_path: Path, visit: Visit, forms: Forms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.servers.ROOM_GIB", 1e6)
+    with Field(visit) as field:
+        assert field.add(server(tmp_path, "good", STUB), forms) is None
+        assert "GiB of memory were free" in field.left_out["good"]
+
+
+def test_stop_ends_children_that_were_left_behind(visit: Visit) -> None:
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    process = visit.start("parent", [sys.executable, "-c", code])
+    process.wait()
+    child = int(visit.log("parent").read_text())
+    assert psutil.pid_exists(child)
+    stop(process)
+    for _ in range(100):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.02)
+    os.kill(child, 9)
+    pytest.fail("the child still ran")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(SkippedError("no GPU"), "skipped"), (FailedError("oh"), "failed"), (KeyError("k"), "failed")]
+)
+def test_part_that_goes_wrong_is_an_outcome_with_its_reason(visit: Visit, error: Exception, status: str) -> None:
+    def part(_: Visit) -> tuple[str, ...]:
+        raise error
+
+    outcome = do("part", part, visit)
+    assert outcome.status == status
+    assert str(error) in outcome.reason
+
+
+def run(target: str, index: int, rate: float, flags: tuple[str, ...] = ()) -> Run:
+    outcome = Outcome(asked_tokens=10, due=0.0, text_times=[0.1, 0.5], ended=10 / rate, output_tokens=10)
+    metrics: RunMetrics = measure([outcome], streamed=True)
+    return Run(target, "128 c=8", index, dataclasses.replace(metrics, flags=flags))
+
+
+def test_flagged_round_is_told_but_takes_no_part_in_the_medians() -> None:
+    runs = [run("jserve", 0, 20), run("vllm", 0, 10), run("jserve", 1, 90, ("others took 50%",)), run("vllm", 1, 10)]
+    told = summary(runs, ratios(runs))
+    assert find(told, "128/c=8/jserve/output_tokens_per_s") == pytest.approx(20)
+    assert find(told, "128/c=8/jserve/ratio_to/vllm") == pytest.approx(2)
+    assert find(told, "128/c=8/jserve/flagged") == 1
+    assert find(told, "128/c=8/vllm/flagged") == 0
+
+
+def test_scenario_without_time_is_left_out_with_a_word(tmp_path: Path, forms: Forms) -> None:
+    visit = Visit(tmp_path, True, tmp_path / "model.gguf", time.monotonic())
+    todo = scenarios([Kind("128", "title", 128, 8, 0, ((1, 1), (8, 8)), 1)], [], 0)
+    left_out: dict[str, str] = {}
+    assert measure_rounds(todo, 1, visit, None, left_out) == []
+    assert list(left_out) == [f"{label(scenario)} round 1" for scenario in todo]
