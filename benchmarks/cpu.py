@@ -62,7 +62,7 @@ class Alone:
 
 
 ALONE = {
-    "start": Alone(("benchmarks.start", "--minutes", "6.5"), "startup.json", 400.0, ("--servers", "jserve")),
+    "start": Alone(("benchmarks.first_token", "--minutes", "6.5"), "startup.json", 400.0, ("--servers", "jserve")),
     "ceiling": Alone(
         ("benchmarks.host_ceiling", "--peer", "vllm", "--tokens", "256"),
         "host-ceiling.json",

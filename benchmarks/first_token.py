@@ -1,7 +1,7 @@
 """Time from the command to the first streamed token, with nothing compiled before and again, of jserve and its peers.
 
-    python -m benchmarks.start --out startup.json
-    python -m benchmarks.start --servers jserve --rounds 3
+    python -m benchmarks.first_token --out startup.json
+    python -m benchmarks.first_token --servers jserve --rounds 3
 
 Servers start one after the other, each alone: cold with empty folders for what it compiles, then again with what the
 cold start left there. The model's files are in the page cache both times. `health_s` is the first answer of /health
@@ -131,7 +131,9 @@ def print_starts(starts: Sequence[Start]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """0, or 1 where jserve did not start; a peer that did not is told and left out."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.first_token",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--servers", default=",".join(NAMES), metavar="NAME,...", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=1, help="of jserve's starts; peers start once (default 1)")
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_starts(starts)
     if args.out:
         report = {
-            "command": ["python", "-m", "benchmarks.start", *(sys.argv[1:] if argv is None else argv)],
+            "command": ["python", "-m", "benchmarks.first_token", *(sys.argv[1:] if argv is None else argv)],
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": machine(),
             "versions": {server.name: version_of(server) for server in ready},
