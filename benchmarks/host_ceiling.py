@@ -50,7 +50,7 @@ EXTRAS: Mapping[str, Mapping[str, Any]] = {
     "stream": {},
     "whole": {"stream": False},
     "short": {"max_tokens": 1},
-    "n8": {"n": 8},
+    "n8": {"n": 8, "temperature": 1.0},
     "logprobs": {"logprobs": True, "top_logprobs": 5},
     "penalties": {"frequency_penalty": 0.1, "presence_penalty": 0.1, "repetition_penalty": 1.05},
     "json": {"response_format": {"type": "json_object"}, "ignore_eos": False},
@@ -271,22 +271,27 @@ def profiled(server: ServerUnderTest, folder: Path, *, is_on: bool) -> Iterator[
         time.sleep(0.1)
 
 
-def measure(server: ServerUnderTest, options: argparse.Namespace, folder: Path) -> list[Figures]:
-    """All loads in all rounds, after a warm-up with each."""
-    model = server.model_name()
-    prefix = options.client_prefix.split()
-    warm = argparse.Namespace(**{**vars(options), "tokens": 16})
+def warm_up(server: ServerUnderTest, options: argparse.Namespace) -> None:
+    """Send every kind of load once, with short answers, and let the server finish what it does behind."""
+    short = argparse.Namespace(**{**vars(options), "tokens": 16})
     for label in dict.fromkeys(["stream", *options.loads]):
-        send(make_load(server, model, label, warm, f"warm {label}"), [])
+        send(make_load(server, server.model_name(), label, short, f"warm {label}"), [])
     server.settle()
+
+
+def measure(servers: Sequence[ServerUnderTest], options: argparse.Namespace, folder: Path) -> list[Figures]:
+    """All loads in all rounds, every server in turn."""
     found = []
     for round_ in range(options.rounds):
         for label in options.loads:
-            load = make_load(server, model, label, options, f"{options.seed} {server.name} {round_} {label}")
-            with profiled(server, folder, is_on=options.profile and server.name == "jserve"):
-                found.append(figures(server.name, label, round_, send(load, prefix)))
-            if options.profile and server.name == "jserve":
-                print_profiles(folder, found[-1])
+            for server in servers:
+                seed = f"{options.seed} {server.name} {round_} {label}"
+                load = make_load(server, server.model_name(), label, options, seed)
+                is_profiled = options.profile and server.name == "jserve"
+                with profiled(server, folder, is_on=is_profiled):
+                    found.append(figures(server.name, label, round_, send(load, options.client_prefix.split())))
+                if is_profiled:
+                    print_profiles(folder, found[-1])
     return found
 
 
@@ -387,17 +392,19 @@ def main() -> int:
     options = parse()
     targets = [] if options.only_peer else ["jserve"]
     targets += [options.peer] if options.peer else []
-    rows: list[Figures] = []
     with tempfile.TemporaryDirectory(prefix="host-ceiling-") as name:
         folder = Path(name)
         model = folder / "tiny"
         write_tiny_model(model)
-        for target in targets:
-            server = start_server(target, model, options, folder)
-            try:
-                server.wait_until_ready(options.start_timeout)
-                rows += measure(server, options, folder)
-            finally:
+        servers = []
+        try:
+            for target in targets:
+                servers.append(start_server(target, model, options, folder))
+                servers[-1].wait_until_ready(options.start_timeout)
+                warm_up(servers[-1], options)
+            rows = measure(servers, options, folder)
+        finally:
+            for server in servers:
                 server.stop()
     print_figures(rows)
     found = ratios(rows, options.peer) if options.peer else {}

@@ -39,11 +39,13 @@ class Transcript:
             choice = done[update.index]
             texts[update.index].append(update.text)
             choice.token_ids += update.token_ids
+            if update.prompt_logprobs is not None:
+                choice.prompt_logprobs = update.prompt_logprobs
+            if update.is_bare_text:
+                continue
             if update.logprobs is not None:
                 choice.logprobs = choice.logprobs or []
                 choice.logprobs += update.logprobs
-            if update.prompt_logprobs is not None:
-                choice.prompt_logprobs = update.prompt_logprobs
             choice.reasoning += update.reasoning
             choice._add_tool_calls(update)
             choice.finish_reason = update.finish_reason

@@ -132,8 +132,12 @@ class _Window:
     """Any other decoder: decode the last tokens with and without the new ones, and take the difference.
 
     The window starts anew at each piece of text, so it stays a few tokens long. Exact as long as a token's
-    text depends on few tokens before it, which is all that can be said of a decoder unknown here.
+    text depends on few tokens before it, which is all that can be said of a decoder unknown here. A U+FFFD at the end
+    may be half a character, so it waits; but not for ever, since it may be all that comes.
     """
+
+    MAX_HELD = 8
+    """Tokens; a character has at most four bytes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -143,7 +147,7 @@ class _Window:
     def push(self, ids: list[int]) -> str:
         self._ids += ids
         text = self._tokenizer.decode(self._ids, False)
-        if text.endswith(_REPLACEMENT):
+        if text.endswith(_REPLACEMENT) and len(self._ids) - self._num_read < self.MAX_HELD:
             return ""
         return self._advance(text)
 

@@ -1,6 +1,8 @@
 """A client that leaves costs nothing more: its request is aborted in the engine at once."""
 
+import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -81,6 +83,31 @@ def test_leaving_while_the_request_is_still_being_sent_starts_nothing(slow: Live
     time.sleep(0.1)
     assert slow.server.context.generator.num_open == 0
     assert slow.status("/ready") == 200
+
+
+def test_a_reader_that_reads_nothing_holds_up_nobody_and_gets_everything_later(start_server: StartServer) -> None:
+    """Its connection takes no more after a few hundred events; the others are answered meanwhile."""
+    live = start_server(max_model_len=20_000)
+    body = {"prompt": "0123456789" * 20, "max_tokens": 15_000, "stream": True, "return_token_ids": True}
+    content = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", int(live.url.rpartition(":")[2])))
+        connection.sendall(f"{head}{len(content)}\r\n\r\n".encode() + content)
+        live.wait_for(lambda: live.metric("vllm:generation_tokens_total") >= 1)
+        assert live.complete("abc", max_tokens=100)["usage"]["completion_tokens"] == 100
+        live.wait_for(lambda: live.metric("vllm:num_requests_running") == 0, 20)  # the engine did not wait either
+        assert live.server.context.generator.num_open == 1
+        received = bytearray()
+        while not received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+            piece = connection.recv(1 << 16)
+            assert piece, "the server closed the connection"
+            received += piece
+    texts = re.findall(rb'"text":"(\d*)"', received)
+    assert b"".join(texts) == (b"0123456789" * 1500)
+    live.wait_for(lambda: live.server.context.generator.num_open == 0)
 
 
 def test_a_reader_that_is_slow_gets_everything(server: LiveServer) -> None:
