@@ -18,6 +18,7 @@ from jserve.api.chat import chat_completions
 from jserve.api.completions import completions
 from jserve.api.context import ServerContext
 from jserve.api.description import describe_route
+from jserve.api.dispatch import Dispatch
 from jserve.api.edge import Edge
 from jserve.api.embeddings import embeddings
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
@@ -118,4 +119,6 @@ def _middleware(server: ServerContext) -> list[Middleware]:
         layers.append(cors)
     open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
     layers.append(Middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths))
+    fixed = {(method, path): handler for method, path, handler in ROUTES if "{" not in path}
+    layers.append(Middleware(Dispatch, handlers=fixed))
     return layers
