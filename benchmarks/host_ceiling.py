@@ -19,6 +19,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -246,8 +247,7 @@ def ratios(rows: Sequence[Figures], peer: str) -> dict[str, dict[str, float]]:
 def median(rows: Sequence[Figures], name: str) -> float:
     """Of one figure."""
     clean = [row for row in rows if row.others_share <= _MAX_OTHERS] or rows
-    values = sorted(float(getattr(row, name)) for row in clean)
-    return values[len(values) // 2]
+    return statistics.median(float(getattr(row, name)) for row in clean)
 
 
 def versions(options: argparse.Namespace) -> dict[str, str]:
@@ -314,7 +314,7 @@ def main() -> int:
         print(f"{label}: jserve / {options.peer}: {ratio}")
     if options.out:
         result = {
-            "command": sys.argv,
+            "command": ["python", "-m", "benchmarks.host_ceiling", *sys.argv[1:]],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": versions(options),
