@@ -103,10 +103,11 @@ def pack_batch(plan: StepPlan, rows: Rows, bucket: Bucket, shape: EngineShape) -
 def _fill_tokens(token_ids: np.ndarray, plan: StepPlan) -> None:
     """All tokens of the step in order; -1 where the host does not know the token yet."""
     chunks, num_decodes = plan.chunks, plan.num_decodes
-    token_ids[:num_decodes] = [
-        known[chunk.start] if chunk.start < len(known := chunk.sequence.token_ids) else -1
-        for chunk in chunks[:num_decodes]
-    ]
+    token_ids[:num_decodes] = -1
+    for row in plan.notable:
+        known = chunks[row].sequence.token_ids
+        if chunks[row].start < len(known):
+            token_ids[row] = known[chunks[row].start]
     place = num_decodes
     for chunk in chunks[num_decodes:]:
         part = chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]
@@ -118,17 +119,16 @@ def _fill_tokens(token_ids: np.ndarray, plan: StepPlan) -> None:
 
 def page_updates(plan: StepPlan) -> np.ndarray:
     """i32[..., 3]: (slot, index in the page table, page) of every page that the plan's rows gained."""
-    gaining = [chunk for chunk in plan.chunks if chunk.page_updates]
-    entries = np.empty((sum(len(chunk.page_updates) for chunk in gaining), 3), np.int32)
-    start = 0
-    for chunk in gaining:
-        count = len(chunk.page_updates)
-        part = entries[start : start + count]
-        part[:, 0] = chunk.slot
-        part[:, 1] = np.arange(chunk.first_page, chunk.first_page + count)
-        part[:, 2] = chunk.page_updates
-        start += count
-    return entries
+    slots: list[int] = []
+    places: list[int] = []
+    pages: list[int] = []
+    for chunk in [*(plan.chunks[row] for row in plan.notable), *plan.chunks[plan.num_decodes :]]:
+        if chunk.page_updates:
+            count = len(chunk.page_updates)
+            slots += [chunk.slot] * count
+            places += range(chunk.first_page, chunk.first_page + count)
+            pages += chunk.page_updates
+    return np.array([slots, places, pages], np.int32).T
 
 
 class SlotSampling:

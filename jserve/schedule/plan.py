@@ -47,6 +47,8 @@ class StepPlan:
     num_decodes: int = 0
     """The first so many chunks are of length 1, sample, read nothing and are not the first of their sequences, so
     that whoever looks for something else may skip them. 0 says nothing about the others."""
+    notable: tuple[int, ...] = ()
+    """Of those, the indices of all that have `page_updates` or a token that the host knows."""
 
     @property
     def is_decode(self) -> bool:

@@ -138,14 +138,15 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
         chunks: list[ScheduledChunk] = []
-        self._schedule_decodes(chunks)
+        notable: list[int] = []
+        others = self._schedule_decodes(chunks, notable)
         num_tokens = num_decodes = len(chunks)
-        num_tokens += self._schedule_prompts(chunks)
+        num_tokens += self._schedule_prompts(chunks, others)
         if not chunks:
             return None
         self._step_tokens = num_tokens
         reads = any(chunk.reads is not None for chunk in chunks[num_decodes:])
-        return StepPlan(tuple(chunks), num_tokens, reads, num_decodes)
+        return StepPlan(tuple(chunks), num_tokens, reads, num_decodes, tuple(notable))
 
     def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
         """Take the tokens of a plan home: append, finish, free. Plans come home in the order they went."""
@@ -222,18 +223,20 @@ class Scheduler:
             assert sequence.num_computed <= len(sequence.pages) * self._pool.page_size, f"{name} lacks a page"
             assert len(sequence.token_ids) + sequence.num_pending <= sequence.max_total, f"{name} is too long"
 
-    def _schedule_decodes(self, chunks: list[ScheduledChunk]) -> None:
-        """One token for each running sequence that needs exactly one, most important first.
+    def _schedule_decodes(self, chunks: list[ScheduledChunk], notable: list[int]) -> list[Sequence]:
+        """One token for each running sequence that needs exactly one, most important first. Returns the others.
 
         They fit the budget: a sequence is only admitted in a step that has a token for all running ones and
         one more. A preemption takes the list's last sequence, at the worst the one at hand: never one that
         already has a chunk.
         """
         page_size = self._pool.page_size
+        others: list[Sequence] = []
         for sequence in self._running:
-            start = sequence.num_computed
-            end = len(sequence.token_ids) + sequence.num_pending
+            start, num_pending = sequence.num_computed, sequence.num_pending
+            end = len(sequence.token_ids) + num_pending
             if end - start != 1 or end >= sequence.max_total:
+                others.append(sequence)
                 continue
             page_updates: tuple[int, ...] = ()
             first_page = 0
@@ -244,16 +247,19 @@ class Scheduler:
                     if not self._make_room(sequence):
                         break
                     page_updates = (self._grow(sequence),)
+            if page_updates or not num_pending:
+                notable.append(len(chunks))
             sequence.num_computed = end
-            sequence.num_pending += 1
+            sequence.num_pending = num_pending + 1
             output_index = end - sequence.num_prompt
             if output_index <= 0:
                 self._prompt_tokens_computed += 1
             chunks.append(
                 ScheduledChunk(sequence, sequence.slot, start, 1, True, output_index, False, page_updates, first_page)
             )
+        return others
 
-    def _schedule_prompts(self, chunks: list[ScheduledChunk]) -> int:
+    def _schedule_prompts(self, chunks: list[ScheduledChunk], running: list[Sequence]) -> int:
         """Give what the decodes leave of the budget to prompts: running ones, then from the queue, strictly in its
         order, while all lasts. Returns the tokens planned.
         """
@@ -261,7 +267,7 @@ class Scheduler:
         budget = room = (self._mixed_budget if chunks else self._max_num_batched_tokens) - num_decodes
         held: Sequence | None = None  # the last one has no chunk yet: it may get less than there is room for
         length, is_first = 0, False
-        for sequence in self._running if num_decodes < len(self._running) else ():
+        for sequence in running:
             if not room:
                 break
             # A last token of which nothing is sampled is left to this, not to the decodes.

@@ -125,6 +125,8 @@ def check_plan(plan: StepPlan, *, budget: int, max_num_seqs: int) -> None:
     assert decodes == sorted(decodes, reverse=True), "a prompt's chunk stands before a decode"
     assert all(decodes[: plan.num_decodes])
     assert not any(chunk.reads for chunk in plan.chunks[: plan.num_decodes])
+    for row, chunk in enumerate(plan.chunks[: plan.num_decodes]):
+        assert (row in plan.notable) == bool(chunk.page_updates or chunk.start < len(chunk.sequence.token_ids))
     for chunk in plan.chunks:
         if chunk.samples:
             assert chunk.output_index == chunk.start + chunk.length - chunk.sequence.num_prompt >= 0
