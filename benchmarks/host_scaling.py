@@ -74,9 +74,9 @@ class Point:
 class World:
     """One null engine behind a socket."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, slots: int = SLOTS) -> None:
         self.layers = layers
-        self.core: EngineCore = start_null_engine(layers, SLOTS, MAX_MODEL_LEN, NUM_PAGES, PAGE_SIZE)
+        self.core: EngineCore = start_null_engine(layers, slots, MAX_MODEL_LEN, NUM_PAGES, PAGE_SIZE)
         near, self._far = socket.socketpair()
         self._far.setblocking(False)
         for end in (near, self._far):
