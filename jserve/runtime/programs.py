@@ -53,16 +53,16 @@ class Programs:
             places = (tuple(leaf.sharding for leaf in state), self.by_rows(bucket.rows))
             of_tree = make_step(model, self.config, self.shape, bucket, self.build.attention)
 
-            def of_leaves(weights: Any, leaves: Any, last_token: jax.Array, packed: jax.Array) -> Any:
+            def step(weights: Any, leaves: Any, last_token: jax.Array, packed: jax.Array) -> Any:
                 after, logits, hidden = of_tree(weights, EngineState.of(leaves), last_token, packed)
                 return after.leaves, logits, hidden
 
-            step = jax.jit(
-                of_leaves,
+            flat = jax.jit(
+                step,
                 donate_argnums=1,
                 out_shardings=(*places, None if bucket.is_decode else self.replicated),
             )
-            return self._lower(step, weights, state, self._slots(), self._integers(layout.size))
+            return self._lower(flat, weights, state, self._slots(), self._integers(layout.size))
 
         return Program(f"step {bucket}", lower)
 
