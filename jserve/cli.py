@@ -5,9 +5,15 @@ on its way before the HTTP libraries are imported. Never imports jax.
 """
 
 import logging
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
+
+from jserve.api.settings import DEFAULT_ENGINE_COMMAND
+from jserve.config import EngineConfig
 from jserve.errors import JserveError
 from jserve.log import set_up_logging, writes_json
 
@@ -26,8 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> None:
     """Serve until stopped. Raises StartupError where that is not possible."""
-    from jserve.api.options import parse
+    from jserve.api.options import parse, parse_compile
 
+    if argv[:1] == ["compile"]:
+        compile_into(*parse_compile(argv[1:]))
+        return
     config, settings = parse(argv)
     set_up_logging(settings.log_level, settings.log_format)
     from jserve.api.listener import listen
@@ -46,3 +55,11 @@ def run(argv: Sequence[str]) -> None:
         listener.close()
         if launched.popen.poll() is None:
             launched.popen.kill()
+
+
+def compile_into(config: EngineConfig, folder: Path) -> None:
+    """`jserve compile`: have the engine's process compile every program into a folder."""
+    command = [*DEFAULT_ENGINE_COMMAND, "--bake", str(folder)]
+    code = subprocess.run(command, input=msgspec.json.encode(config), check=False).returncode
+    if code:
+        sys.exit(1)

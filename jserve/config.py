@@ -32,6 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_size: int = 1
     enable_prefix_caching: bool = True
     compile_cache_dir: str | None = None
+    executables: str | None = None
     seed: int = 0
     log_level: str = "info"
     log_format: str = "text"

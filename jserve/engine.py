@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 from llguidance import LLMatcher
@@ -46,6 +47,7 @@ from jserve.protocol import (
     StepFrame,
     TokenDelta,
 )
+from jserve.runtime.bake import bake
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner
@@ -263,7 +265,7 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     clock = time.perf_counter()
     choose_platform(config.gpu_memory_utilization)
     report = ProgressReport(connection)
-    started = start_runner(config, report)
+    started = start_runner(config, report, early=True)
     core = EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
     core.grammars.prepare()
     report.ready()
@@ -308,12 +310,16 @@ def _quiet(phase: str, done: int, total: int, detail: str) -> None:
 def main() -> int:
     """Entry of the engine process: `python -m jserve.engine --fd N`, an `EngineConfig` as JSON on stdin."""
     parser = argparse.ArgumentParser(prog="jserve.engine", description="The engine process; jserve starts it.")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the API process")
-    fd = parser.parse_args().fd
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--fd", type=int, help="inherited socket to the API process")
+    work.add_argument("--bake", type=Path, metavar="DIR", help="compile all programs into this folder, and leave")
+    options = parser.parse_args()
+    if options.bake is not None:
+        return _bake(options.bake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     set_up_logging(config.log_level, config.log_format)
-    connection = EngineSocket(socket.socket(fileno=fd))
+    connection = EngineSocket(socket.socket(fileno=options.fd))
     try:
         serve(config, connection)
     except StartupError as error:
@@ -323,6 +329,21 @@ def main() -> int:
     except Exception as error:
         logger.exception("the engine failed")
         return _last_words(connection, EngineFatal(f"{type(error).__name__}: {error}", retry=True))
+    return 0
+
+
+def _bake(folder: Path) -> int:
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    set_up_logging(config.log_level, config.log_format)
+    choose_platform(config.gpu_memory_utilization)
+    bars = StartupBars()
+    try:
+        bake(config, folder, bars.show)
+    except StartupError as error:
+        print(f"jserve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        bars.close()
     return 0
 
 

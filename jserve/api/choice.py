@@ -73,9 +73,8 @@ class Choice:
             self._matcher = StopMatcher(sampling.stop, sampling.include_stop_str_in_output)
         self._repetition: RepetitionDetector | None = None
         if sampling.repetition_detection is not None:
-            from jserve.text.repetition import (
-                RepetitionDetector as Detector,
-            )  # with numpy, 0.15 s that a start is spared
+            # With numpy, 0.15 s that a start is spared.
+            from jserve.text.repetition import RepetitionDetector as Detector
 
             self._repetition = Detector(sampling.repetition_detection)
         self._is_plain = self._matcher is None and self._repetition is None and parser is None

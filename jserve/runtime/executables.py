@@ -9,13 +9,18 @@ import hashlib
 import logging
 import os
 import pickle
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jaxlib.version
 from jax.experimental import serialize_executable
@@ -23,8 +28,16 @@ from jax.experimental import serialize_executable
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
-SOURCE_FOLDERS = ("layers", "models", "runtime", "quant")
+SUFFIX = ".jserve"
+PART_PREFIX = "part-"
+_STALE_S = 3600
+"""Age of what a writer left behind unfinished; the slowest write takes seconds."""
+SOURCE_FOLDERS = ("layers", "models", "runtime", "quant", "weights", "constrain")
 SOURCE_FILES = ("batch.py", "config.py", "protocol.py")
+FLAG_VARIABLES = ("XLA_", "JAX_", "TF_", "TRITON_", "CUBLAS", "CUDNN", "NVIDIA_TF32")
+"""Beginnings of the environment variables that may change what is compiled."""
+LIMIT_BYTES = 8 << 30
+"""What a folder may hold before those used longest ago are deleted: some 40 sets of a small model's programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +51,13 @@ class Program:
 class ExecutableStore:
     """Loads compiled programs from a folder, and compiles and stores those that are missing."""
 
-    def __init__(self, folder: Path | None, key: str) -> None:
+    def __init__(self, folder: Path | None, key: str, *, baked: Path | None = None) -> None:
+        """`folder` is read and written, `baked` is read first and never written; None means none."""
         self._folder = folder
+        self._baked = baked
         self._key = key
+        self.temporaries: dict[str, int] = {}
+        """Bytes of temporaries by the program's name, as the compiler counts them; 0 where it does not say."""
         self._lowering = threading.Lock()
         self._counting = threading.Lock()
         self.num_compiled = 0
@@ -51,8 +68,9 @@ class ExecutableStore:
         """The program ready to run on the devices of `mesh`, which it is lowered for, and whether it came from
         disk. Any thread may call.
         """
-        path = self._path(program)
-        stored = self._load(path, mesh) if path is not None else None
+        paths = [folder / self._file_name(program) for folder in (self._baked, self._folder) if folder is not None]
+        found = (self._load(path, program, mesh) for path in paths)
+        stored = next((compiled for compiled in found if compiled is not None), None)
         if stored is not None:
             with self._counting:
                 self.num_loaded += 1
@@ -64,8 +82,9 @@ class ExecutableStore:
         with self._counting:
             self.num_compiled += 1
             self._news.append((program.name, "cold"))
-        if path is not None:
-            self._save(path, compiled)
+        self.temporaries[program.name] = _temporaries(compiled)
+        if self._folder is not None:
+            self._save(self._folder / self._file_name(program), program, compiled)
         return compiled, False
 
     def take_news(self) -> list[tuple[str, str]]:
@@ -76,13 +95,15 @@ class ExecutableStore:
             news, self._news = self._news, []
         return news
 
-    def _path(self, program: Program) -> Path | None:
-        if self._folder is None:
-            return None
-        name = hashlib.sha256(f"{self._key}\n{program.name}".encode()).hexdigest()[:32]
-        return self._folder / f"{name}.jserve"
+    def tidy(self) -> None:
+        """Delete what is too much of the folder, and what writers that were killed left in it."""
+        if self._folder is not None:
+            tidy(self._folder, LIMIT_BYTES)
 
-    def _load(self, path: Path, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
+    def _file_name(self, program: Program) -> str:
+        return hashlib.sha256(f"{self._key}\n{program.name}".encode()).hexdigest()[:32] + SUFFIX
+
+    def _load(self, path: Path, program: Program, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
         try:
             data = path.read_bytes()
         except OSError:
@@ -92,23 +113,51 @@ class ExecutableStore:
             if hashlib.sha256(body).digest() != digest:
                 raise ValueError("its bytes are damaged")
             devices = list(mesh.devices.flat)  # otherwise it is loaded for every device that jax sees
-            payload, in_tree, out_tree = pickle.loads(body)
+            temporaries, payload, in_tree, out_tree = pickle.loads(body)
             load = serialize_executable.deserialize_and_load
-            return load(payload, in_tree, out_tree, execution_devices=devices)
+            compiled = load(payload, in_tree, out_tree, execution_devices=devices)
+            self.temporaries[program.name] = temporaries
+            with suppress(OSError):  # a folder that is only read keeps its times
+                os.utime(path)
+            return compiled
         except Exception as error:
             logger.warning("stored executable %s is not usable (%s); compiling again", path.name, error)
             return None
 
-    def _save(self, path: Path, compiled: jax.stages.Compiled) -> None:
+    def _save(self, path: Path, program: Program, compiled: jax.stages.Compiled) -> None:
         try:
-            body = pickle.dumps(serialize_executable.serialize(compiled))
+            body = pickle.dumps((self.temporaries[program.name], *serialize_executable.serialize(compiled)))
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART_PREFIX) as folder:
                 part = Path(folder, path.name)
                 part.write_bytes(hashlib.sha256(body).digest() + body)
                 os.replace(part, path)
         except Exception as error:
             logger.warning("executable could not be stored in %s (%s); the next start compiles again", path, error)
+
+
+def _temporaries(compiled: jax.stages.Compiled) -> int:
+    analysis = compiled.memory_analysis()  # 0.2 s for a large program on a CPU, hence stored
+    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def tidy(folder: Path, limit_bytes: int) -> None:
+    """Delete the programs used longest ago until the rest is within the limit, and old unfinished writes."""
+    try:
+        entries = list(folder.iterdir())
+        for part in entries:
+            if part.name.startswith(PART_PREFIX) and time.time() - part.stat().st_mtime > _STALE_S:
+                shutil.rmtree(part, ignore_errors=True)
+        files = [(file.stat(), file) for file in entries if file.suffix == SUFFIX]
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, file in sorted(files, key=lambda pair: pair[0].st_mtime):
+            if total <= limit_bytes:
+                return
+            file.unlink(missing_ok=True)
+            total -= stat.st_size
+            logger.info("deleted %s: %s holds more than %d GiB", file.name, folder, limit_bytes >> 30)
+    except OSError as error:
+        logger.warning("could not tidy the stored executables in %s (%s)", folder, error)
 
 
 def environment_key(mesh: jax.sharding.Mesh) -> str:
@@ -117,11 +166,13 @@ def environment_key(mesh: jax.sharding.Mesh) -> str:
     parts: list[Any] = [
         jax.__version__,
         jaxlib.version.__version__,
+        flax.__version__,
+        _gpu_libraries() if device.platform != "cpu" else "",
         device.client.platform_version,
         device.device_kind,
         dict(mesh.shape),
         [d.id for d in mesh.devices.flat],
-        {name: value for name, value in sorted(os.environ.items()) if name.startswith(("XLA_", "JAX_"))},
+        {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAG_VARIABLES)},
         sorted((name, str(value)) for name, value in jax.config.values.items()),
         _cpu_model() if device.platform == "cpu" else "",
         os.cpu_count() if device.platform == "cpu" else "",
@@ -149,6 +200,16 @@ def default_folder() -> Path:
     """Where executables are kept unless told otherwise."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "jserve" / "executables"
+
+
+def _gpu_libraries() -> str:
+    """The driver, and the installed libraries that programs for a GPU are made with and call."""
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        driver = ""
+    names = ((found.metadata["Name"] or "", found.version) for found in distributions())
+    return driver + str(sorted(pair for pair in names if pair[0].startswith(("nvidia-", "jax-cuda"))))
 
 
 def _cpu_model() -> str:

@@ -160,9 +160,13 @@ class Programs:
 
         return Program("empty pages", lower)
 
-    def required(self) -> list[Program]:
-        """What must be there before anything is served."""
+    def required(self, *, early: bool = False) -> list[Program]:
+        """What must be there before anything is served. `early` leaves out the decode step of the most rows: until
+        it is there, decode steps of more than a few rows run in the largest mixed one.
+        """
         first = self.shape.buckets()[:3]
+        if early:
+            first = [first[0], first[-1]]
         rows = sorted({bucket.rows for bucket in first})
         variants = [Variant(), Variant(draws=True), Variant(True, True, True, True)]
         return [

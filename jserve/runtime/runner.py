@@ -71,11 +71,19 @@ class Runner:
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
         self._no_masks: dict[int, jax.Array] = {}  # by the number of rows: every token is allowed
+        self._added: set[str] = set()
         self.bucket_steps: Counter[Bucket] = Counter()
 
-    def programs_required(self) -> list[Program]:
-        """Programs to `add` before the first step."""
-        return self._programs.required()
+    def programs_required(self, *, early: bool = False) -> list[Program]:
+        """Programs to `add` before the first step; `early` are the fewest that serve anything."""
+        return self._programs.required(early=early)
+
+    def programs_missing(self) -> list[Program]:
+        """All that have not been added, the required and the most useful first."""
+        return [program for program in (*self.programs_required(), *self.programs_optional()) if not self._has(program)]
+
+    def _has(self, program: Program) -> bool:
+        return program.name in self._added
 
     def programs_optional(self) -> list[Program]:
         """Programs that make steps cheaper, the most useful first."""
@@ -102,6 +110,7 @@ class Runner:
         """Compile or load a program and put it to use. Returns whether it was loaded."""
         compiled, loaded = self._store.get(program, self._mesh)
         self._register(program.name, compiled)
+        self._added.add(program.name)
         return loaded
 
     def take_news(self) -> list[tuple[str, str]]:
@@ -207,8 +216,12 @@ class Runner:
 
     def step_memory(self) -> int:
         """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
-        analyses = [step.memory_analysis() for step in self._steps.values()]
-        return max((int(a.temp_size_in_bytes) for a in analyses if a is not None), default=0)
+        sizes = self._store.temporaries.items()
+        return max((size for name, size in sizes if name.startswith("step ")), default=0)
+
+    def tidy_store(self) -> None:
+        """See `ExecutableStore.tidy`."""
+        self._store.tidy()
 
     def _choose_programs(self, plan: StepPlan, needs: Needs | None, wanted: Wanted) -> tuple[Bucket, Variant | None]:
         """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such

@@ -26,7 +26,8 @@ from jserve.layers.build import Build
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
 from jserve.runtime import memory, platform
-from jserve.runtime.executables import ExecutableStore, default_folder, environment_key
+from jserve.runtime.baked import baked_sizes
+from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
@@ -54,34 +55,75 @@ class Started:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def start_runner(asked: EngineConfig, progress: Progress) -> Started:
-    """Load and compile. Raises StartupError with a message for the user where it cannot be done."""
+def start_runner(asked: EngineConfig, progress: Progress, *, early: bool = False) -> Started:
+    """Load and compile. Raises StartupError with a message for the user where it cannot be done.
+
+    `early` returns with the fewest programs that serve anything; `compile_behind` brings the others.
+    """
     mesh = platform.make_mesh(asked.tensor_parallel_size)
     with closing(open_checkpoint(asked.model, needs_weights=asked.load_format != "dummy")) as checkpoint:
-        return _start(asked, checkpoint, mesh, progress)
+        return _start(asked, checkpoint, mesh, progress, early=early)
 
 
-def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress) -> Started:
-    clock = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is decided before anything is loaded or compiled."""
+
+    config: ModelConfig
+    build: Build
+    model: CausalLM
+    """Abstract."""
+    shape: EngineShape
+    plan: memory.MemoryPlan
+    programs: Programs
+    key: str
+
+
+def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared:
+    """Read the model's configuration and plan the memory. Raises StartupError where it does not fit."""
     device = mesh.devices.flat[0]
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
     _check_parallel(config, asked.tensor_parallel_size)
     build, model = _build(asked, config, family, mesh)
-    if asked.load_format != "dummy":
-        resolve_names(parameters(model), checkpoint.tensors())  # a wrong file is told before anything is compiled
     weights_bytes = _elements_per_device(model, mesh) * build.dtype.itemsize
     shape, plan = memory.plan_shape(asked, config, build, weights_bytes, memory.device_limit(device))
     memory.print_budget(plan, shape, device.device_kind)
-    store = ExecutableStore(_folder(asked), _key(build, config, family, shape, mesh))
-    runner = Runner(Programs(family, config, build, shape), store, mesh)
+    key = _key(build, config, family, shape, mesh)
+    return Prepared(config, build, model, shape, plan, Programs(family, config, build, shape), key)
+
+
+def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool) -> Started:
+    clock = time.perf_counter()
+    device = mesh.devices.flat[0]
+    baked = Path(asked.executables).expanduser() if asked.executables else None
+    if baked is not None:
+        asked = baked_sizes(asked, baked)
+    prepared = prepare(asked, checkpoint, mesh)
+    config, build, model, shape, plan = (
+        prepared.config,
+        prepared.build,
+        prepared.model,
+        prepared.shape,
+        prepared.plan,
+    )
+    if asked.load_format != "dummy":
+        resolve_names(parameters(model), checkpoint.tensors())  # a wrong file is told before anything is compiled
+    store = ExecutableStore(_folder(asked), prepared.key, baked=baked)
+    runner = Runner(prepared.programs, store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
-        compiled = pool.submit(_add_required, runner, progress)
+        compiled = pool.submit(add_all, runner, runner.programs_required(early=early), progress)
         weights = _load(asked, model, checkpoint, mesh, progress)
         loaded = time.perf_counter()
         compiled.result()
     runner.start(weights)
     _check_temporaries(runner, plan)
+    if baked is not None and store.num_compiled:
+        logger.warning(
+            "%d programs were not in %s, which was made for other flags, versions or devices, and were compiled",
+            store.num_compiled,
+            baked,
+        )
     seconds = {
         "open": opened - clock,
         "weights": loaded - opened,
@@ -95,7 +137,7 @@ def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
     """Compile what is left in a thread of its own, while the runner works."""
 
     def work() -> None:
-        programs = runner.programs_optional()
+        programs = runner.programs_missing()
         for done, program in enumerate(programs):
             progress("background-compile", done, len(programs), program.name)
             try:
@@ -103,6 +145,7 @@ def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
             except Exception:
                 logger.exception("could not compile %s; steps of this size use a larger program", program.name)
         progress("background-compile", len(programs), len(programs), "")
+        runner.tidy_store()
 
     thread = threading.Thread(target=work, name="compile-behind", daemon=True)
     thread.start()
@@ -153,9 +196,8 @@ def _workers() -> int:
     return max(2, min(8, os.cpu_count() or 1))
 
 
-def _add_required(runner: Runner, progress: Progress) -> None:
-    """Compile what must be there, in parallel: XLA releases the GIL. The first failure ends the start."""
-    programs = runner.programs_required()
+def add_all(runner: Runner, programs: list[Program], progress: Progress) -> None:
+    """Load or compile programs in parallel: XLA releases the GIL. The first failure ends it."""
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         names = {pool.submit(runner.add, program): program.name for program in programs}
         progress("compile", 0, len(names), "")

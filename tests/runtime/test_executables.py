@@ -1,7 +1,9 @@
 """Stored executables: the second start compiles nothing, and nothing stale or damaged is ever run."""
 
 import logging
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,10 +15,13 @@ import pytest
 from jax.sharding import Mesh
 
 import jserve
+from jserve.config import EngineConfig
+from jserve.engine import EngineCore
 from jserve.protocol import SamplingParams
 from jserve.runtime import executables as module
 from jserve.runtime.compiles import COMPILE_EVENT
-from jserve.runtime.executables import ExecutableStore, Program, environment_key, source_digest
+from jserve.runtime.executables import ExecutableStore, Program, environment_key, source_digest, tidy
+from jserve.runtime.start import compile_behind, start_runner
 from tests.worlds import greedy, make_model, run, start_engine, tokens_of
 
 
@@ -143,6 +148,67 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert files(tmp_path) == []
 
 
+def test_baked_folder_is_read_first_and_never_written(tmp_path: Path) -> None:
+    mesh, baked, cache = mesh_of(), tmp_path / "baked", tmp_path / "cache"
+    ExecutableStore(baked, "key").get(adder(3, mesh), mesh)
+    (baked_file,) = files(baked)
+    before = baked_file.read_bytes()
+    store = ExecutableStore(cache, "key", baked=baked)
+    assert store.get(adder(3, mesh), mesh)[1]
+    assert not cache.exists()
+    assert not store.get(adder(4, mesh, "other"), mesh)[1]
+    assert files(baked) == [baked_file]
+    assert len(files(cache)) == 1
+    baked_file.write_bytes(b"damaged")
+    compiled, loaded = store.get(adder(3, mesh), mesh)
+    assert not loaded
+    assert apply(compiled, mesh)[0] == 3
+    assert baked_file.read_bytes() == b"damaged"
+    assert (cache / baked_file.name).read_bytes()[:32] == before[:32] or ExecutableStore(cache, "key").get(
+        adder(3, mesh), mesh
+    )[1]
+
+
+def test_two_servers_that_start_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    mesh = mesh_of()
+    stores = [ExecutableStore(tmp_path, "key") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda store: store.get(adder(5, mesh), mesh)[0], stores))
+    assert [apply(compiled, mesh)[0] for compiled in found] == [5] * 4
+    assert len(files(tmp_path)) == 1
+    assert ExecutableStore(tmp_path, "key").get(adder(5, mesh), mesh)[1]
+
+
+def test_temporaries_of_a_program_are_known_without_asking_the_compiler_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = mesh_of()
+    monkeypatch.setattr(module, "_temporaries", lambda _: 1234)
+    ExecutableStore(tmp_path, "key").get(adder(5, mesh), mesh)
+    monkeypatch.setattr(module, "_temporaries", lambda _: pytest.fail("asked again"))
+    store = ExecutableStore(tmp_path, "key")
+    store.get(adder(5, mesh), mesh)
+    assert store.temporaries == {"add": 1234}
+
+
+def test_tidying_deletes_what_was_used_longest_ago_and_unfinished_writes(tmp_path: Path) -> None:
+    mesh = mesh_of()
+    store = ExecutableStore(tmp_path, "key")
+    for number in range(3):
+        store.get(adder(number, mesh, f"add {number}"), mesh)
+    oldest, middle, newest = (tmp_path / store._file_name(adder(n, mesh, f"add {n}")) for n in range(3))
+    for age, file in ((300, oldest), (200, middle), (100, newest)):
+        os.utime(file, (time.time() - age,) * 2)
+    ExecutableStore(tmp_path, "key").get(adder(0, mesh, "add 0"), mesh)  # used now, so it is the newest
+    (tmp_path / "part-dead").mkdir()
+    os.utime(tmp_path / "part-dead", (0, 0))
+    (tmp_path / "part-alive").mkdir()
+    (tmp_path / "else.txt").write_text("not ours")
+    tidy(tmp_path, oldest.stat().st_size + newest.stat().st_size)
+    left = {oldest.name, newest.name, "part-alive", "else.txt"}
+    assert {file.name for file in tmp_path.iterdir()} == left
+
+
 def test_threads_get_each_their_program(tmp_path: Path) -> None:
     mesh = mesh_of()
     for expected in (False, True):
@@ -159,11 +225,15 @@ def test_environment_key_tells_meshes_and_flags_apart(monkeypatch: pytest.Monkey
     keys.append(environment_key(Mesh(np.array(jax.devices()[1:2]), ("tp",))))
     monkeypatch.setenv("XLA_FLAGS", "--xla_something=1")
     keys.append(environment_key(mesh_of(1)))
-    assert len(set(keys)) == 4
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    keys.append(environment_key(mesh_of(1)))
+    assert len(set(keys)) == 5
     assert environment_key(mesh_of(1)) == keys[-1]
 
 
-@pytest.mark.parametrize("file", ["protocol.py", "batch.py", "layers/norm.py", "models/qwen3.py", "runtime/step.py"])
+@pytest.mark.parametrize(
+    "file", ["protocol.py", "batch.py", "weights/load.py", "layers/norm.py", "models/qwen3.py", "runtime/step.py"]
+)
 def test_source_digest_changes_with_the_source_that_programs_are_made_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
@@ -193,3 +263,21 @@ def test_second_start_of_an_engine_compiles_nothing_and_gives_the_same_tokens(tm
         for name in prompts:
             assert tokens_of(found[name]) == tokens_of(expected[name])
             assert [delta.logprobs for delta in found[name]] == [delta.logprobs for delta in expected[name]]
+
+
+def test_engine_that_serves_early_has_the_fewest_programs_and_gets_the_others_behind(
+    tmp_path: Path, executables: str
+) -> None:
+    model = make_model(tmp_path / "model", "LlamaForCausalLM")
+    full = start_engine(model, executables)
+    sizes = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
+    config = EngineConfig(model=str(model), compile_cache_dir=executables, kv_cache_memory_bytes=4 << 20, **sizes)
+    started = start_runner(config, lambda *_: None, early=True)
+    missing = {program.name for program in started.runner.programs_missing()}
+    assert "step decode 4" in missing
+    prompts = {"a": list(range(3, 40)), "b": [7, 8], "c": [9]}
+    expected = run(full, prompts, greedy(8))
+    found = run(EngineCore(started), prompts, greedy(8))
+    assert {name: tokens_of(found[name]) for name in prompts} == {name: tokens_of(expected[name]) for name in prompts}
+    compile_behind(started.runner, lambda *_: None).join()
+    assert not started.runner.programs_missing()

@@ -1,0 +1,52 @@
+"""`jserve compile`: every program of an engine into a folder, from the model's configuration alone.
+
+No weights are read and no KV pages are made: programs are compiled from shapes. They fit the devices and the
+versions of this machine, so it is run where the server will run, or on one like it.
+"""
+
+import logging
+from contextlib import closing
+from pathlib import Path
+
+from jserve.checkpoint import open_checkpoint
+from jserve.config import EngineConfig
+from jserve.errors import ConfigError
+from jserve.runtime import platform
+from jserve.runtime.baked import BakedSizes, write_sizes
+from jserve.runtime.executables import ExecutableStore
+from jserve.runtime.runner import Runner
+from jserve.runtime.start import Progress, add_all, prepare
+
+logger = logging.getLogger(__name__)
+
+
+def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
+    """Fill `folder`; what it holds already is kept. Returns how many programs it holds for this engine.
+
+    Raises StartupError where the model cannot be served with these flags, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
+    mesh = platform.make_mesh(asked.tensor_parallel_size)
+    with closing(open_checkpoint(asked.model, needs_weights=False)) as checkpoint:
+        prepared = prepare(asked, checkpoint, mesh)
+    runner = Runner(prepared.programs, ExecutableStore(folder, prepared.key), mesh)
+    programs = runner.programs_missing()
+    add_all(runner, programs, progress)
+    shape = prepared.shape
+    sizes = BakedSizes(
+        dtype=prepared.build.dtype.name,
+        max_model_len=shape.max_model_len,
+        max_num_seqs=shape.max_num_seqs,
+        max_num_batched_tokens=shape.max_num_batched_tokens,
+        page_size=shape.page_size,
+        kv_cache_memory_bytes=prepared.plan.kv_pages,
+    )
+    try:
+        write_sizes(folder, sizes)
+    except OSError as error:
+        raise ConfigError(f"--output {folder} cannot be written: {error.strerror or error}") from None
+    logger.info("%d programs are in %s", len(programs), folder)
+    return len(programs)
