@@ -64,7 +64,7 @@ class Alone:
 ALONE = {
     "start": Alone(("benchmarks.first_token", "--minutes", "6.5"), "startup.json", 400.0, ("--servers", "jserve")),
     "ceiling": Alone(
-        ("benchmarks.host_ceiling", "--peer", "vllm", "--tokens", "256"),
+        ("benchmarks.host_ceiling", "--peer", "vllm", "--loads", "stream,whole,short"),
         "host-ceiling.json",
         300.0,
         ("--streams", "8", "--rounds", "1"),

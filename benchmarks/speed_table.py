@@ -172,7 +172,7 @@ def source(data: Mapping[str, Any]) -> str:
     words = command if isinstance(command, str) else " ".join(command)
     machine = data.get("machine", {})
     where = f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores"
-    day = str(data.get("time", ""))[:10]
+    day = str(data.get("time") or data.get("date", ""))[:10]
     return f"`{words}`, {where}, {day}" + (" (tiny: no result)" if data.get("tiny") else "")
 
 
