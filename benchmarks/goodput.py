@@ -11,7 +11,7 @@ second of good requests alone.
 
 In each round every server gets the same trace with the same words; other rounds have other words, so that a
 prefix cache knows from a round only what the round itself has brought. `cached` is the share of prompt tokens
-that the server reports as cached (`usage.prompt_tokens_details`; vLLM: --enable-prompt-tokens-details),
+that the server reports as cached (`usage.prompt_tokens_details`; jserve, vLLM: --enable-prompt-tokens-details),
 `shareable` the most that a perfect cache could have had.
 
 A stall is the longest gap between two texts of one answer. `--chunk NAME=N` tells a server's token budget per
