@@ -1,7 +1,7 @@
 """What every layer is told when it is built: dtype, mesh, and which implementations to use."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,11 +25,20 @@ class Build:
     """Has the axis "tp"."""
     attention: str = "auto"
     """Implementation of `pallas_kernels.paged_attention`."""
+    thin: bool = False
+    """Steps of a few tokens have a model of their own: see `bits`. On one CPU device, where it is exact."""
+    bits: bool = False
+    """Matrices are the bits of bfloat16 in uint16, which `layers.thin` multiplies."""
 
     @property
     def tensor_parallel(self) -> int:
         """Devices along the tensor axis."""
         return int(self.mesh.shape[TENSOR_AXIS])
+
+    @property
+    def outputs_first(self) -> bool:
+        """Whether weights lie as in checkpoints, [*outputs, inputs]; both models then share one array."""
+        return self.bits or (self.thin and self.dtype == jnp.bfloat16)
 
     @property
     def precision(self) -> jax.lax.Precision:
@@ -46,3 +55,7 @@ class Build:
         """A parameter that is filled later from `source`, split over the tensor axis along axis `shard`."""
         axes = tuple(TENSOR_AXIS if axis == shard else None for axis in range(len(shape)))
         return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source)
+
+    def matrix(self, source: Source, shape: tuple[int, ...], shard: int) -> nnx.Param[jax.Array]:
+        """A parameter for products, of at least two axes."""
+        return (replace(self, dtype=jnp.dtype("uint16")) if self.bits else self).param(source, shape, shard)

@@ -1,7 +1,7 @@
 """All programs of an engine and how each is lowered: steps per bucket, samplers per variant, slot updates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.thin import THIN_TOKENS
 from jserve.models.causal_lm import CausalLM
 from jserve.protocol import MAX_CHOSEN
 from jserve.runtime import readout, sampling
@@ -38,15 +39,19 @@ class Programs:
     build: Build
     shape: EngineShape
 
-    def abstract_model(self) -> CausalLM:
-        """The model without arrays."""
-        return nnx.eval_shape(partial(self.family, self.build, self.config))
+    def abstract_model(self, *, bits: bool = False) -> CausalLM:
+        """The model without arrays; with `bits` that of thin steps."""
+        return nnx.eval_shape(partial(self.family, replace(self.build, bits=bits), self.config))
+
+    def is_thin(self, bucket: Bucket) -> bool:
+        """Whether steps of this bucket take the weights of the thin model."""
+        return self.build.thin and bucket.tokens <= THIN_TOKENS
 
     def step(self, bucket: Bucket) -> Program:
         """(weights, `leaves` of the state, last_token, packed) to (leaves, logits, hidden); the state is donated."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.abstract_model()
+            model = self.abstract_model(bits=self.is_thin(bucket))
             weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             state = self.abstract_state().leaves

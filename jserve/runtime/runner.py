@@ -67,6 +67,7 @@ class Runner:
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
         self._weights: Weights = ()
+        self._thin_weights: Weights = ()
         self._state: tuple[jax.Array, ...] = ()  # `EngineState.leaves`
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
@@ -129,9 +130,9 @@ class Runner:
                         return
             self._others[name] = compiled
 
-    def start(self, weights: Weights) -> None:
-        """Take the weights and allocate everything else; needs the required programs."""
-        self._weights = weights
+    def start(self, weights: Weights, thin: Weights = ()) -> None:
+        """Take the weights, and those of thin steps, and allocate everything else; needs the required programs."""
+        self._weights, self._thin_weights = weights, thin
         self.reset()
 
     def reset(self) -> None:
@@ -164,7 +165,8 @@ class Runner:
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
         step = self._steps[bucket]
-        self._state, logits, hidden = step(self._weights, self._state, self._last_token, packed.vector)
+        weights = self._thin_weights if self._programs.is_thin(bucket) else self._weights
+        self._state, logits, hidden = step(weights, self._state, self._last_token, packed.vector)
         self.bucket_steps[bucket] += 1
         extra = None
         if wanted is not NOTHING:

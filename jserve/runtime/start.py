@@ -31,7 +31,7 @@ from jserve.runtime.executables import ExecutableStore, Program, default_folder,
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
-from jserve.weights.load import load, load_dummy, parameters, resolve_names
+from jserve.weights.load import load, load_bits, load_dummy, parameters, resolve_names
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,9 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     device = mesh.devices.flat[0]
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
     _check_parallel(config, asked.tensor_parallel_size)
-    build, model = _build(asked, config, family, mesh)
-    weights_bytes = _elements_per_device(model, mesh) * build.dtype.itemsize
+    build, model = _build(asked, config, family, mesh, checkpoint)
+    width = build.dtype.itemsize + (2 if build.thin and not build.outputs_first else 0)
+    weights_bytes = _elements_per_device(model, mesh) * width
     shape, plan = memory.plan_shape(asked, config, build, weights_bytes, memory.device_limit(device))
     memory.print_budget(plan, shape, device.device_kind)
     key = _key(build, config, family, shape, mesh)
@@ -114,9 +115,12 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         compiled = pool.submit(add_all, runner, runner.programs_required(early=early), progress)
         weights = _load(asked, model, checkpoint, mesh, progress)
+        thin: tuple[jax.Array, ...] = ()
+        if build.thin:
+            thin = load_bits(prepared.programs.abstract_model(bits=True), model, weights, checkpoint, mesh)
         loaded = time.perf_counter()
         compiled.result()
-    runner.start(weights)
+    runner.start(weights, thin)
     _check_temporaries(runner, plan)
     if baked is not None and store.num_compiled:
         logger.warning(
@@ -152,7 +156,9 @@ def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
     return thread
 
 
-def _build(asked: EngineConfig, config: ModelConfig, family: type[CausalLM], mesh: Mesh) -> tuple[Build, CausalLM]:
+def _build(
+    asked: EngineConfig, config: ModelConfig, family: type[CausalLM], mesh: Mesh, checkpoint: Checkpoint
+) -> tuple[Build, CausalLM]:
     """The dtypes that the flags and the device lead to, and the abstract model of these."""
     kind = mesh.devices.flat[0].platform
 
@@ -162,9 +168,16 @@ def _build(asked: EngineConfig, config: ModelConfig, family: type[CausalLM], mes
     build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
     model = abstract(build)
     weights = platform.resolve_dtype(asked.dtype, config.dtype, kind, _elements_per_device(model, mesh))
-    chosen = Build(weights, platform.activation_dtype(weights, kind), mesh)
+    thin = kind == "cpu" and mesh.size == 1 and (weights == jnp.bfloat16 or _is_exact_in_16_bits(asked, checkpoint))
+    chosen = Build(weights, platform.activation_dtype(weights, kind), mesh, thin=thin)
     logger.info("weights in %s, activations and KV cache in %s", chosen.dtype, chosen.activations)
     return chosen, model if chosen == build else abstract(chosen)
+
+
+def _is_exact_in_16_bits(asked: EngineConfig, checkpoint: Checkpoint) -> bool:
+    """Whether every matrix of the checkpoint is bfloat16, so that its bits hold all of the float32 model."""
+    matrices = [info for info in checkpoint.tensors().values() if len(info.shape) > 1]
+    return asked.load_format != "dummy" and all(info.dtype == "bfloat16" for info in matrices)
 
 
 def _check_parallel(config: ModelConfig, parts: int) -> None:
@@ -188,7 +201,7 @@ def _folder(asked: EngineConfig) -> Path | None:
 
 
 def _key(build: Build, config: ModelConfig, family: type[CausalLM], shape: EngineShape, mesh: Mesh) -> str:
-    parts = (build.dtype, build.activations, build.attention, config, family.__name__, shape)
+    parts = (build.dtype, build.thin, build.activations, build.attention, config, family.__name__, shape)
     return "\n".join([environment_key(mesh), *map(repr, parts)])
 
 

@@ -41,6 +41,11 @@ class Parameter:
     def sharding(self, mesh: Mesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*self.axes))
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The tensors that it is made from, by full name; the same in every model of one checkpoint."""
+        return tuple(self.absolute(name) for name in self.source.names())
+
     def absolute(self, name: str) -> str:
         """The checkpoint's name for a name relative to the module that owns this parameter."""
         module = self.module
@@ -77,6 +82,36 @@ def load(
         return _place(parameter, mesh, read)
 
     return _in_parallel(wanted, fetch, progress)
+
+
+def load_bits(
+    model: nnx.Module, plain: nnx.Module, weights: tuple[jax.Array, ...], checkpoint: Checkpoint, mesh: Mesh
+) -> tuple[jax.Array, ...]:
+    """Every parameter of `model`, whose matrices are uint16 bits of bfloat16 and the others those of `plain`.
+
+    `weights` are the arrays of `plain`; they are shared wherever the bytes are the same.
+    """
+    wanted = parameters(model)
+    others = {p.key: array for p, array in zip(parameters(plain), weights, strict=True)}
+
+    def fetch(parameter: Parameter) -> jax.Array:
+        array = others[parameter.key]
+        if array.dtype == parameter.dtype:
+            return array
+        if array.dtype == jnp.bfloat16:  # on a CPU this copies nothing
+            return jax.device_put(np.asarray(array).view(np.uint16), parameter.sharding(mesh), may_alias=True)
+
+        def read(name: str, index: Index) -> np.ndarray:
+            return checkpoint.read(names[parameter.absolute(name)], index)
+
+        def fill(index: Index | None) -> np.ndarray:
+            data = parameter.source.read(read, _bounded(index, parameter.shape))
+            return np.ascontiguousarray(data).astype(jnp.bfloat16, copy=False).view(np.uint16)
+
+        return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
+
+    names = resolve_names(wanted, checkpoint.tensors()) if any(a.dtype == jnp.float32 for a in weights) else {}
+    return _in_parallel(wanted, fetch, None)
 
 
 def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress | None = None) -> tuple[jax.Array, ...]:
