@@ -1,0 +1,98 @@
+"""Time of a decoder's matrix products on a CPU, beside the time that reading their weights takes.
+
+    python -m benchmarks.cpu_products --rows 1,2,8,32
+
+All products of 30 layers of 576 inputs (query-key-value, output, gate-up, down), each with weights of its own, so that
+caches hold as little of them as in a real step. "floor" is the weights' bytes over the bandwidth that scanning a large
+array reaches here in one thread. Run it with nothing else on the machine.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from jserve.layers import thin
+
+SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
+LAYERS = 30
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def main() -> None:
+    """Print one line per kind of weight and number of rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="1,2,8,32", help="numbers of rows, between commas")
+    parser.add_argument("--rounds", type=int, default=10, help="the best counts")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    bandwidth = read_bandwidth()
+    print(f"reading: {bandwidth / 1e9:.1f} GB/s")
+    count = LAYERS * sum(inputs * outputs for inputs, outputs in SHAPES)
+    for rows in map(int, args.rows.split(",")):
+        for name, width, place, product in kinds(rows):
+            seconds = chain_time(rows, place, product, args.rounds)
+            floor = count * width / bandwidth
+            print(f"{rows:4d} rows  {name:18s} {seconds * 1e3:7.2f} ms  floor {floor * 1e3:6.2f} ms")
+
+
+def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]]:
+    """Name, bytes of a weight, how [inputs, outputs] is stored, and the product."""
+
+    def plain(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.dot(x, w, precision=jax.lax.Precision.HIGHEST)
+
+    def narrow(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum("ti,oi->to", x.astype(w.dtype), w, preferred_element_type=jnp.float32)
+
+    def outputs_first(w: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(w.T).astype(ml_dtypes.bfloat16)
+
+    found: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
+        ("float32", 4, np.ascontiguousarray, plain),
+        ("bfloat16", 2, outputs_first, narrow),
+    ]
+    if rows <= thin.THIN_TOKENS:
+        found.append(("bits of bfloat16", 2, lambda w: outputs_first(w).view(np.uint16), thin.product))
+    return found
+
+
+def chain_time(rows: int, place: Callable[[np.ndarray], np.ndarray], product: Product, rounds: int) -> float:
+    """Seconds of all products, each after the one before; the best of `rounds`."""
+    rng = np.random.default_rng(0)
+    weights = [
+        [jnp.asarray(place(rng.standard_normal(shape, np.float32) * 0.03)) for shape in SHAPES] for _ in range(LAYERS)
+    ]
+
+    def run(x: jax.Array, weights: list[list[jax.Array]]) -> jax.Array:
+        for qkv, output, gate_up, down in weights:
+            x = x + product(product(x, qkv)[:, :576], output)
+            x = x + product(product(x, gate_up)[:, :1536], down)
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        return x
+
+    x = jnp.ones((rows, 576), jnp.float32)
+    compiled = jax.jit(run).lower(x, weights).compile()
+    jax.block_until_ready(compiled(x, weights))
+    return min(elapsed(lambda: jax.block_until_ready(compiled(x, weights))) for _ in range(rounds))
+
+
+def read_bandwidth() -> float:
+    """Bytes a second of the largest value of 512 MiB, in one thread."""
+    data = np.ones(1 << 27, np.float32)
+    return data.nbytes / min(elapsed(data.max) for _ in range(5))
+
+
+def elapsed(work: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
