@@ -99,10 +99,15 @@ def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int) -> jax.
         # Not a conversion to bfloat16 and back, which the compiler may take for none.
         rounded = jax.lax.reduce_precision(x, 8, 7) if build.dtype == jnp.bfloat16 else x
         return thin.product(rounded, weight)
-    return jax.lax.dot_general(
+    outputs = weight.shape[:-1]
+    if inputs:
+        # One axis of outputs: XLA:CPU writes a 16-bit weight out as float32 to bring several in order.
+        weight, inputs = weight.reshape(-1, weight.shape[-1]), 1
+    y = jax.lax.dot_general(
         x.astype(weight.dtype),
         weight,
         (((1,), (inputs,)), ((), ())),
         precision=build.precision,
         preferred_element_type=jnp.float32,
     )
+    return y.reshape(-1, *outputs) if inputs else y

@@ -51,7 +51,12 @@ def resolve_dtype(asked: str, checkpoint: str, platform: str, num_parameters: in
     narrow = jnp.dtype("bfloat16" if checkpoint == "float32" else checkpoint)
     if platform != "cpu":
         return narrow
-    return jnp.dtype("float32") if 4 * num_parameters <= free_host_memory() // 2 else narrow
+    return jnp.dtype("float32") if fits_twice(4 * num_parameters) else narrow
+
+
+def fits_twice(num_bytes: int) -> bool:
+    """Whether so many bytes leave at least half of the host's free memory."""
+    return num_bytes <= free_host_memory() // 2
 
 
 def free_host_memory() -> int:

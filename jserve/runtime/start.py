@@ -168,16 +168,23 @@ def _build(
     build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
     model = abstract(build)
     weights = platform.resolve_dtype(asked.dtype, config.dtype, kind, _elements_per_device(model, mesh))
-    thin = kind == "cpu" and mesh.size == 1 and (weights == jnp.bfloat16 or _is_exact_in_16_bits(asked, checkpoint))
+    thin = (
+        kind == "cpu"
+        and mesh.size == 1
+        and (
+            weights == jnp.bfloat16
+            or (_is_exact_in_16_bits(config, checkpoint) and platform.fits_twice(6 * _elements_per_device(model, mesh)))
+        )
+    )
     chosen = Build(weights, platform.activation_dtype(weights, kind), mesh, thin=thin)
     logger.info("weights in %s, activations and KV cache in %s", chosen.dtype, chosen.activations)
     return chosen, model if chosen == build else abstract(chosen)
 
 
-def _is_exact_in_16_bits(asked: EngineConfig, checkpoint: Checkpoint) -> bool:
-    """Whether every matrix of the checkpoint is bfloat16, so that its bits hold all of the float32 model."""
+def _is_exact_in_16_bits(config: ModelConfig, checkpoint: Checkpoint) -> bool:
+    """Whether every matrix is bfloat16, so that its bits hold all of the float32 model; without weights, as declared."""
     matrices = [info for info in checkpoint.tensors().values() if len(info.shape) > 1]
-    return asked.load_format != "dummy" and all(info.dtype == "bfloat16" for info in matrices)
+    return config.dtype == "bfloat16" and all(info.dtype == "bfloat16" for info in matrices)
 
 
 def _check_parallel(config: ModelConfig, parts: int) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 __all__ = ["AttentionPlan", "Items", "Tiles", "make_plan"]
 
 SHORT_QUERIES = 4  # rows with up to so many queries go query by query: a tile would be mostly empty
-ITEM_TOKENS = 64  # keys of one item (a page, where pages are larger)
+ITEM_TOKENS = 128  # keys of one item (a page, where pages are larger)
 ITEMS_PER_TURN = 16
 TILE_QUERIES = 64
 RUN_TOKENS = 128  # keys that a tile meets at a time

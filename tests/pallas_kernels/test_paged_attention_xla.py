@@ -96,10 +96,10 @@ def test_one_plan_serves_every_layer():
 
 def test_work_follows_the_live_context_and_not_the_longest_possible():
     plan = jax.jit(functools.partial(make_plan, tokens=4, pages=9, page_size=16, decode=True))
-    short = plan(jnp.zeros((4, 1000), jnp.int32), jnp.arange(5), jnp.array([64, 1, 0, 65]))
-    assert short.num_turns == 1  # 1 + 1 + 0 + 2 runs of 64 keys, of the 8 that a turn takes here
-    long = plan(jnp.zeros((4, 1000), jnp.int32), jnp.arange(5), jnp.array([64, 1, 0, 16000]))
-    assert long.num_turns == -(-252 // long.items_per_turn)
+    short = plan(jnp.zeros((4, 1000), jnp.int32), jnp.arange(5), jnp.array([128, 1, 0, 129]))
+    assert short.num_turns == 1  # 1 + 1 + 0 + 2 runs of 128 keys, of the 8 that a turn takes here
+    long = plan(jnp.zeros((4, 1000), jnp.int32), jnp.arange(5), jnp.array([128, 1, 0, 16000]))
+    assert long.num_turns == -(-127 // long.items_per_turn)
 
 
 def test_write_kv_places_tokens_and_drops_padding():
