@@ -182,7 +182,7 @@ def _build(
 
 
 def _is_exact_in_16_bits(config: ModelConfig, checkpoint: Checkpoint) -> bool:
-    """Whether every matrix is bfloat16, so that its bits hold all of the float32 model; without weights, as declared."""
+    """Whether every matrix is bfloat16 and its bits hold all of the float32 model; without weights, as declared."""
     matrices = [info for info in checkpoint.tensors().values() if len(info.shape) > 1]
     return config.dtype == "bfloat16" and all(info.dtype == "bfloat16" for info in matrices)
 
