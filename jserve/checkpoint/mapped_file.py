@@ -54,6 +54,12 @@ class MappedFile:
                 f"{self.size:,}; it is truncated or damaged, fetch it again"
             )
 
+    def will_need(self, start: int, length: int) -> None:
+        """Have these bytes read ahead in large requests, instead of as pages are first touched."""
+        if isinstance(self._map, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+            begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, begin, min(start + length, self.size) - begin)
+
     def close(self) -> None:
         """Unmap the file, or leave it to the last array that still looks into it."""
         if isinstance(self._map, mmap.mmap):

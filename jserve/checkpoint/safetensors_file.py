@@ -68,6 +68,10 @@ class SafetensorsFile:
         if count == 0:
             return np.empty(info.shape, dtype)[index]
         flat = np.frombuffer(self._file.buffer, dtype, count, self._starts[name])
+        rows = range(*index[0].indices(info.shape[0])) if index else range(0)
+        if rows:
+            row = self._size(name) // info.shape[0]
+            self._file.will_need(self._starts[name] + min(rows) * row, len(rows) * abs(rows.step) * row)
         return flat.reshape(info.shape)[index]
 
     def close(self) -> None:

@@ -132,9 +132,12 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
 def _place(parameter: Parameter, mesh: Mesh, read: ReadTensor) -> jax.Array:
     def fill(index: Index | None) -> np.ndarray:
         data = parameter.source.read(read, _bounded(index, parameter.shape))
-        return np.ascontiguousarray(data).astype(parameter.dtype, copy=False)
+        # A transposed view stays one: the transfer brings it into the device's order, eight times as fast as numpy.
+        return data.astype(parameter.dtype, copy=False)
 
-    return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
+    array = jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
+    # The transfer holds on to `data`: without waiting, readers would pile up host memory ahead of it.
+    return jax.block_until_ready(array)
 
 
 def _bounded(index: Index | None, shape: tuple[int, ...]) -> Index:
