@@ -5,11 +5,11 @@
     python -m benchmarks.cpu --servers jserve,vllm  some of the servers
     python -m benchmarks.cpu --tiny                 try the logic, with a few tokens: figures mean nothing
 
-Peers that are missing are installed and the model is converted for them first; that happens once and does not
-count. Then come the parts: start-up (`start`), the host's share (`scaling`, and `ceiling` against vLLM with a model
-that costs nothing), and, with all servers resident, throughput against latency (`serving`) and a trace under time
-limits (`goodput`). Each has its own limit of time, its output in a log and its figures in a JSON file. Nothing else
-may run on the machine: rounds that other load disturbed are flagged and take no part in the medians. Everything
+Peers that are missing are installed and the model is converted for them first; that happens once and does not count.
+Then come the parts: start-up (`start`, `weights`), the host's share (`scaling`, and `ceiling` against vLLM with a
+model that costs nothing), and, with all servers resident, throughput against latency (`serving`) and a trace under
+time limits (`goodput`). Each has its own limit of time, its output in a log and its figures in a JSON file. Nothing
+else may run on the machine: rounds that other load disturbed are flagged and take no part in the medians. Everything
 that was started is stopped in the end, after a failure or Ctrl-C too. What was left out is told at the end.
 """
 
@@ -69,6 +69,7 @@ ALONE = {
         300.0,
         ("--streams", "8", "--rounds", "1"),
     ),
+    "weights": Alone(("benchmarks.weights",), "weights.json", 120.0, ("--gigabytes", "0.5", "--rounds", "1")),
     "scaling": Alone(("benchmarks.host_scaling",), "host-scaling.json", 120.0, ("--turns", "10")),
 }
 TOGETHER = ("serving", "goodput")
