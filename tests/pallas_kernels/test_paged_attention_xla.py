@@ -115,7 +115,7 @@ def test_write_kv_places_tokens_and_drops_padding():
 
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_a_step_that_donates_its_pages_copies_none(tokens):
-    N, K, B, D = 50, 2, 16, 8
+    N, K, B, D = 400, 2, 16, 8
     pages, new, ints = jnp.zeros((N, K, B, D)), jnp.zeros((tokens, K, D)), jnp.zeros((tokens, 4), jnp.int32)
 
     def step(layers, k, slots, table, starts, contexts):
@@ -134,5 +134,5 @@ def test_a_step_that_donates_its_pages_copies_none(tokens):
     compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
     pool = rf"f32\[(?:{N},{K},{B},{D}|{N * K * B},{D})\]"
     assert not re.findall(rf"= {pool}\S* copy\(", compiled.as_text())
-    assert compiled.memory_analysis().temp_size_in_bytes < pages.nbytes * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < pages.nbytes
     assert compiled.memory_analysis().alias_size_in_bytes >= 4 * pages.nbytes
