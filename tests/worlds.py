@@ -27,8 +27,10 @@ SMALL = {
 }
 
 
-def make_model(folder: Path, architecture: str, *, seed: int = 0, **fields: Any) -> Path:
-    """Save a random float32 model of a family; `fields` are those of its configuration."""
+def make_model(
+    folder: Path, architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **fields: Any
+) -> Path:
+    """Save a random model of a family; `fields` are those of its configuration."""
     torch.manual_seed(seed)
     family = architecture.removesuffix("ForCausalLM")
     config_type = getattr(transformers, f"{family}Config")
@@ -37,7 +39,7 @@ def make_model(folder: Path, architecture: str, *, seed: int = 0, **fields: Any)
     for name, value in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(value, mean=float("norm" in name), std=0.2)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return folder
 
 

@@ -67,7 +67,7 @@ class Runner:
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
         self._weights: Weights = ()
-        self._thin_weights: Weights = ()
+        self.thin_weights: Weights = ()
         self._state: tuple[jax.Array, ...] = ()  # `EngineState.leaves`
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
@@ -132,7 +132,7 @@ class Runner:
 
     def start(self, weights: Weights, thin: Weights = ()) -> None:
         """Take the weights, and those of thin steps, and allocate everything else; needs the required programs."""
-        self._weights, self._thin_weights = weights, thin
+        self._weights, self.thin_weights = weights, thin
         self.reset()
 
     def reset(self) -> None:
@@ -165,7 +165,7 @@ class Runner:
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
         step = self._steps[bucket]
-        weights = self._thin_weights if self._programs.is_thin(bucket) else self._weights
+        weights = self.thin_weights if self._programs.is_thin(bucket) else self._weights
         self._state, logits, hidden = step(weights, self._state, self._last_token, packed.vector)
         self.bucket_steps[bucket] += 1
         extra = None

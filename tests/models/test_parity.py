@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.worlds import (
     greedy,
@@ -80,3 +81,20 @@ def test_logprobs_and_greedy_tokens_equal_transformers(case: str, tmp_path: Path
             np.testing.assert_allclose(found.logprob, row[delta.token_ids[0]], atol=LOGIT_TOLERANCE)
             np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=LOGIT_TOLERANCE)
             np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed"])
+def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
+    case: str, tmp_path: Path, executables: str
+) -> None:
+    """One or two rows multiply bfloat16 bits, more of them float32 weights: the numbers are the same."""
+    architecture, fields = CASES[case]
+    folder = make_model(tmp_path, architecture, dtype=torch.bfloat16, **fields)
+    model = reference(folder)
+    core = start_engine(folder, executables)
+    assert any(array.dtype == np.uint16 for array in core.runner.thin_weights)
+    expected = {name: reference_greedy(model, prompt, 64) for name, prompt in PROMPTS.items()}
+    batches = [["long"], ["long", "middle"], list(PROMPTS)]
+    for names in batches:
+        deltas = run(core, {name: PROMPTS[name] for name in names}, greedy(64))
+        assert {name: tokens_of(deltas[name]) for name in names} == {name: expected[name] for name in names}
