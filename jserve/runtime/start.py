@@ -173,7 +173,10 @@ def _build(
         and mesh.size == 1
         and (
             weights == jnp.bfloat16
-            or (_is_exact_in_16_bits(config, checkpoint) and platform.fits_twice(6 * _elements_per_device(model, mesh)))
+            or (
+                _is_exact_in_16_bits(asked, config, checkpoint)
+                and platform.fits_twice(6 * _elements_per_device(model, mesh))
+            )
         )
     )
     chosen = Build(weights, platform.activation_dtype(weights, kind), mesh, thin=thin)
@@ -181,10 +184,11 @@ def _build(
     return chosen, model if chosen == build else abstract(chosen)
 
 
-def _is_exact_in_16_bits(config: ModelConfig, checkpoint: Checkpoint) -> bool:
+def _is_exact_in_16_bits(asked: EngineConfig, config: ModelConfig, checkpoint: Checkpoint) -> bool:
     """Whether every matrix is bfloat16 and its bits hold all of the float32 model; without weights, as declared."""
     matrices = [info for info in checkpoint.tensors().values() if len(info.shape) > 1]
-    return config.dtype == "bfloat16" and all(info.dtype == "bfloat16" for info in matrices)
+    declared = asked.load_format != "dummy" and config.dtype == "bfloat16"
+    return declared and all(info.dtype == "bfloat16" for info in matrices)
 
 
 def _check_parallel(config: ModelConfig, parts: int) -> None:
