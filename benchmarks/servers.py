@@ -22,11 +22,15 @@ import psutil
 
 from benchmarks.load import Target
 from benchmarks.parts import MODULE, FailedError, Visit, must, stop
+from benchmarks.process_cpu import read_cpu
 
 PEERS = Path(__file__).with_name("peers")
 INSTALL_S = 3600.0
 READY_S = 420.0
 ROOM_GIB = 4.0  # free memory before a server is started, so that the kernel never has to end one
+SETTLE_S = 240.0
+REST_S = 3.0
+REST_SHARE = 0.1  # of a core, below which a server rests
 STREAMS = 32  # the most at once in the comparison; llama.cpp sets its slots up at the start
 COUNT_CACHED = "--enable-prompt-tokens-details"  # jserve's flag and vLLM's: goodput reads what their caches had
 # An end token that never comes: `transformers serve` refuses `ignore_eos`.
@@ -174,6 +178,7 @@ class Field:
             self.left_out[server.name] = f"{error}; last lines: {last_lines(self.visit.log(log))}"
             return None
         running.ready_s = time.monotonic() - begin
+        settle(process.pid, self.visit.left())
         running.target = Target(server.name, target.url, model, server.extra)
         if server.precision == "auto":
             running.precision = jserve_precision(self.visit.log(log).read_text(errors="replace"))
@@ -194,6 +199,26 @@ def wait_ready(running: Running, give_up: float) -> str:
             failure = f"{type(error).__name__}: {error}"
         time.sleep(0.2)
     raise FailedError(f"was not ready at its time limit ({failure})")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds so far of a server's processes."""
+    return sum(times.user + times.system for times in read_cpu(pid))
+
+
+def settle(pid: int, limit: float) -> None:
+    """Wait until a server that is ready rests: what it still compiles or warms up would disturb all the others.
+
+    At most SETTLE_S or `limit` seconds; a server that never rests is what its users have too.
+    """
+    give_up = time.monotonic() + min(limit, SETTLE_S)
+    before = cpu_seconds(pid)
+    while time.monotonic() < give_up:
+        time.sleep(REST_S)
+        now = cpu_seconds(pid)
+        if now - before < REST_SHARE * REST_S:
+            return
+        before = now
 
 
 def first_listed(url: str) -> str:
