@@ -160,7 +160,9 @@ def markdown(results: Path = RESULTS) -> str:
     missed = [row for row in found if row.met is False or (row.met is None and row.note)]
     if missed:
         lines += ["", "What stops those that were not reached:", ""]
-        lines += [f"- {row.text}: {row.note or 'not known yet'}" for row in missed]
+        notes = dict.fromkeys(row.note or "not known yet" for row in missed)
+        for note in notes:
+            lines.append(f"- {'; '.join(row.text for row in missed if (row.note or 'not known yet') == note)}: {note}")
     if (results / CHART).exists():
         lines += ["", f"![output tokens/s against the time per output token](benchmarks/results/{CHART})"]
     return "\n".join(lines)
