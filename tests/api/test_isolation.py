@@ -1,5 +1,7 @@
 """The prefix cache of one key tells nothing to another."""
 
+from array import array
+
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.access.keys import ANYBODY, KeyRing
 from jserve.schedule.prefix import DigestChain
@@ -16,7 +18,7 @@ def test_salts_differ_by_key_by_client_salt_and_by_server() -> None:
     salts += [isolation.salt(key, salt) for key in (ONE, TWO) for salt in ("", "a", "b")]
     assert len(set(salts)) == 7
     assert isolation.salt(ONE, "a") == isolation.salt(ONE, "a")
-    first_pages = {DigestChain([1, 2], 2, salt).digest(0) for salt in salts}
+    first_pages = {DigestChain(array("i", [1, 2]), 2, salt).digest(0) for salt in salts}
     assert len(first_pages) == 7
 
 

@@ -162,7 +162,7 @@ def test_metrics_are_open_when_asked(start_server: StartServer) -> None:
 
 def test_every_route_of_the_app_is_guarded(locked: LiveServer) -> None:
     """Also those that are added later, unless they are named as open."""
-    routes = locked.server._http.config.app.routes  # type: ignore[union-attr]
+    routes = locked.server._app._app.routes  # type: ignore[union-attr]
     paths = {route.path.replace("{name:path}", "x") for route in routes}
     opened = {path for path in paths if locked.http.get(path).status_code not in (401, 405)}
     assert opened == {"/health", "/health/decode", "/ready", "/ping"}
