@@ -26,7 +26,18 @@ from rich.table import Table
 
 from benchmarks.parts import MODEL, FailedError, Visit, leave_on_sigterm, stop
 from benchmarks.report import machine
-from benchmarks.servers import READY_S, SERVERS, Forms, Server, convert, free_port, install, last_lines, version_of
+from benchmarks.servers import (
+    READY_S,
+    SERVERS,
+    Forms,
+    Server,
+    convert,
+    first_listed,
+    free_port,
+    install,
+    last_lines,
+    version_of,
+)
 
 NAMES = ("jserve", "llama", "vllm")
 POLL_S = 0.02
@@ -71,7 +82,7 @@ def measure(server: Server, forms: Forms, cache: Path, kind: str, index: int, vi
             if health is None and answers(f"{url}/health"):
                 health = time.monotonic() - begin
             try:
-                model = model or listed(url)
+                model = model or first_listed(url)
                 first_text(url, model, server.extra)
                 return Start(server.name, kind, index, health, time.monotonic() - begin)
             except OSError:  # refused connections, HTTP errors and timeouts are all of this kind
@@ -88,15 +99,6 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def listed(url: str) -> str:
-    """The model's name. OSError until there is one."""
-    with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as response:
-        data = json.load(response).get("data", [])
-    if not data:
-        raise ConnectionError("no model is listed yet")
-    return str(data[0]["id"])
 
 
 def first_text(url: str, model: str, extra: Mapping[str, Any]) -> None:
