@@ -26,6 +26,7 @@ def paged_attention(
     page_table: jax.Array,
     query_start: jax.Array,
     context_len: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -46,6 +47,8 @@ def paged_attention(
         page_table: i32[S, P], page ids of each row in order; entries past the live range may be anything.
         query_start: i32[S+1]; row s owns tokens query_start[s]:query_start[s+1], later tokens are padding.
         context_len: i32[S], tokens in the KV of a row including this step's; 0 for padding rows.
+        sinks: [H] or None; a score of each head, neither scaled nor capped, that takes part in the softmax and
+            has no value (gpt-oss): it adds exp(sink) to the sum that the weights are divided by.
         decode: static promise that T == S and row s owns exactly token s (context_len 0: a padding row).
         implementation: "auto", "reference", "xla" or "triton". "auto" is triton on an NVIDIA GPU where it
             supports the shapes (else xla, with the reason logged once), and xla everywhere else. "triton"
@@ -60,8 +63,8 @@ def paged_attention(
         ValueError: unknown implementation.
     """
     if plan is not None:
-        return attend(q, k_pages, v_pages, plan, scale=scale, soft_cap=soft_cap)
-    args = (q, k_pages, v_pages, page_table, query_start, context_len)
+        return attend(q, k_pages, v_pages, plan, sinks, scale=scale, soft_cap=soft_cap)
+    args = (q, k_pages, v_pages, page_table, query_start, context_len, sinks)
     static: dict[str, Any] = {
         "scale": scale,
         "sliding_window": sliding_window,
@@ -110,7 +113,7 @@ def prepare(
     )
 
 
-def _fastest(*args: jax.Array, **static: Any) -> jax.Array:
+def _fastest(*args: Any, **static: Any) -> jax.Array:
     if Target.current().platform != "gpu":
         return paged_attention_xla(*args, **static)
     try:
@@ -120,7 +123,7 @@ def _fastest(*args: jax.Array, **static: Any) -> jax.Array:
         return paged_attention_xla(*args, **static)
 
 
-def _triton(*args: jax.Array, decode: bool, **static: Any) -> jax.Array:
+def _triton(*args: Any, decode: bool, **static: Any) -> jax.Array:
     # Imported on use: a CPU server never pays for loading Pallas.
     from .triton_decode import paged_attention_decode
     from .triton_prefill import paged_attention_prefill

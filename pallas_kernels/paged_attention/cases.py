@@ -40,6 +40,7 @@ class Case:
     dtype: str = "bfloat16"
     sliding_window: int | None = None
     soft_cap: float | None = None
+    sinks: bool = False
     padding_rows: int = 0
     padding_tokens: int = 0
     spare_entries: int = 1  # page table entries beyond the longest row
@@ -87,8 +88,10 @@ class Case:
         context_len = [row.context_len for row in self.rows] + [0] * self.padding_rows
         floats = (jnp.asarray(array, self.dtype) for array in (q, k_pages, v_pages))
         integers = (page_table, np.concatenate([[0], np.cumsum(lengths)]), np.array(context_len))
+        # Around the largest score of a row or far from it: the sum must hold up to a sink that outweighs it.
+        sinks = (jnp.asarray(rng.normal(2, 4, self.H), self.dtype),) if self.sinks else ()
         return KernelInputs(
-            args=(*floats, *(jnp.asarray(array, jnp.int32) for array in integers)),
+            args=(*floats, *(jnp.asarray(array, jnp.int32) for array in integers), *sinks),
             static={
                 "scale": self.D**-0.5,
                 "sliding_window": self.sliding_window,
@@ -157,6 +160,10 @@ _QUICK = (
     Case("mixed_f32_d96_g7_b32", 7, 1, 96, 32, _MIXED, "float32", padding_rows=1, padding_tokens=1),
     Case("mixed_window_f32", 4, 2, 64, 16, _MIXED, "float32", sliding_window=9, padding_tokens=3),
     Case("mixed_window_soft_cap_d256", 4, 2, 256, 16, _rows((9, 30), (1, 44)), sliding_window=12, soft_cap=5.0),
+    Case("decode_sinks_f32", 8, 2, 64, 16, _decode(10, 64, 1), "float32", padding_rows=1, sinks=True),
+    Case("decode_split_window_sinks_f32", 8, 1, 64, 16, _decode(900), "float32", sliding_window=300, sinks=True),
+    Case("mixed_sinks_f32", 10, 2, 64, 16, _MIXED, "float32", padding_rows=2, padding_tokens=3, sinks=True),
+    Case("mixed_window_sinks", 8, 1, 64, 16, _MIXED, sliding_window=16, padding_rows=1, sinks=True),
     Case(
         "prefill_mha_f16_d80",
         2,
@@ -229,6 +236,8 @@ _FULL = (
         soft_cap=50.0,
         quick=False,
     ),
+    Case("gpt_oss_20b_decode_32x1k", 64, 8, 64, 64, _decode(*[1024] * 32), sinks=True, quick=False),
+    Case("gpt_oss_20b_prefill_window", 64, 8, 64, 64, _rows((1024, 6000)), sliding_window=128, sinks=True, quick=False),
     Case("mistral_7b_page16_decode_32x1k", 32, 8, 128, 16, _decode(*[1024] * 32), quick=False),
 )
 

@@ -16,6 +16,7 @@ def reference(
     page_table: jax.Array,
     query_start: jax.Array,
     context_len: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -25,7 +26,7 @@ def reference(
     """softmax(soft_cap(scale * q k^T) + mask) v over the pages of each row; shapes as in `paged_attention`.
 
     q: [T, H, D]; k_pages, v_pages: [N, K, B, D]; page_table: i32[S, P]; query_start: i32[S+1];
-    context_len: i32[S]; returns [T, H, D] in q's dtype. A query with nothing to attend to gets zeros.
+    context_len: i32[S]; sinks: [H]; returns [T, H, D] in q's dtype. A query with nothing to attend to gets zeros.
     """
     del decode  # a promise about the shapes that changes no value
     T, H, D = q.shape
@@ -50,8 +51,11 @@ def reference(
         scores = jnp.einsum("kgd,ckd->kgc", query.reshape(K, H // K, D), k, precision="highest") * scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        weights = jnp.where(live, jnp.exp(scores - scores.max(-1, keepdims=True, where=live, initial=-1e30)), 0)
+        largest = scores.max(-1, keepdims=True, where=live, initial=-1e30)
+        weights = jnp.where(live, jnp.exp(scores - largest), 0)
         total = jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+        if sinks is not None:
+            total += jnp.exp(sinks.astype(jnp.float32).reshape(K, H // K, 1) - largest)
         return jnp.einsum("kgc,ckd->kgd", weights / total, v, precision="highest").reshape(H, D)
 
     out: jax.Array = jax.lax.map(attend, (q.astype(jnp.float32), row, position, real))

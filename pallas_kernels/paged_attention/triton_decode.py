@@ -22,6 +22,7 @@ from .triton_tile import (
     Tiling,
     attend,
     check_support,
+    load_sink,
     normalize,
     output,
     power_of_two,
@@ -42,6 +43,7 @@ def paged_attention_decode(
     page_table: jax.Array,
     query_start: jax.Array,
     context_len: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -69,14 +71,15 @@ def paged_attention_decode(
         interpret=interpret,
     )
     args = (q, k_pages, v_pages, page_table, context_len)
+    given = () if sinks is None else (sinks,)
     if splits == 1:
         kernel = functools.partial(_whole_kernel, head=head, tiling=tiling)
-        whole: jax.Array = call(kernel, out_shape=output(q.shape, q.dtype, q), name="paged_decode")(*args)
+        whole: jax.Array = call(kernel, out_shape=output(q.shape, q.dtype, q), name="paged_decode")(*args, *given)
         return whole
     kernel = functools.partial(_split_kernel, head=head, tiling=tiling, splits=splits)
     parts = (output((S, H, splits, D), jnp.float32, q), output((S, H, splits), jnp.float32, q))
     o, lse = call(kernel, out_shape=parts, name="paged_decode_split")(*args)
-    return _combine(o, lse, q.dtype, interpret)
+    return _combine(o, lse, given, q.dtype, interpret)
 
 
 def choose_tiling(head: Head, dtype: jnp.dtype) -> Tiling:
@@ -128,12 +131,14 @@ def _query_index(row: jax.Array, kv_head: jax.Array, head: Head, M: int) -> tupl
 
 
 def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
-    *inputs, o_ref = refs
-    row = pl.program_id(2)
-    blocks = _live_blocks(inputs[-1][row], head.sliding_window, tiling.C)
-    softmax = _attend(tuple(inputs), blocks, head, tiling)
-    index, mask = _query_index(row, pl.program_id(1), head, tiling.M)
-    plt.store(o_ref.at[index], normalize(softmax).astype(o_ref.dtype), mask=mask)
+    q_ref, k_ref, v_ref, table_ref, len_ref, *sinks, o_ref = refs
+    kv_head, row = pl.program_id(1), pl.program_id(2)
+    blocks = _live_blocks(len_ref[row], head.sliding_window, tiling.C)
+    softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref), blocks, head, tiling)
+    g = lax.iota(jnp.int32, tiling.M)
+    sink = load_sink(tuple(sinks), kv_head * head.G + g, g < head.G)
+    index, mask = _query_index(row, kv_head, head, tiling.M)
+    plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 
 
 def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
@@ -152,8 +157,10 @@ def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
     plt.store(lse_ref.at[row, kv_head * head.G + g, split], lse, mask=g < head.G)
 
 
-def _combine(o: jax.Array, lse: jax.Array, dtype: jnp.dtype, interpret: bool) -> jax.Array:
-    """Weigh the parts o f32[S, H, splits, D] by 2^lse, f32[S, H, splits] -> [S, H, D]."""
+def _combine(
+    o: jax.Array, lse: jax.Array, sinks: tuple[jax.Array, ...], dtype: jnp.dtype, interpret: bool
+) -> jax.Array:
+    """Weigh the parts o f32[S, H, splits, D] by 2^lse, f32[S, H, splits] -> [S, H, D]. sinks: ([H],) or ()."""
     S, H, splits, D = o.shape
     elements = power_of_two(splits) * power_of_two(D)
     out: jax.Array = pl.pallas_call(
@@ -163,18 +170,23 @@ def _combine(o: jax.Array, lse: jax.Array, dtype: jnp.dtype, interpret: bool) ->
         compiler_params=plt.CompilerParams(num_warps=max(1, min(8, elements // 2048)), num_stages=1),
         interpret=interpret,
         name="paged_decode_combine",
-    )(o, lse)
+    )(o, lse, *sinks)
     return out
 
 
-def _combine_kernel(o_ref: Ref, lse_ref: Ref, out_ref: Ref, *, splits: int, D: int) -> None:
+def _combine_kernel(o_ref: Ref, lse_ref: Ref, *refs: Ref, splits: int, D: int) -> None:
+    *sinks, out_ref = refs
     h, row = pl.program_id(0), pl.program_id(1)
     shape = (power_of_two(splits), power_of_two(D))
     split = lax.iota(jnp.int32, shape[0])
     lse = plt.load(lse_ref.at[row, h, split], mask=split < splits, other=DEAD)
     alive = lse > DEAD
-    weight = jnp.where(alive, jnp.exp2(lse - lse.max(0)), 0)
+    largest = lse.max(0)
+    weight = jnp.where(alive, jnp.exp2(lse - largest), 0)
     total = weight.sum(0)
+    sink = load_sink(tuple(sinks), h)
+    if sink is not None:
+        total += jnp.exp2(sink - largest)
     rows, d = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
     o = plt.load(o_ref.at[row, h, rows, d], mask=alive[:, None] & (d < D), other=0)
     combined = (o * weight[:, None]).sum(0) / jnp.where(total == 0, 1, total)

@@ -15,7 +15,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from .target import H200, Target
-from .triton_tile import Head, Ref, Softmax, Tiling, attend, check_support, normalize, output, power_of_two
+from .triton_tile import (
+    Head,
+    Ref,
+    Softmax,
+    Tiling,
+    attend,
+    check_support,
+    load_sink,
+    normalize,
+    output,
+    power_of_two,
+)
 
 __all__ = ["choose_tiling", "paged_attention_prefill"]
 
@@ -37,6 +48,7 @@ def paged_attention_prefill(
     page_table: jax.Array,
     query_start: jax.Array,
     context_len: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -62,7 +74,7 @@ def paged_attention_prefill(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
         name="paged_prefill",
-    )(q, k_pages, v_pages, page_table, query_start, context_len)
+    )(q, k_pages, v_pages, page_table, query_start, context_len, *(() if sinks is None else (sinks,)))
     return out
 
 
@@ -87,11 +99,11 @@ def _kernel(
     table_ref: Ref,
     start_ref: Ref,
     len_ref: Ref,
-    o_ref: Ref,
-    *,
+    *refs: Ref,
     head: Head,
     tiling: Tiling,
 ) -> None:
+    *sinks, o_ref = refs
     tile = _find_tile(start_ref, len_ref, tiling.M // head.G, q_ref.shape[0])
     kv_head = pl.program_id(1)
     index, mask = _query_index(tile, kv_head, head, tiling.M)
@@ -113,7 +125,8 @@ def _kernel(
     else:
         masked_from = lax.div(jnp.maximum(tile.position + 1 - head.sliding_window, 0), tiling.C)
     softmax = run(softmax, blocks=(masked_from, end), stop=stop)
-    plt.store(o_ref.at[index], normalize(softmax).astype(o_ref.dtype), mask=mask)
+    sink = load_sink(tuple(sinks), kv_head * head.G + lax.rem(lax.iota(jnp.int32, tiling.M), head.G))
+    plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 
 
 def _find_tile(start_ref: Ref, len_ref: Ref, width: int, T: int) -> _QueryTile:

@@ -20,6 +20,7 @@ __all__ = [
     "Tiling",
     "attend",
     "check_support",
+    "load_sink",
     "normalize",
     "output",
     "power_of_two",
@@ -155,9 +156,17 @@ def attend(
     return softmax
 
 
-def normalize(softmax: Softmax) -> jax.Array:
-    """The attention output f32[M, D] of a tile; zeros for rows that saw no key."""
-    return softmax.o / jnp.where(softmax.l == 0, 1, softmax.l)[:, None]
+def normalize(softmax: Softmax, sink: jax.Array | None = None) -> jax.Array:
+    """The attention output f32[M, D] of a tile; zeros for rows that saw no key. sink: f32[M], see `load_sink`."""
+    total = softmax.l if sink is None else softmax.l + jnp.exp2(sink - softmax.m)
+    return softmax.o / jnp.where(total == 0, 1, total)[:, None]
+
+
+def load_sink(sinks: tuple[Ref, ...], head: jax.Array, mask: jax.Array | None = None) -> jax.Array | None:
+    """The sinks of some query heads in base 2, float32; None where `sinks`, (the reference,) or (), is empty."""
+    if not sinks:
+        return None
+    return _load(sinks[0], (head,), mask).astype(jnp.float32) * LOG2_E
 
 
 def _load_page(

@@ -25,6 +25,7 @@ def paged_attention_xla(
     page_table: jax.Array,
     query_start: jax.Array,
     context_len: jax.Array,
+    sinks: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -42,7 +43,7 @@ def paged_attention_xla(
         sliding_window=sliding_window,
         decode=decode,
     )
-    return attend(q, k_pages, v_pages, plan, scale=scale, soft_cap=soft_cap)
+    return attend(q, k_pages, v_pages, plan, sinks, scale=scale, soft_cap=soft_cap)
 
 
 def attend(
@@ -50,27 +51,34 @@ def attend(
     k_pages: jax.Array,
     v_pages: jax.Array,
     plan: AttentionPlan,
+    sinks: jax.Array | None = None,
     *,
     scale: float,
     soft_cap: float | None = None,
 ) -> jax.Array:
     """Attend each query to its row's pages, following a plan that all layers of a step share.
 
-    q: [T, H, D]; k_pages, v_pages: [N, K, B, D], with the T, N and B that the plan was made for. Returns
-    [T, H, D] in q's dtype; zeros for padding. Softmax and sums are float32.
+    q: [T, H, D]; k_pages, v_pages: [N, K, B, D], with the T, N and B that the plan was made for; sinks:
+    [H]. Returns [T, H, D] in q's dtype; zeros for padding. Softmax and sums are float32.
     """
     T, H, D = q.shape
     K = k_pages.shape[1]
     grouped = (q.astype(jnp.float32) * scale).reshape(T, K, H // K, D)
-    out = _attend_tokens(grouped, k_pages, v_pages, plan, soft_cap)
+    heads = None if sinks is None else sinks.astype(jnp.float32).reshape(K, H // K)
+    out = _attend_tokens(grouped, k_pages, v_pages, plan, heads, soft_cap)
     if plan.tiles is not None:
-        tiled = _attend_tiles(grouped, k_pages, v_pages, plan, soft_cap)
+        tiled = _attend_tiles(grouped, k_pages, v_pages, plan, heads, soft_cap)
         out = jnp.where(plan.is_short[:, None, None, None], out, tiled)
     return out.reshape(T, H, D).astype(q.dtype)
 
 
 def _attend_tokens(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, plan: AttentionPlan, soft_cap: float | None
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    plan: AttentionPlan,
+    sinks: jax.Array | None,
+    soft_cap: float | None,
 ) -> jax.Array:
     """Single queries: each turn of the loop takes the next W items, of whichever queries they are.
 
@@ -92,8 +100,7 @@ def _attend_tokens(
 
     shape = (plan.entry_token.shape[0] + W, K, G)
     state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, D)))
-    _, total, acc = lax.fori_loop(0, plan.num_turns, turn, state)
-    acc = acc / jnp.maximum(total, 1e-30)[..., None]
+    acc = _divide(lax.fori_loop(0, plan.num_turns, turn, state), sinks)
     return jnp.where(plan.is_short[:, None, None, None], acc[plan.token_entry], 0)
 
 
@@ -121,7 +128,12 @@ def _merge(state: tuple[jax.Array, ...], entry: jax.Array, scores: jax.Array, v:
 
 
 def _attend_tiles(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, plan: AttentionPlan, soft_cap: float | None
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    plan: AttentionPlan,
+    sinks: jax.Array | None,
+    soft_cap: float | None,
 ) -> jax.Array:
     """Chunks of queries: for each tile of Q queries of one row, a loop over the runs of pages that it sees.
 
@@ -156,14 +168,23 @@ def _attend_tiles(
 
         shape = (1, K, G * Q)
         state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, D)))
-        _, total, acc = lax.fori_loop(0, t.num_runs, run, state)
-        result = (acc / jnp.maximum(total, 1e-30)[..., None]).reshape(K, G, Q, D).transpose(2, 0, 1, 3)
+        each = None if sinks is None else jnp.repeat(sinks, Q, axis=1)
+        divided = _divide(lax.fori_loop(0, t.num_runs, run, state), each)
+        result = divided.reshape(K, G, Q, D).transpose(2, 0, 1, 3)
         mine = jnp.arange(Q) < t.num_queries  # the rest of the tile belongs to the next row
         old = lax.dynamic_slice_in_dim(out, t.token, Q)
         return lax.dynamic_update_slice_in_dim(out, jnp.where(mine[:, None, None, None], result, old), t.token, 0)
 
     tiled: jax.Array = lax.fori_loop(0, plan.num_tiles, tile, jnp.zeros((T + Q, K, G, D)))
     return tiled[:T]
+
+
+def _divide(state: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
+    """The values that a running softmax has weighed, f32[..., K, G, D]; sinks: f32[K, G] as in `paged_attention`."""
+    best, total, acc = state
+    if sinks is not None:
+        total = total + jnp.exp(sinks - best)  # infinite where nothing was seen: zeros result
+    return acc / jnp.maximum(total, 1e-30)[..., None]
 
 
 def _load(pages: jax.Array, ids: jax.Array) -> jax.Array:

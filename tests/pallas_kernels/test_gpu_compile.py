@@ -33,6 +33,8 @@ SHAPES = (
     "phi3_mini_mha_d96_decode_32x1k",
     "gemma2_2b_decode_window",
     "gemma2_2b_prefill_window",
+    "gpt_oss_20b_decode_32x1k",
+    "gpt_oss_20b_prefill_window",
 )
 
 
@@ -46,6 +48,7 @@ def _lower(case: Case, kind: str) -> jax.stages.Lowered:
     args = [
         *[jax.ShapeDtypeStruct(shape, case.dtype, sharding=device) for shape in floats],
         *[jax.ShapeDtypeStruct(shape, jnp.int32, sharding=device) for shape in integers],
+        *[jax.ShapeDtypeStruct((case.H,), case.dtype, sharding=device)] * case.sinks,
     ]
     run = functools.partial(
         paged_attention,

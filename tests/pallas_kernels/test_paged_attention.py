@@ -1,6 +1,7 @@
 """Paged attention: the definition itself, the choice of an implementation, what splitting may not change."""
 
 import logging
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ MIXED = Case("mixed", 6, 2, 16, 16, (Row(3, 40), Row(1, 17), Row(5, 5)), "float3
 
 def _by_loops(inputs: KernelInputs, scale: float, window: int | None, cap: float | None) -> np.ndarray:
     """Attention as the definition says it in words: one query, one head, one key at a time, in float64."""
-    q, k_pages, v_pages, table, starts, lengths = (np.asarray(array, np.float64) for array in inputs.args)
+    q, k_pages, v_pages, table, starts, lengths, *sinks = (np.asarray(array, np.float64) for array in inputs.args)
     table, starts, lengths = table.astype(int), starts.astype(int), lengths.astype(int)
     B, G = k_pages.shape[2], q.shape[1] // k_pages.shape[1]
     out = np.zeros_like(q)
@@ -34,14 +35,17 @@ def _by_loops(inputs: KernelInputs, scale: float, window: int | None, cap: float
                 slots = [(table[s, p // B], h // G, p % B) for p in range(first, position + 1)]
                 scores = np.array([query @ k_pages[slot] for slot in slots]) * scale
                 scores = scores if cap is None else cap * np.tanh(scores / cap)
+                extra = np.array([array[h] for array in sinks])  # takes a share and gives nothing
                 weights = np.exp(scores - scores.max())
-                out[starts[s] + i, h] = weights @ np.array([v_pages[slot] for slot in slots]) / weights.sum()
+                total = weights.sum() + np.exp(extra - scores.max()).sum()
+                out[starts[s] + i, h] = weights @ np.array([v_pages[slot] for slot in slots]) / total
     return out
 
 
+@pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize(("window", "cap"), [(None, None), (6, None), (None, 2.0), (6, 2.0)])
-def test_reference_agrees_with_plain_loops(window, cap):
-    inputs = MIXED.make(3)
+def test_reference_agrees_with_plain_loops(window, cap, sinks):
+    inputs = replace(MIXED, sinks=sinks).make(3)
     static = {"scale": 0.3, "sliding_window": window, "soft_cap": cap}
     got = np.asarray(reference(*inputs.args, **static))
     # float32 against float64 over sums of at most 40 terms
@@ -77,10 +81,10 @@ def test_auto_is_xla_on_a_cpu():
     assert np.array_equal(auto, xla)
 
 
-@pytest.mark.parametrize("case", [DECODE, MIXED], ids=["decode", "mixed"])
+@pytest.mark.parametrize("case", [DECODE, replace(MIXED, sinks=True)], ids=["decode", "mixed with sinks"])
 def test_a_prepared_plan_changes_no_result(case):
     inputs = case.make(8)
-    q, k_pages, _, *step = inputs.args
+    q, k_pages, _, *step = inputs.args[:6]
     sizes = {"tokens": q.shape[0], "pages": k_pages.shape[0], "page_size": case.B}
     plan = op.prepare(*step, **sizes, decode=case.decode)
     assert plan is not None
