@@ -135,7 +135,7 @@ async def _render(body: ChatBody, model: ServedModel, tool_use: ToolUse, max_mod
     if add_generation_prompt is None:
         add_generation_prompt = not body.continue_final_message
     return await model.render_chat(
-        body.messages,
+        model.with_presets(body.messages),
         max_model_len=max_model_len,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=body.continue_final_message,

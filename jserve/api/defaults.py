@@ -1,13 +1,48 @@
-"""Default sampling of a model, from its `generation_config.json` as vLLM reads it."""
+"""Default sampling of a model: of its `generation_config.json` as vLLM reads it, or of an Ollama manifest."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from jserve.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+_OLLAMA: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
+    "temperature": ("temperature", _is_number, float),
+    "top_p": ("top_p", _is_number, float),
+    "top_k": ("top_k", _is_whole, int),
+    "min_p": ("min_p", _is_number, float),
+    "repeat_penalty": ("repetition_penalty", _is_number, float),
+    "presence_penalty": ("presence_penalty", _is_number, float),
+    "frequency_penalty": ("frequency_penalty", _is_number, float),
+    "seed": ("seed", _is_whole, lambda value: None if value == -1 else int(value)),
+    "stop": ("stop", _is_strings, tuple),
+    "num_predict": ("max_tokens", _is_whole, lambda value: int(value) if value > 0 else None),
+}
+"""Ollama's name of a parameter: the field here, what its value must be, and how it is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What a request gets where it says nothing. `max_new_tokens` caps every request's output.
+    """What a request gets where it says nothing. `max_new_tokens` caps every request's output, `max_tokens` does
+    not cap one that asks for more.
 
     `given` names the fields that the model's configuration sets, be it to the neutral value.
     """
@@ -18,17 +53,39 @@ class SamplingDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
     given: frozenset[str] = frozenset()
 
     @classmethod
     def from_generation_config(cls, raw: Mapping[str, Any]) -> "SamplingDefaults":
         """The fields that are there and not null; the rest stays neutral."""
-        known = {name: raw[name] for name in cls._names() if raw.get(name) is not None}
+        known = {name: raw[name] for name in _GENERATION_CONFIG if raw.get(name) is not None}
+        return cls(**known, given=frozenset(known))
+
+    @classmethod
+    def from_ollama(cls, parameters: Mapping[str, Any], *, source: str) -> "SamplingDefaults":
+        """The parameters of a Modelfile. Those that are not about sampling have flags of their own, and are named.
+
+        Raises CheckpointError where one has a value that it cannot have.
+        """
+        known: dict[str, Any] = {}
+        for name, value in parameters.items():
+            if name not in _OLLAMA:
+                logger.info("%s: parameter %s %s has no effect here; see --help", source, name, value)
+                continue
+            field, fits, read = _OLLAMA[name]
+            if not fits(value):
+                raise CheckpointError(f"{source}: parameter {name} is {str(value)[:100]!r}, which it cannot be")
+            known[field] = read(value)
         return cls(**known, given=frozenset(known))
 
     def over(self, base: "SamplingDefaults") -> "SamplingDefaults":
         """`base` with what the model's configuration sets."""
-        return replace(base, **{name: getattr(self, name) for name in self.given}, given=self.given)
+        return replace(base, **{name: getattr(self, name) for name in self.given}, given=self.given | base.given)
 
     def describe(self) -> str:
         """The values that differ from neutral, for one log line."""

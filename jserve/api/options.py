@@ -111,7 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and loading")
-    group.add_argument("--model", metavar="PATH", help="folder in Hugging Face format, or a GGUF file (no default)")
+    group.add_argument(
+        "--model", metavar="PATH", help="folder in Hugging Face format, GGUF file, or ollama:NAME (no default)"
+    )
     group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--load-format",
@@ -128,7 +130,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "(default: the last part of the model's path)",
     )
     group.add_argument(
-        "--chat-template", metavar="FILE", help="Jinja template, or a file with one (default: the model's)"
+        "--chat-template",
+        metavar="FILE",
+        help="template (Jinja or Ollama's Go), or a file with one (default: the model's)",
     )
     group.add_argument(
         "--trust-request-chat-template",
@@ -295,7 +299,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
         parser.error(f"two models: {options.model_path} and --model {options.model}")
     options.model = options.model or options.model_path
     if not options.model:
-        parser.error("which model? Give a folder or a GGUF file: jserve --model PATH")
+        parser.error("which model? Give a folder, a GGUF file or ollama:NAME: jserve --model PATH")
     return _engine_config(options), _server_settings(options)
 
 

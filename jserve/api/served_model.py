@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jserve.api.model_files import ModelFiles
 from jserve.api.model_speech import ModelSpeech
 from jserve.api.settings import ServerSettings
 from jserve.api.template_renderer import TemplateRenderer
-from jserve.checkpoint import open_checkpoint
+from jserve.checkpoint import OllamaModel, find_ollama_model, is_ollama_name, open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, RequestError, UnknownModelError
 from jserve.text.chat_template import ChatTemplate
@@ -50,6 +51,7 @@ class ServedModel:
         fingerprint: str,
         files: ModelFiles,
         settings: ServerSettings,
+        ollama: OllamaModel | None = None,
     ) -> None:
         self.names = tuple(names)
         self.listed_names = tuple(listed_names)
@@ -59,6 +61,7 @@ class ServedModel:
         self.defaults = defaults
         self.fingerprint = fingerprint
         self.files = files
+        self.ollama = ollama
         self._settings = settings
         self._speeches: dict[str, ModelSpeech] = {}
         logger.info("recognised: %s", self.speech().describe())
@@ -66,13 +69,16 @@ class ServedModel:
     @classmethod
     def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
         """Read what the text side needs. Blocking; run it in a thread."""
+        ollama = find_ollama_model(settings.model) if is_ollama_name(settings.model) else None
+        if ollama is not None and (unused := ollama.describe_unused()):
+            logger.warning("%s", unused)
         tokenizer = load_tokenizer(settings.model)
-        template = ChatTemplate.load(tokenizer, settings.chat_template)
-        defaults = _sampling_defaults(settings)
+        template = ChatTemplate.load(tokenizer, _template_override(settings, ollama))
+        defaults = _sampling_defaults(settings, ollama)
         logger.info("default sampling: %s", defaults.describe())
         files = ModelFiles.read(settings.model, has_weights=config.load_format != "dummy")
         names, listed = settings.model_names, settings.listed_names
-        model = cls(names, listed, tokenizer, template, defaults, fingerprint(config), files, settings)
+        model = cls(names, listed, tokenizer, template, defaults, fingerprint(config), files, settings, ollama)
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
 
@@ -96,6 +102,16 @@ class ServedModel:
         if name and name not in self.names:
             aliases = ", ".join(self.listed_names)
             raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
+
+    def with_presets(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """A conversation after what an Ollama manifest puts before it: SYSTEM, unless it has a system message of its
+        own in front, and MESSAGE.
+        """
+        if self.ollama is None or not messages:
+            return messages
+        has_system = messages[0].get("role") in ("system", "developer") or not self.ollama.system
+        system = [] if has_system else [{"role": "system", "content": self.ollama.system}]
+        return [*system, *self.ollama.messages, *messages] if system or self.ollama.messages else messages
 
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
         """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""
@@ -169,12 +185,25 @@ def fingerprint(config: EngineConfig) -> str:
     return f"jserve-{__version__}{parallel}-{digest}"
 
 
-def _sampling_defaults(settings: ServerSettings) -> SamplingDefaults:
+def _template_override(settings: ServerSettings, ollama: OllamaModel | None) -> str | None:
+    """`--chat-template ollama` is the Go template of the model's manifest."""
+    if settings.chat_template != "ollama" or Path("ollama").exists():
+        return settings.chat_template
+    if ollama is None or not ollama.template:
+        raise ConfigError("--chat-template ollama: the model has no manifest of Ollama with a template in it")
+    return ollama.template
+
+
+def _sampling_defaults(settings: ServerSettings, ollama: OllamaModel | None) -> SamplingDefaults:
     source = settings.generation_config
     if source == "vllm":
         return SamplingDefaults()
     if source == "auto":
-        return SamplingDefaults.from_generation_config(open_checkpoint(settings.model).generation_config())
+        with closing(open_checkpoint(settings.model)) as checkpoint:
+            of_file = SamplingDefaults.from_generation_config(checkpoint.generation_config())
+        if ollama is None:
+            return of_file
+        return SamplingDefaults.from_ollama(ollama.parameters, source=ollama.name).over(of_file)
     path = Path(source) / "generation_config.json"
     try:
         raw: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())

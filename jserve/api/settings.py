@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from jserve.api.access.limits import Limits
+from jserve.checkpoint import is_ollama_name
 from jserve.errors import ConfigError
 
 DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine")
@@ -114,6 +115,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The names that requests may use; the first is the one that responses carry."""
         if self.served_model_names:
             return self.served_model_names
+        if is_ollama_name(self.model):
+            name = self.model.removeprefix("ollama:").removeprefix("//")
+            bare = name.removesuffix(":latest")
+            tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+            return tuple(dict.fromkeys((name, *((tagged, bare) if tagged.endswith(":latest") else ()), self.model)))
         name = PurePath(self.model).name.removesuffix(".gguf")
         return tuple(dict.fromkeys((name or self.model, self.model)))
 

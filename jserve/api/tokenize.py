@@ -61,7 +61,7 @@ async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext)
             param="continue_final_message",
         )
     return await model.render_chat(
-        body.messages,
+        model.with_presets(body.messages),
         max_model_len=server.client.max_model_len,
         add_generation_prompt=not body.continue_final_message if generates is None else generates,
         continue_final_message=body.continue_final_message,

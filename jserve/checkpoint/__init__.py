@@ -1,4 +1,4 @@
-"""Reads model files on the host: Hugging Face directories and GGUF files, one interface for both.
+"""Reads model files on the host: Hugging Face directories, GGUF files and Ollama's store, one interface for all.
 
 Names, shapes and values come out as Hugging Face writes them, whatever the file. Never imports jax, torch or
 transformers; numpy and gguf are imported only when tensors are read, so the API process can look at metadata.
@@ -8,13 +8,23 @@ from pathlib import Path
 
 from jserve.checkpoint.base import Checkpoint, TensorInfo
 from jserve.checkpoint.mapped_file import MappedFile
+from jserve.checkpoint.ollama_store import OllamaModel, find_ollama_model, is_ollama_name
 from jserve.errors import CheckpointError
 
-__all__ = ["Checkpoint", "TensorInfo", "find_gguf", "is_gguf_file", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "OllamaModel",
+    "TensorInfo",
+    "find_gguf",
+    "find_ollama_model",
+    "is_gguf_file",
+    "is_ollama_name",
+    "open_checkpoint",
+]
 
 
 def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoint:
-    """Open a Hugging Face directory, a GGUF file, or a directory that holds exactly one GGUF file.
+    """Open a Hugging Face directory, a GGUF file, a directory that holds exactly one, or `ollama:NAME[:TAG]`.
 
     Without `needs_weights` a directory may hold `config.json` alone; it then has no tensors.
 
@@ -35,12 +45,15 @@ def find_gguf(path: str | Path) -> Path | None:
 
     Raises CheckpointError where the path does not exist, is some other file, or leaves a choice open.
     """
+    if is_ollama_name(path):
+        return _require_gguf(find_ollama_model(path).gguf)
     path = Path(path)
     if path.is_file():
         return _require_gguf(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} does not exist; --model takes a local directory in Hugging Face format or a .gguf file"
+            f"{path} does not exist; --model takes a local directory in Hugging Face format, a .gguf file, or "
+            "ollama:NAME for a model that Ollama has pulled"
         )
     if (path / "config.json").exists():
         return None

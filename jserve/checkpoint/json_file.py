@@ -1,4 +1,4 @@
-"""JSON objects from a model's directory. Needs no numpy, so the API process reads configurations with it."""
+"""JSON from a model's directory. Needs no numpy, so the API process reads configurations with it."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,37 @@ from typing import Any
 
 from jserve.errors import CheckpointError
 
+MAX_JSON_BYTES = 64 << 20
+"""Of a file. The index of a model of a trillion parameters has some 30 MB; parsed, text grows about tenfold."""
 
-def read_json(path: Path) -> dict[str, Any]:
+
+def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object that the file holds. Raises CheckpointError where there is none."""
+    parsed = parse_json(read_bounded(path, limit), path)
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(parsed).__name__} but must hold an object")
+    return parsed
+
+
+def parse_json(text: bytes, path: Path) -> Any:
+    """The value. Raises CheckpointError, naming the file, where it is not JSON."""
     try:
-        parsed = json.loads(path.read_bytes())
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A whole file of at most `limit` bytes. Raises CheckpointError where it cannot be read or is larger."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; --model takes a directory in Hugging Face format or a .gguf file"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(parsed).__name__} but must hold an object")
-    return parsed
+    if len(content) > limit:
+        raise CheckpointError(f"{path} is larger than {limit:,} bytes, which no such file of a model is")
+    return content

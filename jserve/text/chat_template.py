@@ -16,6 +16,7 @@ from jinja2 import Template, TemplateSyntaxError
 
 from jserve.errors import ConfigError, RequestError
 from jserve.text.chat_environment import TemplateRaised, chat_environment
+from jserve.text.go_template import GoTemplateError, looks_like_go, with_bos
 from jserve.text.messages import Message, MessageForm, normalize_messages
 from jserve.text.template_files import read_text
 from jserve.text.tokenizer import Tokenizer
@@ -46,13 +47,20 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, tokenizer: Tokenizer, override: str | None = None) -> ChatTemplate:
-        """The model's own templates, or the one that `--chat-template` gives (a file, or Jinja itself).
+        """The model's own templates, or the one that `--chat-template` gives (a file, or the template itself).
 
-        Raises ConfigError where the given one cannot be read or does not compile.
+        Jinja, or Go as in Ollama's Modelfiles. Raises ConfigError where the given one cannot be read or does not
+        compile.
         """
         if override is None:
             return cls(tokenizer.chat_templates, tokenizer.special_tokens)
-        chat = cls({"default": _read_override(override)}, tokenizer.special_tokens)
+        source = _read_override(override)
+        if looks_like_go(source):
+            try:
+                source = with_bos(source, tokenizer)
+            except GoTemplateError as error:
+                raise ConfigError(f"--chat-template: the Go template cannot be translated: {error}") from None
+        chat = cls({"default": source}, tokenizer.special_tokens)
         try:
             _ = chat._templates["default"].compiled
         except TemplateSyntaxError as error:
@@ -184,5 +192,5 @@ def _read_override(override: str) -> str:
         return override
     path = Path(override)
     if not path.is_file():
-        raise ConfigError(f"--chat-template {override!r} is neither a file nor a Jinja template")
+        raise ConfigError(f"--chat-template {override!r} is neither a file nor a template")
     return read_text(path)

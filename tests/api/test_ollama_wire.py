@@ -110,7 +110,11 @@ def test_absent_routes_and_methods_have_ollamas_shape(server: LiveServer) -> Non
 @pytest.mark.parametrize(
     ("path", "fields", "words"),
     [
-        ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template: Go templates"),
+        (
+            "/api/generate",
+            {"prompt": "x", "template": "{{ .Prompt }}"},
+            "template: a request cannot bring a Go template",
+        ),
         ("/api/generate", {"prompt": "x", "suffix": "y"}, "suffix"),
         ("/api/generate", {"prompt": "x", "images": ["aGk="]}, "images"),
         ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, "raw mode"),

@@ -245,7 +245,7 @@ def test_the_flag_gives_a_file_or_a_template(tmp_path: Path) -> None:
     assert ChatTemplate.load(tokenizer).render(TALK) == "own"
     assert ChatTemplate.load(tokenizer, str(file)).render(TALK) == "from a file <s>"
     assert ChatTemplate.load(tokenizer, "{{ messages[2].content }}").render(TALK) == "Sure?"
-    with pytest.raises(ConfigError, match="neither a file nor a Jinja template"):
+    with pytest.raises(ConfigError, match="neither a file nor a template"):
         ChatTemplate.load(tokenizer, str(tmp_path / "missing.jinja"))
     with pytest.raises(ConfigError, match="does not compile: line 1"):
         ChatTemplate.load(tokenizer, "{% if %}")

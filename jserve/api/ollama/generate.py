@@ -78,7 +78,7 @@ def _check_fields(body: GenerateBody, server: ServerContext) -> None:
         raise RequestError("raw mode does not support template, system, or context", param="raw")
     if body.template:
         raise RequestError(
-            "template: Go templates are not supported; start the server with --chat-template FILE (Jinja), "
+            "template: a request cannot bring a Go template; start the server with --chat-template FILE, "
             "or send the finished prompt with raw: true",
             param="template",
         )

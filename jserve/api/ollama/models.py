@@ -1,5 +1,7 @@
 """What there is: /, /api/version, /api/tags, /api/show and /api/ps. One model, under each name that it is served by."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +15,7 @@ from jserve.api.ollama.names import check_model_name, tagged
 from jserve.api.ollama.options import OLLAMA_DEFAULTS
 from jserve.api.ollama.timestamps import NEVER, rfc3339
 from jserve.api.served_model import ServedModel
+from jserve.checkpoint import OllamaModel
 from jserve.errors import EngineUnavailableError
 
 API_VERSION = "0.14.3"
@@ -71,13 +74,15 @@ async def show(request: Request) -> Response:
     model = _model(server)
     check_model_name(server.settings, body.model_name)
     parameters = _parameters(model, server.client.max_model_len)
+    lines = _parameter_lines(parameters)
+    ollama = model.ollama or OllamaModel("", Path(), Path())
     name = tagged(body.model_name or model.name)
     shown: dict[str, Any] = {
-        "license": "",
-        "modelfile": "\n".join([f"FROM {name}", *(f"PARAMETER {key} {value}" for key, value in parameters.items())]),
-        "parameters": "\n".join(f"{key:<30} {value}" for key, value in parameters.items()),
+        "license": ollama.license,
+        "modelfile": "\n".join([f"FROM {name}", *(f"PARAMETER {key} {value}" for key, value in lines)]),
+        "parameters": "\n".join(f"{key:<30} {value}" for key, value in lines),
         "template": model.template.sources.get("default", ""),
-        "system": "",
+        "system": ollama.system,
         "details": _details(model),
         "model_info": _model_info(model, server.client.max_model_len),
         "capabilities": capabilities(model),
@@ -156,4 +161,10 @@ def _parameters(model: ServedModel, max_model_len: int) -> dict[str, Any]:
         "top_p": defaults.top_p,
         "min_p": defaults.min_p,
         "repeat_penalty": defaults.repetition_penalty,
+        "stop": [json.dumps(stop, ensure_ascii=False) for stop in defaults.stop],
     }
+
+
+def _parameter_lines(parameters: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A line for each value, as `ollama show` has it."""
+    return [(key, one) for key, value in parameters.items() for one in (value if isinstance(value, list) else [value])]

@@ -65,12 +65,12 @@ def sampling_fields(options: Mapping[str, Any], model: SamplingDefaults, max_mod
     _refuse_other_samplers(options)
     defaults = model.over(OLLAMA_DEFAULTS)
     return {
-        "max_tokens": _max_tokens(options.get("num_predict", -1), max_model_len),
+        "max_tokens": _max_tokens(options.get("num_predict"), defaults, max_model_len),
         "temperature": options.get("temperature", defaults.temperature),
         "top_k": options.get("top_k", defaults.top_k),
         "top_p": options.get("top_p", defaults.top_p),
         "min_p": options.get("min_p", defaults.min_p),
-        "seed": options.get("seed"),
+        "seed": options.get("seed", defaults.seed),
         "stop": _stop(options),
         **_penalties(options, defaults, max_model_len),
     }
@@ -94,25 +94,31 @@ def _refuse_other_samplers(options: Mapping[str, Any]) -> None:
             )
 
 
-def _max_tokens(num_predict: int, max_model_len: int) -> int | None:
-    """-1 and -2 (and 0, as in Ollama) leave no limit but the context's end."""
-    return min(num_predict, max_model_len) if num_predict > 0 else None
+def _max_tokens(num_predict: int | None, defaults: SamplingDefaults, max_model_len: int) -> int | None:
+    """-1 and -2 (and 0, as in Ollama) leave no limit but the context's end; absent, the model's own counts."""
+    if num_predict is None:
+        return defaults.max_tokens
+    if num_predict > 0:
+        return min(num_predict, max_model_len)
+    return None if defaults.max_tokens is None else max_model_len
 
 
 def _stop(options: Mapping[str, Any]) -> list[str] | None:
-    stop: list[str] = options.get("stop") or []
+    if "stop" not in options:
+        return None
+    stop: list[str] = options["stop"]
     if len(stop) > MAX_STOP_STRINGS:
         message = f'option "stop" holds {len(stop)} strings but at most {MAX_STOP_STRINGS} are allowed'
         raise RequestError(message, param="options.stop")
-    return stop or None
+    return stop
 
 
 def _penalties(options: Mapping[str, Any], defaults: SamplingDefaults, max_model_len: int) -> dict[str, float]:
     """Penalties see the whole context, which is `repeat_last_n` -1; 0 switches them off, as in llama.cpp."""
     penalties = {
         "repetition_penalty": options.get("repeat_penalty", defaults.repetition_penalty),
-        "presence_penalty": options.get("presence_penalty", 0.0),
-        "frequency_penalty": options.get("frequency_penalty", 0.0),
+        "presence_penalty": options.get("presence_penalty", defaults.presence_penalty),
+        "frequency_penalty": options.get("frequency_penalty", defaults.frequency_penalty),
     }
     neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     if penalties == neutral:

@@ -1,0 +1,10 @@
+"""Ollama's chat templates, written in Go's text/template, translated to Jinja.
+
+`parse` makes nodes of the source, `translate` writes them as Jinja that gives the same prompt. What has no
+translation is refused by name; nothing is rendered approximately.
+"""
+
+from jserve.text.go_template.nodes import GoTemplateError
+from jserve.text.go_template.translate import looks_like_go, translate, with_bos
+
+__all__ = ["GoTemplateError", "looks_like_go", "translate", "with_bos"]
