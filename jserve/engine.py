@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,8 @@ _GC_THRESHOLD = (10_000, 10, 10)
 """Of the garbage collector. The loop's objects are freed by their counts; a step of 256 rows makes 500 of them, so
 that the usual threshold of 700 looks for cycles in every other step.
 """
+_PROGRAM_LOG_S = 10.0
+"""Between lines about the programs that are compiled behind."""
 _HEARTBEAT_S = 0.5
 """Longest silence while steps are made."""
 
@@ -200,7 +203,6 @@ class EngineProcess:
 
     def run(self) -> None:
         """The loop. Sleeps in the kernel while there is nothing to do."""
-        self._tell_programs()
         while not self.is_stopping:
             self.turn()
 
@@ -215,11 +217,6 @@ class EngineProcess:
             self.connection.send(StepFrame(refused + deltas, self.core.stats()))
             self._num_deferred_told = num_deferred
             self._sent_at = time.monotonic()
-            self._tell_programs()
-
-    def _tell_programs(self) -> None:
-        if news := self.core.runner.take_news():
-            self.connection.send(EngineCompiled(news))
 
     def _receive(self, *, block: bool) -> list[TokenDelta]:
         """Take in what has arrived; returns the final deltas of requests that were refused."""
@@ -254,10 +251,32 @@ class ProgressReport:
                 self._connection.send(EngineProgress(phase, done, total, detail))
 
     def ready(self) -> None:
-        """The loop owns the socket from now on; bars of work behind go to standard error only."""
+        """The start is over."""
         with self._lock:
             self._is_ready = True
             self._bars.close()
+
+
+class ProgramReport:
+    """Tells the API process which programs there are and how many are to come, as they are compiled behind."""
+
+    def __init__(self, connection: EngineSocket, runner: Runner) -> None:
+        self._connection = connection
+        self._runner = runner
+        self._logged_at = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
+        counts = self._runner.count_programs()
+        with suppress(OSError):  # the loop finds out by itself that the server is gone
+            self._connection.send(EngineCompiled(self._runner.take_news(), counts))
+        if done == total:
+            settle()
+            logger.info(
+                "%d of %d programs are there, %d could not be compiled", counts.ready, counts.total, counts.failed
+            )
+        elif time.monotonic() - self._logged_at > _PROGRAM_LOG_S:
+            logger.info("%d of %d programs are there, next is %s", counts.ready, counts.total, detail)
+            self._logged_at = time.monotonic()
 
 
 def serve(config: EngineConfig, connection: EngineSocket) -> None:
@@ -272,6 +291,7 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     settle()
     shape = started.shape
     seconds = {**started.seconds, "total": time.perf_counter() - clock}
+    connection.send(EngineCompiled(started.runner.take_news(), started.runner.count_programs()))
     connection.send(
         EngineReady(
             max_model_len=shape.max_model_len,
@@ -286,7 +306,7 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
         )
     )
     with core.compiles.watch():
-        compile_behind(started.runner, _quiet)
+        compile_behind(started.runner, ProgramReport(connection, started.runner))
         EngineProcess(core, connection).run()
 
 
@@ -297,14 +317,6 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLD)
-
-
-def _quiet(phase: str, done: int, total: int, detail: str) -> None:
-    if done == total:
-        settle()
-        logger.info("all %d further programs are compiled", total)
-    else:
-        logger.debug("%s %d of %d: %s", phase, done, total, detail)
 
 
 def main() -> int:

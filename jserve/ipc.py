@@ -1,6 +1,6 @@
 """Frames over a local stream socket: a little-endian u32 length, then msgpack of one message.
 
-The engine's side is blocking and single-threaded (`EngineSocket`); the API's side is asyncio
+The engine's side is blocking, and one thread receives (`EngineSocket`); the API's side is asyncio
 (`FrameReader`, `encode_frame`). Neither imports jax.
 """
 
@@ -8,6 +8,7 @@ import asyncio
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterable
 
 import msgspec
@@ -34,6 +35,7 @@ class EngineSocket:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = bytearray()
+        self._sending = threading.Lock()
         self.is_closed = False
 
     def receive(self, *, block: bool) -> list[ToEngine]:
@@ -50,8 +52,10 @@ class EngineSocket:
             self._fill()
 
     def send(self, message: FromEngine) -> None:
-        """Write one message whole. Raises `BrokenPipeError` or `ConnectionError` where the peer is gone."""
-        self._connection.sendall(encode_frame(message))
+        """Write one message whole. Any thread may call. Raises `ConnectionError` where the peer is gone."""
+        frame = encode_frame(message)
+        with self._sending:
+            self._connection.sendall(frame)
 
     def _is_readable(self, timeout: float | None) -> bool:
         return bool(select.select([self._connection], [], [], timeout)[0])

@@ -237,10 +237,24 @@ class EngineFatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
     retry: bool
 
 
+class ProgramCounts(msgspec.Struct, frozen=True, array_like=True):
+    """How many of the engine's programs are there, could not be made, and are wanted in all."""
+
+    ready: int
+    failed: int
+    total: int
+
+    @property
+    def pending(self) -> int:
+        """Those that are still to be compiled or loaded, behind what is served."""
+        return self.total - self.ready - self.failed
+
+
 class EngineCompiled(msgspec.Struct, frozen=True, array_like=True, tag="compiled"):
     """Programs that the engine has had since it last said so, each with "cold" (compiled) or "cache" (loaded)."""
 
     programs: list[tuple[str, str]]
+    counts: ProgramCounts
 
 
 FromEngine = StepFrame | EngineProgress | EngineReady | EngineCompiled | EngineFatal

@@ -30,6 +30,7 @@ from jserve.protocol import (
     EngineReady,
     EngineStats,
     FinishReason,
+    ProgramCounts,
     Request,
     StepFrame,
     ToEngine,
@@ -93,6 +94,8 @@ class FakeEngine:
             return False
         if self.options.exit_at_start is not None:
             sys.exit(self.options.exit_at_start)
+        programs = [("step 8", "cold"), ("install bias", "cache")]
+        self.socket.send(EngineCompiled(programs, ProgramCounts(ready=2, failed=1, total=9)))
         self.socket.send(
             EngineReady(
                 max_model_len=self.config.max_model_len or 256,
@@ -106,7 +109,6 @@ class FakeEngine:
                 info={"cache_dtype": "none"},
             )
         )
-        self.socket.send(EngineCompiled([("step 8", "cold"), ("install bias", "cache")]))
         return True
 
     def _handle(self, message: ToEngine) -> bool:

@@ -4,12 +4,22 @@ import socket
 import threading
 import time
 
+import msgspec
 import pytest
 
 from jserve import engine
-from jserve.engine import EngineProcess
+from jserve.engine import EngineProcess, ProgramReport
 from jserve.ipc import EngineSocket, encode_frame
-from jserve.protocol import EngineStats, Request, SamplingParams, Shutdown, TokenDelta
+from jserve.protocol import (
+    EngineCompiled,
+    EngineStats,
+    FromEngine,
+    ProgramCounts,
+    Request,
+    SamplingParams,
+    Shutdown,
+    TokenDelta,
+)
 
 
 class SilentCore:
@@ -18,15 +28,11 @@ class SilentCore:
     def __init__(self) -> None:
         self.num_steps = 0
         self.num_deferred = 0
-        self.runner = self
         self.is_idle = True
 
     def add(self, request: Request) -> TokenDelta | None:
         self.is_idle = False
         return None
-
-    def take_news(self) -> list[tuple[str, str]]:
-        return []
 
     def step(self) -> list[TokenDelta]:
         time.sleep(0.005)
@@ -56,4 +62,36 @@ def test_steps_without_tokens_are_heard_of(monkeypatch: pytest.MonkeyPatch) -> N
     frames = 5
     assert frames < core.num_steps / 3, "not one per step"
     ours.close()
+    theirs.close()
+
+
+class FewPrograms:
+    """A runner for which a program comes."""
+
+    def __init__(self) -> None:
+        self.counts = ProgramCounts(ready=1, failed=0, total=2)
+        self.news = [("step 8", "cold")]
+
+    def count_programs(self) -> ProgramCounts:
+        return self.counts
+
+    def take_news(self) -> list[tuple[str, str]]:
+        news, self.news = self.news, []
+        return news
+
+
+def test_programs_that_come_while_the_loop_sleeps_are_told_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    runner = FewPrograms()
+    connection = EngineSocket(theirs)
+    loop = threading.Thread(target=EngineProcess(SilentCore(), connection).run)  # type: ignore[arg-type]
+    loop.start()
+    ProgramReport(connection, runner)("background-compile", 0, 2, "step 16")  # type: ignore[arg-type]
+    ours.settimeout(5)
+    frame = ours.recv(65536)
+    told = msgspec.msgpack.decode(frame[4:], type=FromEngine)
+    assert told == EngineCompiled([("step 8", "cold")], ProgramCounts(1, 0, 2))
+    ours.close()
+    loop.join(5)
+    assert not loop.is_alive()
     theirs.close()

@@ -27,6 +27,7 @@ from jserve.protocol import (
     EngineReady,
     EngineStats,
     FromEngine,
+    ProgramCounts,
     Request,
     Shutdown,
     StepFrame,
@@ -65,6 +66,8 @@ class EngineClient:
         self.progress: EngineProgress | None = None
         self.ready: EngineReady | None = None
         """What the newest ready engine told; kept while it is being restarted."""
+        self.programs: ProgramCounts | None = None
+        """Of the engine that lives; None before it told."""
         self.stats = EngineStats()
         self.num_restarts = 0
         self.admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
@@ -192,6 +195,7 @@ class EngineClient:
         """One engine from start to end."""
         self._fatal = None
         self.progress = None
+        self.programs = None
         self.state = EngineState.LOADING
         launched = self._launched or launch_engine(self._settings.engine_command, self._config)
         self._launched = None
@@ -245,6 +249,7 @@ class EngineClient:
         elif isinstance(message, EngineProgress):
             self.progress = message
         elif isinstance(message, EngineCompiled):
+            self.programs = message.counts
             self.on_compiled(message)
         elif isinstance(message, EngineReady):
             self.ready = message

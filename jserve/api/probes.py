@@ -28,12 +28,21 @@ async def health_decode(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 while requests are taken; otherwise 503 with the reason."""
+    """200 while requests are taken, with how many programs are still compiled behind; otherwise 503 with the reason."""
+    server = context_of(request)
     try:
-        context_of(request).model_when_ready()
+        server.model_when_ready()
     except EngineUnavailableError as error:
         return answer_for(error).response()
-    return JSONResponse({"status": "ready"})
+    answer: dict[str, Any] = {"status": "ready"}
+    if (counts := server.client.programs) is not None:
+        answer["programs"] = {
+            "ready": counts.ready,
+            "pending": counts.pending,
+            "failed": counts.failed,
+            "total": counts.total,
+        }
+    return JSONResponse(answer)
 
 
 async def ping(request: Request) -> Response:

@@ -153,10 +153,12 @@ class Server:
             name = context.model_when_ready().name
             ready = context.client.ready
             assert ready is not None
+            counts = context.client.programs
+            behind = f"; {counts.pending} of {counts.total} programs follow behind" if counts else ""
             logger.info(
-                "ready: %s serves %s on %s (context %d tokens, %d sequences) after %.1f s",
+                "ready: %s serves %s on %s (context %d tokens, %d sequences) after %.1f s%s",
                 self.url, name, ready.device, ready.max_model_len, ready.max_num_seqs,
-                time.monotonic() - self._began,
+                time.monotonic() - self._began, behind,
             )  # fmt: skip
 
     async def _drain(self) -> None:

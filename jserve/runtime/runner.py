@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jserve.batch import EngineState, LayerKV, SamplingState
-from jserve.protocol import TokenLogprobs
+from jserve.protocol import ProgramCounts, TokenLogprobs
 from jserve.runtime import readings, sampling
 from jserve.runtime.executables import ExecutableStore, Program
 from jserve.runtime.pack import Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
@@ -73,6 +73,7 @@ class Runner:
         self._last_token: jax.Array | None = None
         self._no_masks: dict[int, jax.Array] = {}  # by the number of rows: every token is allowed
         self._added: set[str] = set()
+        self._failed: set[str] = set()
         self.bucket_steps: Counter[Bucket] = Counter()
 
     def programs_required(self, *, early: bool = False) -> list[Program]:
@@ -109,10 +110,20 @@ class Runner:
 
     def add(self, program: Program) -> bool:
         """Compile or load a program and put it to use. Returns whether it was loaded."""
-        compiled, loaded = self._store.get(program, self._mesh)
+        try:
+            compiled, loaded = self._store.get(program, self._mesh)
+        except BaseException:
+            self._failed.add(program.name)
+            raise
         self._register(program.name, compiled)
         self._added.add(program.name)
+        self._failed.discard(program.name)
         return loaded
+
+    def count_programs(self) -> ProgramCounts:
+        """How many there are, and are to come."""
+        every = {program.name for program in (*self.programs_required(), *self.programs_optional())}
+        return ProgramCounts(len(self._added & every), len(self._failed & every), len(every))
 
     def take_news(self) -> list[tuple[str, str]]:
         """See `ExecutableStore.take_news`."""

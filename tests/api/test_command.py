@@ -119,6 +119,7 @@ def test_sigterm_drains_and_leaves_nothing(start: Callable[..., Command], port: 
     code, text = command.finish()
     assert code == 0
     assert "ready: http://127.0.0.1" in text
+    assert "; 6 of 9 programs follow behind" in text
     assert not any(map(_is_alive, children))
 
 

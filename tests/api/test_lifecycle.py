@@ -24,6 +24,15 @@ def test_while_loading_requests_are_refused_with_how_far_it_is(start_server: Sta
     assert live.http.post("/v1/completions", json=_BODY).status_code == 200
 
 
+def test_ready_tells_how_many_programs_follow_behind(start_server: StartServer) -> None:
+    live = start_server()
+    assert live.http.get("/ready").json() == {
+        "status": "ready",
+        "programs": {"ready": 2, "pending": 6, "failed": 1, "total": 9},
+    }
+    assert [live.metric("jserve:programs", state=state) for state in ("ready", "pending", "failed")] == [2, 6, 1]
+
+
 def _post_in_thread(live: LiveServer, body: dict[str, Any]) -> tuple[threading.Thread, list[Any]]:
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(live.http.post("/v1/completions", json=body)))

@@ -118,7 +118,7 @@ vllm:request_params_n_bucket{le} vllm:request_prefill_kv_computed_tokens_bucket{
 vllm:request_num_preemptions_bucket{le} vllm:iteration_tokens_total_count
 vllm:cache_config_info{block_size,num_gpu_blocks} vllm:engine_sleep_state{sleep_state} jserve:startup_seconds{phase}
 jserve:recompiles_after_ready_total jserve:last_step_age_seconds jserve:bucket_padding_waste_ratio
-jserve:aborted_requests_total{reason} jserve:compile_total{fn,bucket,source}
+jserve:aborted_requests_total{reason} jserve:compile_total{fn,bucket,source} jserve:programs{state}
 jserve:ratelimit_rejections_total{key_id,kind} http_requests_total{handler,method,status}
 http_request_duration_seconds_bucket{handler,le} http_request_duration_highr_seconds_bucket{le}
 http_request_size_bytes_sum{handler} http_response_size_bytes_count{handler} process_resident_memory_bytes

@@ -279,5 +279,29 @@ def test_engine_that_serves_early_has_the_fewest_programs_and_gets_the_others_be
     expected = run(full, prompts, greedy(8))
     found = run(EngineCore(started), prompts, greedy(8))
     assert {name: tokens_of(found[name]) for name in prompts} == {name: tokens_of(expected[name]) for name in prompts}
-    compile_behind(started.runner, lambda *_: None).join()
+    told = []
+    before = started.runner.count_programs()
+    assert (before.pending, before.failed) == (len(missing), 0)
+    compile_behind(started.runner, lambda *_: told.append(started.runner.count_programs().pending)).join()
+    assert told == [*range(len(missing), -1, -1)]
     assert not started.runner.programs_missing()
+
+
+def test_program_that_cannot_be_compiled_behind_is_counted_as_failed(
+    tmp_path: Path, executables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = start_engine(make_model(tmp_path / "model", "LlamaForCausalLM"), executables).runner
+    missing = runner.programs_missing()
+    get = runner._store.get
+
+    def get_some(program: Program, mesh: Mesh) -> tuple[jax.stages.Compiled, bool]:
+        if program.name == missing[1].name:
+            raise RuntimeError("the compiler gives up")
+        return get(program, mesh)
+
+    monkeypatch.setattr(runner, "programs_missing", lambda: missing[:3])
+    monkeypatch.setattr(runner._store, "get", get_some)
+    before = runner.count_programs()
+    compile_behind(runner, lambda *_: None).join()
+    after = runner.count_programs()
+    assert (after.ready, after.failed, after.pending) == (before.ready + 2, 1, before.pending - 3)

@@ -198,6 +198,12 @@ class Metrics(Collector):
         yield self._gauge("jserve:bucket_padding_waste_ratio", "Share of padding in the newest step.", waste)
         age = max(0.0, time.time() - stats.last_step_at) if stats.last_step_at else 0.0
         yield self._gauge("jserve:last_step_age_seconds", "Seconds since the newest step; 0 before it.", age)
+        if (programs := self._client.programs) is not None:
+            by_state = {"ready": programs.ready, "pending": programs.pending, "failed": programs.failed}
+            yield self._family(
+                GaugeMetricFamily, "jserve:programs", "Programs, by state; pending ones are compiled behind ready.",
+                "state", by_state,
+            )  # fmt: skip
         if (ready := self._client.ready) is not None:
             yield self._family(
                 GaugeMetricFamily, "jserve:startup_seconds", "Length of the start, by phase.", "phase",
