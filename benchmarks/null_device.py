@@ -18,7 +18,7 @@ from jserve.engine import EngineCore
 from jserve.runtime import memory, start
 from jserve.runtime.executables import Program
 from jserve.runtime.programs import SAMPLING_FIELDS, Programs
-from jserve.runtime.sampling import OUTPUT_COLUMNS, Variant
+from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket
 from jserve.runtime.step import StepLayout, Weights
 
@@ -58,7 +58,7 @@ class NullPrograms(Programs):
         def sample(
             logits: jax.Array, last_token: jax.Array, state: SamplingState | None, packed: jax.Array, masks: Any
         ) -> Any:
-            return last_token, state, jnp.full((rows, OUTPUT_COLUMNS if variant.logprobs else 1), TOKEN, jnp.int32)
+            return last_token, state, jnp.full(rows, TOKEN, jnp.int32)
 
         def lower() -> jax.stages.Lowered:
             null = jax.jit(sample, donate_argnums=(1, 2), keep_unused=True)

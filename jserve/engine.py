@@ -178,16 +178,17 @@ class EngineCore:
 
         All earlier tokens are home. A row without a next token ends with an error, added to `deltas`.
         """
-        chunks = launched.plan.chunks
+        assert launched.unsampled is not None
+        of_mask = [launched.plan.chunks[row] for row in launched.unsampled.mask_rows if row < len(launched.plan.chunks)]
         rows = []
-        for row, chunk in enumerate(chunks):
+        for place, chunk in enumerate(of_mask):
             sequence = chunk.sequence
             constraint = sequence.constraint
             if chunk.samples and constraint is not None and sequence.status is not Status.FINISHED:
                 new_tokens = sequence.token_ids[sequence.num_prompt + constraint.num_seen :].tolist()
-                rows.append(MaskRow(row, constraint, new_tokens))
-        masks, failed = self._masks.fill(rows, launched.bucket.rows)
-        deltas += [self.scheduler.fail(chunks[row].sequence, error) for row, error in failed.items()]
+                rows.append(MaskRow(place, constraint, new_tokens))
+        masks, failed = self._masks.fill(rows, launched.unsampled.num_masks)
+        deltas += [self.scheduler.fail(of_mask[place].sequence, error) for place, error in failed.items()]
         return self.runner.sample(launched, masks)
 
 

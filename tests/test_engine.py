@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,7 +22,17 @@ from jserve.runtime.runner import Runner
 from jserve.runtime.sampling import VARIANTS
 from jserve.runtime.shapes import Bucket
 from jserve.runtime.start import Started, start_runner
-from tests.worlds import greedy, make_model, reference, reference_greedy, reference_logits, run, tokens_of
+from tests.worlds import (
+    add_few,
+    greedy,
+    make_model,
+    reference,
+    reference_greedy,
+    reference_logits,
+    run,
+    start_engine,
+    tokens_of,
+)
 
 VOCAB = 17
 """Small enough that 20 logprobs are the whole distribution."""
@@ -94,6 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
     )
     started = start_runner(config, lambda *_: None)
     assert started.shape.num_pages == NUM_PAGES
+    add_few(started.runner)
     return World(started, folder)
 
 
@@ -322,6 +334,36 @@ def test_only_those_that_ask_get_logprobs(world: World) -> None:
     for name, count in (("own", 0), ("three", 3)):
         found = [logprobs for delta in deltas[name] for logprobs in delta.logprobs or []]
         assert [len(logprobs.top_ids) for logprobs in found] == [count] * 4
+
+
+def test_rows_with_penalties_and_logprobs_are_done_apart_from_their_neighbours(world: World, executables: str) -> None:
+    """Of up to sixteen rows up to six are edited: by the sampler of four rows, and never by that of all."""
+    core = start_engine(world.started.model, executables, max_num_seqs=16, max_num_batched_tokens=32)
+    runner = core.runner
+    add_few(runner)
+    used: Counter[str] = Counter()
+
+    def watched(name: str, program: Any) -> Any:
+        def call(*args: Any) -> Any:
+            used[name] += 1
+            return program(*args)
+
+        return call
+
+    runner._samplers = {key: watched(f"{key[1]} {key[0]}", program) for key, program in runner._samplers.items()}
+    runner._others = {name: watched(name, program) for name, program in runner._others.items()}
+    penalised = greedy(12, frequency_penalty=1.0, logprobs=2)
+    requests = {
+        f"{name} {copy}": (PROMPTS[name], penalised if (number + copy) % 3 == 0 else greedy(12))
+        for number, name in enumerate(sorted(PROMPTS)[:8])
+        for copy in range(2)
+    }
+    deltas = run_mixed(core, requests)
+    assert used["few sample 16"] == used["few logprobs 16"] > used["greedy 16"], "two calls a step with five or more"
+    assert not {"draws+filters+edits 16", "logprobs 16"} & set(used)
+    for name, (prompt, params) in requests.items():
+        assert tokens_of(deltas[name]) == world.expected(prompt, params, 12), name
+        assert [len(delta.logprobs or []) for delta in deltas[name]] == [int(params is penalised)] * 12
 
 
 def test_abort_frees_pages_at_once(world: World) -> None:

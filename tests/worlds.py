@@ -11,6 +11,7 @@ import transformers
 from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.runtime.runner import Runner
 from jserve.runtime.start import start_runner
 
 SMALL = {
@@ -68,6 +69,13 @@ def reference_greedy(model: Any, prompt: list[int], count: int) -> list[int]:
             tokens.append(int(out.logits[0, -1].argmax()))
             step = torch.tensor([tokens[-1:]])
     return tokens[len(prompt) :]
+
+
+def add_few(runner: Runner) -> None:
+    """What steps of many rows do for a few of them; engines have it some time after they are ready."""
+    for program in runner.programs_missing():
+        if program.name.startswith("few"):
+            runner.add(program)
 
 
 def start_engine(model: Path | str, executables: str, **options: Any) -> EngineCore:

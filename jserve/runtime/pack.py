@@ -30,6 +30,7 @@ class Needs:
     """What the rows of a plan that sample ask for."""
 
     variant: Variant
+    logprobs: bool
     chosen: bool
     """The logprobs of tokens that they chose."""
     masks: bool
@@ -37,10 +38,12 @@ class Needs:
 
 
 _NEEDS = tuple(
-    Needs(Variant(*(bool(bits >> place & 1) for place in range(4))), bool(bits & 16), bool(bits & 32))
+    Needs(Variant(*(bool(bits >> place & 1) for place in range(3))), *(bool(bits >> place & 1) for place in (3, 4, 5)))
     for bits in range(64)
 )
 """By the flags of `SlotSampling`."""
+_COSTLY, _LOGPROBS = 0b110, 0b1000
+"""Of the flags: filters and edits; logprobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +172,25 @@ class SlotSampling:
 
     def needs(self, rows: Rows) -> Needs | None:
         """What the rows that sample need; None where there are none."""
+        if len(rows.unsampled) == len(rows.slots):
+            return None
+        return _NEEDS[np.bitwise_or.reduce(self._flags_of(rows))]
+
+    def split_costly(self, rows: Rows) -> tuple[np.ndarray, Variant]:
+        """The rows that want filters or edits, and what the others need."""
+        flags = self._flags_of(rows)
+        is_costly = flags & _COSTLY != 0
+        return np.flatnonzero(is_costly), _NEEDS[np.bitwise_or.reduce(flags[~is_costly], initial=0)].variant
+
+    def with_logprobs(self, rows: Rows) -> np.ndarray:
+        """The rows that want logprobs."""
+        return np.flatnonzero(self._flags_of(rows) & _LOGPROBS)
+
+    def _flags_of(self, rows: Rows) -> np.ndarray:
         flags = self._flags[rows.slots]
         if rows.unsampled:
-            if len(rows.unsampled) == len(flags):
-                return None
             flags[rows.unsampled] = 0
-        return _NEEDS[np.bitwise_or.reduce(flags)]
+        return flags
 
     def pack_chosen(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
         """i32[S, MAX_CHOSEN] of the tokens whose logprobs are reported; 0 where there are fewer."""
@@ -191,6 +207,15 @@ class SlotSampling:
         if rows.unsampled:
             packed[_SLOTS, rows.unsampled] = self.shape.max_num_seqs
         return packed
+
+    def pack_few(self, packed: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+        """i32[11, F] of `make_few_sampler`: up to F = `count` rows of i32[10, S], with their numbers."""
+        few = np.empty((len(FIELDS) + 1, count), np.int32)
+        few[:-1] = self._values[:, -1:]
+        few[-1] = packed.shape[1]
+        few[:-1, : len(rows)] = packed[:, rows]
+        few[-1, : len(rows)] = rows
+        return few
 
 
 def history_rows(sequence: Sequence, vocab: int) -> tuple[np.ndarray, np.ndarray]:

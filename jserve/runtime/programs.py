@@ -80,13 +80,47 @@ class Programs:
                 donate_argnums=(1, 2),
                 out_shardings=self.replicated,
             )
-            logits = jax.ShapeDtypeStruct((rows, self.shape.vocab_size), jnp.float32, sharding=self.by_rows(rows))
             state = self.abstract_sampling() if variant.edits else None
             packed = self._integers(SAMPLING_FIELDS, rows)
             masks = self.masks(rows) if variant.edits else None
-            return self._lower(sampler, logits, self._slots(), state, packed, masks)
+            return self._lower(sampler, self._logits(rows), self._slots(), state, packed, masks)
 
         return Program(f"sample {rows} {variant}", lower)
+
+    def few_sampler(self, rows: int) -> Program:
+        """(logits, output, last_token, state, packed, masks) to (last_token, state, output): see
+        `sampling.make_few_sampler`.
+        """
+
+        def lower() -> jax.stages.Lowered:
+            few = sampling.few_rows(rows)
+            made = sampling.make_few_sampler(self._take_rows(rows))
+            sampler = jax.jit(made, donate_argnums=(1, 2, 3), out_shardings=self.replicated)
+            packed, masks = self._integers(SAMPLING_FIELDS + 1, few), self.few_masks(rows)
+            output, state = self._integers(rows), self.abstract_sampling()
+            return self._lower(sampler, self._logits(rows), output, self._slots(), state, packed, masks)
+
+        return Program(f"few sample {rows}", lower)
+
+    def logprobs(self, rows: int) -> Program:
+        """(logits, output) to i32[S, SCORE_COLUMNS]: see `sampling.logprobs_of`."""
+
+        def lower() -> jax.stages.Lowered:
+            whole = jax.jit(self._split(rows, sampling.logprobs_of, inputs=2), out_shardings=self.replicated)
+            return self._lower(whole, self._logits(rows), self._integers(rows))
+
+        return Program(f"logprobs {rows}", lower)
+
+    def few_logprobs(self, rows: int) -> Program:
+        """(logits, output, row numbers) to i32[F, SCORE_COLUMNS]: see `sampling.make_few_logprobs`."""
+
+        def lower() -> jax.stages.Lowered:
+            made = sampling.make_few_logprobs(self._take_rows(rows))
+            few = jax.jit(made, out_shardings=self.replicated)
+            numbers = self._integers(sampling.few_rows(rows))
+            return self._lower(few, self._logits(rows), self._integers(rows), numbers)
+
+        return Program(f"few logprobs {rows}", lower)
 
     def score(self, tokens: int) -> Program:
         """(weights, hidden, packed) to output: see `readout.make_score`."""
@@ -117,8 +151,7 @@ class Programs:
 
         def lower() -> jax.stages.Lowered:
             chosen = jax.jit(self._split(rows, readout.chosen_logprobs, inputs=2), out_shardings=self.replicated)
-            logits = jax.ShapeDtypeStruct((rows, self.shape.vocab_size), jnp.float32, sharding=self.by_rows(rows))
-            return self._lower(chosen, logits, self._integers(rows, MAX_CHOSEN))
+            return self._lower(chosen, self._logits(rows), self._integers(rows, MAX_CHOSEN))
 
         return Program(f"chosen logprobs {rows}", lower)
 
@@ -173,10 +206,11 @@ class Programs:
         if early:
             first = [first[0], first[-1]]
         rows = sorted({bucket.rows for bucket in first})
-        variants = [Variant(), Variant(draws=True), Variant(True, True, True, True)]
+        variants = [Variant(), Variant(draws=True), sampling.VARIANTS[-1]]
         return [
             *(self.step(bucket) for bucket in first),
             *(self.sampler(count, variant) for count in rows for variant in variants),
+            *(self.logprobs(count) for count in rows),
             *(self.chosen_logprobs(count) for count in rows),
             self.score(first[0].tokens),
             self.pool(first[0].tokens),
@@ -217,6 +251,18 @@ class Programs:
         specs = (by_rows,) * inputs
         return jax.shard_map(function, mesh=self.build.mesh, in_specs=specs, out_specs=by_rows, check_vma=False)
 
+    def _take_rows(self, rows: int) -> sampling.TakeRows:
+        """`sampling.take_rows` where each device has a share of the rows: it gives those it has, the others zeros."""
+        if not self._can_split(rows):
+            return sampling.take_rows
+
+        def take_share(logits: jax.Array, numbers: jax.Array) -> jax.Array:
+            mine = numbers - jax.lax.axis_index(TENSOR_AXIS) * logits.shape[0]
+            is_mine = (mine >= 0) & (mine < logits.shape[0])
+            return jax.lax.psum(jnp.where(is_mine[:, None], sampling.take_rows(logits, mine), 0), TENSOR_AXIS)
+
+        return self.build.spread(take_share, (PartitionSpec(TENSOR_AXIS), PartitionSpec()), PartitionSpec())
+
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""
         config, shape = self.config, self.shape
@@ -245,6 +291,14 @@ class Programs:
         """i32[S, ceil(V / 32)], which tokens each row of a step may choose."""
         size = (rows, num_words(self.shape.vocab_size))
         return jax.ShapeDtypeStruct(size, jnp.int32, sharding=self.by_rows(rows))
+
+    def few_masks(self, rows: int) -> jax.ShapeDtypeStruct:
+        """i32[F, ceil(V / 32)], likewise for a few of a step's rows."""
+        masks: jax.ShapeDtypeStruct = self._integers(sampling.few_rows(rows), num_words(self.shape.vocab_size))
+        return masks
+
+    def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, self.shape.vocab_size), jnp.float32, sharding=self.by_rows(rows))
 
     def _slots(self) -> Any:
         return self._integers(self.shape.max_num_seqs)

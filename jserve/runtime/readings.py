@@ -1,6 +1,6 @@
 """Launches what a plan reads of its step beyond the next token, and brings it home; see `readout.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -68,9 +68,38 @@ class Readings:
                 assert scores is not None
                 end = place + chunk.reads[1] - chunk.reads[0]
                 asked = chunk.sequence.request.sampling.prompt_logprobs or 0
-                found.append(Reading(chunk, read_logprobs(scores[place:end], asked, vocab)))
+                found.append(Reading(chunk, read_logprobs(scores[place:end], [asked] * (end - place), vocab)))
                 place = end
         return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Those of the tokens of a step's rows, on their way home."""
+
+    rows: np.ndarray
+    """Numbers of the rows that asked."""
+    parts: tuple[jax.Array, ...]
+    """i32[F, SCORE_COLUMNS] each, of F of these rows after the other; or `is_whole`, one i32[S, SCORE_COLUMNS]."""
+    is_whole: bool
+
+    def take_home(self, plan: StepPlan, chosen: jax.Array | None, vocab: int) -> list[TokenLogprobs | None]:
+        """For each chunk of the plan; `chosen` f32[S, MAX_CHOSEN]."""
+        rows = self.rows.tolist()
+        arrays = [np.asarray(part) for part in self.parts]
+        output = arrays[0][self.rows] if self.is_whole else np.concatenate(arrays)[: len(rows)]
+        params = [plan.chunks[row].sequence.request.sampling for row in rows]
+        extra = None
+        if chosen is not None:
+            values = np.asarray(chosen)
+            extra = [
+                values[row, : len(each.logprob_token_ids)].tolist() for row, each in zip(rows, params, strict=True)
+            ]
+        read = read_logprobs(output, [each.logprobs or 0 for each in params], vocab, extra)
+        found: list[TokenLogprobs | None] = [None] * len(plan.chunks)
+        for row, entry in zip(rows, read, strict=True):
+            found[row] = entry
+        return found
 
 
 def launch(
@@ -124,13 +153,16 @@ def pack_sums(plan: StepPlan, shape: EngineShape) -> np.ndarray:
     return packed
 
 
-def read_logprobs(output: np.ndarray, asked: int, vocab: int, chosen: np.ndarray | None = None) -> list[TokenLogprobs]:
-    """Of rows i32[..., SCORE_COLUMNS] of `sampling.logprobs_of`, the `asked` best of each; `chosen` f32[..., C]."""
+def read_logprobs(
+    output: np.ndarray, asked: Sequence[int], vocab: int, chosen: Sequence[list[float]] | None = None
+) -> list[TokenLogprobs]:
+    """Of rows i32[..., SCORE_COLUMNS] of `sampling.logprobs_of` the best, as many of each as asked."""
     bits = np.ascontiguousarray(output)
-    count = min(asked, MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
+    most = min(max(asked, default=0), MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
     values = bits.view(np.float32)
     own, rank = values[:, 0].tolist(), bits[:, 1].tolist()
-    ids = bits[:, 2 : 2 + count].tolist()
-    best = values[:, 2 + MAX_LOGPROBS : 2 + MAX_LOGPROBS + count].tolist()
-    extra = [[]] * len(own) if chosen is None else chosen.tolist()
-    return [TokenLogprobs(*each) for each in zip(own, rank, ids, best, extra, strict=True)]
+    ids = bits[:, 2 : 2 + most].tolist()
+    best = values[:, 2 + MAX_LOGPROBS : 2 + MAX_LOGPROBS + most].tolist()
+    extra = [[]] * len(own) if chosen is None else chosen
+    rows = zip(own, rank, ids, best, extra, asked, strict=True)
+    return [TokenLogprobs(mine, place, i[:n], b[:n], x) for mine, place, i, b, x, n in rows]

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jserve.models.causal_lm import CausalLM
-from jserve.runtime.sampling import OUTPUT_COLUMNS, logprobs_of
+from jserve.runtime.sampling import SCORE_COLUMNS, logprobs_of
 from jserve.runtime.step import Weights
 
 SCORE_ROWS = 64
 """Tokens that are scored at once: their logits f32[64, V] are the largest array."""
-SCORE_COLUMNS = OUTPUT_COLUMNS - 1
 
 ByRows = Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]
 """May share a function's rows out over the devices."""

@@ -13,18 +13,19 @@ import jax
 import numpy as np
 
 from jserve.batch import EngineState, LayerKV, SamplingState
-from jserve.protocol import ProgramCounts, TokenLogprobs
+from jserve.protocol import ProgramCounts
 from jserve.runtime import readings, sampling
 from jserve.runtime.executables import ExecutableStore, Program
-from jserve.runtime.pack import Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
+from jserve.runtime.pack import FIELDS, Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
-from jserve.runtime.readings import NOTHING, Readings, Wanted
-from jserve.runtime.sampling import Variant
+from jserve.runtime.readings import NOTHING, Logprobs, Readings, Wanted
+from jserve.runtime.sampling import Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence
 
 Weights = tuple[jax.Array, ...]
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,9 @@ class Launched:
     plan: StepPlan
     bucket: Bucket
     output: jax.Array | None
-    """i32[S, 1] or i32[S, OUTPUT_COLUMNS]; None where no row samples, and before `sample`."""
+    """i32[S] of tokens; None where no row samples, and before `sample`."""
+    logprobs: Logprobs | None = None
+    """Of these tokens, where some row wants them."""
     readings: Readings | None = None
     """What else some row wants."""
     unsampled: "Unsampled | None" = None
@@ -46,10 +49,35 @@ class Unsampled:
     """What the sampler of a step needs, apart from the masks."""
 
     variant: Variant
+    """For all rows, the costly ones included unless they go apart."""
+    apart: np.ndarray
+    """Numbers of the rows whose tokens are chosen by the sampler of a few rows, after the others'."""
+    scored: np.ndarray
+    """Numbers of the rows that want logprobs."""
     logits: jax.Array
     """f32[S, V]"""
     packed: np.ndarray
     """i32[10, S] of `SamplingInput`."""
+
+    @property
+    def mask_rows(self) -> np.ndarray:
+        """Numbers of the rows that masks are for, in the order of the masks."""
+        return self.apart if len(self.apart) else np.arange(self.packed.shape[1])
+
+    @property
+    def num_masks(self) -> int:
+        """As many as `mask_rows`, or with padding at the end."""
+        rows = self.packed.shape[1]
+        return _rounded(len(self.apart), few_rows(rows)) if len(self.apart) else rows
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerChoice:
+    """See `Unsampled`."""
+
+    variant: Variant
+    apart: np.ndarray
+    scored: np.ndarray
 
 
 class Runner:
@@ -72,6 +100,7 @@ class Runner:
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
         self._no_masks: dict[int, jax.Array] = {}  # by the number of rows: every token is allowed
+        self._no_few_masks: dict[int, jax.Array] = {}  # likewise for a few of so many
         self._added: set[str] = set()
         self._failed: set[str] = set()
         self.bucket_steps: Counter[Bucket] = Counter()
@@ -101,7 +130,10 @@ class Runner:
             every += [self._programs.sampler(bucket.rows, variant) for variant in sampling.VARIANTS[:2]]
             every.append(self._programs.step(bucket))
         every += [self._programs.sampler(b.rows, variant) for variant in sampling.VARIANTS for b in buckets]
-        every += [self._programs.chosen_logprobs(bucket.rows) for bucket in buckets]
+        for rows in sorted({bucket.rows for bucket in buckets}):
+            every += [self._programs.logprobs(rows), self._programs.chosen_logprobs(rows)]
+            if few_rows(rows):
+                every += [self._programs.few_sampler(rows), self._programs.few_logprobs(rows)]
         for tokens in sorted({bucket.tokens for bucket in buckets if not bucket.is_decode}):
             every += [self._programs.score(tokens), self._programs.pool(tokens)]
         required = {program.name for program in self.programs_required()}
@@ -158,6 +190,8 @@ class Runner:
         for rows in {bucket.rows for bucket in shape.buckets()}:
             masks = self._programs.masks(rows)
             self._no_masks[rows] = jax.device_put(np.full(masks.shape, -1, np.int32), masks.sharding)
+            if few_rows(rows):
+                self._no_few_masks[rows] = place(np.full(self._programs.few_masks(rows).shape, -1, np.int32))
 
     def dispatch(self, plan: StepPlan) -> Launched:
         """Start a step. The plan's rows must fit `EngineShape`.
@@ -171,7 +205,7 @@ class Runner:
         rows = Rows.of(plan)
         needs = self._slots.needs(rows)
         wanted = Wanted.of(plan, needs is not None and needs.chosen)
-        bucket, variant = self._choose_programs(plan, needs, wanted)
+        bucket, choice = self._choose_programs(plan, rows, needs, wanted)
         packed = pack_batch(plan, rows, bucket, self.shape)
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
@@ -183,31 +217,71 @@ class Runner:
         if wanted is not NOTHING:
             made = (logits, hidden)
             extra = readings.launch(wanted, plan, bucket, self._others, self._weights, self._slots, made)
-        if needs is None or variant is None:
-            return Launched(plan, bucket, None, extra)
+        launched = Launched(plan, bucket, None, readings=extra)
+        if needs is None or choice is None:
+            return launched
         if needs.variant.edits:
             self._lift_bans(plan)
-        unsampled = Unsampled(variant, logits, self._slots.pack(rows, packed))
-        if needs.masks:
-            return Launched(plan, bucket, None, extra, unsampled)
-        return Launched(plan, bucket, self._sample(bucket, unsampled, None), extra)
+        packed_sampling = self._slots.pack(rows, packed)
+        unsampled = Unsampled(choice.variant, choice.apart, choice.scored, logits, packed_sampling)
+        launched = replace(launched, unsampled=unsampled)
+        return launched if needs.masks else self.sample(launched, None)
 
     def sample(self, launched: Launched, masks: np.ndarray | None) -> Launched:
-        """Start the sampler of a step that waits for it. masks: i32[S, ceil(V / 32)]; None allows everything."""
-        assert launched.unsampled is not None
-        output = self._sample(launched.bucket, launched.unsampled, masks)
-        return replace(launched, output=output, unsampled=None)
+        """Start the sampler of a step that waits for it.
 
-    def _sample(self, bucket: Bucket, waiting: Unsampled, masks: np.ndarray | None) -> jax.Array:
+        masks: i32[M, ceil(V / 32)] for `Unsampled.mask_rows`; None allows everything.
+        """
+        waiting, rows = launched.unsampled, launched.bucket.rows
+        assert waiting is not None
+        packed, apart = waiting.packed, waiting.apart
+        if len(apart):
+            packed = packed.copy()
+            packed[FIELDS["slots"], apart] = self.shape.max_num_seqs  # what they get here is for nobody
         edits = waiting.variant.edits
         state = self._sampling if edits else None
-        allowed = (self._no_masks[bucket.rows] if masks is None else masks) if edits else None
-        sampler = self._samplers[bucket.rows, waiting.variant]
-        self._last_token, state, output = sampler(waiting.logits, self._last_token, state, waiting.packed, allowed)
+        allowed = (self._no_masks[rows] if masks is None else masks) if edits else None
+        sampler = self._samplers[rows, waiting.variant]
+        self._last_token, state, output = sampler(waiting.logits, self._last_token, state, packed, allowed)
         if edits:
             self._sampling = state
+        if len(apart):
+            output = self._sample_apart(waiting, output, masks)
         output.copy_to_host_async()
+        scores = self._launch_logprobs(waiting, output) if len(waiting.scored) else None
+        return replace(launched, output=output, logprobs=scores, unsampled=None)
+
+    def _sample_apart(self, waiting: Unsampled, output: jax.Array, masks: np.ndarray | None) -> jax.Array:
+        """`output` with the tokens of the rows that go apart."""
+        rows = waiting.packed.shape[1]
+        few, sampler = few_rows(rows), self._others[f"few sample {rows}"]
+        for start in range(0, len(waiting.apart), few):
+            packed = self._slots.pack_few(waiting.packed, waiting.apart[start : start + few], few)
+            allowed = self._no_few_masks[rows] if masks is None else masks[start : start + few]
+            self._last_token, self._sampling, output = sampler(
+                waiting.logits, output, self._last_token, self._sampling, packed, allowed
+            )
         return output
+
+    def _launch_logprobs(self, waiting: Unsampled, output: jax.Array) -> Logprobs:
+        rows, scored = waiting.packed.shape[1], waiting.scored
+        few = few_rows(rows)
+        is_whole = not self._go_apart(scored, rows, f"few logprobs {rows}")
+        parts: tuple[jax.Array, ...]
+        if is_whole:
+            parts = (self._others[f"logprobs {rows}"](waiting.logits, output),)
+        else:
+            numbers = np.zeros(_rounded(len(scored), few), np.int32)
+            numbers[: len(scored)] = scored
+            program = self._others[f"few logprobs {rows}"]
+            parts = tuple(program(waiting.logits, output, part) for part in numbers.reshape(-1, few))
+        for part in parts:
+            part.copy_to_host_async()
+        return Logprobs(scored, parts, is_whole)
+
+    def _go_apart(self, chosen: np.ndarray, rows: int, program: str) -> bool:
+        """Whether these of so many rows are better done by the program of a few than with all the others."""
+        return program in self._others and 2 * _rounded(len(chosen), few_rows(rows)) <= rows
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
@@ -216,12 +290,11 @@ class Runner:
         read = extra.take_home(plan, vocab) if extra is not None else ()
         if launched.output is None:
             return StepTokens([0] * count, readings=read)
-        output = np.asarray(launched.output)[:count]
-        tokens = output[:, 0].tolist()
-        if output.shape[1] == 1:
+        tokens = np.asarray(launched.output)[:count].tolist()
+        if launched.logprobs is None:
             return StepTokens(tokens, readings=read)
-        chosen = np.asarray(extra.chosen) if extra is not None and extra.chosen is not None else None
-        return StepTokens(tokens, _read_logprobs(plan, output, chosen, vocab), read)
+        chosen = extra.chosen if extra is not None else None
+        return StepTokens(tokens, launched.logprobs.take_home(plan, chosen, vocab), read)
 
     def mixed_sizes(self, rows: int) -> tuple[int, ...]:
         """The tokens, ascending, to which mixed steps of so many rows are padded by the programs there are."""
@@ -236,22 +309,41 @@ class Runner:
         """See `ExecutableStore.tidy`."""
         self._store.tidy()
 
-    def _choose_programs(self, plan: StepPlan, needs: Needs | None, wanted: Wanted) -> tuple[Bucket, Variant | None]:
+    def _choose_programs(
+        self, plan: StepPlan, rows: Rows, needs: Needs | None, wanted: Wanted
+    ) -> tuple[Bucket, SamplerChoice | None]:
         """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such
         sampler. While programs are compiled behind, a bucket's step may be there before all its samplers.
         """
-        tokens, rows = plan.num_tokens, len(plan.chunks)
+        tokens, count = plan.num_tokens, len(plan.chunks)
         for bucket in self._steps:
-            if bucket.rows < rows or bucket.tokens < tokens or (bucket.is_decode and not plan.is_decode):
+            if bucket.rows < count or bucket.tokens < tokens or (bucket.is_decode and not plan.is_decode):
                 continue
             if wanted is not NOTHING and not wanted.is_served_by(bucket, self._others):
                 continue
             if needs is None:
                 return bucket, None
-            for variant in sampling.COVERING[needs.variant]:
-                if (bucket.rows, variant) in self._samplers:
-                    return bucket, variant
-        raise ValueError(f"no program holds a step of {tokens} tokens and {rows} rows")
+            choice = self._choose_sampler(bucket.rows, rows, needs)
+            if choice is not None:
+                return bucket, choice
+        raise ValueError(f"no program holds a step of {tokens} tokens and {count} rows")
+
+    def _choose_sampler(self, count: int, rows: Rows, needs: Needs) -> SamplerChoice | None:
+        """The cheapest that there is for a step padded to `count` rows; None where there is none."""
+        scored = self._slots.with_logprobs(rows) if needs.logprobs else _NONE
+        if needs.logprobs and f"logprobs {count}" not in self._others:
+            return None
+        if needs.variant.filters or needs.variant.edits:
+            apart, left = self._slots.split_costly(rows)
+            if self._go_apart(apart, count, f"few sample {count}"):
+                variant = self._cheapest(count, left)
+                if variant is not None:
+                    return SamplerChoice(variant, apart, scored)
+        variant = self._cheapest(count, needs.variant)
+        return None if variant is None else SamplerChoice(variant, _NONE, scored)
+
+    def _cheapest(self, count: int, needed: Variant) -> Variant | None:
+        return next((v for v in sampling.COVERING[needed] if (count, v) in self._samplers), None)
 
     def _install_pages(self, updates: np.ndarray) -> None:
         for start in range(0, len(updates), PAGE_UPDATE_ROWS):
@@ -291,15 +383,6 @@ class Runner:
         return jax.device_put(array, self._programs.replicated)
 
 
-def _read_logprobs(
-    plan: StepPlan, output: np.ndarray, chosen: np.ndarray | None, vocab: int
-) -> list[TokenLogprobs | None]:
-    """Of each row of i32[S, OUTPUT_COLUMNS] that asked; `chosen` f32[S, MAX_CHOSEN] likewise."""
-    found: list[TokenLogprobs | None] = [None] * len(plan.chunks)
-    for row, chunk in enumerate(plan.chunks):
-        params = chunk.sequence.request.sampling
-        count = len(params.logprob_token_ids)
-        if chunk.samples and (params.logprobs is not None or count):
-            extra = chosen[row : row + 1, :count] if chosen is not None and count else None
-            (found[row],) = readings.read_logprobs(output[row : row + 1, 1:], params.logprobs or 0, vocab, extra)
-    return found
+def _rounded(count: int, unit: int) -> int:
+    """Up to a whole number of units."""
+    return -(-count // unit) * unit

@@ -1,4 +1,5 @@
-"""From logits to tokens, on the device. What a batch does not use, it does not pay for: see `Variant`.
+"""From logits to tokens, on the device. What a batch does not use, it does not pay for (see `Variant`), and what only a
+few of its rows use is done for those alone (see `few_rows`).
 
 Filters are thresholds on the logits, found by bisection over the float's bits: no sort of the vocabulary.
 A draw is a race of exponential clocks, one per token, each a function of (seed, how many tokens the row has
@@ -23,12 +24,17 @@ Logits = jax.Array
 """f32[S, V]"""
 
 RowChoice = Callable[[Logits, SamplingState | None, jax.Array, jax.Array | None], jax.Array]
-"""(logits, state, packed, masks) to the output of the sampler."""
+"""(logits, state, packed, masks) to tokens i32[S]."""
+
+TakeRows = Callable[[Logits, jax.Array], Logits]
+"""f32[S, V] and row numbers i32[F] to f32[F, V]."""
 
 INTEGER_FIELDS = 4
 MAX_COUNT = np.iinfo(np.int16).max
 BLOCK = 256
 """Tokens per block of the two-level search for the largest."""
+SMALL_BLOCK = 64
+"""Likewise of the search for the largest few, which looks through this many for each of them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,32 +47,35 @@ class Variant:
     """Some row has top-k or top-p, whose thresholds take many passes over the logits."""
     edits: bool = False
     """Some row has penalties, a bias or a mask."""
-    logprobs: bool = False
 
     def covers(self, other: "Variant") -> bool:
         """Whether this variant gives every row of a batch that needs `other` what it asks for."""
         return all(mine >= theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
 
     def __str__(self) -> str:
-        used = [name for name in ("draws", "filters", "edits", "logprobs") if getattr(self, name)]
+        used = [name for name in ("draws", "filters", "edits") if getattr(self, name)]
         return "+".join(used) or "greedy"
 
 
-VARIANTS = tuple(
-    Variant(*kind, logprobs)
-    for logprobs in (False, True)
-    for kind in ((False, False, False), (True, False, False), (True, True, False), (True, True, True))
-)
-"""All that are compiled, the cheapest first; each contains those before it with the same logprobs."""
+VARIANTS = (Variant(), Variant(True), Variant(True, True), Variant(True, True, True))
+"""All that are compiled, the cheapest first; each contains those before it."""
 
 COVERING = {
     needed: tuple(variant for variant in VARIANTS if variant.covers(needed))
-    for needed in (Variant(*kind) for kind in itertools.product((False, True), repeat=4))
+    for needed in (Variant(*kind) for kind in itertools.product((False, True), repeat=3))
 }
 """By what a batch needs, the variants that serve it, the cheapest first."""
 
-OUTPUT_COLUMNS = 3 + 2 * MAX_LOGPROBS
-"""Of the output with logprobs: token, its logprob, its rank, the best ids, their logprobs; i32 bits."""
+SCORE_COLUMNS = 2 + 2 * MAX_LOGPROBS
+"""A token's logprob, its rank, the best ids, their logprobs; i32 bits."""
+
+
+def few_rows(rows: int) -> int:
+    """F, how many rows of a step are filtered, edited, or have their logprobs taken at once where most rows need
+    none of it; 0 where a step is too small to take it apart.
+    """
+    few = max(4, rows // 8)
+    return few if few < rows else 0
 
 
 def split_sampling(packed: jax.Array) -> SamplingInput:
@@ -82,20 +91,10 @@ def make_sampler(
     """The function to compile: (logits, last_token, state, packed, masks) to (last_token, state, output).
 
     last_token: i32[R]; packed: i32[10, S]; masks: i32[S, ceil(V / 32)], a bit for each token that may be
-    chosen. `state` and `masks` are None unless the variant edits. The output is i32[S, 1] of tokens, or
-    i32[S, OUTPUT_COLUMNS] with logprobs. `split_rows` may share the rows out over devices: no row needs another.
+    chosen. `state` and `masks` are None unless the variant edits. The output is i32[S] of tokens.
+    `split_rows` may share the rows out over devices: no row needs another.
     """
-
-    def choose(logits: Logits, state: SamplingState | None, packed: jax.Array, masks: jax.Array | None) -> jax.Array:
-        batch = split_sampling(packed)
-        edited = logits if state is None else edit_logits(logits, state, batch)
-        if masks is not None:
-            edited = jnp.where(unpack_masks(masks, logits.shape[1]), edited, -jnp.inf)
-        tokens = first_largest(edited)
-        if variant.draws:
-            tokens = jnp.where(batch.temperature > 0, draw(edited, batch, filters=variant.filters), tokens)
-        output = tokens[:, None]
-        return jnp.concatenate([output, logprobs_of(logits, tokens)], axis=1) if variant.logprobs else output
+    choose = _chooser(variant)
 
     def sample(
         logits: Logits,
@@ -104,14 +103,75 @@ def make_sampler(
         packed: jax.Array,
         masks: jax.Array | None = None,
     ) -> tuple[jax.Array, SamplingState | None, jax.Array]:
-        output = split_rows(choose)(logits, state, packed, masks)
-        slots, tokens = split_sampling(packed).slots, output[:, 0]
-        last_token = last_token.at[slots].set(tokens, mode="drop")
-        if state is not None:
-            state = SamplingState(_count(state.output_counts, slots, tokens), state.in_prompt, state.bias)
-        return last_token, state, output
+        tokens = split_rows(choose)(logits, state, packed, masks)
+        return *_note(split_sampling(packed).slots, tokens, last_token, state), tokens
 
     return sample
+
+
+def make_few_sampler(
+    take_rows: TakeRows,
+) -> Callable[..., tuple[jax.Array, SamplingState, jax.Array]]:
+    """The function to compile: (logits, output, last_token, state, packed, masks) to (last_token, state, output).
+
+    Chooses anew for F of the S rows, with everything that a row may ask for. packed: i32[11, F], whose last line
+    has the rows' numbers, S for padding; masks: i32[F, ceil(V / 32)]; output: i32[S], that of the sampler before.
+    """
+    choose = _chooser(VARIANTS[-1])
+
+    def sample(
+        logits: Logits,
+        output: jax.Array,
+        last_token: jax.Array,
+        state: SamplingState,
+        packed: jax.Array,
+        masks: jax.Array,
+    ) -> tuple[jax.Array, SamplingState, jax.Array]:
+        packed, rows = packed[:-1], packed[-1]
+        tokens = choose(take_rows(logits, rows), state, packed, masks)
+        last_token, after = _note(split_sampling(packed).slots, tokens, last_token, state)
+        assert after is not None
+        return last_token, after, output.at[rows].set(tokens, mode="drop")
+
+    return sample
+
+
+def make_few_logprobs(take_rows: TakeRows) -> Callable[[Logits, jax.Array, jax.Array], jax.Array]:
+    """The function to compile: (logits, output i32[S], rows i32[F]) to i32[F, SCORE_COLUMNS] of the rows' tokens."""
+
+    def logprobs(logits: Logits, output: jax.Array, rows: jax.Array) -> jax.Array:
+        return logprobs_of(take_rows(logits, rows), jnp.take(output, rows, mode="clip"))
+
+    return logprobs
+
+
+def take_rows(logits: Logits, rows: jax.Array) -> Logits:
+    """f32[F, V]: the rows of these numbers; the last for numbers beyond it."""
+    return jnp.take(logits, rows, axis=0, mode="clip")
+
+
+def _chooser(variant: Variant) -> RowChoice:
+    def choose(logits: Logits, state: SamplingState | None, packed: jax.Array, masks: jax.Array | None) -> jax.Array:
+        batch = split_sampling(packed)
+        edited = logits if state is None else edit_logits(logits, state, batch)
+        if masks is not None:
+            edited = jnp.where(unpack_masks(masks, logits.shape[1]), edited, -jnp.inf)
+        tokens = first_largest(edited)
+        if variant.draws:
+            tokens = jnp.where(batch.temperature > 0, draw(edited, batch, filters=variant.filters), tokens)
+        return tokens
+
+    return choose
+
+
+def _note(
+    slots: jax.Array, tokens: jax.Array, last_token: jax.Array, state: SamplingState | None
+) -> tuple[jax.Array, SamplingState | None]:
+    """`last_token` and the state after these tokens."""
+    last_token = last_token.at[slots].set(tokens, mode="drop")
+    if state is not None:
+        state = SamplingState(_count(state.output_counts, slots, tokens), state.in_prompt, state.bias)
+    return last_token, state
 
 
 def _count(counts: jax.Array, slots: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -237,15 +297,34 @@ def _bisect(mass: jax.Array, active: jax.Array, keeps: Callable[[jax.Array], jax
 
 
 def logprobs_of(logits: Logits, tokens: jax.Array) -> jax.Array:
-    """i32[S, OUTPUT_COLUMNS - 1]: of the unmodified logits and the tokens i32[S] that came."""
+    """i32[S, SCORE_COLUMNS]: of the unmodified logits and the tokens i32[S] that came."""
     normal = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
     rank = jnp.sum(logits > chosen, axis=-1, keepdims=True, dtype=jnp.int32) + 1
-    best, ids = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[1]))
+    best, ids = largest(logits, min(MAX_LOGPROBS, logits.shape[1]))
     missing = ((0, 0), (0, MAX_LOGPROBS - best.shape[1]))
     best, ids = jnp.pad(best - normal, missing, constant_values=-jnp.inf), jnp.pad(ids, missing)
     bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
     return jnp.concatenate([bits(chosen - normal), rank, ids, bits(best)], axis=1)
+
+
+def largest(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """f32[S, count] and i32[S, count]: what `jax.lax.top_k` gives for f32[S, V], the first of equals first.
+
+    They lie in the `count` blocks with the largest maxima, so that most of V is only looked at for these: `top_k`
+    goes through a row one by one on a CPU, and sorts all of it on a GPU.
+    """
+    rows, vocab = x.shape
+    if vocab <= 2 * count * SMALL_BLOCK:
+        values, ids = jax.lax.top_k(x, count)
+        return values, ids
+    padded = jnp.pad(x, ((0, 0), (0, -vocab % SMALL_BLOCK)), constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, -1, SMALL_BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(blocks, axis=-1), count)[1], axis=-1)  # in order, for the first of equals
+    inside = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, -1)
+    best, places = jax.lax.top_k(inside, count)
+    block = jnp.take_along_axis(chosen, places // SMALL_BLOCK, axis=1)
+    return best, block * SMALL_BLOCK + places % SMALL_BLOCK
 
 
 def install(

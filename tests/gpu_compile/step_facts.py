@@ -94,6 +94,7 @@ def main() -> None:
     wanted = [made.step(bucket) for bucket in buckets]
     for rows in filter(None, args.samplers.split(",")):
         wanted += [made.sampler(int(rows), variant) for variant in sampling.VARIANTS]
+        wanted += [made.few_sampler(int(rows)), made.logprobs(int(rows)), made.few_logprobs(int(rows))]
     report = {
         "kv_bytes": _bytes(made.abstract_state().kv),
         "weight_bytes": _bytes(_weights(made)),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from jserve.runtime.sampling import few_rows
 from pallas_kernels.gpu_target import why_unavailable
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=why_unavailable() or "")
@@ -23,17 +24,8 @@ LAYERS = 4
 MIB = 1 << 20
 
 DECODE, MIXED = "step decode 32", "step mixed 1024x32"
-SAMPLERS = [
-    f"sample 32 {variant}"
-    for variant in (
-        "greedy",
-        "draws",
-        "draws+filters+edits",
-        "logprobs",
-        "draws+logprobs",
-        "draws+filters+edits+logprobs",
-    )
-]
+SAMPLERS = [f"sample 32 {variant}" for variant in ("greedy", "draws", "draws+filters", "draws+filters+edits")]
+FEW = ["few sample 32", "few logprobs 32"]
 KERNELS = {DECODE: {"paged_decode_split", "paged_decode_combine"}, MIXED: {"paged_prefill"}}
 
 STEP_BUDGET = {(DECODE, 1): 2 * MIB, (DECODE, 8): 9 * MIB, (MIXED, 1): 128 * MIB, (MIXED, 8): 52 * MIB}
@@ -132,7 +124,7 @@ def test_a_layer_is_few_launches(gpus: int, name: str) -> None:
     assert step(gpus, name)["launches"] <= 14 * LAYERS + 8
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, "logprobs 32"])
 def test_the_sampler_shares_out_its_rows_and_gathers_only_what_was_chosen(name: str) -> None:
     alone, shared = step(1, name), step(8, name)
     assert alone["collectives"] == {}
@@ -142,17 +134,28 @@ def test_the_sampler_shares_out_its_rows_and_gathers_only_what_was_chosen(name: 
     assert shared["temporaries"] <= alone["temporaries"] / (5 if "edits" in name else 7) + (32 << 10)
 
 
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_rows_are_brought_together_and_nothing_else_crosses(name: str) -> None:
+    alone, shared = step(1, name), step(8, name)
+    assert alone["collectives"] == {}
+    assert shared["collectives"] == {"all-reduce f32": 1}
+    assert shared["copies"] == alone["copies"] == []
+    rows = 4 * few_rows(32) * 128_256
+    assert max(alone["temporaries"], shared["temporaries"]) < 8 * rows
+
+
 @each_mesh
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, "few sample 32"])
 def test_the_sampler_keeps_its_state_in_place(gpus: int, name: str) -> None:
-    state = facts(gpus)["sampling_bytes"] if "edits" in name else 0
-    last_token = 4 * 256
-    assert step(gpus, name)["aliased"] == state + last_token
+    is_few = name == "few sample 32"
+    state = facts(gpus)["sampling_bytes"] if "edits" in name or is_few else 0
+    last_token, output = 4 * 256, 4 * 32 * is_few
+    assert step(gpus, name)["aliased"] == state + last_token + output
     assert step(gpus, name)["temporaries"] <= facts(gpus)["estimate"]
 
 
 @each_mesh
-@pytest.mark.parametrize("name", [DECODE, MIXED, "sample 32 greedy", "sample 32 draws", "sample 32 logprobs"])
+@pytest.mark.parametrize("name", [DECODE, MIXED, "sample 32 greedy", "sample 32 draws", "logprobs 32", *FEW])
 def test_dispatch_never_waits_for_the_device(gpus: int, name: str) -> None:
     """A loop or a branch outside a graph makes XLA's runtime wait for its condition before it goes on."""
     assert not {"While", "Conditional"} & set(step(gpus, name)["outside_graphs"])

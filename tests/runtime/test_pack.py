@@ -164,10 +164,10 @@ def test_rows_that_do_not_sample_have_no_slot_and_need_nothing() -> None:
         ({"temperature": 0.0}, Variant()),
         ({"temperature": 1e-6}, Variant()),
         ({}, Variant(draws=True)),
-        ({"temperature": 0.0, "logprobs": 0}, Variant(logprobs=True)),
+        ({"temperature": 0.0, "logprobs": 0}, Variant()),
         ({"temperature": 0.0, "logit_bias": {3: 1.0}}, Variant(edits=True)),
         ({"temperature": 0.0, "min_tokens": 1}, Variant(edits=True)),
-        ({"presence_penalty": 0.5, "logprobs": 2}, Variant(draws=True, edits=True, logprobs=True)),
+        ({"presence_penalty": 0.5, "logprobs": 2}, Variant(draws=True, edits=True)),
         ({"top_k": 5}, Variant(draws=True, filters=True)),
         ({"top_p": 0.5}, Variant(draws=True, filters=True)),
         ({"temperature": 0.0, "top_p": 0.5}, Variant()),
@@ -178,7 +178,37 @@ def test_a_batch_needs_what_one_of_its_rows_needs(params: dict[str, Any], needed
     special, plain = sequence([1], **params), sequence([1], temperature=0.0)
     slots.enter(0, plain)
     slots.enter(2, special)
-    assert needs(slots, plan_of(chunk(plain, 0, 0, 1), chunk(special, 2, 0, 1))) == needed
+    plan = plan_of(chunk(plain, 0, 0, 1), chunk(special, 2, 0, 1))
+    found = slots.needs(Rows.of(plan))
+    assert found is not None
+    assert (found.variant, found.logprobs) == (needed, "logprobs" in params)
+    assert slots.with_logprobs(Rows.of(plan)).tolist() == ([1] if "logprobs" in params else [])
+    apart, left = slots.split_costly(Rows.of(plan))
+    is_costly = needed.filters or needed.edits
+    assert (apart.tolist(), left) == (([1], Variant()) if is_costly else ([], needed))
+
+
+def test_rows_that_do_not_sample_are_never_taken_apart() -> None:
+    slots = SlotSampling(SHAPE)
+    part, whole = sequence([1, 2, 3], logprobs=3, **SET), sequence([4])
+    slots.enter(0, part)
+    slots.enter(1, whole)
+    rows = Rows.of(plan_of(chunk(part, 0, 0, 2, samples=False), chunk(whole, 1, 0, 1)))
+    assert slots.with_logprobs(rows).tolist() == []
+    apart, left = slots.split_costly(rows)
+    assert (apart.tolist(), left) == ([], Variant(draws=True))
+
+
+def test_few_rows_are_packed_with_their_numbers_and_padding_that_samples_for_nobody() -> None:
+    slots = SlotSampling(SHAPE)
+    first, second = sequence([1, 2, 3, 4], 2, **SET), sequence([1], temperature=0.0)
+    slots.enter(3, first)
+    slots.enter(0, second)
+    packed = pack_sampling(slots, plan_of(chunk(second, 0, 0, 1), chunk(first, 3, 3, 1)))
+    few = slots.pack_few(packed, np.array([1]), 2)
+    assert few[-1].tolist() == [1, BUCKET.rows]
+    np.testing.assert_array_equal(few[:-1, 0], packed[:, 1])
+    np.testing.assert_array_equal(few[:-1, 1], packed[:, 2])
 
 
 def test_a_slot_forgets_the_request_that_left_it() -> None:

@@ -1,10 +1,11 @@
 """The sampler against a plain float64 definition: choice, filters, penalties, draws and log-probabilities."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from jserve.batch import SamplingState
 from jserve.protocol import MAX_LOGPROBS
 from jserve.runtime import sampling
 from jserve.runtime.pack import FIELDS
-from jserve.runtime.sampling import INTEGER_FIELDS, OUTPUT_COLUMNS, VARIANTS, Variant, make_sampler
+from jserve.runtime.sampling import INTEGER_FIELDS, SCORE_COLUMNS, VARIANTS, Variant, make_sampler
 
 V = 600
 """Three blocks of a draw's search, the last one not full."""
@@ -23,7 +24,6 @@ MANY = 2048
 """Draws of one setting: enough to see each of 100 tokens that are about equally likely."""
 DRAWS = Variant(draws=True, filters=True)
 EDITS = Variant(draws=True, filters=True, edits=True)
-ALL = Variant(draws=True, filters=True, edits=True, logprobs=True)
 
 NEUTRAL: dict[str, Any] = {"slots": SLOTS, "top_k": V, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -59,7 +59,7 @@ def sample(
     state: SamplingState | None = None,
     allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, SamplingState | None, np.ndarray]:
-    """The output i32[S, ...], the state after, and last_token after. `allowed` is bool[S, V]."""
+    """The tokens i32[S], the state after, and last_token after. `allowed` is bool[S, V]."""
     vocab = logits.shape[1]
     if variant.edits and state is None:
         state = sampling.empty_state(SLOTS, vocab)
@@ -74,7 +74,7 @@ def sample(
 def draw_many(logits: np.ndarray, **row: Any) -> np.ndarray:
     """MANY draws from f32[V], each with a seed of its own."""
     rows = [{"temperature": 1.0, "seed": seed, **row} for seed in range(MANY)]
-    return sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0][:, 0]
+    return sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0]
 
 
 def distribution(
@@ -99,7 +99,7 @@ def random_logits(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_row_without_temperature_gets_the_likeliest_token_in_every_variant(variant: Variant) -> None:
     logits = random_logits(FEW, V)
-    tokens = sample(variant, logits, [{"seed": seed} for seed in range(FEW)])[0][:, 0]
+    tokens = sample(variant, logits, [{"seed": seed} for seed in range(FEW)])[0]
     np.testing.assert_array_equal(tokens, logits.argmax(1))
 
 
@@ -109,7 +109,7 @@ def test_greedy_takes_the_first_of_equal_tokens(variant: Variant) -> None:
     best = logits.max(1)
     for row, places in enumerate(((5, 599), (0, 1), (255, 256, 257), (300, 598))):
         logits[row, list(places)] = best[row] + 1
-    assert sample(variant, logits, [{}] * FEW)[0][:4, 0].tolist() == [5, 0, 255, 300]
+    assert sample(variant, logits, [{}] * FEW)[0][:4].tolist() == [5, 0, 255, 300]
 
 
 FILTERS: dict[str, dict[str, Any]] = {
@@ -169,7 +169,7 @@ def test_output_index_draws_anew_for_every_token_of_a_request() -> None:
     vocab = 12
     logits = random_logits(vocab) / 3
     rows = [{"temperature": 1.0, "seed": 5, "output_index": index} for index in range(MANY)]
-    tokens = sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0][:, 0]
+    tokens = sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0]
     expected = distribution(logits, 1.0) * MANY
     chi_square = ((np.bincount(tokens, minlength=vocab) - expected) ** 2 / expected).sum()
     assert chi_square < vocab + 6 * np.sqrt(2 * vocab)
@@ -179,25 +179,25 @@ def test_output_index_draws_anew_for_every_token_of_a_request() -> None:
 def test_same_seed_gives_the_same_token_whatever_rows_place_and_variant(settings: dict[str, Any]) -> None:
     logits = random_logits(FEW, V, seed=1)
     rows = [{"temperature": 1.5, "seed": 900 + row, "output_index": row, **settings} for row in range(FEW)]
-    tokens = sample(DRAWS, logits, rows)[0][:, 0]
+    tokens = sample(DRAWS, logits, rows)[0]
     for variant in (v for v in VARIANTS if v.draws and (v.filters or not settings)):
-        np.testing.assert_array_equal(sample(variant, logits, rows)[0][:, 0], tokens)
+        np.testing.assert_array_equal(sample(variant, logits, rows)[0], tokens)
     for count in (1, 4, MANY):
         for row in (0, 7, 15):
             others = [{"temperature": 0.3, "top_k": 2, "seed": 1}] * (count - 1)
             batch = np.concatenate([random_logits(count - 1, V, seed=9), logits[row : row + 1]])
-            assert sample(DRAWS, batch, [*others, rows[row]])[0][-1, 0] == tokens[row]
+            assert sample(DRAWS, batch, [*others, rows[row]])[0][-1] == tokens[row]
     assert len(set(tokens)) > 8
 
 
 def test_neighbours_that_are_greedy_or_padding_change_nothing() -> None:
     logits = random_logits(FEW, V, seed=2)
     rows: list[dict[str, Any]] = [{"temperature": 1.0, "seed": 3, "slots": 0}, {"slots": 1}]
-    padded, state, last = sample(ALL, logits, rows + [{}] * (FEW - 2))
+    padded, state, last = sample(EDITS, logits, rows + [{}] * (FEW - 2))
     others = [{"temperature": 2.0, "seed": seed, "top_k": 3} for seed in range(FEW - 2)]
-    np.testing.assert_array_equal(sample(ALL, logits, rows + others)[0][:2], padded[:2])
+    np.testing.assert_array_equal(sample(EDITS, logits, rows + others)[0][:2], padded[:2])
     assert state is not None
-    assert last.tolist() == [*padded[:2, 0], *[-7] * 6]
+    assert last.tolist() == [*padded[:2], *[-7] * 6]
     assert np.asarray(state.output_counts).sum() == 2
 
 
@@ -207,8 +207,8 @@ def test_padding_rows_of_zeros_are_harmless() -> None:
     for variant in VARIANTS:
         logits = np.concatenate([random_logits(1, V), np.zeros((FEW - 1, V), np.float32)])
         output, _, last = sample(variant, logits, [{"slots": 4}] + [row] * (FEW - 1))
-        assert output[0, 0] == logits[0].argmax()
-        assert last.tolist() == [-7, -7, -7, -7, output[0, 0], -7, -7, -7]
+        assert output[0] == logits[0].argmax()
+        assert last.tolist() == [-7, -7, -7, -7, output[0], -7, -7, -7]
 
 
 def edited_definition(logits: np.ndarray, row: dict[str, Any], state: SamplingState) -> np.ndarray:
@@ -249,10 +249,10 @@ def test_penalties_and_bias_edit_the_logits_as_defined() -> None:
     expected = [edited_definition(*pair, state) for pair in zip(logits, EDIT_ROWS, strict=True) if pair[1]]
     np.testing.assert_allclose(edited[:6], expected, rtol=1e-6, atol=1e-5)  # a few float32 roundings of up to 200
     tokens, after, _ = sample(EDITS, logits, EDIT_ROWS, state)
-    assert tokens[:6, 0].tolist() == [row.argmax() for row in expected]
+    assert tokens[:6].tolist() == [row.argmax() for row in expected]
     assert after is not None
     gained = np.asarray(after.output_counts) - np.asarray(state.output_counts)
-    assert np.argwhere(gained).tolist() == [[row, token] for row, (token, *_) in enumerate(tokens[:6])]
+    assert np.argwhere(gained).tolist() == [[row, token] for row, token in enumerate(tokens[:6])]
 
 
 def test_bias_of_a_hundred_forces_and_of_minus_a_hundred_forbids() -> None:
@@ -262,7 +262,7 @@ def test_bias_of_a_hundred_forces_and_of_minus_a_hundred_forbids() -> None:
     np.asarray(state.bias)[0, 17] = 100.0
     np.asarray(state.bias)[1, best] = -100.0
     rows = [{"slots": seed % 2, "temperature": 1.0, "seed": seed} for seed in range(MANY)]
-    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0][:, 0]
+    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0]
     assert set(tokens[::2]) == {17}
     assert best not in tokens[1::2]
 
@@ -275,7 +275,7 @@ def test_banned_tokens_are_never_drawn() -> None:
     np.asarray(state.bias)[:, banned] = -np.inf
     penalties = {"repetition_penalty": 0.5, "frequency_penalty": -2.0, "presence_penalty": -2.0}
     rows = [{"slots": 2, "temperature": seed % 2, "seed": seed, **penalties} for seed in range(MANY)]
-    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0][:, 0]
+    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0]
     assert not set(tokens) & set(banned)
 
 
@@ -293,7 +293,7 @@ def test_masked_rows_draw_from_what_is_allowed_as_the_definition_says_and_others
     allowed[::2] = some
     settings = {"top_k": 4, "top_p": 0.999}
     rows = [{"temperature": 3.0, "seed": seed, **settings} for seed in range(MANY)]
-    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, allowed=allowed)[0][:, 0]
+    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, allowed=allowed)[0]
     for part, kept in ((tokens[::2], some), (tokens[1::2], np.ones(V, bool))):
         masked = np.where(kept, logits, -np.inf)
         expected = distribution(masked, 3.0, **settings) * len(part)
@@ -309,11 +309,12 @@ def test_single_allowed_token_is_chosen_whatever_its_logit_and_the_edits(allowed
     allowed = np.zeros((FEW, V), bool)
     allowed[:, allowed_token] = True
     rows = [{**row, "temperature": float(number % 2), "top_k": 3} for number, row in enumerate(EDIT_ROWS)]
-    output, _, _ = sample(ALL, logits, rows, state, allowed)
-    assert set(output[:, 0]) == {allowed_token}
+    output, _, _ = sample(EDITS, logits, rows, state, allowed)
+    assert set(output) == {allowed_token}
     wide = logits.astype(np.float64)
     wide -= np.log(np.exp(wide).sum(1, keepdims=True))
-    np.testing.assert_allclose(output.view(np.float32)[:, 1], wide[:, allowed_token], atol=2e-6)
+    logprobs = np.asarray(jax.jit(sampling.logprobs_of)(logits, output)).view(np.float32)[:, 0]
+    np.testing.assert_allclose(logprobs, wide[:, allowed_token], atol=2e-6)
 
 
 def test_count_of_a_token_stays_at_its_largest() -> None:
@@ -324,7 +325,7 @@ def test_count_of_a_token_stays_at_its_largest() -> None:
     for _ in range(3):
         tokens, after, _ = sample(EDITS, logits, [{"slots": 0}] + [{}] * (FEW - 1), state)
         assert after is not None
-        assert tokens[0, 0] == 9
+        assert tokens[0] == 9
         state = after
     assert np.asarray(state.output_counts)[0, 9] == 32767
 
@@ -335,7 +336,7 @@ def test_draw_of_the_only_token_with_mass_takes_it() -> None:
     places = np.random.default_rng(0).integers(0, V, MANY)
     logits[np.arange(MANY), places] = 0.0
     rows = [{"temperature": 1.0, "seed": 3, "output_index": index} for index in range(MANY)]
-    np.testing.assert_array_equal(sample(DRAWS, logits, rows)[0][:, 0], places)
+    np.testing.assert_array_equal(sample(DRAWS, logits, rows)[0], places)
 
 
 def test_rounding_of_the_logits_all_but_never_changes_a_draw() -> None:
@@ -369,17 +370,66 @@ def test_logprobs_are_those_of_the_unmodified_logits(vocab: int) -> None:
     rows.append({"slots": 1})
     state = sampling.empty_state(SLOTS, vocab)
     np.asarray(state.bias)[1, vocab - 1] = 100.0
-    output, _, _ = sample(ALL, logits, rows, state)
-    assert output.shape[1] == OUTPUT_COLUMNS
+    tokens, _, _ = sample(EDITS, logits, rows, state)
+    output = np.asarray(jax.jit(sampling.logprobs_of)(logits, tokens))
+    assert output.shape[1] == SCORE_COLUMNS
     wide = logits.astype(np.float64)
     wide -= np.log(np.exp(wide).sum(1, keepdims=True))
-    tokens, floats = output[:, 0], output.view(np.float32)
+    floats = output.view(np.float32)
     assert tokens[-1] == vocab - 1
     chosen = np.take_along_axis(wide, tokens[:, None], 1)
-    np.testing.assert_allclose(floats[:, 1], chosen[:, 0], atol=2e-6)
-    np.testing.assert_array_equal(output[:, 2], (wide > chosen).sum(1) + 1)
+    np.testing.assert_allclose(floats[:, 0], chosen[:, 0], atol=2e-6)
+    np.testing.assert_array_equal(output[:, 1], (wide > chosen).sum(1) + 1)
     count = min(MAX_LOGPROBS, vocab)
-    np.testing.assert_array_equal(output[:, 3 : 3 + count], np.argsort(-wide, 1)[:, :count])
-    best = floats[:, 3 + MAX_LOGPROBS :]
+    np.testing.assert_array_equal(output[:, 2 : 2 + count], np.argsort(-wide, 1)[:, :count])
+    best = floats[:, 2 + MAX_LOGPROBS :]
     np.testing.assert_allclose(best[:, :count], -np.sort(-wide, 1)[:, :count], atol=2e-6)
     assert (best[:, count:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("vocab", [3000, 2561, 2560, 40])
+def test_the_largest_few_are_those_of_a_sort_the_first_of_equals_first(vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    x = rng.integers(0, 9, (FEW, vocab)).astype(np.float32)  # ties everywhere
+    x[1] = -np.inf
+    x[2, rng.permutation(vocab)[: vocab - 7]] = -np.inf
+    x[3] = rng.standard_normal(vocab)
+    values, ids = jax.jit(partial(sampling.largest, count=MAX_LOGPROBS))(x)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :MAX_LOGPROBS]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+
+
+def test_a_few_rows_taken_apart_get_the_tokens_the_counts_and_the_logprobs_of_the_whole() -> None:
+    logits, state = random_logits(FEW, V, seed=9), random_state()
+    rows: list[dict[str, Any]] = [{"temperature": 1.0, "seed": seed} for seed in range(FEW)]
+    special = {3: {"top_k": 3}, 9: {"repetition_penalty": 1.4, "slots": 5}, 12: {"frequency_penalty": 0.5, "slots": 2}}
+    for row, fields in special.items():
+        rows[row] |= fields
+    rows[0]["slots"], rows[3]["slots"] = 1, 6
+    allowed = np.random.default_rng(1).random((FEW, V)) < 0.2
+    allowed[[row for row in range(FEW) if row not in special]] = True
+    np.asarray(state.bias)[1] = 0  # of row 0, which is not edited; the other plain rows are padding
+    before = jax.tree.map(np.copy, state)
+    tokens, after, last = sample(EDITS, logits, rows, state, allowed)
+    assert after is not None
+
+    packed = np.zeros((len(FIELDS) + 1, 4), np.int32)
+    packed[:-1] = pack([*(rows[row] for row in special), {}])
+    packed[-1] = [*special, FEW]
+    plain = [{**row, "slots": SLOTS} if number in special else row for number, row in enumerate(rows)]
+    output, _, first = sample(Variant(draws=True), logits, plain)
+    masks = pack_masks(np.concatenate([allowed[list(special)], np.ones((1, V), bool)]))
+    sampler = jax.jit(sampling.make_few_sampler(sampling.take_rows))
+    few_last, few_state, output = sampler(logits, output, first, before, packed, masks)
+    numbers = [0, *special]
+    np.testing.assert_array_equal(output[jnp.array(numbers)], tokens[numbers])
+    np.testing.assert_array_equal(few_last, last)
+    counts = np.asarray(few_state.output_counts)
+    edited = [5, 2, 6]
+    np.testing.assert_array_equal(counts[edited], np.asarray(after.output_counts)[edited])
+    np.testing.assert_array_equal(np.delete(counts, edited, 0), np.delete(before.output_counts, edited, 0))
+
+    scores = jax.jit(sampling.make_few_logprobs(sampling.take_rows))(logits, output, np.array([9, 3, 12]))
+    whole = jax.jit(sampling.logprobs_of)(logits, output)
+    np.testing.assert_array_equal(scores, np.asarray(whole)[[9, 3, 12]])
