@@ -18,7 +18,7 @@ from jserve.errors import ConfigError
 from jserve.protocol import SamplingParams
 from jserve.runtime.start import Started, start_runner
 from jserve.weights.load import parameters
-from tests.worlds import greedy, make_model, reference, reference_greedy, run, tokens_of
+from tests.worlds import add_few, greedy, make_model, reference, reference_greedy, run, tokens_of
 
 LAYERS = 2
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": LAYERS}
@@ -55,7 +55,7 @@ class World:
 
 
 def start(folder: Path, executables: str, parts: int) -> Started:
-    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4, "kv_cache_memory_bytes": 1 << 20}
+    sizes = {"max_num_seqs": 8, "max_num_batched_tokens": 16, "page_size": 4, "kv_cache_memory_bytes": 1 << 20}
     config = EngineConfig(
         model=str(folder),
         dtype="float32",
@@ -79,6 +79,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def world(request: pytest.FixtureRequest, folders: dict[str, Path], executables: str) -> World:
     name, parts = request.param
     started = start(folders[name], executables, parts)
+    add_few(started.runner)
     return World(name, folders[name], parts, started, EngineCore(started))
 
 
