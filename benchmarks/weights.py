@@ -5,10 +5,11 @@
 Writes a checkpoint of random bfloat16 numbers in the shapes of an 8B llama, with fewer layers, as safetensors shards
 into a temporary folder, and removes it in the end. Then, in turn in each round: `dd` of every shard to /dev/null,
 and the engine's own loading in a process of its own, from opening the folder to all arrays being ready, in bfloat16,
-so that as many bytes are kept as are read. First with the files in the page cache (`warm`), then with them dropped
-from it (`cold`): synced, then `posix_fadvise(POSIX_FADV_DONTNEED)`, which needs no privileges. How many bytes came
-from the disk is told by the kernel, for both. Imports and the start of jax are outside the times, because they go on
-while a server opens its files.
+so that as many bytes are kept as are read: `jserve` in the order in which a CPU keeps bfloat16, that of the checkpoint,
+`transposed` in that of GPUs, and of float32 on a CPU, which is inputs first. First with the files in the page cache
+(`warm`), then with them dropped from it (`cold`): synced, then `posix_fadvise(POSIX_FADV_DONTNEED)`, which needs no
+privileges. How many bytes came from the disk is told by the kernel, for both. Imports and the start of jax are outside
+the times, because they go on while a server opens its files.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from benchmarks.report import machine
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4096, 14_336, 32, 8, 128, 32_768
 ITEM = 2  # bytes of a number
 POOL = 1 << 24  # different numbers; tensors repeat them
-READERS = ("dd", "jserve")
+READERS = ("dd", "jserve", "transposed")
 CACHES = {
     "warm": "each shard read once before each measurement",
     "cold": "posix_fadvise(POSIX_FADV_DONTNEED) on each shard before each measurement, after fsync",
@@ -161,7 +162,7 @@ def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[P
     commands = (
         [["dd", f"if={path}", "of=/dev/null", "bs=4M", "status=none"] for path in paths]
         if reader == "dd"
-        else [[sys.executable, "-m", "benchmarks.weights", "--load", str(folder)]]
+        else [[sys.executable, "-m", "benchmarks.weights", "--load", str(folder), "--layout", reader]]
     )
     for command in commands:
         clock = time.perf_counter()
@@ -186,7 +187,7 @@ def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[P
     return Reading(reader, cache, index, *(round(figure, 3) for figure in figures))
 
 
-def load_once(folder: Path) -> dict[str, float]:
+def load_once(folder: Path, *, transposed: bool) -> dict[str, float]:
     """The engine's loading, in this process: wall and CPU seconds."""
     import jax
     import jax.numpy as jnp
@@ -201,7 +202,8 @@ def load_once(folder: Path) -> dict[str, float]:
     mesh = platform.make_mesh(1)
     family, of_model = resolve(json.loads((folder / "config.json").read_text()), source=folder)
     dtype = jnp.dtype("bfloat16")
-    model = nnx.eval_shape(partial(family, Build(dtype, dtype, mesh), of_model))
+    build = Build(dtype, dtype, mesh, thin=not transposed)
+    model = nnx.eval_shape(partial(family, build, of_model))
     clock, cpu = time.perf_counter(), time.process_time()
     checkpoint = open_checkpoint(folder)
     jax.block_until_ready(load(model, checkpoint, mesh))
@@ -248,10 +250,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes, such as another disk")
     parser.add_argument("--load", type=Path, metavar="DIR", help="only load this checkpoint, and tell the seconds")
+    parser.add_argument("--layout", choices=READERS[1:], default=READERS[1], help="of what --load loads")
     parser.add_argument("--out", type=Path, help="write JSON")
     options = parser.parse_args()
     if options.load:
-        print(json.dumps(load_once(options.load)))
+        print(json.dumps(load_once(options.load, transposed=options.layout == "transposed")))
         return 0
     with tempfile.TemporaryDirectory(prefix="weights-", dir=options.folder) as name:
         paths = write_checkpoint(Path(name), options.gigabytes, options.shards)
