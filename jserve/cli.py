@@ -32,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> None:
     """Serve until stopped. Raises StartupError where that is not possible."""
-    from jserve.api.options import parse, parse_compile
+    if argv[:1] == ["inspect"]:
+        from jserve.api.subcommands import parse_inspect
+
+        inspect_model(*parse_inspect(argv[1:]))
+        return
+    from jserve.api.options import parse
+    from jserve.api.subcommands import parse_compile
 
     if argv[:1] == ["compile"]:
         compile_into(*parse_compile(argv[1:]))
@@ -63,3 +69,14 @@ def compile_into(config: EngineConfig, folder: Path) -> None:
     code = subprocess.run(command, input=msgspec.json.encode(config), check=False).returncode
     if code:
         sys.exit(1)
+
+
+def inspect_model(config: EngineConfig, device: str, as_json: bool) -> None:
+    """`jserve inspect`: print what a model is and what it would take, from its headers."""
+    from jserve.inspection import inspect, print_table, to_json
+
+    found = inspect(config, device)
+    if as_json:
+        print(to_json(found))
+    else:
+        print_table(found)

@@ -16,7 +16,8 @@ FLOORS = [
     {"jserve.weights"},
     {"jserve.runtime"},
     {"jserve.engine"},
-    {"jserve.cli", "jserve.llm"},
+    {"jserve.inspection", "jserve.llm"},
+    {"jserve.cli"},
     {"jserve.__main__", "jserve"},
 ]
 WITHOUT_JAX = ("jserve/api", "jserve/text", "jserve/schedule", "jserve/checkpoint", "jserve/constrain")

@@ -21,15 +21,6 @@ from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
 from jserve.errors import ConfigError
 from jserve.version import __version__
 
-_COMPILE_HELP = """usage: jserve compile --model PATH --output DIR [options of the server]
-
-Compile all programs of a server into a folder, from the model's configuration and without its weights. A server
-on such a machine that is started with the same options and `--executables DIR` then compiles nothing.
-
-options:
-  --output DIR  where the programs go; what is there already is kept
-  the others    those of the server, see `jserve --help`
-"""
 _KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
@@ -72,7 +63,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is a `--help` away."""
 
     def error(self, message: str) -> NoReturn:
@@ -86,9 +77,10 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `jserve [serve] [MODEL] [options]`."""
-    parser = _Parser(
+    parser = Parser(
         prog="jserve",
-        usage="jserve [serve] --model PATH [options]\n       jserve compile --model PATH --output DIR [options]",
+        usage="jserve [serve] --model PATH [options]\n       jserve compile --model PATH --output DIR [options]\n"
+        "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]",
         description="Serve a language model over an OpenAI-compatible API.",
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -301,18 +293,6 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
     if not options.model:
         parser.error("which model? Give a folder, a GGUF file or ollama:NAME: jserve --model PATH")
     return _engine_config(options), _server_settings(options)
-
-
-def parse_compile(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
-    """Read the command line of `jserve compile`: that of a server, which it is for, and the folder to fill."""
-    own = _Parser(prog="jserve compile", add_help=False, allow_abbrev=False)
-    own.add_argument("--output", type=Path, metavar="DIR")
-    if {"-h", "--help"} & set(argv):
-        own.exit(message=_COMPILE_HELP)
-    options, rest = own.parse_known_args(list(argv))
-    if options.output is None:
-        own.error("where to? Give a folder: jserve compile --model PATH --output DIR")
-    return parse(rest)[0], options.output
 
 
 def _given_options(arguments: Sequence[str]) -> set[str]:

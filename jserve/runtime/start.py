@@ -83,7 +83,7 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     """Read the model's configuration and plan the memory. Raises StartupError where it does not fit."""
     device = mesh.devices.flat[0]
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    _check_parallel(config, asked.tensor_parallel_size)
+    check_parallel(config, asked.tensor_parallel_size)
     build, model = _build(asked, config, family, mesh, checkpoint)
     width = build.dtype.itemsize + (2 if build.thin and not build.outputs_first else 0)
     weights_bytes = _elements_per_device(model, mesh) * width
@@ -191,7 +191,8 @@ def _is_exact_in_16_bits(asked: EngineConfig, config: ModelConfig, checkpoint: C
     return declared and all(info.dtype == "bfloat16" for info in matrices)
 
 
-def _check_parallel(config: ModelConfig, parts: int) -> None:
+def check_parallel(config: ModelConfig, parts: int) -> None:
+    """Raise ConfigError where so many devices cannot share the model's layers."""
     kv = config.num_kv_heads
     if config.num_heads % parts or (kv % parts and parts % kv) or config.intermediate_size % parts:
         raise ConfigError(

@@ -1,0 +1,130 @@
+"""What a model's files hold, as far as headers tell: for `jserve inspect`, supported or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jserve.checkpoint import TensorInfo, find_gguf, open_checkpoint
+from jserve.checkpoint.dequantize import block_type
+from jserve.checkpoint.gguf_file import GgufFile
+from jserve.checkpoint.safetensors_file import DTYPES
+from jserve.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAs:
+    """All tensors of one storage type. `num_bytes` is 0 where the type is not known."""
+
+    type: str
+    num_tensors: int
+    num_parameters: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """`config` has the names of Hugging Face's `config.json`; of a GGUF file that is not supported, none.
+
+    `problem` says why the files cannot be read as a model, None where they can: whether it then runs is for the
+    model family to say.
+    """
+
+    path: str
+    format: str
+    architecture: str
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    stored: tuple[StoredAs, ...]
+    problem: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(kind.num_parameters for kind in self.stored)
+
+
+def read_contents(path: str) -> Contents:
+    """Look at headers. Raises CheckpointError only where the files are missing or damaged beyond a look."""
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as problem:
+        gguf = find_gguf(path)
+        if gguf is None:
+            return _without_weights(path, problem)
+        return _unsupported_gguf(path, gguf, problem)
+    with closing(checkpoint):
+        config, tensors = checkpoint.config(), checkpoint.tensors()
+        return Contents(
+            path=path,
+            format="GGUF" if checkpoint.format == "gguf" else "safetensors",
+            architecture=str((config.get("architectures") or ["(none)"])[0]),
+            config=config,
+            files=tuple(sorted({info.file for info in tensors.values()})),
+            stored=_stored_as((info.stored, math.prod(info.shape), _size_of(info)) for info in tensors.values()),
+            notes=_quantization_note(config),
+        )
+
+
+def _without_weights(path: str, problem: CheckpointError) -> Contents:
+    """A directory whose configuration can be read though its weights cannot."""
+    try:
+        with closing(open_checkpoint(path, needs_weights=False)) as checkpoint:
+            config = checkpoint.config()
+    except CheckpointError:
+        raise problem from None
+    name = str((config.get("architectures") or ["(none)"])[0])
+    return Contents(path, "safetensors", name, config, (), (), str(problem), _quantization_note(config))
+
+
+def _unsupported_gguf(path: str, gguf: Path, problem: CheckpointError) -> Contents:
+    """The container as such; raises the problem itself where even that is damaged."""
+    with suppress(CheckpointError), closing(GgufFile(gguf)) as file:
+        rows = []
+        for tensor in file.tensors.values():
+            kind, count = block_type(tensor.type_id), math.prod(tensor.shape)
+            known = kind is not None and count % kind.values == 0
+            size = count // kind.values * kind.size if known and kind is not None else 0
+            rows.append((kind.name if kind is not None else f"type {tensor.type_id}", count, size))
+        architecture = str(file.metadata.get("general.architecture"))
+        return Contents(path, "GGUF", architecture, {}, (gguf,), _stored_as(rows), str(problem))
+    raise problem
+
+
+def _stored_as(rows: Iterable[tuple[str, int, int]]) -> tuple[StoredAs, ...]:
+    """Totals of (type, parameters, bytes) by type, the largest first."""
+    totals: dict[str, list[int]] = {}
+    for kind, parameters, size in rows:
+        total = totals.setdefault(kind, [0, 0, 0])
+        for column, value in enumerate((1, parameters, size)):
+            total[column] += value
+    found = [StoredAs(kind, *total) for kind, total in totals.items()]
+    return tuple(sorted(found, key=lambda kind: -kind.num_parameters))
+
+
+def _size_of(info: TensorInfo) -> int:
+    count = math.prod(info.shape)
+    if info.stored in DTYPES:
+        return count * DTYPES[info.stored].itemsize
+    from gguf import GGMLQuantizationType
+
+    kind = block_type(GGMLQuantizationType[info.stored].value)
+    return 0 if kind is None else count // kind.values * kind.size
+
+
+def _quantization_note(config: Mapping[str, Any]) -> dict[str, str]:
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
+        return {}
+    method = quantization.get("quant_method", "unknown")
+    details = [f"{quantization['bits']} bits" for _ in (0,) if "bits" in quantization]
+    return {"quantization": ", ".join([str(method), *details])}

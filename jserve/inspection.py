@@ -1,0 +1,157 @@
+"""`jserve inspect`: what a model's files hold, whether they run, and how much fits on a device. Reads headers only."""
+
+import math
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from jserve.checkpoint import open_checkpoint
+from jserve.checkpoint.contents import Contents, read_contents
+from jserve.config import EngineConfig
+from jserve.errors import StartupError
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is printed. Sizes are bytes; those of `memory` are per device. `problem` is None where the model runs."""
+
+    path: str
+    format: str
+    architecture: str
+    files: int
+    bytes: int
+    parameters: int
+    stored: list[dict[str, Any]]
+    quantization: str | None
+    shape: dict[str, Any]
+    runs: bool
+    problem: str | None
+    device: str
+    tensor_parallel_size: int
+    dtype: str | None = None
+    kv_bytes_per_token: int | None = None
+    tokens_that_fit: int | None = None
+    tokens_of_server: int | None = None
+    max_model_len: int | None = None
+    memory: dict[str, int] | None = None
+
+
+_SHAPE = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"),
+    *("vocab_size", "max_position_embeddings", "sliding_window"),
+)
+"""Keys of `config.json` that are shown where they are there."""
+
+
+def inspect(asked: EngineConfig, device: str) -> Inspection:
+    """Look at the files and plan a start. Raises CheckpointError where there is nothing to look at."""
+    contents = read_contents(asked.model)
+    inner = contents.config.get("text_config")
+    config = {**(inner if isinstance(inner, dict) else {}), **contents.config}
+    found = Inspection(
+        path=contents.path,
+        format=contents.format,
+        architecture=contents.architecture,
+        files=len(contents.files),
+        bytes=contents.num_bytes,
+        parameters=contents.num_parameters,
+        stored=[msgspec.to_builtins(kind) for kind in contents.stored],
+        quantization=contents.notes.get("quantization"),
+        shape={name: config[name] for name in _SHAPE if isinstance(config.get(name), int)},
+        runs=False,
+        problem=contents.problem,
+        device=device,
+        tensor_parallel_size=asked.tensor_parallel_size,
+    )
+    return _with_capacity(found, contents, asked)
+
+
+def _with_capacity(found: Inspection, contents: Contents, asked: EngineConfig) -> Inspection:
+    if contents.problem is not None:
+        return found
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is put on a device, and a GPU takes seconds to open
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    from jserve.runtime.capacity import device_memory, estimate
+
+    device_memory(found.device)  # an unknown device is no property of the model
+    fields = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
+    try:
+        with closing(open_checkpoint(asked.model)) as checkpoint:
+            capacity = estimate(checkpoint, asked, found.device)
+    except StartupError as problem:
+        return Inspection(**fields | {"problem": str(problem)})
+    plan = capacity.plan
+    names = ("limit", "weights", "temporaries", "sampling", "margin", "kv_pages")
+    fields |= {
+        "runs": True,
+        "dtype": capacity.dtype,
+        "kv_bytes_per_token": capacity.kv_bytes_per_token,
+        "tokens_that_fit": capacity.tokens_that_fit,
+        "tokens_of_server": capacity.tokens,
+        "max_model_len": capacity.shape.max_model_len,
+        "memory": {name: getattr(plan, name) for name in names},
+    }
+    return Inspection(**fields)
+
+
+def to_json(found: Inspection) -> str:
+    """One JSON object, for scripts."""
+    return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
+
+
+def print_table(found: Inspection) -> None:
+    """The same for a person, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _rows(found):
+        table.add_row(name, value)
+    Console(soft_wrap=False, highlight=False, markup=False).print(table)
+
+
+def _rows(found: Inspection) -> list[tuple[str, str]]:
+    plural = "" if found.files == 1 else "s"
+    rows = [
+        ("model", found.path),
+        ("format", f"{found.format}, {found.files} file{plural}, {_size(found.bytes)}"),
+        ("architecture", found.architecture),
+        ("shape", ", ".join(f"{name} {value:,}" for name, value in found.shape.items()) or "unknown"),
+        ("parameters", f"{found.parameters:,}"),
+    ]
+    for number, kind in enumerate(found.stored):
+        size = _size(kind["num_bytes"]) if kind["num_bytes"] else "size unknown"
+        text = f"{kind['type']}: {kind['num_parameters']:,} in {kind['num_tensors']:,} tensors, {size}"
+        rows.append(("stored as" if number == 0 else "", text))
+    if found.quantization:
+        rows.append(("quantization", found.quantization))
+    where = f"{found.tensor_parallel_size} x {found.device}" if found.tensor_parallel_size > 1 else found.device
+    if found.memory is None or found.tokens_of_server is None or found.max_model_len is None:
+        return [*rows, ("runs", f"no: {found.problem}")]
+    spread = " per device" if found.tensor_parallel_size > 1 else ""
+    used = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in found.memory.items() if size)
+    return [
+        *rows,
+        ("runs", f"yes, on {where} in {found.dtype}"),
+        (f"memory{spread}", used),
+        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token"),
+        ("fits", f"{found.tokens_that_fit:,} tokens; a server of the default flags {_as_contexts(found)}"),
+    ]
+
+
+def _as_contexts(found: Inspection) -> str:
+    tokens, longest = found.tokens_of_server or 0, found.max_model_len or 1
+    return f"{tokens:,} = {max(1, tokens // longest):,} x {longest:,}"
+
+
+def _size(num_bytes: int) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if num_bytes >= 1 << power:
+            return f"{num_bytes / (1 << power):.{2 if math.log2(num_bytes) - power < 7 else 0}f} {unit}"
+    return f"{num_bytes} bytes"

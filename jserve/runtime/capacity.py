@@ -1,0 +1,126 @@
+"""What a model takes on devices that need not be here: weights, KV bytes per token, tokens that fit.
+
+The same plan that a start makes (`memory.plan_shape`), over a mesh that exists on paper.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+
+from jserve.checkpoint import Checkpoint
+from jserve.config import EngineConfig, ModelConfig
+from jserve.errors import ConfigError
+from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.models.registry import resolve
+from jserve.runtime import memory, platform
+from jserve.runtime.programs import Programs
+from jserve.runtime.shapes import EngineShape
+from jserve.runtime.start import check_parallel
+from jserve.weights.load import parameters, resolve_names
+
+MIB = 1 << 20
+GPU_MEMORY = {
+    "b200": 183_359,
+    "h200": 143_771,
+    "h100": 81_559,
+    "a100-80": 81_920,
+    "a100-40": 40_960,
+    "l40s": 46_068,
+    "l4": 23_034,
+    "rtx5090": 32_607,
+    "rtx4090": 24_564,
+    "rtx3090": 24_576,
+}
+"""MiB that `nvidia-smi` reports as the total of one device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a server would do: `plan` is per device, `tokens` have room in its KV cache. `kv_bytes_per_token` is of
+    all devices together.
+    """
+
+    config: ModelConfig
+    dtype: str
+    plan: memory.MemoryPlan
+    shape: EngineShape
+    kv_bytes_per_token: int
+
+    @property
+    def tokens(self) -> int:
+        return self.shape.num_pages * self.shape.page_size
+
+    @property
+    def tokens_that_fit(self) -> int:
+        """Tokens that what is left of the memory could hold; a server takes no more than it can use."""
+        plan = self.plan
+        left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin
+        return left // plan.page_bytes * self.shape.page_size
+
+
+@dataclass(frozen=True)
+class _PaperDevice:
+    platform: str
+
+
+@dataclass(frozen=True)
+class _PaperMesh:
+    """As much of a mesh as planning looks at."""
+
+    kind: str
+    parts: int
+
+    @cached_property
+    def devices(self) -> np.ndarray:
+        found = np.empty(self.parts, object)
+        found[:] = [_PaperDevice(self.kind)] * self.parts
+        return found
+
+    @cached_property
+    def shape(self) -> dict[str, int]:
+        return {TENSOR_AXIS: self.parts}
+
+    @property
+    def size(self) -> int:
+        return self.parts
+
+
+def device_memory(device: str) -> int:
+    """Bytes of one device by name, or of a size such as 24GiB. Raises ConfigError naming those that are known."""
+    if device == "cpu":
+        return platform.free_host_memory()
+    if device in GPU_MEMORY:
+        return GPU_MEMORY[device] * MIB
+    raise ConfigError(f"--device {device!r} is not known; known are cpu, {', '.join(GPU_MEMORY)}")
+
+
+def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capacity:
+    """Plan a start on `asked.tensor_parallel_size` devices of a kind, without weights.
+
+    Raises StartupError, with the words of a real start, where the model would not run there.
+    """
+    parts = asked.tensor_parallel_size
+    kind = "cpu" if device == "cpu" else "gpu"
+    family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    check_parallel(config, parts)
+    paper = _PaperMesh(kind, parts)
+    plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
+    shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
+    wanted = parameters(Programs(family, config, plain, shape).abstract_model())
+    resolve_names(wanted, checkpoint.tensors())
+    mesh = AbstractMesh((parts,), (TENSOR_AXIS,))
+    elements = 0
+    for parameter in wanted:
+        elements += math.prod(parameter.sharding(mesh).shard_shape(parameter.shape))  # type: ignore[arg-type]
+    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
+    build = Build(dtype, platform.activation_dtype(dtype, kind), paper)  # type: ignore[arg-type]
+    limit = device_memory(device)
+    if kind != "cpu":
+        limit = int(limit * asked.gpu_memory_utilization)
+    shape, plan = memory.plan_shape(asked, config, build, elements * dtype.itemsize, limit)
+    per_token = memory.page_bytes(config, build, 1) * parts
+    return Capacity(config, dtype.name, plan, shape, per_token)
