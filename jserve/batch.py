@@ -82,8 +82,8 @@ class StepContext:
     """i32[S + 1]"""
     context_len: jax.Array
     """i32[S]"""
-    rope: tuple[jax.Array, jax.Array]
-    """cos and sin, f32[T, D / 2]"""
+    ropes: tuple[tuple[jax.Array, jax.Array], ...]
+    """cos and sin, f32[T, R / 2], for each of `ModelConfig.ropes`; R dimensions of a head are rotated."""
     attention_plans: tuple[AttentionPlan | None, ...]
     """One for each of `ModelConfig.windows`, where the attention implementation has use for it."""
 

@@ -14,7 +14,8 @@ from jserve.errors import CheckpointError, ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
-ROPE_KINDS = ("default", "linear", "llama3", "yarn", "freq_factors")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,11 +64,15 @@ def _positive(name: str, value: int | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding. `scaling` is the checkpoint's own dictionary, without theta, or None."""
+    """Rotary embedding. `scaling` is the checkpoint's own dictionary, without theta, or empty."""
 
     theta: float
     kind: str = "default"
     scaling: tuple[tuple[str, Any], ...] = ()
+    partial: float = 1.0
+    """The share of a head's dimensions that is rotated, the first ones."""
+    interleaved: bool = False
+    """Whether neighbours make a pair that is rotated, and not the two halves."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """A field of the scaling dictionary."""
@@ -91,14 +96,27 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float
+    norm_eps: float
     rope: RopeConfig
+    """Of the layers that see everything, where layers differ."""
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
     layer_windows: tuple[int | None, ...] = ()
     """Sliding window of each layer in tokens, None where a layer sees everything."""
+    layer_ropes: tuple[RopeConfig | None, ...] = ()
+    """Rotary embedding of each layer, None where a layer has none."""
+    attention_scale: float | None = None
+    """What scores are multiplied by; None is `head_dim ** -0.5`."""
+    attention_soft_cap: float | None = None
+    """c in c * tanh(score / c)."""
+    logit_soft_cap: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    parallel_residual: bool = False
+    """Whether attention and feed-forward both read what the layer was given, where a family has both ways."""
     dtype: str = "bfloat16"
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -107,6 +125,11 @@ class ModelConfig:
     def windows(self) -> tuple[int | None, ...]:
         """The distinct entries of `layer_windows`, in a fixed order."""
         return tuple(dict.fromkeys(self.layer_windows))
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The distinct rotary embeddings of `layer_ropes`, in a fixed order."""
+        return tuple(rope for rope in dict.fromkeys(self.layer_ropes) if rope is not None)
 
 
 def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
@@ -124,6 +147,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
             f"{source}: num_attention_heads is {heads}, not a multiple of num_key_value_heads {kv_heads}"
         )
     eos = raw.get("eos_token_id")
+    types = _layer_types(raw, layers, source)
     architectures = raw.get("architectures") or ["(none)"]
     return ModelConfig(
         architecture=architectures[0],
@@ -135,13 +159,21 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         num_kv_heads=kv_heads,
         head_dim=reader.integer("head_dim", default=hidden // heads),
         max_position_embeddings=reader.integer("max_position_embeddings", default=2048),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        norm_eps=reader.number("rms_norm_eps", default=1e-6),
         rope=read_rope(raw, source=source),
         hidden_act=raw.get("hidden_act", "silu"),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)),
         mlp_bias=bool(raw.get("mlp_bias", False)),
-        layer_windows=_layer_windows(raw, layers),
+        layer_windows=_layer_windows(raw, types, layers),
+        layer_ropes=_layer_ropes(raw, types, layers, source),
+        attention_scale=reader.optional_number("attention_multiplier"),
+        attention_soft_cap=reader.optional_number("attn_logit_softcapping"),
+        logit_soft_cap=reader.optional_number("final_logit_softcapping"),
+        embedding_multiplier=reader.number("embedding_multiplier", default=1.0),
+        residual_multiplier=reader.number("residual_multiplier", default=1.0),
+        logit_multiplier=reader.number("logit_scale", default=1.0),
+        parallel_residual=bool(raw.get("use_parallel_residual", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
         eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
         bos_token_id=raw.get("bos_token_id"),
@@ -149,31 +181,81 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
 
 
 def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
-    """Rope of a configuration, in the old spelling (rope_theta, rope_scaling) or the new (rope_parameters)."""
-    merged = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    theta = float(merged.pop("rope_theta", raw.get("rope_theta") or 10000.0))
-    kind = merged.pop("rope_type", merged.pop("type", "default"))
-    merged.pop("type", None)
+    """Rope of a configuration, in the old spelling (rope_theta, rope_scaling) or the new (rope_parameters).
+
+    Of parameters for each type of layer, those of the layers that see everything.
+    """
+    parameters = raw.get("rope_parameters") or {}
+    if "full_attention" in parameters:
+        parameters = parameters["full_attention"]
+    merged = {**(raw.get("rope_scaling") or {}), **parameters}
+    theta = float(merged.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
+    old_kind = merged.pop("type", "default")
+    kind = merged.pop("rope_type", old_kind)
     if kind not in ROPE_KINDS:
         raise CheckpointError(
             f"{source}: rope scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}"
         )
-    merged.setdefault("original_max_position_embeddings", raw.get("original_max_position_embeddings"))
-    if merged["original_max_position_embeddings"] is None:
-        merged["original_max_position_embeddings"] = raw.get("max_position_embeddings", 2048)
+    partial = merged.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
+    positions = raw.get("max_position_embeddings", 2048)
+    original = raw.get("original_max_position_embeddings") or merged.get("original_max_position_embeddings")
+    merged["original_max_position_embeddings"] = original or positions
+    if kind == "longrope" and not merged.get("factor"):
+        merged["factor"] = positions / merged["original_max_position_embeddings"]
     scaling = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in merged.items())
-    return RopeConfig(theta=theta, kind=kind, scaling=scaling if kind != "default" else ())
+    return RopeConfig(
+        theta=theta,
+        kind=kind,
+        scaling=scaling if kind != "default" else (),
+        partial=float(partial),
+        interleaved=bool(raw.get("rope_interleaved", False)),
+    )
 
 
-def _layer_windows(raw: dict[str, Any], layers: int) -> tuple[int | None, ...]:
+def _layer_types(raw: dict[str, Any], layers: int, source: Path | str) -> list[str] | None:
+    """One of LAYER_TYPES for each layer; None where the configuration does not tell layers apart."""
+    types = raw.get("layer_types")
+    if types is None:
+        pattern = raw.get("sliding_window_pattern")
+        return [LAYER_TYPES[(layer + 1) % pattern > 0] for layer in range(layers)] if pattern else None
+    unknown = [kind for kind in types if kind not in LAYER_TYPES]
+    if unknown:
+        raise CheckpointError(f"{source}: layer_types has {unknown[0]!r}; supported are {', '.join(LAYER_TYPES)}")
+    if len(types) != layers:
+        raise CheckpointError(f"{source}: layer_types has {len(types)} entries, num_hidden_layers is {layers}")
+    return list(types)
+
+
+def _layer_windows(raw: dict[str, Any], types: list[str] | None, layers: int) -> tuple[int | None, ...]:
     window = raw.get("sliding_window")
     if not window or raw.get("use_sliding_window") is False:
         return (None,) * layers
-    types = raw.get("layer_types")
     if types:
         return tuple(window if kind == "sliding_attention" else None for kind in types)
     first = raw.get("max_window_layers", 0) if "use_sliding_window" in raw else 0
     return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _layer_ropes(
+    raw: dict[str, Any], types: list[str] | None, layers: int, source: Path | str
+) -> tuple[RopeConfig | None, ...]:
+    """`no_rope_layers` is 1 for each layer that has a rotary embedding, as SmolLM3 has it."""
+    whole = read_rope(raw, source=source)
+    local = _local_rope(raw, whole, source)
+    ropes = [local if types and types[layer] == "sliding_attention" else whole for layer in range(layers)]
+    has_rope = raw.get("no_rope_layers") or [1] * layers
+    if len(has_rope) != layers:
+        raise CheckpointError(f"{source}: no_rope_layers has {len(has_rope)} entries, num_hidden_layers is {layers}")
+    return tuple(rope if has else None for rope, has in zip(ropes, has_rope, strict=True))
+
+
+def _local_rope(raw: dict[str, Any], whole: RopeConfig, source: Path | str) -> RopeConfig:
+    """Of the layers with a window; `whole` where they are not told apart."""
+    parameters = (raw.get("rope_parameters") or {}).get("sliding_attention")
+    if parameters is not None:
+        return read_rope({**raw, "rope_scaling": None, "rope_parameters": parameters}, source=source)
+    base = raw.get("rope_local_base_freq")
+    return whole if base is None else RopeConfig(float(base), partial=whole.partial, interleaved=whole.interleaved)
 
 
 class _Fields:
@@ -190,3 +272,15 @@ class _Fields:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive integer")
         return value
+
+    def number(self, name: str, *, default: float) -> float:
+        value = self.optional_number(name)
+        return default if value is None else value
+
+    def optional_number(self, name: str) -> float | None:
+        value = self._raw.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive number")
+        return float(value)

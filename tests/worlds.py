@@ -33,10 +33,9 @@ def make_model(
 ) -> Path:
     """Save a random model of a family; `fields` are those of its configuration."""
     torch.manual_seed(seed)
-    family = architecture.removesuffix("ForCausalLM")
-    config_type = getattr(transformers, f"{family}Config")
-    config = config_type(**{**SMALL, "initializer_range": 0.2, **fields})
-    model = getattr(transformers, architecture)(config).to(torch.float32)
+    model_type = getattr(transformers, architecture)
+    config = model_type.config_class(**{**SMALL, "initializer_range": 0.2, **fields})
+    model = model_type(config).to(torch.float32)
     for name, value in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(value, mean=float("norm" in name), std=0.2)
@@ -78,12 +77,12 @@ def add_few(runner: Runner) -> None:
             runner.add(program)
 
 
-def start_engine(model: Path | str, executables: str, **options: Any) -> EngineCore:
-    """An engine of small shapes."""
+def start_engine(model: Path | str, executables: str, *, early: bool = False, **options: Any) -> EngineCore:
+    """An engine of small shapes; `early` compiles the fewest programs."""
     sizes = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
     sizes |= {"kv_cache_memory_bytes": 4 << 20, **options}
     config = EngineConfig(model=str(model), compile_cache_dir=executables, **sizes)  # type: ignore[arg-type]
-    started = start_runner(config, lambda *_: None)
+    started = start_runner(config, lambda *_: None, early=early)
     return EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
 
 

@@ -29,7 +29,7 @@ class Attention(nnx.Module):
         *,
         qkv_bias: bool = False,
         output_bias: bool = False,
-        head_norm: bool = False,
+        head_norm: type[RMSNorm] | None = None,
     ) -> None:
         hidden, dim = config.hidden_size, config.head_dim
         copies = kv_head_copies(config, build.tensor_parallel)
@@ -50,9 +50,13 @@ class Attention(nnx.Module):
             shard=0,
             bias=Tensor("bias", (hidden,)) if output_bias else None,
         )
-        self.q_norm = RMSNorm(build, dim, config.rms_norm_eps) if head_norm else None
-        self.k_norm = RMSNorm(build, dim, config.rms_norm_eps) if head_norm else None
-        self.scale = dim**-0.5
+        self.q_norm = head_norm(build, dim, config.norm_eps) if head_norm else None
+        self.k_norm = head_norm(build, dim, config.norm_eps) if head_norm else None
+        self.scale = config.attention_scale or dim**-0.5
+        self.soft_cap = config.attention_soft_cap
+        rope = config.layer_ropes[layer]
+        self.rope = None if rope is None else config.ropes.index(rope)
+        self.interleaved = rope is not None and rope.interleaved
         self.window = config.layer_windows[layer]
         self.plan = config.windows.index(self.window)
         self.build = build
@@ -65,7 +69,8 @@ class Attention(nnx.Module):
         k, v = qkv[:, :, self.groups], qkv[:, :, self.groups + 1]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
+        if self.rope is not None:
+            q, k = (apply_rope(heads, context.ropes[self.rope], interleaved=self.interleaved) for heads in (q, k))
         out, kv = self._attend(q, k, v, kv, context)
         return self.o_proj(out.reshape(tokens, -1)), kv
 
@@ -85,6 +90,7 @@ class Attention(nnx.Module):
                 context.context_len,
                 scale=self.scale,
                 sliding_window=self.window,
+                soft_cap=self.soft_cap,
                 decode=q.shape[0] == context.context_len.shape[0],
                 implementation=self.build.attention,
                 plan=context.attention_plans[self.plan],

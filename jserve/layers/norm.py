@@ -17,6 +17,17 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., size]; the result has its dtype."""
-        wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return self.weight[...].astype(x.dtype) * (wide * scale).astype(x.dtype)
+        return self.weight[...].astype(x.dtype) * _over_rms(x, self.eps).astype(x.dtype)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """x / rms(x) * (1 + weight), in float32 to the end, as Gemma has it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., size]; the result has its dtype."""
+        return ((1 + self.weight[...].astype(jnp.float32)) * _over_rms(x, self.eps)).astype(x.dtype)
+
+
+def _over_rms(x: jax.Array, eps: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)

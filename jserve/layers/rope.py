@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jserve.config import RopeConfig
+from jserve.errors import CheckpointError
 
 
 def rope_table(positions: jax.Array, inverse_frequencies: np.ndarray, factor: float) -> tuple[jax.Array, jax.Array]:
@@ -15,23 +16,36 @@ def rope_table(positions: jax.Array, inverse_frequencies: np.ndarray, factor: fl
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the two halves of the last axis against each other. x: [T, heads, D]; cos, sin: [T, D / 2]."""
+def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array], *, interleaved: bool = False) -> jax.Array:
+    """Rotate pairs of the first R dimensions; the others stay. x: [T, heads, D]; cos, sin: [T, R / 2].
+
+    A pair is a dimension of the first half and its like in the second, or with `interleaved` two neighbours.
+    """
     cos, sin = (part[:, None].astype(x.dtype) for part in rope)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    rotated, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    if interleaved:
+        pairs = rotated.reshape(*rotated.shape[:-1], -1, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+        turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(rotated.shape)
+    else:
+        first, second = jnp.split(rotated, 2, axis=-1)
+        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned if not rest.shape[-1] else jnp.concatenate([turned, rest], axis=-1)
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
-    """f32[D / 2] angles per position, and the factor on cos and sin."""
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+def inverse_frequencies(rope: RopeConfig, head_dim: int, max_model_len: int) -> tuple[np.ndarray, float]:
+    """f32[R / 2] angles per position, and the factor on cos and sin. R is `rope.partial` of `head_dim`."""
+    dim = int(head_dim * rope.partial)
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     plain = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
     if rope.kind == "linear":
         return plain / np.float32(rope.get("factor")), 1.0
     if rope.kind == "llama3":
         return _llama3(rope, plain), 1.0
     if rope.kind == "yarn":
-        return _yarn(rope, plain, head_dim)
+        return _yarn(rope, plain, dim)
+    if rope.kind == "longrope":
+        return _longrope(rope, plain, max_model_len)
     if rope.kind == "freq_factors":
         return plain / np.asarray(rope.get("factors"), np.float32), 1.0
     return plain, 1.0
@@ -44,6 +58,22 @@ def _llama3(rope: RopeConfig, plain: np.ndarray) -> np.ndarray:
     wavelength = 2 * math.pi / plain
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32)
+
+
+def _longrope(rope: RopeConfig, plain: np.ndarray, max_model_len: int) -> tuple[np.ndarray, float]:
+    """LongRoPE (Ding et al. 2024). The long factors are for whole sequences longer than the model was first
+    trained for, so an engine that allows such sequences uses them for all: keys in the cache cannot change.
+    """
+    original = float(rope.get("original_max_position_embeddings"))
+    chosen = "long_factor" if max_model_len > original else "short_factor"
+    factors = np.asarray(rope.get(chosen), np.float32)
+    if factors.shape != plain.shape:
+        raise CheckpointError(f"{chosen} of the rope scaling has {factors.size} numbers instead of {plain.size}")
+    factor = float(rope.get("factor"))
+    scale = rope.get("attention_factor")
+    if scale is None:
+        scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return plain / factors, float(scale)
 
 
 def _yarn(rope: RopeConfig, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:

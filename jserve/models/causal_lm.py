@@ -1,12 +1,14 @@
 """The frame that every decoder family shares: embedding, layers, final norm, output projection."""
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jserve.batch import LayerKV, StepContext
-from jserve.config import ModelConfig
+from jserve.config import ModelConfig, read_model_config
 from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
 from jserve.layers.norm import RMSNorm
@@ -27,27 +29,39 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Named `model` in checkpoints."""
 
-    def __init__(self, build: Build, config: ModelConfig, layer_type: type[DecoderLayer]) -> None:
+    def __init__(
+        self, build: Build, config: ModelConfig, layer_type: type[DecoderLayer], norm_type: type[RMSNorm]
+    ) -> None:
         vocab = padded_vocab(config, build)
         table = Tensor("weight", (config.vocab_size, config.hidden_size))
         self.embed_tokens = Embedding(build, table, (vocab, config.hidden_size))
         self.layers = nnx.List([layer_type(build, config, layer) for layer in range(config.num_layers)])
-        self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.norm = norm_type(build, config.hidden_size, config.norm_eps)
 
 
 class CausalLM(nnx.Module):
-    """A decoder that predicts the next token. A family sets `layer_type` and `config_defaults`.
+    """A decoder that predicts the next token. A family sets `layer_type`, and where it differs the others.
 
     The step walks it: `embed`, each of `layers` with its own cache, then `logits` of the rows that sample.
     """
 
     layer_type: ClassVar[type[DecoderLayer]]
+    norm_type: ClassVar[type[RMSNorm]] = RMSNorm
+    """Of the last norm."""
     config_defaults: ClassVar[dict[str, object]] = {}
     """What the family means where its `config.json` is silent."""
 
+    @classmethod
+    def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
+        """The shape that a `config.json` describes. A family with a spelling of its own translates it first.
+
+        Raises CheckpointError where a field is missing or impossible.
+        """
+        return read_model_config({**cls.config_defaults, **raw}, source=source)
+
     def __init__(self, build: Build, config: ModelConfig) -> None:
-        self.model = Decoder(build, config, self.layer_type)
-        self.vocab_size = config.vocab_size
+        self.model = Decoder(build, config, self.layer_type, self.norm_type)
+        self.config = config
         if config.tie_word_embeddings:
             self.lm_head = None
         else:
@@ -58,14 +72,23 @@ class CausalLM(nnx.Module):
     def layers(self) -> list[DecoderLayer]:
         return list(self.model.layers)
 
-    def embed(self, token_ids: jax.Array) -> jax.Array:
-        """i32[T] to [T, E]."""
-        return self.model.embed_tokens(token_ids)
+    def embed(self, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """i32[T], i32[T] to [T, E]."""
+        del positions  # the layers' business, but for learned ones
+        x = self.model.embed_tokens(token_ids)
+        multiplier = self.config.embedding_multiplier
+        return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        """What the last layer leaves, [T, E], as the output projection wants it."""
+        return self.model.norm(x)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[S, E] to f32[S, V]."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return head.logits(self.model.norm(x))[:, : self.vocab_size]
+        logits = head.logits(self.final_norm(x))[:, : self.config.vocab_size] * self.config.logit_multiplier
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def padded_vocab(config: ModelConfig, build: Build) -> int:

@@ -17,9 +17,9 @@ class LlamaDecoderLayer(DecoderLayer):
     """Pre-norm attention and gated MLP around a residual stream."""
 
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
-        self.input_layernorm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
         self.self_attn = self.make_attention(build, config, layer)
-        self.post_attention_layernorm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
         self.mlp = GatedMLP(build, config)
 
     def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:

@@ -5,6 +5,7 @@ from typing import ClassVar
 from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
+from jserve.layers.norm import RMSNorm
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -12,7 +13,7 @@ from jserve.models.llama import LlamaDecoderLayer
 class Qwen3DecoderLayer(LlamaDecoderLayer):
     def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
         bias = config.attention_bias
-        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias, head_norm=True)
+        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias, head_norm=RMSNorm)
 
 
 class Qwen3ForCausalLM(CausalLM):

@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from jserve.config import ModelConfig, read_model_config
+from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.models.causal_lm import CausalLM
+from jserve.models.gemma2 import Gemma2ForCausalLM
+from jserve.models.gemma3 import Gemma3ForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
+    "Gemma2ForCausalLM": Gemma2ForCausalLM,
+    "Gemma3ForCausalLM": Gemma3ForCausalLM,
+    "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
@@ -19,7 +24,10 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
 
 
 def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM], ModelConfig]:
-    """The class and the shape for a `config.json`. Raises CheckpointError naming what is supported."""
+    """The class and the shape for a `config.json`; of a model that also sees or hears, its text part.
+
+    Raises CheckpointError naming what is supported.
+    """
     quantization = raw.get("quantization_config")
     if quantization:
         kind = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
@@ -31,7 +39,9 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
     for name in names:
         if name in ARCHITECTURES:
             family = ARCHITECTURES[name]
-            return family, read_model_config({**family.config_defaults, **raw}, source=source)
+            text = raw.get("text_config")
+            raw = {**raw, **text, "architectures": names} if isinstance(text, dict) else raw
+            return family, family.read_config(raw, source=source)
     listed = ", ".join(ARCHITECTURES)
     found = ", ".join(map(str, names)) or "none"
     raise CheckpointError(f"{source}: architecture {found} is not supported; supported are {listed}")

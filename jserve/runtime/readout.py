@@ -63,7 +63,7 @@ def make_pool(model: CausalLM) -> Callable[[Weights, jax.Array, jax.Array], jax.
         built = nnx.merge(graph, jax.tree.unflatten(structure, weights))
         place = jnp.arange(hidden.shape[0])
         is_mine = (place >= packed[0][:, None]) & (place < packed[1][:, None])
-        final = built.model.norm(hidden).astype(jnp.float32)
+        final = built.final_norm(hidden).astype(jnp.float32)
         final = jnp.where(jnp.any(is_mine, axis=0)[:, None], final, 0.0)  # what padding computed may be NaN
         return jnp.matmul(is_mine.astype(jnp.float32), final, precision=jax.lax.Precision.HIGHEST)
 

@@ -66,7 +66,7 @@ def make_step(
     graph, abstract = nnx.split(model, nnx.Param)
     structure = jax.tree.structure(abstract)
     layout = StepLayout(bucket, shape.page_updates(bucket))
-    frequencies, factor = inverse_frequencies(config.rope, config.head_dim)
+    ropes = [inverse_frequencies(rope, config.head_dim, shape.max_model_len) for rope in config.ropes]
 
     def step(
         weights: Weights, state: EngineState, last_token: jax.Array, packed: jax.Array
@@ -83,7 +83,7 @@ def make_step(
             page_table=rows,
             query_start=batch.query_start,
             context_len=batch.context_len,
-            rope=rope_table(positions, frequencies, factor),
+            ropes=tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes),
             attention_plans=tuple(
                 prepare(
                     rows,
@@ -100,7 +100,7 @@ def make_step(
             ),
         )
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
-        x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids))
+        x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids), positions)
         kv = []
         for layer, pages in zip(built.layers, state.kv, strict=True):
             x, pages = _apply_layer(*nnx.split(layer), x, pages, context)

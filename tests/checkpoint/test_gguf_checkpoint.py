@@ -109,7 +109,7 @@ def test_config_says_what_the_metadata_says(tmp_path: Path) -> None:
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
     assert config["rope_scaling"] is None
     model = read_model_config(config, source=path)
-    assert (model.num_kv_heads, model.rope.theta, model.rms_norm_eps) == (2, 500000.0, 1e-5)
+    assert (model.num_kv_heads, model.rope.theta, model.norm_eps) == (2, 500000.0, 1e-5)
 
 
 def test_biases_and_an_own_head_are_seen_in_the_config(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
 
+GEMMA = {"head_dim": 16, "sliding_window": 7}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama, all heads apart": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
@@ -53,9 +55,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_window_layers": 1,
         },
     ),
+    "gemma 2": ("Gemma2ForCausalLM", {**GEMMA, "num_hidden_layers": 3, "query_pre_attn_scalar": 24}),
+    "gemma 2, caps that bite": (
+        "Gemma2ForCausalLM",
+        {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "num_key_value_heads": 1},
+    ),
+    "gemma 3": ("Gemma3ForCausalLM", {**GEMMA, "num_hidden_layers": 7, "query_pre_attn_scalar": 24}),
+    "gemma 3, scaled global rope": (
+        "Gemma3ForCausalLM",
+        {
+            **GEMMA,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
     "qwen3, biases": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}),
 }
+
+ON_TWO_DEVICES = {"gemma 3, scaled global rope"}
+"""Tensor parallel in the default run. `slow` runs every case so."""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
 
@@ -65,22 +87,41 @@ LOGIT_TOLERANCE = 2e-4
 
 @pytest.mark.parametrize("case", CASES)
 def test_logprobs_and_greedy_tokens_equal_transformers(case: str, tmp_path: Path, executables: str) -> None:
+    check_parity(case, tmp_path, executables, devices=2 if case in ON_TWO_DEVICES else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ON_TWO_DEVICES])
+def test_two_devices_equal_transformers(case: str, tmp_path: Path, executables: str) -> None:
+    check_parity(case, tmp_path, executables, devices=2 if fits_two(case) else 3)
+
+
+def fits_two(case: str) -> bool:
+    """Not nine heads of three KV heads."""
+    return case != "llama, nine heads"
+
+
+def check_parity(case: str, folder: Path, executables: str, devices: int) -> None:
+    """Prompts in chunks beside decodes, then two rows that decode, then a prompt that is in the cache."""
     architecture, fields = CASES[case]
-    folder = make_model(tmp_path, architecture, **fields)
+    make_model(folder, architecture, **fields)
     model = reference(folder)
-    core = start_engine(folder, executables)
-    deltas = run(core, PROMPTS, greedy(64, logprobs=20))
-    for name, prompt in PROMPTS.items():
-        tokens = tokens_of(deltas[name])
-        assert tokens == reference_greedy(model, prompt, 64), name
-        expected = reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1].astype(np.float64)
-        expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
-        for delta, row in zip(deltas[name], expected, strict=True):
-            assert delta.logprobs is not None
-            found = delta.logprobs[0]
-            np.testing.assert_allclose(found.logprob, row[delta.token_ids[0]], atol=LOGIT_TOLERANCE)
-            np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=LOGIT_TOLERANCE)
-            np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
+    core = start_engine(folder, executables, early=True, tensor_parallel_size=devices)
+    for names in (list(PROMPTS), ["long", "middle"]):
+        prompts = {name: PROMPTS[name] for name in names}
+        deltas = run(core, prompts, greedy(64, logprobs=20))
+        assert [deltas[name][0].num_cached_tokens > 0 for name in names] == [len(names) == 2] * len(names)
+        for name, prompt in prompts.items():
+            tokens = tokens_of(deltas[name])
+            assert tokens == reference_greedy(model, prompt, 64), name
+            expected = reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1].astype(np.float64)
+            expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
+            for delta, row in zip(deltas[name], expected, strict=True):
+                assert delta.logprobs is not None
+                found = delta.logprobs[0]
+                np.testing.assert_allclose(found.logprob, row[delta.token_ids[0]], atol=LOGIT_TOLERANCE)
+                np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=LOGIT_TOLERANCE)
+                np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed"])
