@@ -167,12 +167,12 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         mlp_bias=bool(raw.get("mlp_bias", False)),
         layer_windows=_layer_windows(raw, types, layers),
         layer_ropes=_layer_ropes(raw, types, layers, source),
-        attention_scale=reader.optional_number("attention_multiplier"),
+        attention_scale=_attention_scale(reader),
         attention_soft_cap=reader.optional_number("attn_logit_softcapping"),
         logit_soft_cap=reader.optional_number("final_logit_softcapping"),
         embedding_multiplier=reader.number("embedding_multiplier", default=1.0),
         residual_multiplier=reader.number("residual_multiplier", default=1.0),
-        logit_multiplier=reader.number("logit_scale", default=1.0),
+        logit_multiplier=reader.number("logit_scale", default=1.0) / reader.number("logits_scaling", default=1.0),
         parallel_residual=bool(raw.get("use_parallel_residual", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
         eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
@@ -192,6 +192,8 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
     theta = float(merged.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
     old_kind = merged.pop("type", "default")
     kind = merged.pop("rope_type", old_kind)
+    if kind == "su" or (kind == "yarn" and "short_factor" in merged):
+        kind = "longrope"  # its names in the first weeks of Phi-3
     if kind not in ROPE_KINDS:
         raise CheckpointError(
             f"{source}: rope scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}"
@@ -210,6 +212,11 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
         partial=float(partial),
         interleaved=bool(raw.get("rope_interleaved", False)),
     )
+
+
+def _attention_scale(reader: "_Fields") -> float | None:
+    scalar = reader.optional_number("query_pre_attn_scalar")
+    return reader.optional_number("attention_multiplier") if scalar is None else scalar**-0.5
 
 
 def _layer_types(raw: dict[str, Any], layers: int, source: Path | str) -> list[str] | None:
@@ -239,11 +246,12 @@ def _layer_windows(raw: dict[str, Any], types: list[str] | None, layers: int) ->
 def _layer_ropes(
     raw: dict[str, Any], types: list[str] | None, layers: int, source: Path | str
 ) -> tuple[RopeConfig | None, ...]:
-    """`no_rope_layers` is 1 for each layer that has a rotary embedding, as SmolLM3 has it."""
+    """`no_rope_layers` is 1 for each layer that has a rotary embedding: SmolLM3 named it."""
     whole = read_rope(raw, source=source)
     local = _local_rope(raw, whole, source)
     ropes = [local if types and types[layer] == "sliding_attention" else whole for layer in range(layers)]
-    has_rope = raw.get("no_rope_layers") or [1] * layers
+    every = raw.get("no_rope_layer_interval") or layers + 1
+    has_rope = raw.get("no_rope_layers") or [int((layer + 1) % every > 0) for layer in range(layers)]
     if len(has_rope) != layers:
         raise CheckpointError(f"{source}: no_rope_layers has {len(has_rope)} entries, num_hidden_layers is {layers}")
     return tuple(rope if has else None for rope, has in zip(ropes, has_rope, strict=True))

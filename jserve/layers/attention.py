@@ -1,5 +1,7 @@
 """Self-attention over the paged KV cache."""
 
+from dataclasses import dataclass
+
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
@@ -7,11 +9,38 @@ from jax.sharding import PartitionSpec
 from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.fused_source import Fused, Split, Transposed
 from jserve.layers.linear import Linear
-from jserve.layers.norm import RMSNorm
+from jserve.layers.norm import HeadsRMSNorm, RMSNorm
 from jserve.layers.rope import apply_rope
-from jserve.layers.source import GroupedHeads, Tensor
+from jserve.layers.source import GroupedHeads, Source, Tensor
 from pallas_kernels.paged_attention import paged_attention, write_kv
+
+
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """How a family's checkpoints keep the products of attention, by name."""
+
+    fused: str | None = None
+    """One tensor of query, key and value, one below the other; None where there are q_proj, k_proj and v_proj."""
+    by_head: bool = False
+    """`fused` holds each head's query, key and value together."""
+    output: str = "o_proj"
+    inputs_first: bool = False
+
+    def qkv(self, heads: GroupedHeads) -> Source:
+        """Where the product of query, key and value, or its bias, comes from."""
+        if self.fused is None:
+            return heads
+        name = f"../{self.fused}.{heads.suffix}"
+        if self.by_head:
+            return Split(name, (heads.num_heads, 3, heads.head_dim), heads.inner)
+        return Transposed(Fused(heads, name)) if self.inputs_first and heads.inner else Fused(heads, name)
+
+    def out(self, shape: tuple[int, int]) -> Source:
+        """Where the output projection comes from."""
+        source = Tensor(f"../{self.output}.weight", shape)
+        return Transposed(source) if self.inputs_first else source
 
 
 class Attention(nnx.Module):
@@ -30,6 +59,8 @@ class Attention(nnx.Module):
         qkv_bias: bool = False,
         output_bias: bool = False,
         head_norm: type[RMSNorm] | None = None,
+        projection_norm: bool = False,
+        projections: Projections = Projections(),
     ) -> None:
         hidden, dim = config.hidden_size, config.head_dim
         copies = kv_head_copies(config, build.tensor_parallel)
@@ -38,20 +69,20 @@ class Attention(nnx.Module):
         kv_heads, self.groups = config.num_kv_heads * copies, weight.groups
         self.qkv_proj = Linear(
             build,
-            weight,
+            projections.qkv(weight),
             (hidden, kv_heads, self.groups + 2, dim),
             shard=1,
-            bias=bias if qkv_bias else None,
+            bias=projections.qkv(bias) if qkv_bias else None,
         )
         self.o_proj = Linear(
             build,
-            Tensor("weight", (hidden, config.num_heads * dim)),
+            projections.out((hidden, config.num_heads * dim)),
             (config.num_heads * dim, hidden),
             shard=0,
-            bias=Tensor("bias", (hidden,)) if output_bias else None,
+            bias=Tensor(f"../{projections.output}.bias", (hidden,)) if output_bias else None,
         )
-        self.q_norm = head_norm(build, dim, config.norm_eps) if head_norm else None
-        self.k_norm = head_norm(build, dim, config.norm_eps) if head_norm else None
+        self.q_norm = _head_norm(build, config, config.num_heads, 1, head_norm, projection_norm)
+        self.k_norm = _head_norm(build, config, config.num_kv_heads, copies, head_norm, projection_norm)
         self.scale = config.attention_scale or dim**-0.5
         self.soft_cap = config.attention_soft_cap
         rope = config.layer_ropes[layer]
@@ -103,6 +134,15 @@ class Attention(nnx.Module):
         spread = self.build.spread(local, (heads, heads, heads, heads, whole), (heads, heads))
         out, pages = spread(q, k, v, kv, context)
         return out, pages
+
+
+def _head_norm(
+    build: Build, config: ModelConfig, heads: int, copies: int, each: type[RMSNorm] | None, over_all: bool
+) -> RMSNorm | HeadsRMSNorm | None:
+    """Of queries or keys: of one kind for each head, or over all heads, or none."""
+    if over_all:
+        return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
+    return None if each is None else each(build, config.head_dim, config.norm_eps)
 
 
 def kv_head_copies(config: ModelConfig, tensor_parallel: int) -> int:

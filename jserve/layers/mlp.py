@@ -9,8 +9,9 @@ from flax import nnx
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build
+from jserve.layers.fused_source import Fused, Transposed
 from jserve.layers.linear import Linear
-from jserve.layers.source import Stacked, Tensor
+from jserve.layers.source import Source, Stacked, Tensor
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -23,21 +24,26 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)); gate and up are one product."""
+    """down(act(gate(x)) * up(x)); gate and up are one product.
 
-    def __init__(self, build: Build, config: ModelConfig) -> None:
+    `fused` names the checkpoint's one tensor of gate and up, where it has no gate_proj and up_proj.
+    """
+
+    def __init__(self, build: Build, config: ModelConfig, *, fused: str | None = None) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        if config.hidden_act not in ACTIVATIONS:
-            raise CheckpointError(
-                f"hidden_act {config.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
-            )
+        self.activation = checked_activation(config.hidden_act)
         pair = ("../gate_proj", "../up_proj")
+
+        def both(suffix: str, shape: tuple[int, ...]) -> Source:
+            stacked = Stacked(tuple(f"{name}.{suffix}" for name in pair), shape)
+            return stacked if fused is None else Fused(stacked, f"../{fused}.{suffix}")
+
         self.gate_up_proj = Linear(
             build,
-            Stacked(tuple(f"{name}.weight" for name in pair), (inner, hidden)),
+            both("weight", (inner, hidden)),
             (hidden, 2, inner),
             shard=2,
-            bias=Stacked(tuple(f"{name}.bias" for name in pair), (inner,)) if config.mlp_bias else None,
+            bias=both("bias", (inner,)) if config.mlp_bias else None,
         )
         self.down_proj = Linear(
             build,
@@ -46,9 +52,49 @@ class GatedMLP(nnx.Module):
             shard=0,
             bias=Tensor("bias", (hidden,)) if config.mlp_bias else None,
         )
-        self.activation = config.hidden_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] to [T, E]."""
         gate_up = self.gate_up_proj(x)
         return self.down_proj(ACTIVATIONS[self.activation](gate_up[:, 0]) * gate_up[:, 1])
+
+
+class MLP(nnx.Module):
+    """down(act(up(x))), with biases where the family has them; `names` are the checkpoint's for up and down."""
+
+    def __init__(
+        self, build: Build, config: ModelConfig, *, names: tuple[str, str], bias: bool, inputs_first: bool = False
+    ) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.activation = checked_activation(config.hidden_act)
+        up, down = names
+
+        def weight(name: str, shape: tuple[int, int]) -> Source:
+            source = Tensor(f"../{name}.weight", shape)
+            return Transposed(source) if inputs_first else source
+
+        self.up = Linear(
+            build,
+            weight(up, (inner, hidden)),
+            (hidden, inner),
+            shard=1,
+            bias=Tensor(f"../{up}.bias", (inner,)) if bias else None,
+        )
+        self.down = Linear(
+            build,
+            weight(down, (hidden, inner)),
+            (inner, hidden),
+            shard=0,
+            bias=Tensor(f"../{down}.bias", (hidden,)) if bias else None,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, E] to [T, E]."""
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+def checked_activation(name: str) -> str:
+    """`name` as it is. Raises CheckpointError where ACTIVATIONS lacks it."""
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+    return name

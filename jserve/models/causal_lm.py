@@ -11,7 +11,7 @@ from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig, read_model_config
 from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
-from jserve.layers.norm import RMSNorm
+from jserve.layers.norm import Norm, RMSNorm
 from jserve.layers.source import Tensor
 
 
@@ -30,7 +30,7 @@ class Decoder(nnx.Module):
     """Named `model` in checkpoints."""
 
     def __init__(
-        self, build: Build, config: ModelConfig, layer_type: type[DecoderLayer], norm_type: type[RMSNorm]
+        self, build: Build, config: ModelConfig, layer_type: type[DecoderLayer], norm_type: type[Norm]
     ) -> None:
         vocab = padded_vocab(config, build)
         table = Tensor("weight", (config.vocab_size, config.hidden_size))
@@ -46,7 +46,7 @@ class CausalLM(nnx.Module):
     """
 
     layer_type: ClassVar[type[DecoderLayer]]
-    norm_type: ClassVar[type[RMSNorm]] = RMSNorm
+    norm_type: ClassVar[type[Norm]] = RMSNorm
     """Of the last norm."""
     config_defaults: ClassVar[dict[str, object]] = {}
     """What the family means where its `config.json` is silent."""

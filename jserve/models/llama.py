@@ -8,24 +8,30 @@ from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
-from jserve.layers.mlp import GatedMLP
-from jserve.layers.norm import RMSNorm
+from jserve.layers.mlp import MLP, GatedMLP
+from jserve.layers.norm import Norm, RMSNorm
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
 class LlamaDecoderLayer(DecoderLayer):
-    """Pre-norm attention and gated MLP around a residual stream."""
+    """Pre-norm attention and feed-forward around a residual stream."""
+
+    norm_type: ClassVar[type[Norm]] = RMSNorm
 
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
-        self.input_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
+        self.input_layernorm = self.norm_type(build, config.hidden_size, config.norm_eps)
         self.self_attn = self.make_attention(build, config, layer)
-        self.post_attention_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
-        self.mlp = GatedMLP(build, config)
+        self.post_attention_layernorm = self.norm_type(build, config.hidden_size, config.norm_eps)
+        self.mlp = self.make_mlp(build, config)
 
     def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
         """The family's attention; related families differ only here."""
         bias = config.attention_bias
         return Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
+
+    def make_mlp(self, build: Build, config: ModelConfig) -> GatedMLP | MLP:
+        """And here."""
+        return GatedMLP(build, config)
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(self.input_layernorm(x), kv, context)

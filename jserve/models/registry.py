@@ -8,18 +8,26 @@ from jserve.errors import CheckpointError
 from jserve.models.causal_lm import CausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
+from jserve.models.granite import GraniteForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
+from jserve.models.olmo2 import Olmo2ForCausalLM
+from jserve.models.phi3 import Phi3ForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
+from jserve.models.smollm3 import SmolLM3ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Gemma2ForCausalLM": Gemma2ForCausalLM,
     "Gemma3ForCausalLM": Gemma3ForCausalLM,
     "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
+    "GraniteForCausalLM": GraniteForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
+    "Olmo2ForCausalLM": Olmo2ForCausalLM,
+    "Phi3ForCausalLM": Phi3ForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "SmolLM3ForCausalLM": SmolLM3ForCausalLM,
 }
 
 

@@ -30,6 +30,12 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
 
 GEMMA = {"head_dim": 16, "sliding_window": 7}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 0.6,
+}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
@@ -44,7 +50,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3 rope": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
     "llama, linear rope": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
+    "granite": ("GraniteForCausalLM", GRANITE),
     "mistral, sliding window": ("MistralForCausalLM", {"sliding_window": 7}),
+    "olmo 2": ("Olmo2ForCausalLM", {}),
+    "olmo 2, all heads apart": ("Olmo2ForCausalLM", {"num_key_value_heads": 4, "attention_bias": True}),
+    "phi 3, sliding window": ("Phi3ForCausalLM", {"sliding_window": 9}),
+    "phi 4, partial rotary, tied": (
+        "Phi3ForCausalLM",
+        {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.75}, "tie_word_embeddings": True}
+        | {"hidden_size": 64},
+    ),
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen2, tied, some layers windowed": (
         "Qwen2ForCausalLM",
@@ -74,9 +89,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
     "qwen3, biases": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}),
+    "smollm 3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
+    "smollm 3, layers without rope named": ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1], "attention_bias": True}),
 }
 
-ON_TWO_DEVICES = {"gemma 3, scaled global rope"}
+ON_TWO_DEVICES = {"gemma 3, scaled global rope", "olmo 2", "phi 3, sliding window"}
 """Tensor parallel in the default run. `slow` runs every case so."""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}

@@ -1,0 +1,85 @@
+"""Sources for checkpoints that keep several projections in one tensor, or a product's weight inputs first.
+
+As in `source.py`, each reads only the slice it is asked for.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from jserve.layers.source import Index, ReadTensor, Source, join
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Another source whose tensors lie below one another, in their order, in the rows of the tensor `name`."""
+
+    source: Source
+    name: str
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        shapes = list(self.source.names().values())
+        return {self.name: (sum(shape[0] for shape in shapes), *shapes[0][1:])}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        first, starts = 0, {}
+        for part, shape in self.source.names().items():
+            starts[part], first = first, first + shape[0]
+
+        def read_part(part: str, index: Index) -> np.ndarray:
+            rows = slice(index[0].start + starts[part], index[0].stop + starts[part])
+            return read(self.name, (rows, *index[1:]))
+
+        return self.source.read(read_part, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The rows of the tensor `name`, `[axes[0] * axes[1] * ..., *inner]`, as `[*axes, *inner]`."""
+
+    name: str
+    axes: tuple[int, ...]
+    inner: tuple[int, ...] = ()
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return {self.name: (math.prod(self.axes), *self.inner)}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        rows, rest = index[: len(self.axes)], index[len(self.axes) :]
+        block = math.prod(self.axes[1:])
+        data = read(self.name, (slice(rows[0].start * block, rows[0].stop * block), *rest))
+        return data.reshape(-1, *self.axes[1:], *data.shape[1:])[:, *rows[1:]]
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """Another source of matrices, whose tensors of two axes the checkpoint keeps the other way round."""
+
+    source: Source
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape[::-1] for name, shape in self.source.names().items()}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        return self.source.read(lambda name, index: read(name, index[::-1]).T, index)
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedHeads:
+    """The tensor `name`, `[heads * head_dim]`, as `[heads * copies, head_dim]`: each head so often in a row."""
+
+    name: str
+    heads: int
+    head_dim: int
+    copies: int
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return {self.name: (self.heads * self.head_dim,)}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        rows = [
+            read(self.name, (slice(head * self.head_dim, (head + 1) * self.head_dim),))
+            for head in (copy // self.copies for copy in range(index[0].start, index[0].stop))
+        ]
+        return join([row[np.newaxis, index[1]] for row in rows], axis=0)
