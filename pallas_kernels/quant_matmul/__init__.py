@@ -1,0 +1,70 @@
+"""Products with weights in 8 or 4 bits: one operation for integers and float8, whole channels and groups.
+
+Owns the choice of an implementation and nothing else. `reference.py` is the definition, `xla.py` runs
+everywhere. A kernel for GPUs takes the same arguments and joins `IMPLEMENTATIONS`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+
+from .reference import ACTIVATIONS, dequantize, reference
+from .xla import quant_matmul_xla
+
+__all__ = ["ACTIVATIONS", "IMPLEMENTATIONS", "dequantize", "quant_matmul"]
+
+
+def quant_matmul(
+    x: jax.Array,
+    values: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None = None,
+    group_index: jax.Array | None = None,
+    input_scale: jax.Array | None = None,
+    *,
+    activations: str = "float",
+    implementation: str = "auto",
+) -> jax.Array:
+    """x times the transpose of the weight that `dequantize` gives; sums and results are float32.
+
+    The weight is (values - zero) * scale: scale and zero belong to an output (G = 1) or to a group of inputs
+    of an output. Input k is of group k // (K / G), or of `group_index[k]` where that is given.
+
+    Args:
+        x: [T, K], float32, bfloat16 or float16.
+        values: [N, K] in int8 or float8_e4m3fn; or uint8 [N, K / 2], two codes of 4 bits in a byte: that of
+            input 2i in the low half, that of input 2i + 1 in the high one.
+        scale: [N, G], any float type.
+        zero: int8[N, G]; None means 0, and 8 for codes of 4 bits.
+        group_index: i32[K].
+        input_scale: f32[], the scale that x is divided by before it is rounded; None takes each row's own.
+        activations: "float" multiplies x as it is; "int8" and "fp8" round it to values of the weight's kind
+            first. Needs G = 1, no zero, and values of that kind.
+        implementation: "auto", "reference" or "xla"; "auto" is xla.
+
+    Returns:
+        f32[T, N].
+
+    Raises:
+        ValueError: activations or implementation is unknown, or activations do not go with the values.
+    """
+    args = (x, values, scale, zero, group_index, input_scale)
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"unknown activations {activations!r}; choose {', '.join(ACTIVATIONS)}")
+    if activations != "float" and (
+        zero is not None or scale.shape[-1] != 1 or values.dtype != ACTIVATIONS[activations]
+    ):
+        raise ValueError(
+            f"activations in {activations} go with values of one symmetric scale per output in "
+            f"{ACTIVATIONS[activations]}, not with {values.dtype} in {scale.shape[-1]} groups"
+        )
+    match implementation:
+        case "auto" | "xla":
+            return quant_matmul_xla(*args, activations=activations)
+        case "reference":
+            return reference(*args, activations=activations)
+    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference or xla")
+
+
+IMPLEMENTATIONS: dict[str, Any] = {"xla": functools.partial(quant_matmul, implementation="xla")}
