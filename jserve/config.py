@@ -13,6 +13,8 @@ import msgspec
 from jserve.errors import CheckpointError, ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "int8-w8a8", "fp8", "int4")
+"""What weights can be rounded to while they are loaded."""
 LOAD_FORMATS = ("auto", "dummy")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -24,6 +26,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     dtype: str = "auto"
     load_format: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

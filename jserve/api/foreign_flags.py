@@ -24,7 +24,6 @@ _FLAGS = {
     "--swap-space": _NOT_NEEDED + "a sequence that loses its pages is computed again",
     "--cpu-offload-gb": "weights stay on the device; use a smaller model or more GPUs (--tensor-parallel-size)",
     "--kv-cache-dtype": "the KV cache has the type of the activations; see --dtype",
-    "--quantization": "weights are loaded as the file has them; see docs/models.md for what loads",
     "--tokenizer": "the tokenizer is the model's own",
     "--tokenizer-mode": "the tokenizer is the model's own",
     "--revision": "give the folder of that revision with --model",
@@ -145,7 +144,7 @@ _FAMILIES = {
     "--eplb-": _EXPERTS,
     "--expert-": _EXPERTS,
     "--config-format": _NOT_NEEDED + "the format is recognised",
-    "--quantization-": "weights are loaded as the file has them; see docs/models.md for what loads",
+    "--quantization-": "there is --quantization alone; what a checkpoint's own configuration says needs no flag",
     "--watermark": "answers carry no watermark",
 }
 """Flags that begin alike."""

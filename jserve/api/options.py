@@ -17,7 +17,7 @@ from jserve.api.access.options import add_access_options, add_observability_opti
 from jserve.api.foreign_flags import hint_for
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.api.speech_options import add_speech_options
-from jserve.config import DTYPES, LOAD_FORMATS, EngineConfig
+from jserve.config import DTYPES, LOAD_FORMATS, QUANTIZATIONS, EngineConfig
 from jserve.errors import ConfigError
 from jserve.version import __version__
 
@@ -107,6 +107,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="PATH", help="folder in Hugging Face format, GGUF file, or ollama:NAME (no default)"
     )
     group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="round the weights of linear layers while loading: `int8` and `int4` (groups of up to 128 inputs) keep "
+        "activations as they are, `int8-w8a8` and `fp8` round those too (default: as the checkpoint has them)",
+    )
     group.add_argument(
         "--load-format",
         choices=LOAD_FORMATS,

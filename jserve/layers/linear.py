@@ -5,6 +5,7 @@ outputs first where `layers.thin` reads them too.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jserve.layers import thin
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.source import InputsFirst, Source
+from jserve.quant import QuantizedWeight
 
 
 class Linear(nnx.Module):
@@ -44,13 +46,28 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [T, inputs] to [T, *outputs], in x's dtype."""
-        weight = self.weight[...]
-        if self.sums_over_devices:
+        weight = self.weight.get_value()
+        if isinstance(weight, QuantizedWeight):
+            y = self._times_quantized(x, weight)
+        elif self.sums_over_devices:
             split, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
             y = self.build.spread(self._sum_over_devices, (split, PartitionSpec(TENSOR_AXIS)), whole)(x, weight)
         else:
             y = _product(self.build, x, weight, weight.ndim - 1 if self.build.outputs_first else 0)
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+    def _times_quantized(self, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
+        if self.build.tensor_parallel == 1:
+            return weight.matmul(x)
+        parts: Any = self.weight.get_metadata()["axes"]
+        *outputs, inputs = tuple(parts.values)
+        product: Callable[..., jax.Array] = self._sum_quantized if inputs else lambda x, weight: weight.matmul(x)
+        spread = self.build.spread(product, (PartitionSpec(None, inputs), parts), PartitionSpec(None, *outputs))
+        found: jax.Array = spread(x, weight)
+        return found
+
+    def _sum_quantized(self, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
+        return jax.lax.psum(weight.matmul(x).astype(x.dtype), TENSOR_AXIS)
 
     def _sum_over_devices(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         # What crosses is in x's dtype: in float32 an all-reduce has twice the bytes, and those of a long

@@ -5,7 +5,7 @@ asked for, so each device reads its own share. Nothing here is a weight map: nam
 checkpoint, relative to the module that owns the parameter ("../" climbs to its owner).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,19 @@ class Source(Protocol):
     def read(self, read: ReadTensor, index: Index) -> np.ndarray:
         """The slice `index` of the parameter; every slice has explicit bounds and step 1."""
         ...
+
+
+def absolute_name(module: tuple[str, ...], name: str) -> str:
+    """The checkpoint's name for a name relative to `module`."""
+    while name.startswith("../"):
+        module, name = module[:-1], name[3:]
+    return ".".join((*module, name))
+
+
+def spellings(name: str) -> Iterator[str]:
+    """A name as it is, and with the prefixes that repositories drop or add."""
+    bare = name.removeprefix("model.")
+    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
 
 
 def join(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:

@@ -36,13 +36,6 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
 
     Raises CheckpointError naming what is supported.
     """
-    quantization = raw.get("quantization_config")
-    if quantization:
-        kind = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"{source}: the weights are quantized ({kind}), which jserve does not load yet; "
-            "take the model's unquantized weights, or a GGUF file of it"
-        )
     names = raw.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:

@@ -69,9 +69,10 @@ def page_bytes(config: ModelConfig, build: Build, page_size: int) -> int:
 
 
 def plan_shape(
-    asked: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int
+    asked: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int, *, dequantized: int = 0
 ) -> tuple[EngineShape, MemoryPlan]:
-    """Resolve every automatic size. `weights` and `limit` are bytes on one device.
+    """Resolve every automatic size. `weights` and `limit` are bytes on one device, and so is `dequantized`, what
+    the largest quantized weight takes when a product writes it out.
 
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
@@ -90,7 +91,7 @@ def plan_shape(
     plan = MemoryPlan(
         limit=limit,
         weights=weights,
-        temporaries=estimate_temporaries(config, build, shape),
+        temporaries=estimate_temporaries(config, build, shape) + dequantized,
         sampling=seqs * config.vocab_size * 7,
         margin=0 if on_cpu else MARGIN,
         kv_pages=0,

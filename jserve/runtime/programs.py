@@ -15,6 +15,7 @@ from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.quantized import WeightPlan, quantize
 from jserve.layers.thin import THIN_TOKENS
 from jserve.models.causal_lm import CausalLM
 from jserve.protocol import MAX_CHOSEN
@@ -38,10 +39,15 @@ class Programs:
     config: ModelConfig
     build: Build
     shape: EngineShape
+    weights: WeightPlan | None = None
+    """How weights are quantized."""
 
     def abstract_model(self, *, bits: bool = False) -> CausalLM:
         """The model without arrays; with `bits` that of thin steps."""
-        return nnx.eval_shape(partial(self.family, replace(self.build, bits=bits), self.config))
+        model = nnx.eval_shape(partial(self.family, replace(self.build, bits=bits), self.config))
+        if self.weights is not None:
+            quantize(model, self.weights)
+        return model
 
     def is_thin(self, bucket: Bucket) -> bool:
         """Whether steps of this bucket take the weights of the thin model."""

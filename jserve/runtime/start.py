@@ -23,8 +23,10 @@ from jserve.checkpoint import Checkpoint, open_checkpoint
 from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import Build
+from jserve.layers.quantized import WeightPlan
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
+from jserve.quant import detect
 from jserve.runtime import memory, platform
 from jserve.runtime.baked import baked_sizes
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
@@ -84,13 +86,19 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     device = mesh.devices.flat[0]
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
     check_parallel(config, asked.tensor_parallel_size)
-    build, model = _build(asked, config, family, mesh, checkpoint)
-    width = build.dtype.itemsize + (2 if build.thin and not build.outputs_first else 0)
-    weights_bytes = _elements_per_device(model, mesh) * width
-    shape, plan = memory.plan_shape(asked, config, build, weights_bytes, memory.device_limit(device))
+    quantization = detect(checkpoint.config(), asked.quantization, source=checkpoint.path)
+    weights = WeightPlan.of(quantization, checkpoint.tensors())
+    build, model = _build(asked, config, family, mesh, checkpoint, weights)
+    weights_bytes = _bytes_per_device(model, mesh)
+    if build.thin and not build.outputs_first:
+        bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
+        weights_bytes += _bytes_per_device(bits.abstract_model(bits=True), mesh, of=jnp.dtype("uint16"))
+    shape, plan = memory.plan_shape(
+        asked, config, build, weights_bytes, memory.device_limit(device), dequantized=_largest_dequantized(model, build)
+    )
     memory.print_budget(plan, shape, device.device_kind)
-    key = _key(build, config, family, shape, mesh)
-    return Prepared(config, build, model, shape, plan, Programs(family, config, build, shape), key)
+    key = _key(build, config, family, shape, weights, mesh)
+    return Prepared(config, build, model, shape, plan, Programs(family, config, build, shape, weights), key)
 
 
 def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool) -> Started:
@@ -157,29 +165,33 @@ def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
 
 
 def _build(
-    asked: EngineConfig, config: ModelConfig, family: type[CausalLM], mesh: Mesh, checkpoint: Checkpoint
+    asked: EngineConfig,
+    config: ModelConfig,
+    family: type[CausalLM],
+    mesh: Mesh,
+    checkpoint: Checkpoint,
+    weights: WeightPlan | None,
 ) -> tuple[Build, CausalLM]:
     """The dtypes that the flags and the device lead to, and the abstract model of these."""
     kind = mesh.devices.flat[0].platform
 
     def abstract(build: Build) -> CausalLM:
-        return Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
+        shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
+        return Programs(family, config, build, shape, weights).abstract_model()
 
     build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
     model = abstract(build)
-    weights = platform.resolve_dtype(asked.dtype, config.dtype, kind, _elements_per_device(model, mesh))
+    elements = _elements_per_device(model, mesh)
+    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
     thin = (
         kind == "cpu"
         and mesh.size == 1
         and (
-            weights == jnp.bfloat16
-            or (
-                _is_exact_in_16_bits(asked, config, checkpoint)
-                and platform.fits_twice(6 * _elements_per_device(model, mesh))
-            )
+            dtype == jnp.bfloat16
+            or (_is_exact_in_16_bits(asked, config, checkpoint) and platform.fits_twice(6 * elements))
         )
     )
-    chosen = Build(weights, platform.activation_dtype(weights, kind), mesh, thin=thin)
+    chosen = Build(dtype, platform.activation_dtype(dtype, kind), mesh, thin=thin)
     logger.info("weights in %s, activations and KV cache in %s", chosen.dtype, chosen.activations)
     return chosen, model if chosen == build else abstract(chosen)
 
@@ -206,14 +218,41 @@ def _elements_per_device(model: CausalLM, mesh: Mesh) -> int:
     return sum(math.prod(p.sharding(mesh).shard_shape(p.shape)) for p in parameters(model))
 
 
+def _bytes_per_device(model: CausalLM, mesh: Mesh, of: jnp.dtype | None = None) -> int:
+    """Bytes of the shares of all parameters, or of those of one type, that one device holds."""
+    return sum(
+        math.prod(p.sharding(mesh).shard_shape(p.shape)) * jnp.dtype(p.dtype).itemsize
+        for p in parameters(model)
+        if of is None or p.dtype == of
+    )
+
+
+def _largest_dequantized(model: CausalLM, build: Build) -> int:
+    """Bytes of the largest quantized weight on a device, written out in the type of the activations."""
+    sizes = [
+        math.prod(p.sharding(build.mesh).shard_shape(p.shape)) * (2 if p.dtype == jnp.uint8 else 1)
+        for p in parameters(model)
+        if p.part == "values"
+    ]
+    return max(sizes, default=0) * build.activations.itemsize
+
+
 def _folder(asked: EngineConfig) -> Path | None:
     if asked.compile_cache_dir == "":
         return None
     return Path(asked.compile_cache_dir).expanduser() if asked.compile_cache_dir else default_folder()
 
 
-def _key(build: Build, config: ModelConfig, family: type[CausalLM], shape: EngineShape, mesh: Mesh) -> str:
-    parts = (build.dtype, build.thin, build.activations, build.attention, config, family.__name__, shape)
+def _key(
+    build: Build,
+    config: ModelConfig,
+    family: type[CausalLM],
+    shape: EngineShape,
+    weights: WeightPlan | None,
+    mesh: Mesh,
+) -> str:
+    kinds = None if weights is None else (weights.quantization, sorted(weights.floats))
+    parts = (build.dtype, build.thin, build.activations, build.attention, config, family.__name__, shape, kinds)
     return "\n".join([environment_key(mesh), *map(repr, parts)])
 
 

@@ -6,9 +6,10 @@ parameter times the number of readers, never a second copy of the model.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jserve.checkpoint import Checkpoint, TensorInfo
 from jserve.errors import CheckpointError
-from jserve.layers.source import Index, ReadTensor, Source
+from jserve.layers.source import Index, ReadTensor, Source, absolute_name, spellings
+from jserve.quant import QuantizedWeight, Scheme
+from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +33,17 @@ READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of an abstract model: where it stands, its shape, and where it comes from."""
+    """One array of an abstract model: where it stands, its shape, and where it comes from."""
 
     module: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: jnp.dtype
     axes: tuple[str | None, ...]
     source: Source
+    name: str = "weight"
+    part: str = ""
+    """Which array of a quantized weight it is; all arrays of one stand next to each other."""
+    scheme: Scheme | None = None
 
     def sharding(self, mesh: Mesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*self.axes))
@@ -44,14 +51,28 @@ class Parameter:
     @property
     def key(self) -> tuple[str, ...]:
         """The tensors that it is made from, by full name; the same in every model of one checkpoint."""
-        return tuple(self.absolute(name) for name in self.source.names())
+        return (*(self.absolute(name) for name in self.source.names()), self.part)
+
+    @property
+    def variable(self) -> tuple[str, ...]:
+        """The same for all arrays of one weight."""
+        return (*self.module, self.name)
+
+    @property
+    def form(self) -> ArrayForm:
+        return ArrayForm(self.shape, np.dtype(self.dtype))
 
     def absolute(self, name: str) -> str:
         """The checkpoint's name for a name relative to the module that owns this parameter."""
-        module = self.module
-        while name.startswith("../"):
-            module, name = module[:-1], name[3:]
-        return ".".join((*module, name))
+        return absolute_name(self.module, name)
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensors that the checkpoint must have, by relative name, with the shape that each must have."""
+        names = self.source.names()
+        if self.scheme is None:
+            return names
+        found = [self.scheme.tensors(name, shape) for name, shape in names.items()]
+        return {name: shape for tensors in found for name, shape in tensors.items()}
 
 
 def parameters(model: nnx.Module) -> list[Parameter]:
@@ -59,8 +80,13 @@ def parameters(model: nnx.Module) -> list[Parameter]:
     found = []
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         meta, value = variable.get_metadata(), variable.get_value()
-        module = tuple(str(part) for part in path[:-1])
-        found.append(Parameter(module, value.shape, value.dtype, meta["axes"], meta["source"]))
+        *module, name = map(str, path)
+        arrays, axes = {"": value}, {"": meta["axes"]}
+        if isinstance(value, QuantizedWeight):
+            arrays, axes = value.arrays(), meta["axes"].arrays()
+        for part, array in arrays.items():
+            split, scheme = tuple(axes[part]), meta.get("scheme")
+            found.append(Parameter((*module,), array.shape, array.dtype, split, meta["source"], name, part, scheme))
     return found
 
 
@@ -75,11 +101,16 @@ def load(
     names = resolve_names(wanted, checkpoint.tensors())
     _warn_of_unused(checkpoint.tensors(), set(names.values()))
 
-    def fetch(parameter: Parameter) -> jax.Array:
-        def read(name: str, index: Index) -> np.ndarray:
-            return checkpoint.read(names[parameter.absolute(name)], index)
+    def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
+        first = group[0]
 
-        return _place(parameter, mesh, read)
+        def read(name: str, index: Index) -> np.ndarray:
+            return checkpoint.read(names[first.absolute(name)], index)
+
+        if first.scheme is None:
+            return [_place(first, mesh, read)]
+        forms = {parameter.part: parameter.form for parameter in group}
+        return _put(group, mesh, read_quantized(first.scheme, first.source, read, forms))
 
     return _in_parallel(wanted, fetch, progress)
 
@@ -94,7 +125,10 @@ def load_bits(
     wanted = parameters(model)
     others = {p.key: array for p, array in zip(parameters(plain), weights, strict=True)}
 
-    def fetch(parameter: Parameter) -> jax.Array:
+    def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
+        return [share(parameter) for parameter in group]
+
+    def share(parameter: Parameter) -> jax.Array:
         array = others[parameter.key]
         if array.dtype == parameter.dtype:
             return array
@@ -118,13 +152,17 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
     """Random weights of the real shapes, for benchmarks: normal, deviation 0.02; vectors are ones."""
     pool = np.random.default_rng(seed).standard_normal(1 << 20, dtype=np.float32) * 0.02
 
-    def fetch(parameter: Parameter) -> jax.Array:
+    def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
+        parameter = group[0]
+        if parameter.scheme is not None:
+            return _put(group, mesh, dummy_quantized({each.part: each.form for each in group}, pool))
+
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))
             data = np.ones(shape, np.float32) if len(shape) == 1 else np.resize(pool.astype(parameter.dtype), shape)
             return data.astype(parameter.dtype, copy=False)
 
-        return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
+        return [jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)]
 
     return _in_parallel(parameters(model), fetch, progress)
 
@@ -140,20 +178,28 @@ def _place(parameter: Parameter, mesh: Mesh, read: ReadTensor) -> jax.Array:
     return jax.block_until_ready(array)
 
 
+def _put(group: Sequence[Parameter], mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> list[jax.Array]:
+    """The arrays of one quantized weight from the host to their devices."""
+    return jax.block_until_ready([jax.device_put(arrays[p.part], p.sharding(mesh), may_alias=True) for p in group])
+
+
 def _bounded(index: Index | None, shape: tuple[int, ...]) -> Index:
     index = (slice(None),) * len(shape) if index is None else index
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
 
 
 def _in_parallel(
-    wanted: list[Parameter], fetch: Callable[[Parameter], jax.Array], progress: Progress | None
+    wanted: list[Parameter], fetch: Callable[[Sequence[Parameter]], list[jax.Array]], progress: Progress | None
 ) -> tuple[jax.Array, ...]:
-    arrays = []
+    """What `fetch` makes of all arrays of each weight, in the order of `wanted`."""
+    groups = [list(group) for _, group in groupby(wanted, lambda parameter: parameter.variable)]
+    arrays: list[jax.Array] = []
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), "load") as readers:
-        for array in readers.map(fetch, wanted):
-            arrays.append(array)
-            if progress:
-                progress(len(arrays), len(wanted))
+        for fetched in readers.map(fetch, groups):
+            for array in fetched:
+                arrays.append(array)
+                if progress:
+                    progress(len(arrays), len(wanted))
     return tuple(arrays)
 
 
@@ -164,13 +210,13 @@ def resolve_names(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) ->
     """
     names: dict[str, str] = {}
     for parameter in wanted:
-        for relative, shape in parameter.source.names().items():
+        for relative, shape in parameter.tensors().items():
             name = parameter.absolute(relative)
-            spelling = next((variant for variant in _spellings(name) if variant in tensors), None)
+            spelling = next((variant for variant in spellings(name) if variant in tensors), None)
             if spelling is None:
                 raise CheckpointError(_missing(name, tensors))
             info = tensors[spelling]
-            if info.shape != shape:
+            if info.shape != shape and (parameter.scheme is None or _without_ones(info.shape) != _without_ones(shape)):
                 raise CheckpointError(
                     f"{info.file}: tensor {spelling} has shape {list(info.shape)} but the configuration "
                     f"implies {list(shape)}; config.json and the weights do not belong together"
@@ -179,10 +225,9 @@ def resolve_names(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) ->
     return names
 
 
-def _spellings(name: str) -> Iterator[str]:
-    """A name as it is, and with the prefixes that repositories drop or add."""
-    bare = name.removeprefix("model.")
-    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Formats differ in whether one scale is [], [1] or [1, 1], and those of outputs [N] or [N, 1]."""
+    return tuple(size for size in shape if size != 1)
 
 
 def _missing(name: str, tensors: Mapping[str, TensorInfo]) -> str:
@@ -194,7 +239,9 @@ def _missing(name: str, tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def _warn_of_unused(tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
-    unused = [name for name in tensors if name not in used and not name.endswith((".inv_freq", "lm_head.weight"))]
+    unused = [
+        name for name in tensors if name not in used and not name.endswith((".inv_freq", "lm_head.weight", *UNREAD))
+    ]
     if unused:
         logger.warning(
             "%d tensors of the checkpoint are not used by this architecture, such as %s",

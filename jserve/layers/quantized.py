@@ -1,0 +1,74 @@
+"""Puts quantized weights where an abstract model has float ones. Families and layers know nothing of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+from jserve.errors import CheckpointError
+from jserve.layers.linear import Linear
+from jserve.layers.source import InputsFirst, absolute_name, spellings
+from jserve.quant import OnLoad, Quantization, Scheme, abstract_weight, fit_devices, shardings
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """How the weights of a model are quantized. Hashable."""
+
+    quantization: Quantization
+    floats: frozenset[str] = frozenset()
+    """Modules that the checkpoint has in floating point, whatever its configuration says."""
+
+    @classmethod
+    def of(cls, quantization: Quantization | None, tensors: Mapping[str, Any]) -> "WeightPlan | None":
+        """`tensors` are those of the checkpoint, by name; empty where only its configuration is known."""
+        if quantization is None or isinstance(quantization, OnLoad):
+            return None if quantization is None else cls(quantization)
+        wide = ("float16", "bfloat16", "float32", "float64")
+        floats = [name for name, info in tensors.items() if name.endswith(".weight") and info.dtype in wide]
+        return cls(quantization, frozenset(name.removesuffix(".weight") for name in floats))
+
+    def scheme(self, modules: tuple[str, ...]) -> Scheme | None:
+        """How the weight that is fused from these modules is quantized.
+
+        Raises CheckpointError where they are quantized in different ways.
+        """
+        found = {module: self._scheme(module) for module in modules}
+        kinds = set(found.values())
+        if len(kinds) > 1:
+            listed = "; ".join(f"{module}: {scheme or 'not quantized'}" for module, scheme in found.items())
+            raise CheckpointError(
+                f"projections of one input are served as one product and must be quantized alike, but are not: {listed}"
+            )
+        return kinds.pop()
+
+    def _scheme(self, module: str) -> Scheme | None:
+        if not self.floats.isdisjoint(spellings(module)):
+            return None
+        return self.quantization.scheme(module)
+
+
+def quantize(model: nnx.Module, plan: WeightPlan) -> None:
+    """Replace the weights of an abstract model's linear layers by quantized ones, as the plan says."""
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, Linear):
+            _quantize(module, tuple(map(str, path)), plan)
+
+
+def _quantize(linear: Linear, path: tuple[str, ...], plan: WeightPlan) -> None:
+    variable = linear.weight
+    meta, shape = variable.get_metadata(), variable.get_value().shape
+    source, axes = meta["source"], meta["axes"]
+    if isinstance(source, InputsFirst):
+        source, shape, axes = source.source, (*shape[1:], shape[0]), (*axes[1:], axes[0])
+    modules = tuple(absolute_name(path, name).removesuffix(".weight") for name in source.names())
+    scheme = plan.scheme(modules)
+    inputs = shape[-1]
+    layout = scheme.layout(inputs) if scheme is not None else None
+    if scheme is None or layout is None:
+        return
+    if axes[-1] is not None:
+        layout = fit_devices(layout, inputs, linear.build.tensor_parallel)
+    weight = abstract_weight(layout, shape[:-1], inputs)
+    linear.weight = nnx.Param(weight, axes=shardings(layout, axes), source=source, scheme=scheme)  # type: ignore[arg-type]
