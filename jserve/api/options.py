@@ -5,7 +5,6 @@ A file given with `--config` holds the same names; the command line wins over it
 
 import argparse
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,36 +15,14 @@ from jserve.api.access.limits import Limits
 from jserve.api.access.options import add_access_options, add_observability_options, flatten
 from jserve.api.foreign_flags import hint_for
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
+from jserve.api.sizes import parse_count, parse_size
 from jserve.api.speech_options import add_speech_options
 from jserve.config import DTYPES, LOAD_FORMATS, QUANTIZATIONS, EngineConfig
 from jserve.errors import ConfigError
 from jserve.version import __version__
 
 _KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
-_COUNT_UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
 _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "512M" (powers of 1000), "2GiB" (powers of 1024) or "1073741824"."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 512M, 2GiB or 1073741824")
-    number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()])
-
-
-def parse_count(text: str) -> int | None:
-    """Tokens, as vLLM reads them: "8192", "8k" (8000), "8K" (8192); None for "auto" and -1."""
-    if text in ("auto", "-1"):
-        return None
-    match = _COUNT.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; write it like 8192, 8k or 8K")
-    return int(float(match[1]) * _COUNT_UNITS[match[2]])
 
 
 def _dtype(text: str) -> str:
