@@ -15,7 +15,9 @@ from jserve.checkpoint import Checkpoint
 from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.quantized import WeightPlan
 from jserve.models.registry import resolve
+from jserve.quant import detect
 from jserve.runtime import memory, platform
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
@@ -110,17 +112,23 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     paper = _PaperMesh(kind, parts)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
     shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
-    wanted = parameters(Programs(family, config, plain, shape).abstract_model())
+    quantization = detect(checkpoint.config(), asked.quantization, source=checkpoint.path)
+    weights = WeightPlan.of(quantization, checkpoint.tensors())
+    wanted = parameters(Programs(family, config, plain, shape, weights).abstract_model())
     resolve_names(wanted, checkpoint.tensors())
     mesh = AbstractMesh((parts,), (TENSOR_AXIS,))
-    elements = 0
+    elements, packed = 0, 0
     for parameter in wanted:
-        elements += math.prod(parameter.sharding(mesh).shard_shape(parameter.shape))  # type: ignore[arg-type]
+        size = math.prod(parameter.sharding(mesh).shard_shape(parameter.shape))  # type: ignore[arg-type]
+        if parameter.part:
+            packed += size * jnp.dtype(parameter.dtype).itemsize
+        else:
+            elements += size
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
     build = Build(dtype, platform.activation_dtype(dtype, kind), paper)  # type: ignore[arg-type]
     limit = device_memory(device)
     if kind != "cpu":
         limit = int(limit * asked.gpu_memory_utilization)
-    shape, plan = memory.plan_shape(asked, config, build, elements * dtype.itemsize, limit)
+    shape, plan = memory.plan_shape(asked, config, build, packed + elements * dtype.itemsize, limit)
     per_token = memory.page_bytes(config, build, 1) * parts
     return Capacity(config, dtype.name, plan, shape, per_token)
