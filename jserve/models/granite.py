@@ -1,0 +1,27 @@
+"""Granite 3: Llama with multipliers on embedding, scores, residual stream and logits."""
+
+from typing import ClassVar
+
+import jax
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.build import Build
+from jserve.models.causal_lm import CausalLM
+from jserve.models.llama import LlamaDecoderLayer
+
+
+class GraniteDecoderLayer(LlamaDecoderLayer):
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        super().__init__(build, config, layer)
+        self.multiplier = config.residual_multiplier
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
+        x = x + attended * self.multiplier
+        return x + self.mlp(self.post_attention_layernorm(x)) * self.multiplier, kv
+
+
+class GraniteForCausalLM(CausalLM):
+    layer_type = GraniteDecoderLayer
+    config_defaults: ClassVar = {"attention_multiplier": 1.0}

@@ -1,0 +1,32 @@
+"""OLMo 2: norms after each block instead of before it, and over all heads of queries and of keys."""
+
+from typing import ClassVar
+
+import jax
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.attention import Attention
+from jserve.layers.build import Build
+from jserve.layers.mlp import GatedMLP
+from jserve.layers.norm import RMSNorm
+from jserve.models.causal_lm import CausalLM, DecoderLayer
+
+
+class Olmo2DecoderLayer(DecoderLayer):
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        size, eps, bias = config.hidden_size, config.norm_eps, config.attention_bias
+        self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias, projection_norm=True)
+        self.post_attention_layernorm = RMSNorm(build, size, eps)
+        self.mlp = GatedMLP(build, config)
+        self.post_feedforward_layernorm = RMSNorm(build, size, eps)
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        attended, kv = self.self_attn(x, kv, context)
+        x = x + self.post_attention_layernorm(attended)
+        return x + self.post_feedforward_layernorm(self.mlp(x)), kv
+
+
+class Olmo2ForCausalLM(CausalLM):
+    layer_type = Olmo2DecoderLayer
+    config_defaults: ClassVar = {"rms_norm_eps": 1e-5}
