@@ -38,7 +38,7 @@ def absolute_name(module: tuple[str, ...], name: str) -> str:
 
 def spellings(name: str) -> Iterator[str]:
     """A name as it is, and with the prefixes that repositories drop or add."""
-    bare = name.removeprefix("model.")
+    bare = name.removeprefix("model.").removeprefix("transformer.").removeprefix("gpt_neox.")
     yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
 
 

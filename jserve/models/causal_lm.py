@@ -32,9 +32,7 @@ class Decoder(nnx.Module):
     def __init__(
         self, build: Build, config: ModelConfig, layer_type: type[DecoderLayer], norm_type: type[Norm]
     ) -> None:
-        vocab = padded_vocab(config, build)
-        table = Tensor("weight", (config.vocab_size, config.hidden_size))
-        self.embed_tokens = Embedding(build, table, (vocab, config.hidden_size))
+        self.embed_tokens = token_table(build, config)
         self.layers = nnx.List([layer_type(build, config, layer) for layer in range(config.num_layers)])
         self.norm = norm_type(build, config.hidden_size, config.norm_eps)
 
@@ -50,23 +48,20 @@ class CausalLM(nnx.Module):
     """Of the last norm."""
     config_defaults: ClassVar[dict[str, object]] = {}
     """What the family means where its `config.json` is silent."""
+    config_names: ClassVar[dict[str, str]] = {}
+    """The family's own names of fields in its `config.json`, by the common ones."""
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
-        """The shape that a `config.json` describes. A family with a spelling of its own translates it first.
-
-        Raises CheckpointError where a field is missing or impossible.
-        """
-        return read_model_config({**cls.config_defaults, **raw}, source=source)
+        """The shape that a `config.json` describes. Raises CheckpointError where a field is missing or impossible."""
+        raw = {**cls.config_defaults, **raw}
+        renamed = {ours: raw[theirs] for ours, theirs in cls.config_names.items() if theirs in raw}
+        return read_model_config({**raw, **renamed}, source=source)
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
         self.model = Decoder(build, config, self.layer_type, self.norm_type)
         self.config = config
-        if config.tie_word_embeddings:
-            self.lm_head = None
-        else:
-            table = Tensor("weight", (config.vocab_size, config.hidden_size))
-            self.lm_head = Embedding(build, table, (padded_vocab(config, build), config.hidden_size))
+        self.lm_head = None if config.tie_word_embeddings else token_table(build, config)
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -74,7 +69,7 @@ class CausalLM(nnx.Module):
 
     def embed(self, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """i32[T], i32[T] to [T, E]."""
-        del positions  # the layers' business, but for learned ones
+        del positions  # which the layers rotate by; other families add something here
         x = self.model.embed_tokens(token_ids)
         multiplier = self.config.embedding_multiplier
         return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
@@ -83,15 +78,20 @@ class CausalLM(nnx.Module):
         """What the last layer leaves, [T, E], as the output projection wants it."""
         return self.model.norm(x)
 
+    @property
+    def head(self) -> Embedding:
+        """The output projection."""
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
+
     def logits(self, x: jax.Array) -> jax.Array:
         """[S, E] to f32[S, V]."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        logits = head.logits(self.final_norm(x))[:, : self.config.vocab_size] * self.config.logit_multiplier
+        logits = self.head.logits(self.final_norm(x))[:, : self.config.vocab_size] * self.config.logit_multiplier
         cap = self.config.logit_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def padded_vocab(config: ModelConfig, build: Build) -> int:
-    """Rows of the token table, a multiple of the tensor axis."""
+def token_table(build: Build, config: ModelConfig) -> Embedding:
+    """A table of tokens, with as many rows as the tensor axis divides."""
     parts = build.tensor_parallel
-    return -(-config.vocab_size // parts) * parts
+    rows = -(-config.vocab_size // parts) * parts
+    return Embedding(build, Tensor("weight", (config.vocab_size, config.hidden_size)), (rows, config.hidden_size))

@@ -6,8 +6,11 @@ from typing import Any
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.models.causal_lm import CausalLM
+from jserve.models.cohere2 import Cohere2ForCausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
+from jserve.models.gpt2 import GPT2LMHeadModel
+from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.granite import GraniteForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
@@ -15,8 +18,12 @@ from jserve.models.phi3 import Phi3ForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
 from jserve.models.smollm3 import SmolLM3ForCausalLM
+from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
+    "Cohere2ForCausalLM": Cohere2ForCausalLM,
+    "GPT2LMHeadModel": GPT2LMHeadModel,
+    "GPTNeoXForCausalLM": GPTNeoXForCausalLM,
     "Gemma2ForCausalLM": Gemma2ForCausalLM,
     "Gemma3ForCausalLM": Gemma3ForCausalLM,
     "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
@@ -28,6 +35,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
     "SmolLM3ForCausalLM": SmolLM3ForCausalLM,
+    "Starcoder2ForCausalLM": Starcoder2ForCausalLM,
 }
 
 

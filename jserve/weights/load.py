@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 """Called with (parameters done, parameters in all)."""
 
 READERS = 8
+NOT_WEIGHTS = (".inv_freq", "lm_head.weight", ".attn.bias", ".attention.bias", ".masked_bias")
+"""What some checkpoints hold besides: frequencies, a tied head once more, and causal masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +241,7 @@ def _missing(name: str, tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def _warn_of_unused(tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
-    unused = [
-        name for name in tensors if name not in used and not name.endswith((".inv_freq", "lm_head.weight", *UNREAD))
-    ]
+    unused = [name for name in tensors if name not in used and not name.endswith((*NOT_WEIGHTS, *UNREAD))]
     if unused:
         logger.warning(
             "%d tensors of the checkpoint are not used by this architecture, such as %s",

@@ -36,6 +36,8 @@ GRANITE = {
     "residual_multiplier": 0.4,
     "logits_scaling": 0.6,
 }
+APART = {"num_key_value_heads": 4}
+NEOX = {**APART, "hidden_size": 64}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
@@ -70,12 +72,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_window_layers": 1,
         },
     ),
-    "gemma 2": ("Gemma2ForCausalLM", {**GEMMA, "num_hidden_layers": 3, "query_pre_attn_scalar": 24}),
+    "cohere 2": (
+        "Cohere2ForCausalLM",
+        {"sliding_window": 7, "sliding_window_pattern": 2, "logit_scale": 0.3},
+    ),
+    "cohere 2, biases": ("Cohere2ForCausalLM", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"], "attention_bias": True}),
+    "gpt 2": ("GPT2LMHeadModel", APART),
+    "gpt 2, own inner size": ("GPT2LMHeadModel", {**APART, "n_inner": 40, "vocab_size": 131}),
+    "gpt neox": ("GPTNeoXForCausalLM", NEOX),
+    "gpt neox, one after the other, tied": (
+        "GPTNeoXForCausalLM",
+        {**NEOX, "use_parallel_residual": False, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 500.0}},
+    ),
+    "gemma 2": ("Gemma2ForCausalLM", {**GEMMA, "query_pre_attn_scalar": 24}),
     "gemma 2, caps that bite": (
         "Gemma2ForCausalLM",
         {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "num_key_value_heads": 1},
     ),
-    "gemma 3": ("Gemma3ForCausalLM", {**GEMMA, "num_hidden_layers": 7, "query_pre_attn_scalar": 24}),
+    "gemma 3": ("Gemma3ForCausalLM", {**GEMMA, "sliding_window_pattern": 2, "query_pre_attn_scalar": 24}),
     "gemma 3, scaled global rope": (
         "Gemma3ForCausalLM",
         {
@@ -91,9 +105,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3, biases": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}),
     "smollm 3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
     "smollm 3, layers without rope named": ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1], "attention_bias": True}),
+    "starcoder 2": ("Starcoder2ForCausalLM", {}),
+    "starcoder 2, no biases, sliding window": (
+        "Starcoder2ForCausalLM",
+        {"use_bias": False, "sliding_window": 9, "tie_word_embeddings": False},
+    ),
 }
 
-ON_TWO_DEVICES = {"gemma 3, scaled global rope", "olmo 2", "phi 3, sliding window"}
+ON_TWO_DEVICES = {"gemma 3, scaled global rope", "olmo 2", "phi 3, sliding window", "gpt 2", "gpt neox"}
 """Tensor parallel in the default run. `slow` runs every case so."""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
