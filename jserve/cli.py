@@ -37,6 +37,11 @@ def run(argv: Sequence[str]) -> None:
 
         inspect_model(*parse_inspect(argv[1:]))
         return
+    if argv[:1] == ["convert"]:
+        from jserve.api.subcommands import parse_convert
+
+        convert_into(*parse_convert(argv[1:]))
+        return
     from jserve.api.options import parse
     from jserve.api.subcommands import parse_compile
 
@@ -69,6 +74,13 @@ def compile_into(config: EngineConfig, folder: Path) -> None:
     code = subprocess.run(command, input=msgspec.json.encode(config), check=False).returncode
     if code:
         sys.exit(1)
+
+
+def convert_into(config: EngineConfig, folder: Path) -> None:
+    """`jserve convert`: write the model as it is served, for quick starts."""
+    from jserve.conversion import convert
+
+    convert(config, folder)
 
 
 def inspect_model(config: EngineConfig, device: str, as_json: bool) -> None:

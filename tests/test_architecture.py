@@ -16,7 +16,7 @@ FLOORS = [
     {"jserve.weights"},
     {"jserve.runtime"},
     {"jserve.engine"},
-    {"jserve.inspection", "jserve.llm"},
+    {"jserve.inspection", "jserve.conversion", "jserve.llm"},
     {"jserve.cli"},
     {"jserve.__main__", "jserve"},
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jserve.checkpoint import TensorInfo, open_checkpoint
+from jserve.checkpoint import TensorInfo, open_checkpoint, weight_files
 
 _DIGESTED_BYTES = 1 << 16
 """Of either end of every file: a header with names and shapes, and values of the last tensor."""
@@ -41,7 +41,7 @@ class ModelFiles:
         """Look at headers. Raises CheckpointError where the files are unusable."""
         with closing(open_checkpoint(path, needs_weights=has_weights)) as checkpoint:
             tensors = dict(checkpoint.tensors())
-            files = sorted({info.file for info in tensors.values()}) or [Path(path) / "config.json"]
+            files = weight_files(checkpoint) or [Path(path) / "config.json"]
             stats = [file.stat() for file in files]
             return cls(
                 format="gguf" if checkpoint.format == "gguf" else "safetensors",

@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jserve",
         usage="jserve [serve] --model PATH [options]\n       jserve compile --model PATH --output DIR [options]\n"
+        "       jserve convert SRC DST [--dtype TYPE]\n"
         "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]",
         description="Serve a language model over an OpenAI-compatible API.",
         formatter_class=_Formatter,

@@ -1,4 +1,4 @@
-"""The command lines of `jserve compile` and `jserve inspect`."""
+"""The command lines of `jserve compile`, `jserve convert` and `jserve inspect`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,3 +47,23 @@ def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool]:
     options = parser.parse_args(list(argv))
     config = EngineConfig(model=options.path, dtype=options.dtype, tensor_parallel_size=options.tensor_parallel_size)
     return config, options.device.lower(), options.json
+
+
+def parse_convert(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
+    """Read the command line of `jserve convert`: the model and the folder to write."""
+    parser = Parser(
+        prog="jserve convert",
+        description="Write a model as it is served, fused and in the layout of devices, with its tokenizer: "
+        "`jserve --model DST` starts from it on any number of devices.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="type of weights (default: the checkpoint's; bfloat16 of a GGUF)",
+    )
+    options = parser.parse_args(list(argv))
+    return EngineConfig(model=options.source, dtype=options.dtype), options.target

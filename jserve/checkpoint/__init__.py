@@ -7,6 +7,7 @@ transformers; numpy and gguf are imported only when tensors are read, so the API
 from pathlib import Path
 
 from jserve.checkpoint.base import Checkpoint, TensorInfo
+from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_converted
 from jserve.checkpoint.mapped_file import MappedFile
 from jserve.checkpoint.ollama_store import OllamaModel, find_ollama_model, is_ollama_name
 from jserve.errors import CheckpointError
@@ -20,11 +21,13 @@ __all__ = [
     "is_gguf_file",
     "is_ollama_name",
     "open_checkpoint",
+    "weight_files",
 ]
 
 
 def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoint:
-    """Open a Hugging Face directory, a GGUF file, a directory that holds exactly one, or `ollama:NAME[:TAG]`.
+    """Open a Hugging Face directory, a GGUF file, a directory that holds exactly one,
+    `ollama:NAME[:TAG]`, or what `jserve convert` wrote.
 
     Without `needs_weights` a directory may hold `config.json` alone; it then has no tensors.
 
@@ -35,6 +38,8 @@ def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoi
         from jserve.checkpoint.gguf_checkpoint import GgufCheckpoint
 
         return GgufCheckpoint(gguf)
+    if is_converted(Path(path)):
+        return ConvertedCheckpoint(Path(path))
     from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 
     return HuggingFaceCheckpoint(Path(path), needs_weights=needs_weights)
@@ -63,6 +68,13 @@ def find_gguf(path: str | Path) -> Path | None:
             f"{path} holds {len(files)} GGUF files ({_some([file.name for file in files])}); name one of them"
         )
     return files[0] if files else None
+
+
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that hold the tensors."""
+    if checkpoint.format == "orbax":
+        return sorted(file for file in (checkpoint.path / WEIGHTS).rglob("*") if file.is_file())
+    return sorted({info.file for info in checkpoint.tensors().values()})
 
 
 def is_gguf_file(path: Path) -> bool:

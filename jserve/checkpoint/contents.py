@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jserve.checkpoint import TensorInfo, find_gguf, open_checkpoint
+import ml_dtypes  # noqa: F401 (numpy then knows bfloat16 by name)
+import numpy as np
+
+from jserve.checkpoint import TensorInfo, find_gguf, open_checkpoint, weight_files
 from jserve.checkpoint.dequantize import block_type
 from jserve.checkpoint.gguf_file import GgufFile
 from jserve.checkpoint.safetensors_file import DTYPES
@@ -66,10 +69,10 @@ def read_contents(path: str) -> Contents:
         config, tensors = checkpoint.config(), checkpoint.tensors()
         return Contents(
             path=path,
-            format="GGUF" if checkpoint.format == "gguf" else "safetensors",
+            format={"gguf": "GGUF", "orbax": "Orbax (jserve convert)"}.get(checkpoint.format, "safetensors"),
             architecture=str((config.get("architectures") or ["(none)"])[0]),
             config=config,
-            files=tuple(sorted({info.file for info in tensors.values()})),
+            files=tuple(weight_files(checkpoint)),
             stored=_stored_as((info.stored, math.prod(info.shape), _size_of(info)) for info in tensors.values()),
             notes=_quantization_note(config),
         )
@@ -115,6 +118,8 @@ def _size_of(info: TensorInfo) -> int:
     count = math.prod(info.shape)
     if info.stored in DTYPES:
         return count * DTYPES[info.stored].itemsize
+    if info.stored == info.dtype:  # of `jserve convert`
+        return count * np.dtype(info.dtype).itemsize
     from gguf import GGMLQuantizationType
 
     kind = block_type(GGMLQuantizationType[info.stored].value)

@@ -19,10 +19,11 @@ from jserve.layers.quantized import WeightPlan
 from jserve.models.registry import resolve
 from jserve.quant import detect
 from jserve.runtime import memory, platform
+from jserve.runtime.fill import check_weights
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.runtime.start import check_parallel
-from jserve.weights.load import parameters, resolve_names
+from jserve.weights.load import parameters
 
 MIB = 1 << 20
 GPU_MEMORY = {
@@ -114,8 +115,10 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
     quantization = detect(checkpoint.config(), asked.quantization, source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
-    wanted = parameters(Programs(family, config, plain, shape, weights).abstract_model())
-    resolve_names(wanted, checkpoint.tensors())
+    programs = Programs(family, config, plain, shape, weights)
+    model = programs.abstract_model()
+    wanted = parameters(model)
+    check_weights(model, programs, checkpoint)
     mesh = AbstractMesh((parts,), (TENSOR_AXIS,))
     elements, packed = 0, 0
     for parameter in wanted:

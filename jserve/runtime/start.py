@@ -30,10 +30,11 @@ from jserve.quant import detect
 from jserve.runtime import memory, platform
 from jserve.runtime.baked import baked_sizes
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
+from jserve.runtime.fill import check_weights, load_thin_weights, load_weights
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
-from jserve.weights.load import load, load_bits, load_dummy, parameters, resolve_names
+from jserve.weights.load import parameters
 
 logger = logging.getLogger(__name__)
 
@@ -116,16 +117,20 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
         prepared.plan,
     )
     if asked.load_format != "dummy":
-        resolve_names(parameters(model), checkpoint.tensors())  # a wrong file is told before anything is compiled
+        check_weights(model, prepared.programs, checkpoint)  # a wrong file is told before anything is compiled
     store = ExecutableStore(_folder(asked), prepared.key, baked=baked)
     runner = Runner(prepared.programs, store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         compiled = pool.submit(add_all, runner, runner.programs_required(early=early), progress)
-        weights = _load(asked, model, checkpoint, mesh, progress)
+
+        def report(done: int, total: int) -> None:
+            progress("weights", done, total, "")
+
+        weights = load_weights(asked, model, prepared.programs, checkpoint, mesh, report)
         thin: tuple[jax.Array, ...] = ()
         if build.thin:
-            thin = load_bits(prepared.programs.abstract_model(bits=True), model, weights, checkpoint, mesh)
+            thin = load_thin_weights(model, prepared.programs, weights, checkpoint, mesh)
         loaded = time.perf_counter()
         compiled.result()
     runner.start(weights, thin)
@@ -268,17 +273,6 @@ def add_all(runner: Runner, programs: list[Program], progress: Progress) -> None
         for done, future in enumerate(as_completed(names), 1):
             future.result()
             progress("compile", done, len(names), names[future])
-
-
-def _load(
-    asked: EngineConfig, model: CausalLM, checkpoint: Checkpoint, mesh: Mesh, progress: Progress
-) -> tuple[jax.Array, ...]:
-    def report(done: int, total: int) -> None:
-        progress("weights", done, total, "")
-
-    if asked.load_format == "dummy":
-        return load_dummy(model, mesh, asked.seed, report)
-    return load(model, checkpoint, mesh, report)
 
 
 def _check_temporaries(runner: Runner, plan: memory.MemoryPlan) -> None:

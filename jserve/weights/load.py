@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import jax
@@ -19,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jserve.checkpoint import Checkpoint, TensorInfo
 from jserve.errors import CheckpointError
-from jserve.layers.source import Index, ReadTensor, Source, absolute_name, spellings
+from jserve.layers.source import Index, Source, absolute_name, spellings
 from jserve.quant import QuantizedWeight, Scheme
 from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_quantized
 
@@ -110,11 +111,11 @@ def load(
             return checkpoint.read(names[first.absolute(name)], index)
 
         if first.scheme is None:
-            return [_place(first, mesh, read)]
+            return [place(first, mesh, partial(first.source.read, read))]
         forms = {parameter.part: parameter.form for parameter in group}
         return _put(group, mesh, read_quantized(first.scheme, first.source, read, forms))
 
-    return _in_parallel(wanted, fetch, progress)
+    return in_parallel(wanted, fetch, progress)
 
 
 def load_bits(
@@ -147,7 +148,7 @@ def load_bits(
         return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
 
     names = resolve_names(wanted, checkpoint.tensors()) if any(a.dtype == jnp.float32 for a in weights) else {}
-    return _in_parallel(wanted, fetch, None)
+    return in_parallel(wanted, fetch, None)
 
 
 def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress | None = None) -> tuple[jax.Array, ...]:
@@ -166,12 +167,14 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
 
         return [jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)]
 
-    return _in_parallel(parameters(model), fetch, progress)
+    return in_parallel(parameters(model), fetch, progress)
 
 
-def _place(parameter: Parameter, mesh: Mesh, read: ReadTensor) -> jax.Array:
+def place(parameter: Parameter, mesh: Mesh, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """A parameter whose slices `read` gives, on the devices that hold them."""
+
     def fill(index: Index | None) -> np.ndarray:
-        data = parameter.source.read(read, _bounded(index, parameter.shape))
+        data = read(_bounded(index, parameter.shape))
         # A transposed view stays one: the transfer brings it into the device's order, eight times as fast as numpy.
         return data.astype(parameter.dtype, copy=False)
 
@@ -190,7 +193,7 @@ def _bounded(index: Index | None, shape: tuple[int, ...]) -> Index:
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
 
 
-def _in_parallel(
+def in_parallel(
     wanted: list[Parameter], fetch: Callable[[Sequence[Parameter]], list[jax.Array]], progress: Progress | None
 ) -> tuple[jax.Array, ...]:
     """What `fetch` makes of all arrays of each weight, in the order of `wanted`."""

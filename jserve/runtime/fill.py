@@ -1,0 +1,89 @@
+"""Fills an abstract model: from tensors, from what `jserve convert` wrote, or at random."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jserve.checkpoint import Checkpoint, open_checkpoint
+from jserve.config import EngineConfig
+from jserve.errors import ConfigError
+from jserve.layers.build import Build
+from jserve.models.causal_lm import CausalLM
+from jserve.models.registry import resolve
+from jserve.quant import detect
+from jserve.runtime import platform
+from jserve.runtime.programs import Programs
+from jserve.runtime.shapes import EngineShape
+from jserve.text.load import load_tokenizer
+from jserve.text.save import save_tokenizer
+from jserve.weights import converted
+from jserve.weights.load import Progress, load, load_bits, load_dummy, parameters, resolve_names
+
+
+def check_weights(model: CausalLM, programs: Programs, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where the files are not those of this model; reads no weights."""
+    if checkpoint.format == "orbax":
+        if programs.weights is not None:
+            raise ConfigError(
+                f"{checkpoint.path} is converted already: --quantization needs the model that it is made of"
+            )
+        converted.check(_as_stored(programs), checkpoint)
+    else:
+        resolve_names(parameters(model), checkpoint.tensors())
+
+
+def load_weights(
+    asked: EngineConfig, model: CausalLM, programs: Programs, checkpoint: Checkpoint, mesh: Mesh, progress: Progress
+) -> tuple[jax.Array, ...]:
+    """Every parameter of `model`, in the order of `parameters`."""
+    if asked.load_format == "dummy":
+        return load_dummy(model, mesh, asked.seed, progress)
+    if checkpoint.format == "orbax":
+        return converted.read(model, _as_stored(programs), checkpoint, mesh, progress)
+    return load(model, checkpoint, mesh, progress)
+
+
+def load_thin_weights(
+    model: CausalLM, programs: Programs, weights: tuple[jax.Array, ...], checkpoint: Checkpoint, mesh: Mesh
+) -> tuple[jax.Array, ...]:
+    """The parameters of the model of thin steps; `weights` are those of `model`."""
+    thin = programs.abstract_model(bits=True)
+    if checkpoint.format == "orbax":
+        return converted.bits(thin, model, weights, mesh)
+    return load_bits(thin, model, weights, checkpoint, mesh)
+
+
+def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], None]) -> int:
+    """`jserve convert`: write a model as it is served. Returns the bytes of its arrays.
+
+    Weights keep the checkpoint's type unless `asked.dtype` says otherwise; the whole model passes through the
+    host's memory. Raises StartupError where the model is not supported or the folder is there.
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; remove it, or name another folder")
+    mesh = platform.make_mesh(1)
+    with closing(open_checkpoint(asked.model)) as checkpoint:
+        if checkpoint.format == "orbax":
+            raise ConfigError(f"{asked.model} is converted already")
+        family, config = resolve(checkpoint.config(), source=checkpoint.path)
+        if detect(checkpoint.config(), None, source=checkpoint.path) is not None:
+            raise ConfigError(f"{asked.model} has quantized weights, which are not converted; serve it as it is")
+        tokenizer = load_tokenizer(asked.model)
+        dtype = jnp.dtype(config.dtype if asked.dtype == "auto" else asked.dtype)
+        programs = Programs(family, config, Build(dtype, dtype, mesh), EngineShape(1, 2, 1, 1, 1, config.vocab_size))
+        model = programs.abstract_model()
+        arrays = load(model, checkpoint, mesh, progress)
+        converted.write(folder, model, arrays, checkpoint, dtype.name)
+        save_tokenizer(tokenizer, folder)
+    return sum(array.nbytes for array in arrays)
+
+
+def _as_stored(programs: Programs) -> CausalLM:
+    """The abstract model of one device, inputs first: the form in which `convert` writes it."""
+    build = replace(programs.build, mesh=platform.make_mesh(1), thin=False, bits=False)
+    return Programs(programs.family, programs.config, build, programs.shape).abstract_model()

@@ -1,0 +1,193 @@
+"""Writes and reads the Orbax checkpoint of `jserve convert`: parameters in serving layout, for any mesh.
+
+They are stored as one device holds them. A mesh whose devices hold plain shares reads just these, in parallel and
+without joining or transposing anything; where a mesh keeps a KV head several times, or a CPU another order of axes,
+the stored array is brought into that shape on the host.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jserve.checkpoint import Checkpoint
+from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
+from jserve.errors import CheckpointError, ConfigError
+from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
+from jserve.weights.load import Parameter, Progress, in_parallel, parameters, place
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 32 << 20
+"""Of a stored piece: a device that holds an eighth of an array reads little more than that."""
+
+
+def name_of(parameter: Parameter) -> str:
+    """The same in every model of one checkpoint, whatever its mesh."""
+    return parameter.key[0]
+
+
+def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
+    """Write all but the tokenizer into `folder`, which must not exist. `arrays` are those of `parameters(model)`."""
+    import orbax.checkpoint as ocp
+
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; remove it, or name another folder")
+    tree = {name_of(p): array for p, array in zip(parameters(model), arrays, strict=True)}
+    if len(tree) < len(arrays):
+        raise CheckpointError(f"{checkpoint.path}: two parameters are made of the same tensor first; cannot convert it")
+    folder.mkdir(parents=True)
+    try:
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False)) as writer:
+            writer.save((folder / WEIGHTS).resolve(), args=ocp.args.PyTreeSave(tree, save_args=chunks))
+        _write_json(folder / "config.json", checkpoint.config() | {"dtype": dtype})
+        _write_json(folder / "generation_config.json", checkpoint.generation_config())
+        listed = {name: {"shape": array.shape, "dtype": array.dtype.name} for name, array in tree.items()}
+        _write_json(folder / MANIFEST, {"version": VERSION, "source": str(checkpoint.path), "arrays": listed})
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def read(
+    model: nnx.Module, stored: nnx.Module, checkpoint: Checkpoint, mesh: Mesh, progress: Progress | None = None
+) -> tuple[jax.Array, ...]:
+    """Every parameter of `model`, sharded over `mesh`, in the order of `parameters`.
+
+    `stored` is the model as it was converted: for one device. Raises CheckpointError where they do not belong together.
+    """
+    there = {name_of(parameter): parameter for parameter in check(stored, checkpoint)}
+    arrays = _Arrays(checkpoint.path / WEIGHTS)
+
+    def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
+        return [fetch_one(parameter) for parameter in group]
+
+    def fetch_one(parameter: Parameter) -> jax.Array:
+        array = arrays.open(name_of(parameter))
+        origin = there[name_of(parameter)]
+        if origin.shape == parameter.shape and origin.source == parameter.source:
+            return place(parameter, mesh, array)
+        whole = _padded(_reorder(origin.source, parameter.source)(array(())), parameter.shape)
+        return place(parameter, mesh, lambda index: whole[index])
+
+    return in_parallel(parameters(model), fetch, progress)
+
+
+class _Arrays:
+    """Slices of the arrays of an Orbax checkpoint, through the library that Orbax itself reads with, whose import
+    takes a twentieth of the time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import tensorstore
+
+        self._folder = folder
+        self._library = tensorstore
+        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+
+    def open(self, name: str) -> Callable[[Index], np.ndarray]:
+        """A function that reads a slice."""
+        try:
+            store = {"driver": "ocdbt", "base": f"file://{self._folder.resolve()}", "path": f"{name}/"}
+            array = self._library.open({"driver": "zarr", "kvstore": store}, open=True, context=self._context).result()
+        except (ValueError, OSError) as error:
+            raise self._damaged(name, error) from None
+
+        def read(index: Index) -> np.ndarray:
+            try:
+                found: np.ndarray = array[index].read().result()
+            except (ValueError, OSError) as error:
+                raise self._damaged(name, error) from None
+            return found
+
+        return read
+
+    def _damaged(self, name: str, error: Exception) -> CheckpointError:
+        first = str(error).splitlines()[0][:300]
+        return CheckpointError(f"{self._folder}: array {name} cannot be read ({first}); convert the model again")
+
+
+def check(stored: nnx.Module, checkpoint: Checkpoint) -> list[Parameter]:
+    """The parameters as they are stored. Raises CheckpointError where one is missing or has another shape."""
+    wanted, tensors = parameters(stored), checkpoint.tensors()
+    for parameter in wanted:
+        info = tensors.get(name_of(parameter))
+        if info is None or info.shape != parameter.shape:
+            there = "missing" if info is None else f"of shape {list(info.shape)}"
+            raise CheckpointError(
+                f"{checkpoint.path}: array {name_of(parameter)} is {there} but config.json implies "
+                f"{list(parameter.shape)}; convert the model again"
+            )
+    return wanted
+
+
+def bits(model: nnx.Module, plain: nnx.Module, weights: tuple[jax.Array, ...], mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Every parameter of `model`, whose matrices are uint16 bits of bfloat16, out of `weights`, the arrays of `plain`.
+
+    Exact where these are bfloat16 by value, which a checkpoint in bfloat16 is.
+    """
+
+    def convert(wanted: Parameter, there: Parameter, array: jax.Array) -> jax.Array:
+        if array.dtype == wanted.dtype:
+            return array
+        values = _reorder(there.source, wanted.source)(np.asarray(array))
+        rounded = np.ascontiguousarray(values.astype(jnp.bfloat16, copy=False)).view(np.uint16)
+        return jax.device_put(rounded, wanted.sharding(mesh), may_alias=True)
+
+    return tuple(map(convert, parameters(model), parameters(plain), weights))
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def _reorder(stored: Source, wanted: Source) -> Change:
+    first, last = _inner(stored), _inner(wanted)
+
+    def change(array: np.ndarray) -> np.ndarray:
+        values = np.moveaxis(array, 0, -1) if isinstance(stored, InputsFirst) else array
+        if isinstance(first, GroupedHeads) and isinstance(last, GroupedHeads):
+            values = _copy_heads(values, first, last)
+        return np.moveaxis(values, -1, 0) if isinstance(wanted, InputsFirst) else values
+
+    return change
+
+
+def _inner(source: Source) -> Source:
+    """What is left when every source that wraps another is taken off."""
+    while (wrapped := getattr(source, "source", None)) is not None:
+        source = wrapped
+    return source
+
+
+def _copy_heads(array: np.ndarray, stored: GroupedHeads, wanted: GroupedHeads) -> np.ndarray:
+    """[K, G + 2, D, ...] with each KV head `wanted.copies` times, each with its share of the query heads."""
+    if stored.copies == wanted.copies:
+        return array
+    groups, copies = wanted.groups, wanted.copies
+    query = array[:, : stored.groups].reshape(-1, groups, *array.shape[2:])
+    return join([query, np.repeat(array[:, stored.groups :], copies, axis=0)], axis=1)
+
+
+def _padded(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """With rows of zeros up to `shape`: a vocabulary that devices share evenly."""
+    if values.shape == shape:
+        return values
+    if values.ndim != len(shape) or values.shape[1:] != shape[1:] or values.shape[0] > shape[0]:
+        raise CheckpointError(
+            f"a stored array of shape {list(values.shape)} cannot be brought into {list(shape)}, which this number of "
+            "devices needs; use fewer, or start from the model that was converted"
+        )
+    return np.pad(values, [(0, wanted - there) for wanted, there in zip(shape, values.shape, strict=True)])
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
