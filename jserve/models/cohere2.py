@@ -1,0 +1,48 @@
+"""Cohere 2 (Command R7B, Command A): attention and feed-forward side by side; global layers have no rope."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.attention import Attention
+from jserve.layers.build import Build
+from jserve.layers.mlp import GatedMLP
+from jserve.layers.norm import LayerNormWithoutBias
+from jserve.models.causal_lm import CausalLM, DecoderLayer
+
+
+class Cohere2DecoderLayer(DecoderLayer):
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        bias = config.attention_bias
+        self.input_layernorm = LayerNormWithoutBias(build, config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
+        self.mlp = GatedMLP(build, config)
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        normal = self.input_layernorm(x)
+        attended, kv = self.self_attn(normal, kv, context)
+        return x + attended + self.mlp(normal), kv
+
+
+class Cohere2ForCausalLM(CausalLM):
+    layer_type = Cohere2DecoderLayer
+    norm_type = LayerNormWithoutBias
+    config_defaults: ClassVar = {
+        "layer_norm_eps": 1e-5,
+        "logit_scale": 0.0625,
+        "max_position_embeddings": 8192,
+        "rope_interleaved": True,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+        "tie_word_embeddings": True,
+    }
+    config_names: ClassVar = {"rms_norm_eps": "layer_norm_eps"}
+
+    @classmethod
+    def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
+        config = super().read_config(raw, source=source)
+        return replace(config, layer_ropes=tuple(config.rope if window else None for window in config.layer_windows))
