@@ -20,7 +20,7 @@ class Build:
     dtype: jnp.dtype
     """Of weights, and of both sides of every product; sums are float32."""
     activations: jnp.dtype
-    """Between products, and in the KV cache."""
+    """Between products."""
     mesh: jax.sharding.Mesh
     """Has the axis "tp"."""
     attention: str = "auto"
@@ -39,6 +39,12 @@ class Build:
     def outputs_first(self) -> bool:
         """Whether weights lie as in checkpoints, [*outputs, inputs]; both models then share one array."""
         return self.bits or (self.thin and self.dtype == jnp.bfloat16)
+
+    @property
+    def kv_dtype(self) -> jnp.dtype:
+        """Of the KV cache: the activations', but the bits of bfloat16 where a bfloat16 model has float32 activations."""
+        widened = self.dtype == jnp.bfloat16 and self.activations == jnp.float32
+        return jnp.dtype("uint16") if widened else self.activations
 
     @property
     def precision(self) -> jax.lax.Precision:

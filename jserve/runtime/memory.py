@@ -64,8 +64,7 @@ class MemoryPlan:
 def page_bytes(config: ModelConfig, build: Build, page_size: int) -> int:
     """Bytes of one page of all layers on one device."""
     heads = config.num_kv_heads * kv_head_copies(config, build.tensor_parallel) // build.tensor_parallel
-    width = jnp.dtype(build.activations).itemsize
-    return 2 * config.num_layers * heads * page_size * config.head_dim * width
+    return 2 * config.num_layers * heads * page_size * config.head_dim * build.kv_dtype.itemsize
 
 
 def plan_shape(

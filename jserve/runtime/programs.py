@@ -275,7 +275,7 @@ class Programs:
         heads = config.num_kv_heads * kv_head_copies(config, self.build.tensor_parallel)
         pages = jax.ShapeDtypeStruct(
             (shape.num_pages, heads, shape.page_size, config.head_dim),
-            self.build.activations,
+            self.build.kv_dtype,
             sharding=NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS)),
         )
         kv = tuple(LayerKV(pages, pages) for _ in range(config.num_layers))  # type: ignore[arg-type]

@@ -197,7 +197,8 @@ def _build(
         )
     )
     chosen = Build(dtype, platform.activation_dtype(dtype, kind), mesh, thin=thin)
-    logger.info("weights in %s, activations and KV cache in %s", chosen.dtype, chosen.activations)
+    kv = "bfloat16" if chosen.kv_dtype == jnp.uint16 else chosen.kv_dtype
+    logger.info("weights in %s, activations in %s, KV cache in %s", chosen.dtype, chosen.activations, kv)
     return chosen, model if chosen == build else abstract(chosen)
 
 

@@ -43,7 +43,7 @@ def paged_attention(
 
     Args:
         q: [T, H, D].
-        k_pages, v_pages: [N, K, B, D], in q's dtype.
+        k_pages, v_pages: [N, K, B, D], in q's dtype; or the bits of bfloat16 in uint16, which "xla" reads.
         page_table: i32[S, P], page ids of each row in order; entries past the live range may be anything.
         query_start: i32[S+1]; row s owns tokens query_start[s]:query_start[s+1], later tokens are padding.
         context_len: i32[S], tokens in the KV of a row including this step's; 0 for padding rows.

@@ -65,4 +65,7 @@ def reference(
 def _tokens(pages: jax.Array, page_ids: jax.Array) -> jax.Array:
     """[N, K, B, D] and i32[P] -> f32[P*B, K, D], in the order of the tokens."""
     K, D = pages.shape[1], pages.shape[3]
-    return pages[page_ids].astype(jnp.float32).swapaxes(1, 2).reshape(-1, K, D)
+    found = pages[page_ids]
+    if found.dtype == jnp.uint16:
+        found = jax.lax.bitcast_convert_type(found, jnp.bfloat16)
+    return found.astype(jnp.float32).swapaxes(1, 2).reshape(-1, K, D)

@@ -93,9 +93,9 @@ def _attend_tokens(
         position = item.start[:, None] + jnp.arange(C)
         live = (position >= item.low[:, None]) & (position < item.high[:, None])
         # Selected, not multiplied, away: a dead position may hold NaN, and 0 * NaN is NaN.
-        v = jnp.where(live[:, None, :, None], _load(v_pages, item.pages), 0)
+        v = _values(jnp.where(live[:, None, :, None], _load(v_pages, item.pages), 0))
         query = queries.at[item.entry].get(mode="clip")
-        scores = _cap(_dot(query, _load(k_pages, item.pages), (3, 3)), soft_cap)
+        scores = _cap(_dot(query, _values(_load(k_pages, item.pages)), (3, 3)), soft_cap)
         return _merge(state, item.entry, jnp.where(live[:, None, None], scores, MASKED), v)
 
     shape = (plan.entry_token.shape[0] + W, K, G)
@@ -154,7 +154,8 @@ def _attend_tiles(
             k_position = start + jnp.arange(C)
             ids = lax.dynamic_slice(plan.page_table, (t.row, start // plan.page_size), (1, C // plan.page_size))
             live = (k_position >= t.low) & (k_position < t.high)
-            k, v = _load(k_pages, ids), jnp.where(live[:, None], _load(v_pages, ids), 0)
+            k = _values(_load(k_pages, ids))
+            v = _values(jnp.where(live[:, None], _load(v_pages, ids), 0))
             seen = live & (k_position <= q_position)
             if plan.sliding_window is not None:
                 seen &= k_position > q_position - plan.sliding_window
@@ -193,6 +194,11 @@ def _load(pages: jax.Array, ids: jax.Array) -> jax.Array:
     return pages.at[ids].get(mode="promise_in_bounds").swapaxes(1, 2).reshape(ids.shape[0], K, -1, D)
 
 
+def _values(pages: jax.Array) -> jax.Array:
+    """What pages hold: themselves, or bfloat16 where they are its bits."""
+    return lax.bitcast_convert_type(pages, jnp.bfloat16) if pages.dtype == jnp.uint16 else pages
+
+
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """Batched over the first two axes, float32 out: a 16-bit result is ten times slower on a CPU."""
     dimensions = (((contract[0],), (contract[1],)), ((0, 1), (0, 1)))
@@ -210,11 +216,14 @@ def write_kv(
     """Write T tokens into the pages, in place where the caller donates them.
 
     k_pages, v_pages: [N, K, B, D]; k, v: [T, K, D]; write_slots: i32[T] = page * B + offset; slots outside
-    0 .. N*B-1 are dropped. On a CPU keep the pages in float32: XLA widens a whole 16-bit pool to scatter.
+    0 .. N*B-1 are dropped. Pages of uint16 take the bits of bfloat16: XLA:CPU would widen a whole pool of
+    bfloat16 to write a token.
     """
     page, offset = jnp.divmod(write_slots, k_pages.shape[2])
 
     def write(pages: jax.Array, new: jax.Array) -> jax.Array:
+        if pages.dtype == jnp.uint16:
+            new = lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
         return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop", wrap_negative_indices=False)
 
     return write(k_pages, k), write(v_pages, v)

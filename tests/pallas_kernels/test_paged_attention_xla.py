@@ -102,6 +102,28 @@ def test_work_follows_the_live_context_and_not_the_longest_possible():
     assert long.num_turns == -(-127 // long.items_per_turn)
 
 
+@pytest.mark.parametrize("rows", [(Row(1, 9), Row(1, 300)), (Row(1, 9), Row(70, 130), Row(3, 40))])
+def test_pages_of_the_bits_of_bfloat16_hold_what_they_stand_for(rows):
+    inputs = Case("bits", 6, 3, 8, 16, rows, "float32", padding_rows=1, padding_tokens=0).make(3)
+    q, k_pages, v_pages, *rest = inputs.args
+    narrow = [pages.astype(jnp.bfloat16) for pages in (k_pages, v_pages)]
+    bits = [jax.lax.bitcast_convert_type(pages, jnp.uint16) for pages in narrow]
+    q = q.astype(jnp.bfloat16).astype(jnp.float32)
+    got = paged_attention_xla(q, *bits, *rest, **inputs.static)
+    expected = reference(q, *(pages.astype(jnp.float32) for pages in narrow), *rest, **inputs.static)
+    # Scaled queries and weights of the softmax are rounded to bfloat16, whose half unit is 2**-9.
+    np.testing.assert_allclose(got, expected, atol=3 * 2**-9)
+    np.testing.assert_array_equal(reference(q, *bits, *rest, **inputs.static), expected)
+
+
+def test_write_kv_rounds_to_the_bits_of_bfloat16():
+    pages = jnp.zeros((2, 1, 2, 3), jnp.uint16)
+    new = jnp.array([[[1.0, -2.5, 1.0 + 2**-9]]])
+    written = jax.lax.bitcast_convert_type(write_kv(pages, pages, new, new, jnp.array([3]))[0], jnp.bfloat16)
+    np.testing.assert_array_equal(written[1, 0, 1].astype(jnp.float32), [1.0, -2.5, 1.0])
+    assert not written.at[1, 0, 1].set(0).any()
+
+
 def test_write_kv_places_tokens_and_drops_padding():
     N, K, B, D = 3, 2, 4, 5
     k = jnp.arange(4 * K * D, dtype=jnp.float32).reshape(4, K, D) + 1
@@ -113,10 +135,11 @@ def test_write_kv_places_tokens_and_drops_padding():
     np.testing.assert_array_equal(v_pages, -expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
 @pytest.mark.parametrize("tokens", [1, 64])
-def test_a_step_that_donates_its_pages_copies_none(tokens):
-    N, K, B, D = 400, 2, 16, 8
-    pages, new, ints = jnp.zeros((N, K, B, D)), jnp.zeros((tokens, K, D)), jnp.zeros((tokens, 4), jnp.int32)
+def test_a_step_that_donates_its_pages_copies_none(tokens, dtype):
+    N, K, B, D = 800, 2, 16, 8
+    pages, new, ints = jnp.zeros((N, K, B, D), dtype), jnp.zeros((tokens, K, D)), jnp.zeros((tokens, 4), jnp.int32)
 
     def step(layers, k, slots, table, starts, contexts):
         plan = make_plan(table, starts, contexts, tokens=tokens, pages=N, page_size=B, decode=True)
@@ -132,7 +155,7 @@ def test_a_step_that_donates_its_pages_copies_none(tokens):
         ints[:, 0],
     )
     compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
-    pool = rf"f32\[(?:{N},{K},{B},{D}|{N * K * B},{D})\]"
+    pool = rf"(?:f32|u16)\[(?:{N},{K},{B},{D}|{N * K * B},{D})\]"
     assert not re.findall(rf"= {pool}\S* copy\(", compiled.as_text())
     assert compiled.memory_analysis().temp_size_in_bytes < pages.nbytes
     assert compiled.memory_analysis().alias_size_in_bytes >= 4 * pages.nbytes
