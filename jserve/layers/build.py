@@ -42,7 +42,7 @@ class Build:
 
     @property
     def kv_dtype(self) -> jnp.dtype:
-        """Of the KV cache: the activations', but the bits of bfloat16 where a bfloat16 model has float32 activations."""
+        """Of the KV cache: the activations', but bits of bfloat16 where a bfloat16 model has float32 activations."""
         widened = self.dtype == jnp.bfloat16 and self.activations == jnp.float32
         return jnp.dtype("uint16") if widened else self.activations
 

@@ -16,7 +16,7 @@ from jserve.layers.build import TENSOR_AXIS
 logger = logging.getLogger(__name__)
 
 VECTORIZED_COPIES = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
-"""XLA:CPU unrolls a short inner loop before it would vectorise it: copies of 16-bit pages are then five times slower."""
+"""XLA:CPU unrolls a short inner loop before it would vectorise it; copies of 16-bit pages are then 5 times slower."""
 
 
 def has_nvidia_gpu() -> bool:
