@@ -37,7 +37,7 @@ slow: $(VENV)/test-installed model  ## the tests that take minutes, with further
 test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this machine, without a GPU, in full size
 	$(BIN)/python -m pytest tests/gpu_compile -m "slow or not slow"
 
-bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 28 minutes, after installing them once
+bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 29 minutes, after installing them once
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 bench-load: $(VENV)/bench-installed  ## load generator against running servers: make bench-load ARGS="--url a=http://..."

@@ -197,7 +197,7 @@ def arguments() -> argparse.ArgumentParser:
     known = ", ".join(server.name for server in SERVERS)
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--servers", metavar="NAME,...", help=f"in serving and goodput, of {known}; default: all")
-    parser.add_argument("--minutes", type=float, default=28.0, help="for all parts together (default 28)")
+    parser.add_argument("--minutes", type=float, default=29.0, help="for all parts together (default 29)")
     parser.add_argument("--model", type=Path, default=MODEL, metavar="GGUF", help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a few tokens, to try the command; figures mean nothing")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results; with --tiny: a new one")

@@ -155,7 +155,9 @@ def test_the_sampler_keeps_its_state_in_place(gpus: int, name: str) -> None:
 
 
 @each_mesh
-@pytest.mark.parametrize("name", [DECODE, MIXED, "sample 32 greedy", "sample 32 draws", "logprobs 32", *FEW])
+@pytest.mark.parametrize(
+    "name", [DECODE, MIXED, "sample 32 greedy", "sample 32 draws", "logprobs 32", "few logprobs 32"]
+)
 def test_dispatch_never_waits_for_the_device(gpus: int, name: str) -> None:
     """A loop or a branch outside a graph makes XLA's runtime wait for its condition before it goes on."""
     assert not {"While", "Conditional"} & set(step(gpus, name)["outside_graphs"])
