@@ -150,7 +150,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
             f"{source}: num_attention_heads is {heads}, not a multiple of num_key_value_heads {kv_heads}"
         )
     eos = raw.get("eos_token_id")
-    types = _layer_types(raw, layers, source)
+    types = _layer_types(reader, layers)
     architectures = raw.get("architectures") or ["(none)"]
     return ModelConfig(
         architecture=architectures[0],
@@ -168,8 +168,8 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)),
         mlp_bias=bool(raw.get("mlp_bias", False)),
-        layer_windows=_layer_windows(raw, types, layers),
-        layer_ropes=_layer_ropes(raw, types, layers, source),
+        layer_windows=_layer_windows(raw, reader, types, layers),
+        layer_ropes=_layer_ropes(raw, reader, types, layers, source),
         attention_scale=_attention_scale(reader),
         attention_soft_cap=reader.optional_number("attn_logit_softcapping"),
         logit_soft_cap=reader.optional_number("final_logit_softcapping"),
@@ -188,10 +188,10 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
 
     Of parameters for each type of layer, those of the layers that see everything.
     """
-    parameters = raw.get("rope_parameters") or {}
+    parameters = _dictionary(raw, "rope_parameters", source)
     if "full_attention" in parameters:
-        parameters = parameters["full_attention"]
-    merged = {**(raw.get("rope_scaling") or {}), **parameters}
+        parameters = _dictionary(parameters, "full_attention", source)
+    merged = {**_dictionary(raw, "rope_scaling", source), **parameters}
     theta = float(merged.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
     old_kind = merged.pop("type", "default")
     kind = merged.pop("rope_type", old_kind)
@@ -217,28 +217,37 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
     )
 
 
+def _dictionary(raw: dict[str, Any], name: str, source: Path | str) -> dict[str, Any]:
+    value = raw.get(name) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{source}: {name} is {value!r} but must be an object")
+    return value
+
+
 def _attention_scale(reader: "_Fields") -> float | None:
     scalar = reader.optional_number("query_pre_attn_scalar")
     return reader.optional_number("attention_multiplier") if scalar is None else scalar**-0.5
 
 
-def _layer_types(raw: dict[str, Any], layers: int, source: Path | str) -> list[str] | None:
+def _layer_types(reader: "_Fields", layers: int) -> list[str] | None:
     """One of LAYER_TYPES for each layer; None where the configuration does not tell layers apart."""
-    types = raw.get("layer_types")
+    types = reader.for_each_layer("layer_types", layers)
     if types is None:
-        pattern = raw.get("sliding_window_pattern")
+        pattern = reader.optional_integer("sliding_window_pattern")
         return [LAYER_TYPES[(layer + 1) % pattern > 0] for layer in range(layers)] if pattern else None
     unknown = [kind for kind in types if kind not in LAYER_TYPES]
     if unknown:
-        raise CheckpointError(f"{source}: layer_types has {unknown[0]!r}; supported are {', '.join(LAYER_TYPES)}")
-    if len(types) != layers:
-        raise CheckpointError(f"{source}: layer_types has {len(types)} entries, num_hidden_layers is {layers}")
-    return list(types)
+        raise reader.wrong("layer_types", f"has {unknown[0]!r}; supported are {', '.join(LAYER_TYPES)}")
+    return types
 
 
-def _layer_windows(raw: dict[str, Any], types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-    window = raw.get("sliding_window")
-    if not window or raw.get("use_sliding_window") is False:
+def _layer_windows(
+    raw: dict[str, Any], reader: "_Fields", types: list[str] | None, layers: int
+) -> tuple[int | None, ...]:
+    if raw.get("use_sliding_window") is False:
+        return (None,) * layers
+    window = reader.optional_integer("sliding_window")
+    if window is None:
         return (None,) * layers
     if types:
         return tuple(window if kind == "sliding_attention" else None for kind in types)
@@ -247,22 +256,22 @@ def _layer_windows(raw: dict[str, Any], types: list[str] | None, layers: int) ->
 
 
 def _layer_ropes(
-    raw: dict[str, Any], types: list[str] | None, layers: int, source: Path | str
+    raw: dict[str, Any], reader: "_Fields", types: list[str] | None, layers: int, source: Path | str
 ) -> tuple[RopeConfig | None, ...]:
     """`no_rope_layers` is 1 for each layer that has a rotary embedding: SmolLM3 named it."""
     whole = read_rope(raw, source=source)
     local = _local_rope(raw, whole, source)
     ropes = [local if types and types[layer] == "sliding_attention" else whole for layer in range(layers)]
-    every = raw.get("no_rope_layer_interval") or layers + 1
-    has_rope = raw.get("no_rope_layers") or [int((layer + 1) % every > 0) for layer in range(layers)]
-    if len(has_rope) != layers:
-        raise CheckpointError(f"{source}: no_rope_layers has {len(has_rope)} entries, num_hidden_layers is {layers}")
+    has_rope = reader.for_each_layer("no_rope_layers", layers)
+    if has_rope is None:
+        every = reader.optional_integer("no_rope_layer_interval") or layers + 1
+        has_rope = [(layer + 1) % every > 0 for layer in range(layers)]
     return tuple(rope if has else None for rope, has in zip(ropes, has_rope, strict=True))
 
 
 def _local_rope(raw: dict[str, Any], whole: RopeConfig, source: Path | str) -> RopeConfig:
     """Of the layers with a window; `whole` where they are not told apart."""
-    parameters = (raw.get("rope_parameters") or {}).get("sliding_attention")
+    parameters = _dictionary(raw, "rope_parameters", source).get("sliding_attention")
     if parameters is not None:
         return read_rope({**raw, "rope_scaling": None, "rope_parameters": parameters}, source=source)
     base = raw.get("rope_local_base_freq")
@@ -283,6 +292,23 @@ class _Fields:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive integer")
         return value
+
+    def optional_integer(self, name: str) -> int | None:
+        """None where it is missing, null or 0."""
+        return self.integer(name) if self._raw.get(name) else None
+
+    def for_each_layer(self, name: str, layers: int) -> list[Any] | None:
+        """A list with one entry for each layer; None where it is missing, null or empty."""
+        value = self._raw.get(name)
+        if not value:
+            return None
+        if not isinstance(value, list) or len(value) != layers:
+            count = f"has {len(value)} entries" if isinstance(value, list) else f"is {value!r}"
+            raise self.wrong(name, f"{count} but must be a list of one for each of {layers} layers")
+        return list(value)
+
+    def wrong(self, name: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: {name} {problem}")
 
     def number(self, name: str, *, default: float) -> float:
         value = self.optional_number(name)

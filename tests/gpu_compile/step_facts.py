@@ -36,6 +36,7 @@ from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.weights.load import parameters
 from pallas_kernels.gpu_target import abstract_gpus, gpu_topology
 from tests.gpu_compile import program_text as text
+from tests.models.published import PUBLISHED
 
 GPU = "h200"
 DUMP = Path(tempfile.gettempdir()) / f"step-facts-{os.getpid()}"
@@ -69,9 +70,10 @@ class Facts:
     launches: int
 
 
-def programs(gpus: int, layers: int, seqs: int, tokens: int) -> Programs:
-    """jserve's programs for the 8B shape over `gpus` compile-only devices."""
-    family, config = resolve({**LLAMA_3_1_8B, "num_hidden_layers": layers}, source="llama-3.1-8b")
+def programs(gpus: int, layers: int, seqs: int, tokens: int, model: str | None = None) -> Programs:
+    """jserve's programs over `gpus` compile-only devices, for the 8B shape or that of a published model."""
+    fields = LLAMA_3_1_8B if model is None else PUBLISHED[model].fields
+    family, config = resolve({**fields, "num_hidden_layers": layers}, source=model or "llama-3.1-8b")
     mesh = Mesh(np.array(gpu_topology(GPU, gpus)), (TENSOR_AXIS,))
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
     shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size)
@@ -82,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--model", help="one of tests.models.published, instead of Llama-3.1-8B")
     parser.add_argument("--seqs", type=int, default=256, help="slots of the engine")
     parser.add_argument("--buckets", default="32x32,1024x32", help="TOKENSxROWS, several with commas")
     parser.add_argument("--samplers", default="32", help="rows, several with commas; empty for none")
@@ -90,7 +93,7 @@ def main() -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMP}"  # read when the first backend starts, below
     jax.config.update("jax_platforms", "cpu")
-    made = programs(args.gpus, args.layers, args.seqs, max(bucket.tokens for bucket in buckets))
+    made = programs(args.gpus, args.layers, args.seqs, max(bucket.tokens for bucket in buckets), args.model)
     wanted = [made.step(bucket) for bucket in buckets]
     for rows in filter(None, args.samplers.split(",")):
         wanted += [made.sampler(int(rows), variant) for variant in sampling.VARIANTS]

@@ -54,8 +54,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear rope": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
     "granite": ("GraniteForCausalLM", GRANITE),
     "mistral, sliding window": ("MistralForCausalLM", {"sliding_window": 7}),
-    "olmo 2": ("Olmo2ForCausalLM", {}),
-    "olmo 2, all heads apart": ("Olmo2ForCausalLM", {"num_key_value_heads": 4, "attention_bias": True}),
+    "olmo 2, biases": ("Olmo2ForCausalLM", {"attention_bias": True}),
+    "olmo 2, one KV head": ("Olmo2ForCausalLM", {"num_key_value_heads": 1}),
     "phi 3, sliding window": ("Phi3ForCausalLM", {"sliding_window": 9}),
     "phi 4, partial rotary, tied": (
         "Phi3ForCausalLM",
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-ON_TWO_DEVICES = {"gemma 3, scaled global rope", "olmo 2", "phi 3, sliding window", "gpt 2", "gpt neox"}
+ON_TWO_DEVICES = {"gemma 3, scaled global rope", "olmo 2, one KV head", "phi 3, sliding window", "gpt 2", "gpt neox"}
 """Tensor parallel in the default run. `slow` runs every case so."""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}

@@ -1,7 +1,6 @@
 """The `config.json` of published checkpoints, in the spelling they have, against what is known of the models."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,116 +10,13 @@ import pytest
 from jax.sharding import Mesh
 
 from jserve.config import ModelConfig
+from jserve.errors import CheckpointError
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.models.registry import resolve
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Fields that matter, and how many parameters the checkpoint holds."""
-
-    fields: dict[str, Any]
-    parameters: int
-
-
-LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6}
-PUBLISHED = {
-    "falcon3-7b": Published(
-        {**LLAMA, "hidden_size": 3072, "intermediate_size": 23040, "num_hidden_layers": 28, "num_attention_heads": 12}
-        | {"num_key_value_heads": 4, "head_dim": 256, "vocab_size": 131072, "max_position_embeddings": 32768}
-        | {"rope_theta": 1000042, "rope_scaling": None, "tie_word_embeddings": False},
-        7_455_550_464,
-    ),
-    "deepseek-llm-7b": Published(
-        {**LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32}
-        | {"num_key_value_heads": 32, "vocab_size": 102400, "max_position_embeddings": 4096, "rope_theta": 10000.0},
-        6_910_365_696,
-    ),
-    "gemma-2-2b": Published(
-        {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256}
-        | {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 256000}
-        | {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096}
-        | {"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-        | {"max_position_embeddings": 8192, "rope_theta": 10000.0, "cache_implementation": "hybrid"},
-        2_614_341_888,
-    ),
-    "gemma-3-1b": Published(
-        {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "intermediate_size": 6912, "head_dim": 256}
-        | {"num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "vocab_size": 262144}
-        | {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 512, "sliding_window_pattern": 6}
-        | {"query_pre_attn_scalar": 256, "attn_logit_softcapping": None, "final_logit_softcapping": None}
-        | {"max_position_embeddings": 32768, "rope_theta": 1000000, "rope_local_base_freq": 10000},
-        999_885_952,
-    ),
-    "gemma-3-4b": Published(
-        {
-            "architectures": ["Gemma3ForConditionalGeneration"],
-            "eos_token_id": [1, 106],
-            "text_config": {
-                "hidden_size": 2560,
-                "intermediate_size": 10240,
-                "model_type": "gemma3_text",
-                "num_hidden_layers": 34,
-                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-                "sliding_window": 1024,
-            },
-            "vision_config": {"hidden_size": 1152, "num_hidden_layers": 27},
-        },
-        3_880_263_168,  # of 4,300,079,472 with the vision tower
-    ),
-    "phi-3-mini-128k": Published(
-        {"architectures": ["Phi3ForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192, "hidden_act": "silu"}
-        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064}
-        | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0}
-        | {"rope_scaling": {"type": "su", "long_factor": [1.0] * 48, "short_factor": [1.0] * 48}}
-        | {"sliding_window": 262144, "tie_word_embeddings": False},
-        3_821_079_552,
-    ),
-    "phi-4-mini": Published(
-        {"architectures": ["Phi3ForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192, "hidden_act": "silu"}
-        | {"num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200064}
-        | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0}
-        | {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 48, "short_factor": [1.0] * 48}}
-        | {"partial_rotary_factor": 0.75, "sliding_window": 262144, "tie_word_embeddings": True},
-        3_836_021_760,
-    ),
-    "phi-4": Published(
-        {"architectures": ["Phi3ForCausalLM"], "hidden_size": 5120, "intermediate_size": 17920, "hidden_act": "silu"}
-        | {"num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 10, "vocab_size": 100352}
-        | {"max_position_embeddings": 16384, "original_max_position_embeddings": 16384, "rope_theta": 250000}
-        | {"rope_scaling": None, "sliding_window": None, "tie_word_embeddings": False},
-        14_659_507_200,
-    ),
-    "smollm3-3b": Published(
-        {"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048, "intermediate_size": 11008}
-        | {"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128256}
-        | {"max_position_embeddings": 65536, "no_rope_layers": [1, 1, 1, 0] * 9, "no_rope_layer_interval": 4}
-        | {"rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False},
-        3_075_098_624,
-    ),
-    "starcoder2-3b": Published(
-        {"architectures": ["Starcoder2ForCausalLM"], "hidden_size": 3072, "intermediate_size": 12288}
-        | {"num_hidden_layers": 30, "num_attention_heads": 24, "num_key_value_heads": 2, "vocab_size": 49152}
-        | {"hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "norm_type": "layer_norm", "use_bias": True}
-        | {"max_position_embeddings": 16384, "rope_theta": 999999.4420358813, "sliding_window": 4096},
-        3_030_371_328,
-    ),
-    "gpt2": Published(
-        {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
-        | {"n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257},
-        124_439_808,
-    ),
-    "pythia-160m": Published(
-        {"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 768, "intermediate_size": 3072, "hidden_act": "gelu"}
-        | {"num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 50304, "layer_norm_eps": 1e-5}
-        | {"max_position_embeddings": 2048, "rotary_emb_base": 10000, "rotary_pct": 0.25}
-        | {"tie_word_embeddings": False, "use_parallel_residual": True},
-        162_322_944,
-    ),
-}
+from tests.models.published import PUBLISHED
 
 
 def config_of(name: str) -> ModelConfig:
@@ -155,3 +51,20 @@ def test_phi_rotates_a_part_of_each_head_by_longrope() -> None:
 def test_smollm_3_has_no_rope_on_every_fourth_layer() -> None:
     config = config_of("smollm3-3b")
     assert [layer for layer, rope in enumerate(config.layer_ropes) if rope is None] == list(range(3, 36, 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types has 3 entries but must be a list of one for each of 34"),
+        ({"layer_types": ["chunked_attention"] * 34}, "layer_types has 'chunked_attention'; supported are full_attention"),
+        ({"sliding_window_pattern": "six"}, "sliding_window_pattern is 'six' but must be a positive integer"),
+        ({"no_rope_layers": 4}, "no_rope_layers is 4 but must be a list"),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\] but must be an object"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0 but must be a positive number"),
+    ],
+)
+def test_impossible_layers_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    raw = PUBLISHED["gemma-3-4b"].fields
+    with pytest.raises(CheckpointError, match=message):
+        resolve({**raw, "text_config": {**raw["text_config"], **fields}}, source="config.json")

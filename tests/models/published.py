@@ -1,0 +1,130 @@
+"""The `config.json` of published checkpoints, the fields that matter, in the spelling that they have."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Fields that matter, and how many parameters the checkpoint holds."""
+
+    fields: dict[str, Any]
+    parameters: int
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6}
+PUBLISHED = {
+    "falcon3-7b": Published(
+        {**LLAMA, "hidden_size": 3072, "intermediate_size": 23040, "num_hidden_layers": 28, "num_attention_heads": 12}
+        | {"num_key_value_heads": 4, "head_dim": 256, "vocab_size": 131072, "max_position_embeddings": 32768}
+        | {"rope_theta": 1000042, "rope_scaling": None, "tie_word_embeddings": False},
+        7_455_550_464,
+    ),
+    "deepseek-llm-7b": Published(
+        {**LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32}
+        | {"num_key_value_heads": 32, "vocab_size": 102400, "max_position_embeddings": 4096, "rope_theta": 10000.0},
+        6_910_365_696,
+    ),
+    "gemma-2-2b": Published(
+        {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256}
+        | {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 256000}
+        | {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096}
+        | {"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+        | {"max_position_embeddings": 8192, "rope_theta": 10000.0, "cache_implementation": "hybrid"},
+        2_614_341_888,
+    ),
+    "gemma-3-1b": Published(
+        {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "intermediate_size": 6912, "head_dim": 256}
+        | {"num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "vocab_size": 262144}
+        | {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 512, "sliding_window_pattern": 6}
+        | {"query_pre_attn_scalar": 256, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+        | {"max_position_embeddings": 32768, "rope_theta": 1000000, "rope_local_base_freq": 10000},
+        999_885_952,
+    ),
+    "gemma-3-4b": Published(
+        {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "eos_token_id": [1, 106],
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 10240,
+                "model_type": "gemma3_text",
+                "num_hidden_layers": 34,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "sliding_window": 1024,
+            },
+            "vision_config": {"hidden_size": 1152, "num_hidden_layers": 27},
+        },
+        3_880_263_168,  # of 4,300,079,472 with the vision tower
+    ),
+    "phi-3-mini-128k": Published(
+        {"architectures": ["Phi3ForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192, "hidden_act": "silu"}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064}
+        | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0}
+        | {"rope_scaling": {"type": "su", "long_factor": [1.0] * 48, "short_factor": [1.0] * 48}}
+        | {"sliding_window": 262144, "tie_word_embeddings": False},
+        3_821_079_552,
+    ),
+    "phi-4-mini": Published(
+        {"architectures": ["Phi3ForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192, "hidden_act": "silu"}
+        | {"num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200064}
+        | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0}
+        | {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 48, "short_factor": [1.0] * 48}}
+        | {"partial_rotary_factor": 0.75, "sliding_window": 262144, "tie_word_embeddings": True},
+        3_836_021_760,
+    ),
+    "phi-4": Published(
+        {"architectures": ["Phi3ForCausalLM"], "hidden_size": 5120, "intermediate_size": 17920, "hidden_act": "silu"}
+        | {"num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 10, "vocab_size": 100352}
+        | {"max_position_embeddings": 16384, "original_max_position_embeddings": 16384, "rope_theta": 250000}
+        | {"rope_scaling": None, "sliding_window": None, "tie_word_embeddings": False},
+        14_659_507_200,
+    ),
+    "smollm3-3b": Published(
+        {"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048, "intermediate_size": 11008}
+        | {"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128256}
+        | {"max_position_embeddings": 65536, "no_rope_layers": [1, 1, 1, 0] * 9, "no_rope_layer_interval": 4}
+        | {"rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False},
+        3_075_098_624,
+    ),
+    "starcoder2-3b": Published(
+        {"architectures": ["Starcoder2ForCausalLM"], "hidden_size": 3072, "intermediate_size": 12288}
+        | {"num_hidden_layers": 30, "num_attention_heads": 24, "num_key_value_heads": 2, "vocab_size": 49152}
+        | {"hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "norm_type": "layer_norm", "use_bias": True}
+        | {"max_position_embeddings": 16384, "rope_theta": 999999.4420358813, "sliding_window": 4096},
+        3_030_371_328,
+    ),
+    "gpt2": Published(
+        {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+        | {"n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257},
+        124_439_808,
+    ),
+    "pythia-160m": Published(
+        {"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 768, "intermediate_size": 3072, "hidden_act": "gelu"}
+        | {"num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 50304, "layer_norm_eps": 1e-5}
+        | {"max_position_embeddings": 2048, "rotary_emb_base": 10000, "rotary_pct": 0.25}
+        | {"tie_word_embeddings": False, "use_parallel_residual": True},
+        162_322_944,
+    ),
+    "olmo-2-7b": Published(
+        {"architectures": ["Olmo2ForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008, "hidden_act": "silu"}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100352}
+        | {"max_position_embeddings": 4096, "rope_theta": 500000, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+        7_298_617_344,
+    ),
+    "command-r7b": Published(
+        {"architectures": ["Cohere2ForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 256000}
+        | {"layer_norm_eps": 1e-05, "logit_scale": 0.25, "max_position_embeddings": 132096, "rope_theta": 50000}
+        | {"rotary_pct": 1.0, "sliding_window": 4096, "sliding_window_pattern": 4, "use_parallel_block": True},
+        8_028_033_024,
+    ),
+    "granite-3.1-8b": Published(
+        {"architectures": ["GraniteForCausalLM"], "hidden_size": 4096, "intermediate_size": 12800}
+        | {"num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 49155}
+        | {"attention_multiplier": 0.0078125, "embedding_multiplier": 12.0, "logits_scaling": 16.0}
+        | {"residual_multiplier": 0.22, "rope_theta": 10000000.0, "tie_word_embeddings": True}
+        | {"max_position_embeddings": 131072, "rms_norm_eps": 1e-05},
+        8_170_848_256,
+    ),
+}
