@@ -15,6 +15,8 @@ from jserve.errors import CheckpointError, ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int8-w8a8", "fp8", "int4")
 """What weights can be rounded to while they are loaded."""
+STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8")
+"""What checkpoints can be quantized in; `--quantization` may say so."""
 LOAD_FORMATS = ("auto", "dummy")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
 LAYER_TYPES = ("full_attention", "sliding_attention")

@@ -17,7 +17,7 @@ from jserve.api.foreign_flags import hint_for
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.api.sizes import parse_count, parse_size
 from jserve.api.speech_options import add_speech_options
-from jserve.config import DTYPES, LOAD_FORMATS, QUANTIZATIONS, EngineConfig
+from jserve.config import DTYPES, LOAD_FORMATS, QUANTIZATIONS, STORED_QUANTIZATIONS, EngineConfig
 from jserve.errors import ConfigError
 from jserve.version import __version__
 
@@ -87,9 +87,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--quantization",
-        choices=QUANTIZATIONS,
+        choices=(*QUANTIZATIONS, *(name for name in STORED_QUANTIZATIONS if name not in QUANTIZATIONS)),
         help="round the weights of linear layers while loading: `int8` and `int4` (groups of up to 128 inputs) keep "
-        "activations as they are, `int8-w8a8` and `fp8` round those too (default: as the checkpoint has them)",
+        "activations as they are, `int8-w8a8` and `fp8` round those too; the others say what the checkpoint is, which "
+        "is seen without (default: as the checkpoint has them)",
     )
     group.add_argument(
         "--load-format",

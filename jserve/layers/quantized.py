@@ -68,7 +68,6 @@ def _quantize(linear: Linear, path: tuple[str, ...], plan: WeightPlan) -> None:
     layout = scheme.layout(inputs) if scheme is not None else None
     if scheme is None or layout is None:
         return
-    if axes[-1] is not None:
-        layout = fit_devices(layout, inputs, linear.build.tensor_parallel)
+    layout = fit_devices(layout, inputs, linear.build.tensor_parallel if axes[-1] is not None else 1)
     weight = abstract_weight(layout, shape[:-1], inputs)
     linear.weight = nnx.Param(weight, axes=shardings(layout, axes), source=source, scheme=scheme)  # type: ignore[arg-type]

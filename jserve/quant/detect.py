@@ -5,15 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from jserve.errors import CheckpointError, ConfigError
+from jserve.quant.awq import read_awq
+from jserve.quant.compressed_tensors import read_compressed_tensors
+from jserve.quant.fp8 import read_fp8
+from jserve.quant.gptq import read_gptq
 from jserve.quant.on_load import METHODS, OnLoad
 from jserve.quant.scheme import Quantization
 
-STORED: Mapping[str, Callable[[Mapping[str, Any]], Quantization]] = {}
-"""By `quant_method`: reads the format's part of `quantization_config`, or raises CheckpointError."""
+STORED: Mapping[str, Callable[[Mapping[str, Any], str], Quantization]] = {
+    "compressed-tensors": read_compressed_tensors,
+    "awq": read_awq,
+    "gptq": read_gptq,
+    "fp8": read_fp8,
+    "fbgemm_fp8": read_fp8,
+}
+"""By `quant_method`: reads `quantization_config`, told in which type scales are, or raises CheckpointError."""
+HALVES = ("float16", "bfloat16")
 
 
-def detect(raw: Mapping[str, Any], asked: str | None, *, source: Path | str) -> Quantization | None:
+def detect(
+    raw: Mapping[str, Any], asked: str | None, tensors: Mapping[str, Any], *, source: Path | str
+) -> Quantization | None:
     """The format of a model whose `config.json` is `raw` where `--quantization` is `asked`; None: as it is.
+
+    `tensors` are those of the checkpoint by name, with their `dtype`; empty where it has none.
 
     Raises CheckpointError for a format that is not supported, ConfigError where both do not go together.
     """
@@ -39,6 +54,13 @@ def detect(raw: Mapping[str, Any], asked: str | None, *, source: Path | str) -> 
             "take the model's unquantized weights"
         )
     try:
-        return STORED[str(method)](stored)
+        return STORED[str(method)](stored, _scale_dtype(raw, tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
+
+
+def _scale_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
+    """The 16-bit type that all scales are in, so that they stay as they are; float32 otherwise."""
+    found = {info.dtype for name, info in tensors.items() if name.endswith((".scales", ".weight_scale"))}
+    declared = str(raw.get("dtype") or raw.get("torch_dtype"))
+    return next((half for half in HALVES if found == {half} or (not found and declared == half)), "float32")

@@ -13,6 +13,8 @@ from jserve.quant.weight import Layout
 
 Array = np.ndarray[Any, Any]
 Index = tuple[slice, ...]
+Shapes = dict[str, tuple[int, ...]]
+"""Of tensors, by name."""
 Read = Callable[[str, Index], Array]
 """Reads a slice of a tensor of the checkpoint by its name relative to the module."""
 
@@ -20,7 +22,7 @@ Read = Callable[[str, Index], Array]
 class Source(Protocol):
     """`jserve.layers.source.Source`: assembles a parameter `[*outputs, inputs]` from tensors `[rows, inputs]`."""
 
-    def names(self) -> dict[str, tuple[int, ...]]: ...
+    def names(self) -> Shapes: ...
 
     def read(self, read: Read, index: Index) -> Array: ...
 
@@ -40,7 +42,7 @@ class Scheme(Protocol):
     def layout(self, inputs: int) -> Layout | None:
         """The weight's layout; None where it stays as it is."""
 
-    def tensors(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    def tensors(self, name: str, shape: tuple[int, ...]) -> Shapes:
         """What the checkpoint must have in place of the weight `name`, `[outputs, inputs]`."""
 
     def read(self, source: Source, read: Read, outputs: Index, inputs: int) -> Parts:

@@ -113,7 +113,7 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     paper = _PaperMesh(kind, parts)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
     shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
-    quantization = detect(checkpoint.config(), asked.quantization, source=checkpoint.path)
+    quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     programs = Programs(family, config, plain, shape, weights)
     model = programs.abstract_model()

@@ -71,7 +71,7 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
         if checkpoint.format == "orbax":
             raise ConfigError(f"{asked.model} is converted already")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
-        if detect(checkpoint.config(), None, source=checkpoint.path) is not None:
+        if detect(checkpoint.config(), None, checkpoint.tensors(), source=checkpoint.path) is not None:
             raise ConfigError(f"{asked.model} has quantized weights, which are not converted; serve it as it is")
         tokenizer = load_tokenizer(asked.model)
         dtype = jnp.dtype(config.dtype if asked.dtype == "auto" else asked.dtype)

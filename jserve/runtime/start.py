@@ -87,7 +87,7 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     device = mesh.devices.flat[0]
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
     check_parallel(config, asked.tensor_parallel_size)
-    quantization = detect(checkpoint.config(), asked.quantization, source=checkpoint.path)
+    quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     build, model = _build(asked, config, family, mesh, checkpoint, weights)
     weights_bytes = _bytes_per_device(model, mesh)

@@ -221,6 +221,8 @@ def resolve_names(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) ->
             if spelling is None:
                 raise CheckpointError(_missing(name, tensors))
             info = tensors[spelling]
+            if parameter.scheme is None:
+                _refuse_scaled(spelling, tensors)
             if info.shape != shape and (parameter.scheme is None or _without_ones(info.shape) != _without_ones(shape)):
                 raise CheckpointError(
                     f"{info.file}: tensor {spelling} has shape {list(info.shape)} but the configuration "
@@ -228,6 +230,15 @@ def resolve_names(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) ->
                 )
             names[name] = spelling
     return names
+
+
+def _refuse_scaled(name: str, tensors: Mapping[str, TensorInfo]) -> None:
+    """A tensor that is read as it is must not be one that only its scales make whole."""
+    if name.endswith(".weight") and any(f"{name}{suffix}" in tensors for suffix in ("_scale", "_scale_inv")):
+        raise CheckpointError(
+            f"{tensors[name].file}: {name} is quantized, which is supported of linear layers inside the model "
+            "alone, not of the token table, the output projection and norms; quantize the model without it"
+        )
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jserve.engine import EngineCore
+from tests.quant.writers import STATIC_SCALE
 from tests.worlds import greedy, reference, reference_logits, run, tokens_of
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
@@ -60,9 +61,11 @@ def _round_input(kind: str, shares: int, _: torch.nn.Module, args: tuple[torch.T
     return torch.cat([_rounded_rows(share, kind) for share in args[0].chunk(shares, -1)], -1)
 
 
-def _rounded_rows(x: torch.Tensor, kind: str) -> torch.Tensor:
+def _rounded_rows(x: torch.Tensor, activations: str) -> torch.Tensor:
+    """`activations`: "int8" or "fp8", and "static" where the scale is fixed."""
+    kind, _, static = activations.partition(" ")
     largest = 127 if kind == "int8" else 448
-    scale = x.abs().amax(-1, keepdim=True) / largest
+    scale = torch.tensor(STATIC_SCALE) if static else x.abs().amax(-1, keepdim=True) / largest
     scaled = (x / scale).clamp(-largest, largest)
     return (scaled.round() if kind == "int8" else scaled.to(torch.float8_e4m3fn).float()) * scale
 
