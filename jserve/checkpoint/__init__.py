@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jserve.checkpoint.base import Checkpoint, TensorInfo
 from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_converted
+from jserve.checkpoint.gguf_split import first_part, without_later_parts
 from jserve.checkpoint.mapped_file import MappedFile
 from jserve.checkpoint.ollama_store import OllamaModel, find_ollama_model, is_ollama_name
 from jserve.errors import CheckpointError
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoint:
-    """Open a Hugging Face directory, a GGUF file, a directory that holds exactly one,
+    """Open a Hugging Face directory, a GGUF file, a directory that holds exactly one (or the parts of one),
     `ollama:NAME[:TAG]`, or what `jserve convert` wrote.
 
     Without `needs_weights` a directory may hold `config.json` alone; it then has no tensors.
@@ -54,7 +55,7 @@ def find_gguf(path: str | Path) -> Path | None:
         return _require_gguf(find_ollama_model(path).gguf)
     path = Path(path)
     if path.is_file():
-        return _require_gguf(path)
+        return first_part(_require_gguf(path))
     if not path.is_dir():
         raise CheckpointError(
             f"{path} does not exist; --model takes a local directory in Hugging Face format, a .gguf file, or "
@@ -62,7 +63,7 @@ def find_gguf(path: str | Path) -> Path | None:
         )
     if (path / "config.json").exists():
         return None
-    files = sorted(path.glob("*.gguf"))
+    files = without_later_parts(sorted(path.glob("*.gguf")))
     if len(files) > 1:
         raise CheckpointError(
             f"{path} holds {len(files)} GGUF files ({_some([file.name for file in files])}); name one of them"

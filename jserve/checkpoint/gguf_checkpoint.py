@@ -1,4 +1,7 @@
-"""A GGUF file as a Hugging Face shaped checkpoint: names, row order, configuration and dequantized values."""
+"""A GGUF file, or the parts of a split one, as a Hugging Face shaped checkpoint.
+
+Names, row order, configuration and dequantized values.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from jserve.checkpoint.dequantize import BlockType, block_type, dequantize
 from jserve.checkpoint.gguf_config import ARCHITECTURES, build_config, build_generation_config
 from jserve.checkpoint.gguf_file import GgufFile, GgufTensor
 from jserve.checkpoint.gguf_names import NOT_WEIGHTS, PERMUTED_ARCHITECTURES, huggingface_name, permuted_part
+from jserve.checkpoint.gguf_split import open_other_parts
 from jserve.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
@@ -25,13 +29,17 @@ Array = np.ndarray[Any, Any]
 class _Stored:
     """Where a tensor lies and how to read it. `permuted_heads` is 0 where rows keep their order."""
 
+    file: GgufFile
     tensor: GgufTensor
     kind: BlockType
     permuted_heads: int
 
 
 class GgufCheckpoint:
-    """A `Checkpoint` of one GGUF file. Quantized tensors come out as float32; only the rows asked for."""
+    """A `Checkpoint` of one GGUF file or all parts of one, of which `path` is the first.
+
+    Quantized tensors come out as float32; only the rows asked for.
+    """
 
     format = "gguf"
 
@@ -41,10 +49,13 @@ class GgufCheckpoint:
         self._architecture = self._file.metadata.get("general.architecture")
         self._stored: dict[str, _Stored] = {}
         self._factors: list[float] | None = None
+        self._parts = [self._file]
         try:
             self._check_supported()
-            for tensor in self._file.tensors.values():
-                self._add(tensor)
+            self._parts += open_other_parts(self._file)
+            for file in self._parts:
+                for tensor in file.tensors.values():
+                    self._add(file, tensor)
             self._config = build_config(
                 self._file.metadata,
                 {name: stored.tensor.shape for name, stored in self._stored.items()},
@@ -53,11 +64,14 @@ class GgufCheckpoint:
             )
             self._undo_permutation()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
         self._infos = {
             name: TensorInfo(
-                stored.tensor.shape, (stored.kind.dtype or np.dtype(np.float32)).name, path, stored.kind.name
+                stored.tensor.shape,
+                (stored.kind.dtype or np.dtype(np.float32)).name,
+                stored.file.path,
+                stored.kind.name,
             )
             for name, stored in self._stored.items()
         }
@@ -80,7 +94,8 @@ class GgufCheckpoint:
         return values
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._parts:
+            file.close()
 
     def _read(self, stored: _Stored, index: tuple[slice | Array, ...]) -> Array:
         raw, kind = self._blocks(stored), stored.kind
@@ -112,7 +127,7 @@ class GgufCheckpoint:
                 (*tensor.shape[:-1], tensor.shape[-1] // kind.values, kind.size),
                 np.dtype(np.uint8),
             )
-        flat = np.frombuffer(self._file.file.buffer, dtype, math.prod(shape), tensor.offset)
+        flat = np.frombuffer(stored.file.file.buffer, dtype, math.prod(shape), tensor.offset)
         return flat.reshape(shape)
 
     def _check_supported(self) -> None:
@@ -121,36 +136,23 @@ class GgufCheckpoint:
                 f"{self.path} is a GGUF file of architecture {self._architecture!r}; supported are "
                 f"{', '.join(ARCHITECTURES)}. Other models load from their Hugging Face directory"
             )
-        if (parts := self._file.metadata.get("split.count", 1)) not in (0, 1):
-            raise CheckpointError(
-                f"{self.path} is one of {parts} parts; join them: `llama-gguf-split --merge FIRST OUT.gguf`"
-            )
 
-    def _add(self, tensor: GgufTensor) -> None:
-        stored = _Stored(tensor, self._check_tensor(tensor), 0)
+    def _add(self, file: GgufFile, tensor: GgufTensor) -> None:
+        stored = _Stored(file, tensor, _check_tensor(file, tensor), 0)
         if tensor.name in NOT_WEIGHTS:
             self._factors = [float(factor) for factor in self._read(stored, ()).ravel()]
             return
         name = huggingface_name(tensor.name)
         if name is None:
             raise CheckpointError(
-                f"{self.path}: tensor {tensor.name!r} is not known in architecture {self._architecture!r}; "
+                f"{file.path}: tensor {tensor.name!r} is not known in architecture {self._architecture!r}; "
                 "load the model from its Hugging Face directory"
             )
-        self._stored[name] = stored
-
-    def _check_tensor(self, tensor: GgufTensor) -> BlockType:
-        kind = block_type(tensor.type_id)
-        if kind is None:
-            raise CheckpointError(f"{self.path}: tensor {tensor.name!r} has the unsupported GGML type {tensor.type_id}")
-        count = math.prod(tensor.shape)
-        if count == 0 or not tensor.shape or tensor.shape[-1] % kind.values:
+        if name in self._stored:
             raise CheckpointError(
-                f"{self.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, which is empty or "
-                f"whose rows are not whole {kind.name} blocks of {kind.values}"
+                f"{file.path}: tensor {tensor.name!r} stands in another part too; the files are damaged"
             )
-        self._file.file.require(tensor.offset, count // kind.values * kind.size, f"tensor {tensor.name!r}")
-        return kind
+        self._stored[name] = stored
 
     def _undo_permutation(self) -> None:
         if self._architecture not in PERMUTED_ARCHITECTURES:
@@ -166,7 +168,21 @@ class GgufCheckpoint:
                     f"{self.path}: tensor {stored.tensor.name!r} has {rows} rows, which {heads[part]} heads "
                     "of an even size cannot share"
                 )
-            self._stored[name] = _Stored(stored.tensor, stored.kind, heads[part])
+            self._stored[name] = _Stored(stored.file, stored.tensor, stored.kind, heads[part])
+
+
+def _check_tensor(file: GgufFile, tensor: GgufTensor) -> BlockType:
+    kind = block_type(tensor.type_id)
+    if kind is None:
+        raise CheckpointError(f"{file.path}: tensor {tensor.name!r} has the unsupported GGML type {tensor.type_id}")
+    count = math.prod(tensor.shape)
+    if count == 0 or not tensor.shape or tensor.shape[-1] % kind.values:
+        raise CheckpointError(
+            f"{file.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, which is empty or "
+            f"whose rows are not whole {kind.name} blocks of {kind.values}"
+        )
+    file.file.require(tensor.offset, count // kind.values * kind.size, f"tensor {tensor.name!r}")
+    return kind
 
 
 def _block_range(part: slice | Array, length: int, kind: BlockType) -> tuple[int, int, slice]:

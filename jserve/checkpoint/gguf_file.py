@@ -23,6 +23,10 @@ _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 _MAX_DIMS = 4
 _MAX_NESTING = 4
+_MAX_HEADER = 256 << 20
+"""Bytes before the tensors. A vocabulary of 262,144 tokens with its merges takes some 10 MB."""
+_MAX_ITEMS = 1 << 24
+"""Of one array of the metadata; as Python's objects each takes tens of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class _Cursor:
     def numbers(self, code: str, count: int, what: str) -> tuple[Any, ...]:
         """`count` little-endian numbers of the `struct` code."""
         size = count * struct.calcsize("<" + code)
-        self.file.require(self.position, size, what)
+        self._check(count, size, what)
         values = struct.unpack_from(f"<{count}{code}", self.file.buffer, self.position)
         self.position += size
         return values
@@ -84,19 +88,30 @@ class _Cursor:
     def strings(self, count: int, what: str) -> list[str]:
         """`count` strings, each with its length in front. The loop is flat: vocabularies have 100,000s."""
         buffer, size, position = self.file.buffer, self.file.size, self.position
-        self.file.require(position, 8 * count, what)
+        self._check(count, 8 * count, what)
         unpack = struct.Struct("<Q").unpack_from
         found = []
         for _ in range(count):
             start = position + 8
             if start > size or (position := start + unpack(buffer, start - 8)[0]) > size:
                 self.file.require(start, size, what)
+            if position > _MAX_HEADER:
+                self._check(count, position - self.position, what)
             found.append(buffer[start:position])
         self.position = position
         try:
             return [text.decode() for text in found]
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.file.path}: {what} is not UTF-8 ({error}); the file is damaged") from None
+
+    def _check(self, count: int, size: int, what: str) -> None:
+        """Raise CheckpointError unless so many bytes are there, and are no more than a header has."""
+        self.file.require(self.position, size, what)
+        if count > _MAX_ITEMS or self.position + size > _MAX_HEADER:
+            raise CheckpointError(
+                f"{self.file.path}: {what} claims {count:,} items in {size:,} bytes; at most {_MAX_ITEMS:,} items, and "
+                f"{_MAX_HEADER:,} bytes before the tensors, are read"
+            )
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """JSON from a model's directory. Needs no numpy, so the API process reads configurations with it."""
 
 import json
+import math
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jserve.errors import CheckpointError
 
@@ -21,14 +23,33 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 def parse_json(text: bytes, path: Path) -> Any:
     """The value. Raises CheckpointError, naming the file, where it is not JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError where reading could wait for ever: a pipe or a device is no file of a model."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file")
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """A whole file of at most `limit` bytes. Raises CheckpointError where it cannot be read or is larger."""
     try:
+        check_regular(path)
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
     except FileNotFoundError:

@@ -10,6 +10,7 @@ import mmap
 from pathlib import Path
 from types import TracebackType
 
+from jserve.checkpoint.json_file import check_regular
 from jserve.errors import CheckpointError
 
 
@@ -19,6 +20,7 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_regular(path)
             with path.open("rb") as stream:
                 stream.seek(0, 2)
                 self.size = stream.tell()

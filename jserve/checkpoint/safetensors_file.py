@@ -23,6 +23,8 @@ from jserve.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 
+MAX_AXES = 8
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -85,7 +87,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: its header claims {length:,} bytes, more than safetensors allows")
         self._file.require(8, length, "the header")
         try:
-            header = json.loads(self._file.slice(8, 8 + length))
+            header = json.loads(self._file.slice(8, 8 + length), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is not JSON ({error}); fetch the file again") from None
         if not isinstance(header, dict):
@@ -103,6 +105,8 @@ class SafetensorsFile:
         dtype = DTYPES.get(stored) if isinstance(stored, str) else None
         if dtype is None:
             raise CheckpointError(f"{path}: tensor {name!r} has dtype {stored!r}; supported are {', '.join(DTYPES)}")
+        if len(shape) > MAX_AXES:
+            raise CheckpointError(f"{path}: tensor {name!r} claims {len(shape):,} axes; at most {MAX_AXES} are read")
         if not all(type(value) is int and value >= 0 for value in (*shape, start, stop)) or start > stop:
             raise CheckpointError(
                 f"{path}: tensor {name!r} has shape {list(shape)} and data_offsets [{start}, {stop}], "
@@ -128,3 +132,11 @@ class SafetensorsFile:
     def _size(self, name: str) -> int:
         info = self.infos[name]
         return math.prod(info.shape) * DTYPES[info.stored].itemsize
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names must differ: of two tensors of one name the last would win silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found

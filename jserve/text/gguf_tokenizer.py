@@ -24,6 +24,8 @@ from jserve.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_LONGEST_MERGED = 512
+"""Characters of a token that merges are looked for: the time is the square of them."""
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -161,6 +163,8 @@ def _merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> li
     """Every way to join two tokens into a third, best score first (transformers' `generate_merges`)."""
     merges = []
     for token, number in vocab.items():
+        if len(token) > _LONGEST_MERGED:
+            continue
         parts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         known = [(left, right) for left, right in parts if left in vocab and right in vocab]
         known.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))

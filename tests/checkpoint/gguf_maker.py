@@ -48,9 +48,13 @@ def write_gguf(
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     metadata: dict[str, Any] | None = None,
     rope_freqs: np.ndarray | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
-    """One file. `config` has Hugging Face names; matrices are quantized, vectors stay float32."""
-    writer = gguf.GGUFWriter(str(path), architecture)
+    """One file, or parts of so many tensors.
+
+    `config` has Hugging Face names; matrices are quantized, vectors stay float32.
+    """
+    writer = gguf.GGUFWriter(str(path), architecture, split_max_tensors=split_max_tensors)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

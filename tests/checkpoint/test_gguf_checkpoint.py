@@ -195,7 +195,7 @@ def test_recommended_sampling_is_in_the_generation_config(tmp_path: Path) -> Non
     [
         ({"llama.expert_count": 8}, "llama.expert_count is 8 but mixtures of experts"),
         ({"llama.rope.scaling.type": "longrope"}, "rope.scaling.type is 'longrope'"),
-        ({"split.count": 3}, "one of 3 parts"),
+        ({"split.count": 3}, "first of 3 parts, which are found by their names"),
     ],
 )
 def test_what_no_model_here_can_do_is_refused(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
