@@ -24,9 +24,7 @@ class Gemma2DecoderLayer(DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
         size, eps, bias = config.hidden_size, config.norm_eps, config.attention_bias
         self.input_layernorm = OffsetRMSNorm(build, size, eps)
-        self.self_attn = Attention(
-            build, config, layer, qkv_bias=bias, output_bias=bias, head_norm=self.head_norm
-        )
+        self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias, head_norm=self.head_norm)
         self.post_attention_layernorm = OffsetRMSNorm(build, size, eps)
         self.pre_feedforward_layernorm = OffsetRMSNorm(build, size, eps)
         self.mlp = GatedMLP(build, config)

@@ -21,9 +21,7 @@ class GPTNeoXLayer(DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
         size, eps, bias = config.hidden_size, config.norm_eps, config.attention_bias
         self.input_layernorm = LayerNorm(build, size, eps)
-        self.attention = Attention(
-            build, config, layer, qkv_bias=bias, output_bias=bias, projections=PROJECTIONS
-        )
+        self.attention = Attention(build, config, layer, qkv_bias=bias, output_bias=bias, projections=PROJECTIONS)
         self.post_attention_layernorm = LayerNorm(build, size, eps)
         self.mlp = MLP(build, config, names=("dense_h_to_4h", "dense_4h_to_h"), bias=True)
         self.is_parallel = config.parallel_residual

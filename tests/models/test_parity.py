@@ -76,7 +76,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Cohere2ForCausalLM",
         {"sliding_window": 7, "sliding_window_pattern": 2, "logit_scale": 0.3},
     ),
-    "cohere 2, biases": ("Cohere2ForCausalLM", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"], "attention_bias": True}),
+    "cohere 2, biases": (
+        "Cohere2ForCausalLM",
+        {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"], "attention_bias": True},
+    ),
     "gpt 2": ("GPT2LMHeadModel", APART),
     "gpt 2, own inner size": ("GPT2LMHeadModel", {**APART, "n_inner": 40, "vocab_size": 131}),
     "gpt neox": ("GPTNeoXForCausalLM", NEOX),

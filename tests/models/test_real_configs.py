@@ -56,8 +56,14 @@ def test_smollm_3_has_no_rope_on_every_fourth_layer() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer_types": ["sliding_attention"] * 3}, "layer_types has 3 entries but must be a list of one for each of 34"),
-        ({"layer_types": ["chunked_attention"] * 34}, "layer_types has 'chunked_attention'; supported are full_attention"),
+        (
+            {"layer_types": ["sliding_attention"] * 3},
+            "layer_types has 3 entries but must be a list of one for each of 34",
+        ),
+        (
+            {"layer_types": ["chunked_attention"] * 34},
+            "layer_types has 'chunked_attention'; supported are full_attention",
+        ),
         ({"sliding_window_pattern": "six"}, "sliding_window_pattern is 'six' but must be a positive integer"),
         ({"no_rope_layers": 4}, "no_rope_layers is 4 but must be a list"),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\] but must be an object"),
