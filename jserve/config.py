@@ -36,6 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float = 0.92
     kv_cache_memory_bytes: int | None = None
     tensor_parallel_size: int = 1
+    expert_parallel_size: int = 1
     enable_prefix_caching: bool = True
     compile_cache_dir: str | None = None
     executables: str | None = None
@@ -49,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"):
             _positive(name, getattr(self, name))
         _positive("tensor_parallel_size", self.tensor_parallel_size)
+        _positive("expert_parallel_size", self.expert_parallel_size)
         if self.page_size is not None and (self.page_size < 1 or self.page_size & (self.page_size - 1)):
             raise ConfigError(f"--page-size is {self.page_size} but must be a power of two, such as 16 or 64")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
@@ -82,6 +84,22 @@ class RopeConfig:
     def get(self, key: str, default: Any = None) -> Any:
         """A field of the scaling dictionary."""
         return dict(self.scaling).get(key, default)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureConfig:
+    """A mixture of experts in place of a layer's feed-forward block: X experts, J of them for each token."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+    """F of one expert."""
+    shared_intermediate_size: int = 0
+    """F of the expert that every token goes through beside its own; 0 where there is none."""
+    normalize: bool = False
+    """Whether the weights of a token's experts are scaled to a sum of 1."""
+    dense_layers: frozenset[int] = frozenset()
+    """Layers that keep one feed-forward block, of `ModelConfig.intermediate_size`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +143,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    mixture: MixtureConfig | None = None
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -182,6 +201,27 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
         eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
         bos_token_id=raw.get("bos_token_id"),
+        mixture=_mixture(raw, reader, layers),
+    )
+
+
+def _mixture(raw: dict[str, Any], reader: "_Fields", layers: int) -> MixtureConfig | None:
+    """Experts under the names that families have for them; None where there are none."""
+    count = next((name for name in ("num_local_experts", "num_experts") if raw.get(name)), None)
+    if count is None:
+        return None
+    experts, chosen = reader.integer(count), reader.integer("num_experts_per_tok")
+    if chosen > experts:
+        raise reader.wrong("num_experts_per_tok", f"at most {count}, which is {experts}")
+    every = reader.integer("decoder_sparse_step", default=1)
+    dense = {layer for layer in range(layers) if (layer + 1) % every} | set(raw.get("mlp_only_layers") or ())
+    return MixtureConfig(
+        num_experts=experts,
+        experts_per_token=chosen,
+        intermediate_size=reader.integer("moe_intermediate_size", default=raw.get("intermediate_size")),
+        shared_intermediate_size=raw.get("shared_expert_intermediate_size") or 0,
+        normalize=bool(raw.get("norm_topk_prob", False)),
+        dense_layers=frozenset(dense),
     )
 
 
@@ -323,3 +363,6 @@ class _Fields:
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive number")
         return float(value)
+
+    def wrong(self, name: str, must_be: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: {name} is {self._raw.get(name)!r} but must be {must_be}")

@@ -10,7 +10,7 @@ _REPLICAS = "run one server per replica, behind a load balancer"
 _ONE_MACHINE = "a model is served by the GPUs of one machine; use --tensor-parallel-size"
 _TEXT_ONLY = _NOT_NEEDED + "messages are text; parts with images, audio or video are refused"
 _KERNELS = _NOT_NEEDED + "kernels are chosen by the device"
-_EXPERTS = "models with experts are not supported yet"
+_EXPERTS = "experts are dealt out with --expert-parallel-size N, which divides --tensor-parallel-size"
 _LOCAL_FILES = "models are read from local files; give the folder with --model"
 _PER_REQUEST = "set it in each request: "
 _FLAGS = {
@@ -93,6 +93,7 @@ _FLAGS = {
     "--enable-sleep-mode": "stop the server, and start it again",
     "--enable-prompt-embeds": "send text or token ids",
     "--enable-expert-parallel": _EXPERTS,
+    "--expert-placement-strategy": _EXPERTS,
     "--hf-overrides": "change the model's config.json",
     "--hf-token": _LOCAL_FILES,
     "--hf-config-path": _LOCAL_FILES,
@@ -142,7 +143,6 @@ _FAMILIES = {
     "--tokenizer-": "the tokenizer is the model's own",
     "--safetensors-": _NOT_NEEDED + "weights are read as fast as the disk gives them",
     "--eplb-": _EXPERTS,
-    "--expert-": _EXPERTS,
     "--config-format": _NOT_NEEDED + "the format is recognised",
     "--quantization-": "there is --quantization alone; what a checkpoint's own configuration says needs no flag",
     "--watermark": "answers carry no watermark",

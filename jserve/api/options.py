@@ -196,6 +196,13 @@ def _add_capacity_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="GPUs that share each layer"
     )
+    group.add_argument(
+        "--expert-parallel-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts of these GPUs that experts are dealt out over (default: each GPU has a slice of all experts)",
+    )
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:

@@ -1,16 +1,26 @@
 """What every layer is told when it is built: dtype, mesh, and which implementations to use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jserve.layers.source import Source
 
-TENSOR_AXIS = "tp"
+EXPERT_AXIS, INNER_AXIS = "expert", "tp"
+TENSOR_AXIS = (EXPERT_AXIS, INNER_AXIS)
+"""What most weights are split over: all devices. Experts are dealt out over the first of the two, and each
+expert's inner size is split over the second.
+"""
+
+
+def mesh_over(devices: Sequence[Any], expert_parallel: int = 1) -> jax.sharding.Mesh:
+    """The mesh of an engine; `expert_parallel` divides the number of devices."""
+    return jax.sharding.Mesh(np.array(devices).reshape(expert_parallel, -1), TENSOR_AXIS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +32,7 @@ class Build:
     activations: jnp.dtype
     """Between products."""
     mesh: jax.sharding.Mesh
-    """Has the axis "tp"."""
+    """Of `mesh_over`."""
     attention: str = "auto"
     """Implementation of `pallas_kernels.paged_attention`."""
     thin: bool = False
@@ -32,8 +42,13 @@ class Build:
 
     @property
     def tensor_parallel(self) -> int:
-        """Devices along the tensor axis."""
-        return int(self.mesh.shape[TENSOR_AXIS])
+        """Devices that share each layer."""
+        return int(self.mesh.size)
+
+    @property
+    def expert_parallel(self) -> int:
+        """Parts of these that experts are dealt out over; the devices of a part share each of its experts."""
+        return int(self.mesh.shape[EXPERT_AXIS])
 
     @property
     def outputs_first(self) -> bool:
@@ -59,7 +74,19 @@ class Build:
 
     def param(self, source: Source, shape: tuple[int, ...], shard: int | None = None) -> nnx.Param[jax.Array]:
         """A parameter that is filled later from `source`, split over the tensor axis along axis `shard`."""
-        axes = tuple(TENSOR_AXIS if axis == shard else None for axis in range(len(shape)))
+        return self._split(source, shape, {} if shard is None else {shard: TENSOR_AXIS})
+
+    def stack(self, source: Source, shape: tuple[int, ...], inner: int | None = None) -> nnx.Param[jax.Array]:
+        """A parameter of all experts, whose first axis they are; axis `inner` is each expert's inner size.
+
+        Of bfloat16 the bits in uint16 on a CPU: see `pallas_kernels.moe`.
+        """
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        told = replace(self, dtype=jnp.dtype("uint16")) if on_cpu and self.dtype == jnp.bfloat16 else self
+        return told._split(source, shape, {0: EXPERT_AXIS} | ({} if inner is None else {inner: INNER_AXIS}))
+
+    def _split(self, source: Source, shape: tuple[int, ...], over: dict[int, Any]) -> nnx.Param[jax.Array]:
+        axes = tuple(over.get(axis) for axis in range(len(shape)))
         return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source)
 
     def matrix(self, source: Source, shape: tuple[int, ...], shard: int) -> nnx.Param[jax.Array]:

@@ -69,6 +69,25 @@ class Linear(nnx.Module):
     def _sum_quantized(self, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
         return jax.lax.psum(weight.matmul(x).astype(x.dtype), TENSOR_AXIS)
 
+    def partials(self, x: jax.Array) -> jax.Array:
+        """Row parallel and without a bias: [T, inputs] to [devices, T, *outputs], what each device adds to the sum.
+
+        For those who add something of their own before they sum over the devices.
+        """
+        if not self.sums_over_devices:
+            return self(x)[None]
+
+        weight = self.weight.get_value()
+        is_quantized = isinstance(weight, QuantizedWeight)
+
+        def local(x: jax.Array, weight: Any) -> jax.Array:
+            return (weight.matmul(x) if is_quantized else _product(self.build, x, weight, 0))[None]
+
+        split, rows = PartitionSpec(None, TENSOR_AXIS), PartitionSpec(TENSOR_AXIS)
+        parts = self.weight.get_metadata()["axes"] if is_quantized else rows
+        found: jax.Array = self.build.spread(local, (split, parts), rows)(x, weight)
+        return found
+
     def _sum_over_devices(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         # What crosses is in x's dtype: in float32 an all-reduce has twice the bytes, and those of a long
         # prefill then cost as much as its products. Within a device sums stay float32.

@@ -55,8 +55,15 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] to [T, E]."""
+        return self.down_proj(self._inner(x))
+
+    def partials(self, x: jax.Array) -> jax.Array:
+        """[T, E] to [devices, T, E]: what each device adds to the result."""
+        return self.down_proj.partials(self._inner(x))
+
+    def _inner(self, x: jax.Array) -> jax.Array:
         gate_up = self.gate_up_proj(x)
-        return self.down_proj(ACTIVATIONS[self.activation](gate_up[:, 0]) * gate_up[:, 1])
+        return ACTIVATIONS[self.activation](gate_up[:, 0]) * gate_up[:, 1]
 
 
 class MLP(nnx.Module):

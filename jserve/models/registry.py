@@ -13,10 +13,14 @@ from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.granite import GraniteForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
+from jserve.models.mixtral import MixtralForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
 from jserve.models.phi3 import Phi3ForCausalLM
+from jserve.models.olmoe import OlmoeForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
+from jserve.models.qwen2_moe import Qwen2MoeForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
+from jserve.models.qwen3_moe import Qwen3MoeForCausalLM
 from jserve.models.smollm3 import SmolLM3ForCausalLM
 from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
@@ -30,10 +34,14 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "GraniteForCausalLM": GraniteForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
+    "MixtralForCausalLM": MixtralForCausalLM,
     "Olmo2ForCausalLM": Olmo2ForCausalLM,
     "Phi3ForCausalLM": Phi3ForCausalLM,
+    "OlmoeForCausalLM": OlmoeForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
+    "Qwen2MoeForCausalLM": Qwen2MoeForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
     "SmolLM3ForCausalLM": SmolLM3ForCausalLM,
     "Starcoder2ForCausalLM": Starcoder2ForCausalLM,
 }

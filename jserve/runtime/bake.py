@@ -29,7 +29,7 @@ def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
-    mesh = platform.make_mesh(asked.tensor_parallel_size)
+    mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
     with closing(open_checkpoint(asked.model, needs_weights=False)) as checkpoint:
         prepared = prepare(asked, checkpoint, mesh)
     runner = Runner(prepared.programs, ExecutableStore(folder, prepared.key), mesh)

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from jserve.checkpoint import Checkpoint
 from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError
-from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan
 from jserve.models.registry import resolve
 from jserve.quant import detect
@@ -76,6 +76,7 @@ class _PaperMesh:
 
     kind: str
     parts: int
+    expert_parts: int
 
     @cached_property
     def devices(self) -> np.ndarray:
@@ -85,7 +86,7 @@ class _PaperMesh:
 
     @cached_property
     def shape(self) -> dict[str, int]:
-        return {TENSOR_AXIS: self.parts}
+        return {EXPERT_AXIS: self.expert_parts, INNER_AXIS: self.parts // self.expert_parts}
 
     @property
     def size(self) -> int:
@@ -109,8 +110,8 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     parts = asked.tensor_parallel_size
     kind = "cpu" if device == "cpu" else "gpu"
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    check_parallel(config, parts)
-    paper = _PaperMesh(kind, parts)
+    check_parallel(config, parts, asked.expert_parallel_size)
+    paper = _PaperMesh(kind, parts, asked.expert_parallel_size)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
     shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
@@ -119,7 +120,7 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     model = programs.abstract_model()
     wanted = parameters(model)
     check_weights(model, programs, checkpoint)
-    mesh = AbstractMesh((parts,), (TENSOR_AXIS,))
+    mesh = AbstractMesh(tuple(paper.shape.values()), TENSOR_AXIS)
     elements, packed = 0, 0
     for parameter in wanted:
         size = math.prod(parameter.sharding(mesh).shard_shape(parameter.shape))  # type: ignore[arg-type]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jserve.errors import ConfigError
-from jserve.layers.build import TENSOR_AXIS
+from jserve.layers.build import mesh_over
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +41,20 @@ def _add_xla_flag(flag: str) -> None:
         os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
 
 
-def make_mesh(tensor_parallel_size: int) -> Mesh:
-    """A mesh of one axis, "tp", over the first devices. Raises ConfigError where there are too few."""
+def make_mesh(tensor_parallel_size: int, expert_parallel_size: int = 1) -> Mesh:
+    """The mesh over the first devices. Raises ConfigError where there are too few, or experts cannot be dealt out."""
+    if tensor_parallel_size % expert_parallel_size:
+        raise ConfigError(
+            f"--expert-parallel-size is {expert_parallel_size} but must divide --tensor-parallel-size, which is "
+            f"{tensor_parallel_size}: experts are dealt out over the devices that share each layer"
+        )
     devices = jax.devices()
     if len(devices) < tensor_parallel_size:
         raise ConfigError(
             f"--tensor-parallel-size is {tensor_parallel_size} but {len(devices)} "
             f"{devices[0].platform} device(s) are visible; lower it, or make more devices visible"
         )
-    return Mesh(np.array(devices[:tensor_parallel_size]), (TENSOR_AXIS,))
+    return mesh_over(devices[:tensor_parallel_size], expert_parallel_size)
 
 
 def resolve_dtype(asked: str, checkpoint: str, platform: str, num_parameters: int) -> jnp.dtype:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jserve.checkpoint import Checkpoint, open_checkpoint
-from jserve.config import EngineConfig, ModelConfig
+from jserve.config import EngineConfig, MixtureConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.quantized import WeightPlan
@@ -63,7 +63,7 @@ def start_runner(asked: EngineConfig, progress: Progress, *, early: bool = False
 
     `early` returns with the fewest programs that serve anything; `compile_behind` brings the others.
     """
-    mesh = platform.make_mesh(asked.tensor_parallel_size)
+    mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
     with closing(open_checkpoint(asked.model, needs_weights=asked.load_format != "dummy")) as checkpoint:
         return _start(asked, checkpoint, mesh, progress, early=early)
 
@@ -86,7 +86,7 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     """Read the model's configuration and plan the memory. Raises StartupError where it does not fit."""
     device = mesh.devices.flat[0]
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    check_parallel(config, asked.tensor_parallel_size)
+    check_parallel(config, asked.tensor_parallel_size, asked.expert_parallel_size)
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     build, model = _build(asked, config, family, mesh, checkpoint, weights)
@@ -209,13 +209,35 @@ def _is_exact_in_16_bits(asked: EngineConfig, config: ModelConfig, checkpoint: C
     return declared and all(info.dtype == "bfloat16" for info in matrices)
 
 
-def check_parallel(config: ModelConfig, parts: int) -> None:
-    """Raise ConfigError where so many devices cannot share the model's layers."""
+def check_parallel(config: ModelConfig, parts: int, expert_parts: int = 1) -> None:
+    """Raise ConfigError where so many devices cannot share the model's layers, or its experts in so many parts."""
     kv = config.num_kv_heads
-    if config.num_heads % parts or (kv % parts and parts % kv) or config.intermediate_size % parts:
+    has_dense = config.mixture is None or config.mixture.dense_layers
+    inner = config.intermediate_size if has_dense else parts
+    if config.num_heads % parts or (kv % parts and parts % kv) or inner % parts:
         raise ConfigError(
             f"--tensor-parallel-size {parts} does not divide this model: it has {config.num_heads} heads, "
             f"{kv} KV heads and an intermediate size of {config.intermediate_size}; choose a common divisor"
+        )
+    if config.mixture is not None:
+        _check_experts(config.mixture, parts, expert_parts)
+    elif expert_parts > 1:
+        raise ConfigError(f"--expert-parallel-size is {expert_parts} but this model has no experts; leave it out")
+
+
+def _check_experts(mixture: MixtureConfig, parts: int, expert_parts: int) -> None:
+    if mixture.num_experts % expert_parts:
+        raise ConfigError(
+            f"--expert-parallel-size {expert_parts} does not divide this model's {mixture.num_experts} experts; "
+            "choose a divisor"
+        )
+    inner_parts, shared = parts // expert_parts, mixture.shared_intermediate_size
+    if mixture.intermediate_size % inner_parts or shared % parts:
+        raise ConfigError(
+            f"--tensor-parallel-size {parts} with --expert-parallel-size {expert_parts} splits each expert "
+            f"{inner_parts} ways, which must divide its inner size of {mixture.intermediate_size}"
+            + (f", and the shared expert's {shared} by {parts}" if shared else "")
+            + "; raise --expert-parallel-size, or choose fewer devices"
         )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jserve.checkpoint import Checkpoint, TensorInfo
 from jserve.errors import CheckpointError
+from jserve.layers.expert_source import FirstFound
 from jserve.layers.source import Index, Source, absolute_name, spellings
 from jserve.quant import QuantizedWeight, Scheme
 from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_quantized
@@ -65,6 +66,16 @@ class Parameter:
     def form(self) -> ArrayForm:
         return ArrayForm(self.shape, np.dtype(self.dtype))
 
+    def settled(self, tensors: Mapping[str, TensorInfo]) -> "Parameter":
+        """Itself, come to the way in which this checkpoint keeps it where there are several."""
+        if not isinstance(self.source, FirstFound):
+            return self
+        for way in self.source.ways:
+            names = [self.absolute(name) for name in way.names()]
+            if all(any(spelling in tensors for spelling in spellings(name)) for name in names):
+                return replace(self, source=way)
+        return replace(self, source=self.source.ways[0])
+
     def absolute(self, name: str) -> str:
         """The checkpoint's name for a name relative to the module that owns this parameter."""
         return absolute_name(self.module, name)
@@ -100,7 +111,7 @@ def load(
 
     Raises CheckpointError naming the tensor that is missing or has another shape.
     """
-    wanted = parameters(model)
+    wanted = [parameter.settled(checkpoint.tensors()) for parameter in parameters(model)]
     names = resolve_names(wanted, checkpoint.tensors())
     _warn_of_unused(checkpoint.tensors(), set(names.values()))
 
@@ -143,7 +154,7 @@ def load_bits(
 
         def fill(index: Index | None) -> np.ndarray:
             data = parameter.source.read(read, _bounded(index, parameter.shape))
-            return np.ascontiguousarray(data).astype(jnp.bfloat16, copy=False).view(np.uint16)
+            return _in_type(np.ascontiguousarray(data), jnp.dtype("uint16"))
 
         return jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
 
@@ -162,8 +173,7 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
 
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))
-            data = np.ones(shape, np.float32) if len(shape) == 1 else np.resize(pool.astype(parameter.dtype), shape)
-            return data.astype(parameter.dtype, copy=False)
+            return _in_type(np.ones(shape, np.float32) if len(shape) == 1 else np.resize(pool, shape), parameter.dtype)
 
         return [jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)]
 
@@ -176,11 +186,18 @@ def place(parameter: Parameter, mesh: Mesh, read: Callable[[Index], np.ndarray])
     def fill(index: Index | None) -> np.ndarray:
         data = read(_bounded(index, parameter.shape))
         # A transposed view stays one: the transfer brings it into the device's order, eight times as fast as numpy.
-        return data.astype(parameter.dtype, copy=False)
+        return _in_type(data, parameter.dtype)
 
     array = jax.make_array_from_callback(parameter.shape, parameter.sharding(mesh), fill)
     # The transfer holds on to `data`: without waiting, readers would pile up host memory ahead of it.
     return jax.block_until_ready(array)
+
+
+def _in_type(data: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+    """Values in a parameter's type; uint16 are the bits of bfloat16."""
+    if dtype == np.uint16:
+        return data.astype(jnp.bfloat16, copy=False).view(np.uint16)
+    return data.astype(dtype, copy=False)
 
 
 def _put(group: Sequence[Parameter], mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> list[jax.Array]:
@@ -214,7 +231,7 @@ def resolve_names(wanted: list[Parameter], tensors: Mapping[str, TensorInfo]) ->
     Raises CheckpointError naming the tensor that is missing or has another shape.
     """
     names: dict[str, str] = {}
-    for parameter in wanted:
+    for parameter in (parameter.settled(tensors) for parameter in wanted):
         for relative, shape in parameter.tensors().items():
             name = parameter.absolute(relative)
             spelling = next((variant for variant in spellings(name) if variant in tensors), None)

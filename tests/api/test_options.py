@@ -29,7 +29,8 @@ def test_every_flag_reaches_its_place() -> None:
     flags = """
         --model m --dtype bfloat16 --load-format dummy --served-model-name a b --max-model-len 100
         --max-num-seqs 3 --max-num-batched-tokens 64 --block-size 32 --gpu-memory-utilization 0.5
-        --kv-cache-memory-bytes 1GiB --no-enable-prefix-caching -tp 2 --host 0.0.0.0 --port 9 --api-key x
+        --kv-cache-memory-bytes 1GiB --no-enable-prefix-caching -tp 2 --expert-parallel-size 2
+        --host 0.0.0.0 --port 9 --api-key x
         --api-key y --shutdown-timeout 3 --compile-cache-dir c --generation-config vllm
     """
     config, settings = parse(flags.split())
@@ -37,6 +38,7 @@ def test_every_flag_reaches_its_place() -> None:
     assert (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens) == (100, 3, 64)
     assert (config.page_size, config.kv_cache_memory_bytes) == (32, 2**30)
     assert (config.gpu_memory_utilization, config.tensor_parallel_size) == (0.5, 2)
+    assert config.expert_parallel_size == 2
     assert not config.enable_prefix_caching
     assert config.compile_cache_dir == "c"
     assert settings.model_names == ("a", "b")

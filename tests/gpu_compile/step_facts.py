@@ -23,10 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from benchmarks.step_time import LLAMA_3_1_8B
-from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.build import Build, mesh_over
 from jserve.models.registry import resolve
 from jserve.runtime import sampling
 from jserve.runtime.executables import Program
@@ -74,7 +73,7 @@ def programs(gpus: int, layers: int, seqs: int, tokens: int, model: str | None =
     """jserve's programs over `gpus` compile-only devices, for the 8B shape or that of a published model."""
     fields = LLAMA_3_1_8B if model is None else PUBLISHED[model].fields
     family, config = resolve({**fields, "num_hidden_layers": layers}, source=model or "llama-3.1-8b")
-    mesh = Mesh(np.array(gpu_topology(GPU, gpus)), (TENSOR_AXIS,))
+    mesh = mesh_over(gpu_topology(GPU, gpus))
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
     shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size)
     return Programs(family, config, build, shape)

@@ -39,6 +39,9 @@ GRANITE = {
 APART = {"num_key_value_heads": 4}
 NEOX = {**APART, "hidden_size": 64}
 
+MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+QWEN_MOE = {**MOE, "shared_expert_intermediate_size": 24}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama, all heads apart": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
@@ -62,6 +65,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.75}, "tie_word_embeddings": True}
         | {"hidden_size": 64},
     ),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}),
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen2, tied, some layers windowed": (
         "Qwen2ForCausalLM",
@@ -106,6 +110,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
     "qwen3, biases": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 24}),
+    "qwen2 moe, one layer dense": ("Qwen2MoeForCausalLM", {**QWEN_MOE, "decoder_sparse_step": 2}),
+    "qwen2 moe, normalised": ("Qwen2MoeForCausalLM", {**QWEN_MOE, "norm_topk_prob": True}),
+    "qwen3 moe": ("Qwen3MoeForCausalLM", {**MOE, "head_dim": 16, "mlp_only_layers": [1]}),
     "smollm 3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
     "smollm 3, layers without rope named": ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1], "attention_bias": True}),
     "starcoder 2": ("Starcoder2ForCausalLM", {}),
@@ -115,7 +123,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-ON_TWO_DEVICES = {"gemma 3, scaled global rope", "olmo 2, one KV head", "phi 3, sliding window", "gpt 2", "gpt neox"}
+ON_TWO_DEVICES = {
+    "gemma 3, scaled global rope",
+    "gpt 2",
+    "gpt neox",
+    "olmo 2, one KV head",
+    "olmoe",
+    "phi 3, sliding window",
+    "qwen2 moe, normalised",
+}
 """Tensor parallel in the default run. `slow` runs every case so."""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
@@ -163,7 +179,7 @@ def check_parity(case: str, folder: Path, executables: str, devices: int) -> Non
                 np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed"])
+@pytest.mark.parametrize("case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed", "mixtral"])
 def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
     case: str, tmp_path: Path, executables: str
 ) -> None:

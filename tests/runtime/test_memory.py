@@ -34,7 +34,7 @@ def model(**fields: Any) -> ModelConfig:
 def build(platform: str = "cpu", parts: int = 1, dtype: str = "float32") -> Build:
     """For devices that need not be there: a plan only asks what they are."""
     devices = np.array([SimpleNamespace(platform=platform)] * parts)
-    mesh: Any = SimpleNamespace(devices=devices, shape={"tp": parts})
+    mesh: Any = SimpleNamespace(devices=devices, size=parts)
     return Build(jnp.dtype(dtype), jnp.dtype(dtype), mesh)
 
 

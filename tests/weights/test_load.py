@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jserve.checkpoint import TensorInfo
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
-from jserve.layers.build import Build
+from jserve.layers.build import Build, mesh_over
 from jserve.layers.source import GroupedHeads, InputsFirst, Source, Stacked, Tensor
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
@@ -76,7 +76,7 @@ RAW = {
 
 
 def mesh_of(parts: int) -> Mesh:
-    return Mesh(np.array(jax.devices()[:parts]), ("tp",))
+    return mesh_over(jax.devices()[:parts])
 
 
 def abstract(parts: int, dtype: str = "float32", **fields: Any) -> tuple[CausalLM, ModelConfig, Mesh]:

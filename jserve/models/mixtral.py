@@ -1,0 +1,47 @@
+"""Mixtral: Mistral with a mixture of experts in place of the feed-forward block."""
+
+from typing import Any, ClassVar
+
+import jax
+
+from jserve.batch import LayerKV, StepContext
+from jserve.config import ModelConfig
+from jserve.layers.build import Build
+from jserve.layers.mlp import GatedMLP
+from jserve.layers.moe import ExpertNames, MixtureOfExperts, real_tokens
+from jserve.models.causal_lm import CausalLM
+from jserve.models.llama import LlamaDecoderLayer
+
+
+class MixtureDecoderLayer(LlamaDecoderLayer):
+    """A Llama layer whose `mlp` is a mixture, but in the layers that the configuration keeps dense."""
+
+    mlp: Any
+
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        super().__init__(build, config, layer)
+        assert config.mixture is not None
+        if layer not in config.mixture.dense_layers:
+            self.mlp = self.make_mixture(build, config)
+
+    def make_mixture(self, build: Build, config: ModelConfig) -> MixtureOfExperts:
+        """The family's mixture; related families differ here and in `make_attention`."""
+        return MixtureOfExperts(build, config)
+
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+        attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
+        x = x + attended
+        normed = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, GatedMLP):
+            return x + self.mlp(normed), kv
+        return x + self.mlp(normed, real_tokens(kv, context)), kv
+
+
+class MixtralDecoderLayer(MixtureDecoderLayer):
+    def make_mixture(self, build: Build, config: ModelConfig) -> MixtureOfExperts:
+        return MixtureOfExperts(build, config, ExpertNames("w1", "w3", "w2", folder="block_sparse_moe"))
+
+
+class MixtralForCausalLM(CausalLM):
+    layer_type = MixtralDecoderLayer
+    config_defaults: ClassVar = {"num_key_value_heads": 8, "num_local_experts": 8, "norm_topk_prob": True}

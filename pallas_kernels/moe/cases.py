@@ -1,0 +1,110 @@
+"""Shapes of real mixtures on which their experts are tested and timed.
+
+Routing is uneven, as it is in practice; some ids lie outside the experts. What nobody chose holds NaN: an
+implementation that computes with it, to mask it later, shows it.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import KernelInputs
+
+__all__ = ["CASES", "Case"]
+
+# Largest |error| / max(1, |reference|) of a correct implementation. The 16-bit types also round the activated
+# inner values, half an ulp each (2^-9 and 2^-12), and the errors of F of them average out.
+TOLERANCES = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def silu_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What most mixtures compute between the two products."""
+    return jax.nn.silu(gate) * up
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """T tokens, J experts for each of X, E embed, F inner size; `elsewhere` is the share of ids not in 0 .. X-1."""
+
+    name: str
+    T: int
+    J: int
+    X: int
+    E: int
+    F: int
+    dtype: str = "bfloat16"
+    biases: bool = False
+    bits: bool = False  # give bfloat16 as uint16
+    elsewhere: float = 0.0
+    quick: bool = True
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCES[self.dtype]
+
+    @property
+    def flops(self) -> int:
+        return 6 * self._routed * self.E * self.F
+
+    @property
+    def bytes_moved(self) -> int:
+        """The experts that at least one token is sent to, once each, and the tokens in and out."""
+        width = jnp.dtype(self.dtype).itemsize
+        ids, _ = self._routing(np.random.default_rng(0))
+        chosen = len(np.unique(ids[(ids >= 0) & (ids < self.X)]))
+        return chosen * 3 * self.E * self.F * width + self.T * self.E * (width + 4)
+
+    def make(self, seed: int) -> KernelInputs:
+        """Random inputs in the order of `moe`'s parameters."""
+        rng = np.random.default_rng(seed)
+        ids, weights = self._routing(rng)
+        chosen = np.isin(np.arange(self.X), ids)
+
+        def normal(*shape: int) -> jax.Array:
+            """Of unit variance after a product over axis 1; NaN for the experts that nobody chose."""
+            values = rng.standard_normal(shape, np.float32) * np.float32(shape[1] ** -0.5 if len(shape) > 2 else 1)
+            values[~chosen] = np.nan
+            return jnp.asarray(values, self.dtype)
+
+        x = jnp.asarray(rng.standard_normal((self.T, self.E), np.float32), self.dtype)
+        stacks = (normal(self.X, self.E, 2 * self.F).reshape(self.X, self.E, 2, self.F), normal(self.X, self.F, self.E))
+        if self.bits:
+            gate_up, down = (jax.lax.bitcast_convert_type(stack, jnp.uint16) for stack in stacks)
+            stacks = (gate_up, down)
+        biases = (normal(self.X, 2 * self.F).reshape(self.X, 2, self.F), normal(self.X, self.E)) if self.biases else ()
+        return KernelInputs((x, jnp.asarray(ids), jnp.asarray(weights), *stacks, *biases), {"activate": silu_gate})
+
+    @property
+    def _routed(self) -> int:
+        return round(self.T * self.J * (1 - self.elsewhere))
+
+    def _routing(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Experts of each token, all different and a few of them favoured, and their weights."""
+        favour = rng.standard_normal(self.X)
+        scores = favour + rng.gumbel(size=(self.T, self.X))
+        ids = np.argsort(-scores, axis=1)[:, : self.J].astype(np.int32)
+        gone = rng.random(ids.shape) < self.elsewhere
+        ids = np.where(gone, rng.choice(np.array([-1, -self.X, self.X, self.X + 3], np.int32), ids.shape), ids)
+        weights = rng.dirichlet(np.ones(self.J), self.T).astype(np.float32)
+        return ids.astype(np.int32), weights
+
+
+CASES: tuple[Case, ...] = (
+    Case("two_tokens_f32", 2, 2, 8, 32, 48, "float32"),
+    Case("decode_f32", 8, 4, 32, 64, 24, "float32", elsewhere=0.3),
+    Case("decode_biases", 16, 2, 8, 64, 40, biases=True, elsewhere=0.1),
+    Case("decode_bits", 16, 2, 8, 64, 40, biases=True, bits=True, elsewhere=0.1),
+    Case("prefill_f32", 150, 3, 7, 40, 56, "float32", biases=True, elsewhere=0.2),
+    Case("prefill_f16", 64, 8, 16, 64, 32, "float16"),
+    Case("prefill_of_one_expert", 200, 1, 4, 32, 32, "float32"),
+    Case("everything_elsewhere", 4, 2, 8, 32, 32, "float32", elsewhere=1.0),
+    Case("mixtral_8x7b_decode_32", 32, 2, 8, 4096, 14336, quick=False),
+    Case("qwen3_30b_a3b_decode_1", 2, 8, 128, 2048, 768, quick=False),
+    Case("qwen3_30b_a3b_decode_32", 32, 8, 128, 2048, 768, quick=False),
+    Case("qwen3_30b_a3b_prefill_4k", 4096, 8, 128, 2048, 768, quick=False),
+    Case("qwen3_30b_a3b_ep8_prefill_4k", 4096, 8, 16, 2048, 768, elsewhere=0.875, quick=False),
+    Case("gpt_oss_20b_decode_32", 32, 4, 32, 2880, 2880, biases=True, quick=False),
+    Case("olmoe_7b_decode_32", 32, 8, 64, 2048, 1024, quick=False),
+)

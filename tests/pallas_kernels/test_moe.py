@@ -1,0 +1,68 @@
+"""The experts of a mixture: the work follows the tokens, and a token's result only its own experts."""
+
+import functools
+import math
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.gpu_target import abstract_gpus, gpu_topology, why_unavailable
+from pallas_kernels.moe import moe
+from pallas_kernels.moe.cases import Case, silu_gate
+
+MANY = Case("many experts", T=4, J=2, X=64, E=64, F=48)
+run = functools.partial(moe, activate=silu_gate)
+
+
+def _compiled(gpu: bool, dtype: str) -> jax.stages.Compiled:
+    args = replace(MANY, dtype=dtype, bits=not gpu and dtype == "bfloat16").make(0).args
+    if not gpu:
+        return jax.jit(run).lower(*args).compile()
+    place = jax.sharding.SingleDeviceSharding(gpu_topology("h200")[0])
+    abstract = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place) for arg in args]
+    with abstract_gpus("h200"):
+        return jax.jit(run).trace(*abstract).lower(lowering_platforms=("cuda",)).compile()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+def test_nothing_as_large_as_all_experts_is_computed(gpu: bool, dtype: str) -> None:
+    """Neither a copy nor a conversion of the stacks, nor a product over them."""
+    if gpu and why_unavailable() is not None:
+        pytest.skip(why_unavailable())
+    compiled = _compiled(gpu, dtype)
+    arrays = re.findall(r"= \(?\w+\[([\d,]+)\]\S* ([\w-]+)\(", compiled.as_text())
+    free = {"parameter", "bitcast", "get-tuple-element", "tuple", "bitcast-convert", "while"}
+    largest = max(math.prod(map(int, shape.split(","))) for shape, kind in arrays if kind not in free)
+    assert largest <= 2 * MANY.E * MANY.F, "an expert's gate and up at most"
+    assert compiled.memory_analysis().temp_size_in_bytes < MANY.X * MANY.E * MANY.F
+
+
+def test_a_token_gets_the_same_alone_and_among_others_and_whatever_its_place() -> None:
+    case = Case("batch", T=40, J=3, X=6, E=64, F=48, dtype="float32")
+    x, ids, weights, *stacks = case.make(1).args
+    stacks = [jnp.nan_to_num(stack) for stack in stacks]
+    together = jax.jit(run)(x, ids, weights, *stacks)
+    turned = jax.jit(run)(x[::-1], ids[::-1], weights[::-1], *stacks)[::-1]
+    alone = jax.jit(run)(x[7:9], ids[7:9], weights[7:9], *stacks)
+    # Sums of 64 and 48 terms of unit size in another order.
+    np.testing.assert_allclose(turned, together, atol=3e-6)
+    np.testing.assert_allclose(alone, together[7:9], atol=3e-6)
+
+
+def test_all_tokens_may_choose_the_same_expert() -> None:
+    case = Case("crowd", T=300, J=1, X=8, E=32, F=32, dtype="float32")
+    x, ids, weights, *stacks = case.make(2).args
+    args = (x, jnp.full_like(ids, 5), weights, *(jnp.nan_to_num(stack, nan=1.0) for stack in stacks))
+    expected = run(*args, implementation="reference")
+    np.testing.assert_allclose(jax.jit(run)(*args), expected, rtol=1e-4, atol=1e-4)
+    assert (np.abs(expected).max(1) > 0).all()
+
+
+def test_unknown_implementation_is_named() -> None:
+    with pytest.raises(ValueError, match="'cutlass'; choose auto, reference or xla"):
+        run(*MANY.make(0).args, implementation="cutlass")
