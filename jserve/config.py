@@ -98,6 +98,9 @@ class MixtureConfig:
     """F of the expert that every token goes through beside its own; 0 where there is none."""
     normalize: bool = False
     """Whether the weights of a token's experts are scaled to a sum of 1."""
+    gate_slope: float = 1.0
+    gate_limit: float = float("inf")
+    """Of gpt-oss: (up + 1) * gate * sigmoid(slope * gate), with gate and up cut off at the limit."""
     dense_layers: frozenset[int] = frozenset()
     """Layers that keep one feed-forward block, of `ModelConfig.intermediate_size`."""
 
@@ -221,6 +224,8 @@ def _mixture(raw: dict[str, Any], reader: "_Fields", layers: int) -> MixtureConf
         intermediate_size=reader.integer("moe_intermediate_size", default=raw.get("intermediate_size")),
         shared_intermediate_size=raw.get("shared_expert_intermediate_size") or 0,
         normalize=bool(raw.get("norm_topk_prob", False)),
+        gate_slope=reader.number("swiglu_alpha", default=1.0),
+        gate_limit=reader.number("swiglu_limit", default=float("inf")),
         dense_layers=frozenset(dense),
     )
 

@@ -61,6 +61,7 @@ class Attention(nnx.Module):
         head_norm: type[RMSNorm] | None = None,
         projection_norm: bool = False,
         projections: Projections = Projections(),
+        sinks: bool = False,
     ) -> None:
         hidden, dim = config.hidden_size, config.head_dim
         copies = kv_head_copies(config, build.tensor_parallel)
@@ -83,6 +84,7 @@ class Attention(nnx.Module):
         )
         self.q_norm = _head_norm(build, config, config.num_heads, 1, head_norm, projection_norm)
         self.k_norm = _head_norm(build, config, config.num_kv_heads, copies, head_norm, projection_norm)
+        self.sinks = build.param(Tensor("sinks", (config.num_heads,)), (config.num_heads,), 0) if sinks else None
         self.scale = config.attention_scale or dim**-0.5
         self.soft_cap = config.attention_soft_cap
         rope = config.layer_ropes[layer]
@@ -109,7 +111,7 @@ class Attention(nnx.Module):
         self, q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, context: StepContext
     ) -> tuple[jax.Array, LayerKV]:
         def local(
-            q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, context: StepContext
+            q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, sinks: jax.Array | None, context: StepContext
         ) -> tuple[jax.Array, LayerKV]:
             pages = LayerKV(*write_kv(kv.k, kv.v, k, v, context.write_slots))
             out = paged_attention(
@@ -119,6 +121,7 @@ class Attention(nnx.Module):
                 context.page_table,
                 context.query_start,
                 context.context_len,
+                sinks,
                 scale=self.scale,
                 sliding_window=self.window,
                 soft_cap=self.soft_cap,
@@ -128,11 +131,12 @@ class Attention(nnx.Module):
             )
             return out, pages
 
+        sinks = None if self.sinks is None else self.sinks[...]
         if self.build.tensor_parallel == 1:
-            return local(q, k, v, kv, context)
+            return local(q, k, v, kv, sinks, context)
         heads, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
-        spread = self.build.spread(local, (heads, heads, heads, heads, whole), (heads, heads))
-        out, pages = spread(q, k, v, kv, context)
+        specs = (heads, heads, heads, heads, PartitionSpec(TENSOR_AXIS), whole)
+        out, pages = self.build.spread(local, specs, (heads, heads))(q, k, v, kv, sinks, context)
         return out, pages
 
 

@@ -39,12 +39,15 @@ class Router(nnx.Module):
 
     def __call__(self, x: jax.Array, is_real: jax.Array) -> Routed:
         """x: [T, E]; is_real: bool[T], whether a token is not padding."""
+        experts, weights = self.choose(self.logits(x))
+        return Routed(jnp.where(is_real[:, None], experts, self.mixture.num_experts), weights)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[T, E] to f32[T, X]."""
         weight = self.weight[...]
-        logits = jnp.dot(
+        return jnp.dot(
             x.astype(weight.dtype), weight, precision=self.build.precision, preferred_element_type=jnp.float32
         )
-        experts, weights = self.choose(logits)
-        return Routed(jnp.where(is_real[:, None], experts, self.mixture.num_experts), weights)
 
     def choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         """f32[T, X] to each token's experts, i32[T, J], and their weights, f32[T, J]."""

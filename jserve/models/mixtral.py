@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import jax
+from flax import nnx
 
 from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
@@ -24,8 +25,8 @@ class MixtureDecoderLayer(LlamaDecoderLayer):
         if layer not in config.mixture.dense_layers:
             self.mlp = self.make_mixture(build, config)
 
-    def make_mixture(self, build: Build, config: ModelConfig) -> MixtureOfExperts:
-        """The family's mixture; related families differ here and in `make_attention`."""
+    def make_mixture(self, build: Build, config: ModelConfig) -> nnx.Module:
+        """The family's mixture, [T, E] and whether each token is real to [T, E]; related families differ here."""
         return MixtureOfExperts(build, config)
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:

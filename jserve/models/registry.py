@@ -11,6 +11,7 @@ from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
 from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
+from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
 from jserve.models.mixtral import MixtralForCausalLM
@@ -31,6 +32,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Gemma2ForCausalLM": Gemma2ForCausalLM,
     "Gemma3ForCausalLM": Gemma3ForCausalLM,
     "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
+    "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,

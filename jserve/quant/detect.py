@@ -22,6 +22,9 @@ STORED: Mapping[str, Callable[[Mapping[str, Any], str], Quantization]] = {
 """By `quant_method`: reads `quantization_config`, told in which type scales are, or raises CheckpointError."""
 HALVES = ("float16", "bfloat16")
 
+DEQUANTIZED = ("mxfp4",)
+"""Experts that are dequantized while they are read: see `layers/mxfp4.py`."""
+
 
 def detect(
     raw: Mapping[str, Any], asked: str | None, tensors: Mapping[str, Any], *, source: Path | str
@@ -43,9 +46,11 @@ def detect(
             )
         return OnLoad(asked)
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-    if method not in STORED or not isinstance(stored, Mapping):
+    if method in DEQUANTIZED and asked is None:
+        return None
+    if method not in (*STORED, *DEQUANTIZED) or not isinstance(stored, Mapping):
         raise CheckpointError(
-            f"{source}: the weights are quantized by {method!r}; supported are {', '.join(STORED) or 'none'}. "
+            f"{source}: the weights are quantized by {method!r}; supported are {', '.join((*STORED, *DEQUANTIZED))}. "
             "Take the model's unquantized weights, and --quantization to quantize them while loading"
         )
     if asked not in (None, method):

@@ -36,7 +36,7 @@ def moe(
         weights: f32[T, J].
         gate_up: [X, E, 2, F], gate before up; down: [X, F, E]; both float32, bfloat16 or float16. On a CPU give
             the bits of bfloat16 as uint16: XLA:CPU would convert all experts to float32 before it reads one.
-        gate_up_bias: [X, 2, F]; down_bias: [X, E]; None where there is none.
+        gate_up_bias: [X, 2, F]; down_bias: [X, E]; None where there is none; else in the same type.
         activate: (gate, up), each f32[n, F], to f32[n, F]; elementwise.
         implementation: "auto", "reference" or "xla". "auto" is xla.
 

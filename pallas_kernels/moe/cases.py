@@ -66,13 +66,11 @@ class Case:
             """Of unit variance after a product over axis 1; NaN for the experts that nobody chose."""
             values = rng.standard_normal(shape, np.float32) * np.float32(shape[1] ** -0.5 if len(shape) > 2 else 1)
             values[~chosen] = np.nan
-            return jnp.asarray(values, self.dtype)
+            array = jnp.asarray(values, self.dtype)
+            return jax.lax.bitcast_convert_type(array, jnp.uint16) if self.bits else array
 
         x = jnp.asarray(rng.standard_normal((self.T, self.E), np.float32), self.dtype)
         stacks = (normal(self.X, self.E, 2 * self.F).reshape(self.X, self.E, 2, self.F), normal(self.X, self.F, self.E))
-        if self.bits:
-            gate_up, down = (jax.lax.bitcast_convert_type(stack, jnp.uint16) for stack in stacks)
-            stacks = (gate_up, down)
         biases = (normal(self.X, 2 * self.F).reshape(self.X, 2, self.F), normal(self.X, self.E)) if self.biases else ()
         return KernelInputs((x, jnp.asarray(ids), jnp.asarray(weights), *stacks, *biases), {"activate": silu_gate})
 

@@ -30,11 +30,11 @@ def reference(
         e = jnp.clip(expert, 0, X - 1)
         both = jnp.einsum("e,ecf->cf", token, as_float32(gate_up[e]), precision="highest")
         if gate_up_bias is not None:
-            both += gate_up_bias[e].astype(jnp.float32)
+            both += as_float32(gate_up_bias[e])
         inner = activate(both[:1], both[1:])[0]
         out = jnp.einsum("f,fe->e", inner, as_float32(down[e]), precision="highest")
         if down_bias is not None:
-            out += down_bias[e].astype(jnp.float32)
+            out += as_float32(down_bias[e])
         return jnp.where(expert == e, weight * out, 0)
 
     tokens = jnp.repeat(x.astype(jnp.float32), J, axis=0)

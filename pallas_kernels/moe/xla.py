@@ -58,10 +58,10 @@ def moe_xla(
         both = _product(lax.dynamic_slice_in_dim(rows, row, C), gate_up.reshape(X, E, 2 * F), expert)
         both = both.reshape(C, 2, F)
         if gate_up_bias is not None:
-            both += lax.dynamic_index_in_dim(gate_up_bias, expert, keepdims=False).astype(jnp.float32)
+            both += as_float32(lax.dynamic_index_in_dim(gate_up_bias, expert, keepdims=False))
         y = _product(activate(both[:, 0], both[:, 1]).astype(x.dtype), down, expert)
         if down_bias is not None:
-            y += lax.dynamic_index_in_dim(down_bias, expert, keepdims=False).astype(jnp.float32)
+            y += as_float32(lax.dynamic_index_in_dim(down_bias, expert, keepdims=False))
         return lax.dynamic_update_slice_in_dim(out, y, row, 0)
 
     out: jax.Array = lax.fori_loop(0, tiles.count, tile, jnp.zeros((T * J + C, E)))

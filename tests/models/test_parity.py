@@ -40,6 +40,7 @@ APART = {"num_key_value_heads": 4}
 NEOX = {**APART, "hidden_size": 64}
 
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+GPT_OSS = {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 0.5, "rope_parameters": YARN}
 QWEN_MOE = {**MOE, "shared_expert_intermediate_size": 24}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,6 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3 rope": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
     "llama, linear rope": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
+    "gpt-oss": ("GptOssForCausalLM", {**GPT_OSS, "intermediate_size": 24}),
     "granite": ("GraniteForCausalLM", GRANITE),
     "mistral, sliding window": ("MistralForCausalLM", {"sliding_window": 7}),
     "olmo 2, biases": ("Olmo2ForCausalLM", {"attention_bias": True}),
@@ -127,6 +129,7 @@ ON_TWO_DEVICES = {
     "gemma 3, scaled global rope",
     "gpt 2",
     "gpt neox",
+    "gpt-oss",
     "olmo 2, one KV head",
     "olmoe",
     "phi 3, sliding window",

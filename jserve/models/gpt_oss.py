@@ -1,0 +1,112 @@
+"""gpt-oss: attention sinks, a window on every other layer, and experts with biases and a clamped gate, in MXFP4."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jserve.config import MixtureConfig, ModelConfig
+from jserve.layers.attention import Attention
+from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, Build
+from jserve.layers.expert_source import AllBiases, AllExperts, FirstFound
+from jserve.layers.moe import Experts, Routed, Router
+from jserve.layers.mxfp4 import Mxfp4Experts
+from jserve.layers.source import Tensor
+from jserve.models.causal_lm import CausalLM
+from jserve.models.mixtral import MixtureDecoderLayer
+
+
+class BiasedRouter(Router):
+    """The softmax over the chosen experts alone is that over all, normalised."""
+
+    def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig) -> None:
+        super().__init__(build, config, mixture)
+        self.bias = build.param(Tensor("bias", (mixture.num_experts,)), (mixture.num_experts,))
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        return super().logits(x) + self.bias[...].astype(jnp.float32)
+
+
+class GptOssExperts(Experts):
+    """Experts with biases, whose checkpoints keep gate and up in turn."""
+
+    def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig) -> None:
+        count, hidden, inner = mixture.num_experts, config.hidden_size, mixture.intermediate_size
+        both, down = "gate_up_proj", "down_proj"
+        packed = Mxfp4Experts(both, count, inner, hidden, parts=2), Mxfp4Experts(down, count, hidden, inner)
+        plain = (
+            AllExperts(both, count, inner, hidden, parts=2, inputs_first=True, interleaved=True),
+            AllExperts(down, count, hidden, inner, inputs_first=True),
+        )
+        super().__init__(
+            build, config, mixture, FirstFound((plain[0], packed[0])), FirstFound((plain[1], packed[1]))
+        )
+        self.gate_up_proj_bias = build.stack(
+            AllBiases(f"{both}_bias", count, inner, parts=2, interleaved=True), (count, 2, inner), inner=2
+        )
+        self.down_proj_bias = build.stack(AllBiases(f"{down}_bias", count, hidden), (count, hidden))
+        self.slope, self.limit = mixture.gate_slope, mixture.gate_limit
+
+    def activate(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return (up + 1) * gate * jax.nn.sigmoid(self.slope * gate)
+
+    def _local(self, x: jax.Array, experts: jax.Array, weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
+        *others, down_bias = arrays
+        if self.build.tensor_parallel > self.build.expert_parallel:  # of the slices of an expert one adds it
+            down_bias = jnp.where(jax.lax.axis_index(INNER_AXIS) == 0, down_bias, 0)
+        return super()._local(x, experts, weights, (*others, down_bias))
+
+    def _arrays(self) -> tuple[jax.Array, ...]:
+        return (*super()._arrays(), self.gate_up_proj_bias[...], self.down_proj_bias[...])
+
+    def _specs(self) -> tuple[PartitionSpec, ...]:
+        return (*super()._specs(), PartitionSpec(EXPERT_AXIS, None, INNER_AXIS), PartitionSpec(EXPERT_AXIS))
+
+
+class GptOssMixture(nnx.Module):
+    """Named `mlp`."""
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        assert config.mixture is not None
+        self.router = BiasedRouter(build, config, config.mixture)
+        self.experts = GptOssExperts(build, config, config.mixture)
+
+    def __call__(self, x: jax.Array, is_real: jax.Array) -> jax.Array:
+        routed: Routed = self.router(x, is_real)
+        return self.experts(x, routed)
+
+
+class GptOssDecoderLayer(MixtureDecoderLayer):
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+        bias = config.attention_bias
+        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias, sinks=True)
+
+    def make_mixture(self, build: Build, config: ModelConfig) -> GptOssMixture:
+        return GptOssMixture(build, config)
+
+
+class GptOssForCausalLM(CausalLM):
+    layer_type = GptOssDecoderLayer
+    config_defaults: ClassVar = {
+        "attention_bias": True,
+        "head_dim": 64,
+        "norm_topk_prob": True,
+        "num_experts_per_tok": 4,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "sliding_window": 128,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+    }
+
+    @classmethod
+    def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
+        layers = raw.get("num_hidden_layers")
+        if not raw.get("layer_types") and isinstance(layers, int):
+            kinds = ("sliding_attention", "full_attention")
+            raw = {**raw, "layer_types": [kinds[layer % 2] for layer in range(layers)]}
+        return super().read_config(raw, source=source)
