@@ -34,7 +34,7 @@ class Router(nnx.Module):
 
     def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig, source: Source | None = None) -> None:
         size = (mixture.num_experts, config.hidden_size)
-        self.weight = build.param(InputsFirst(source or Tensor("weight", size)), size[::-1])
+        self.weight = build.param(source or InputsFirst(Tensor("weight", size)), size[::-1])
         self.mixture, self.build = mixture, build
 
     def __call__(self, x: jax.Array, is_real: jax.Array) -> Routed:
@@ -135,7 +135,7 @@ class MixtureOfExperts(nnx.Module):
         assert mixture is not None
         count, hidden, inner = mixture.num_experts, config.hidden_size, mixture.intermediate_size
         prefix = f"../../{names.folder}."
-        router = tuple(Tensor(name, (count, hidden)) for name in (f"{prefix}gate.weight", "weight"))
+        router = tuple(InputsFirst(Tensor(name, (count, hidden))) for name in (f"{prefix}gate.weight", "weight"))
         self.gate = Router(build, config, mixture, FirstFound(router))
         pair, folder = (f"{names.gate}.weight", f"{names.up}.weight"), f"{prefix}experts."
         self.experts = Experts(
