@@ -215,7 +215,7 @@ def _mixture(raw: dict[str, Any], reader: "_Fields", layers: int) -> MixtureConf
         return None
     experts, chosen = reader.integer(count), reader.integer("num_experts_per_tok")
     if chosen > experts:
-        raise reader.wrong("num_experts_per_tok", f"at most {count}, which is {experts}")
+        raise reader.unlike("num_experts_per_tok", f"at most {count}, which is {experts}")
     every = reader.integer("decoder_sparse_step", default=1)
     dense = {layer for layer in range(layers) if (layer + 1) % every} | set(raw.get("mlp_only_layers") or ())
     return MixtureConfig(
@@ -369,5 +369,5 @@ class _Fields:
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive number")
         return float(value)
 
-    def wrong(self, name: str, must_be: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: {name} is {self._raw.get(name)!r} but must be {must_be}")
+    def unlike(self, name: str, must_be: str) -> CheckpointError:
+        return self.wrong(name, f"is {self._raw.get(name)!r} but must be {must_be}")

@@ -41,9 +41,7 @@ class GptOssExperts(Experts):
             AllExperts(both, count, inner, hidden, parts=2, inputs_first=True, interleaved=True),
             AllExperts(down, count, hidden, inner, inputs_first=True),
         )
-        super().__init__(
-            build, config, mixture, FirstFound((plain[0], packed[0])), FirstFound((plain[1], packed[1]))
-        )
+        super().__init__(build, config, mixture, FirstFound((plain[0], packed[0])), FirstFound((plain[1], packed[1])))
         self.gate_up_proj_bias = build.stack(
             AllBiases(f"{both}_bias", count, inner, parts=2, interleaved=True), (count, 2, inner), inner=2
         )

@@ -16,8 +16,8 @@ from jserve.models.granite import GraniteForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
 from jserve.models.mixtral import MixtralForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
-from jserve.models.phi3 import Phi3ForCausalLM
 from jserve.models.olmoe import OlmoeForCausalLM
+from jserve.models.phi3 import Phi3ForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen2_moe import Qwen2MoeForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM

@@ -46,7 +46,7 @@ def detect(
             )
         return OnLoad(asked)
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-    if method in DEQUANTIZED and asked is None:
+    if method in DEQUANTIZED and asked in (None, method):
         return None
     if method not in (*STORED, *DEQUANTIZED) or not isinstance(stored, Mapping):
         raise CheckpointError(

@@ -182,7 +182,9 @@ def check_parity(case: str, folder: Path, executables: str, devices: int) -> Non
                 np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed", "mixtral"])
+@pytest.mark.parametrize(
+    "case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed", "mixtral"]
+)
 def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
     case: str, tmp_path: Path, executables: str
 ) -> None:
