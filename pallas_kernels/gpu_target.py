@@ -6,8 +6,9 @@ device, so what is compiled here is for reading and asserting, not for shipping 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 from jax.experimental import topologies
@@ -109,11 +110,12 @@ def why_unavailable() -> str | None:
 
 
 @contextlib.contextmanager
-def abstract_gpus(kind: str, n: int = 1, axis: str = "tp") -> Iterator[AbstractMesh]:
-    """Trace and lower for `n` GPUs of a kind: Pallas and jserve's kernel choice read the device from here."""
+def abstract_gpus(kind: str, axes: Mapping[str, int] = MappingProxyType({"tp": 1})) -> Iterator[AbstractMesh]:
+    """Trace and lower for a mesh of GPUs of a kind: Pallas and jserve's kernel choice read the device from here."""
     gpu = _lookup(kind)
     device = AbstractDevice(device_kind=gpu.name, num_cores=gpu.cores, platform="gpu")
-    mesh = AbstractMesh((n,), (axis,), axis_types=(AxisType.Auto,), abstract_device=device)
+    types = (AxisType.Auto,) * len(axes)
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=types, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         yield mesh
 

@@ -112,7 +112,7 @@ def main() -> None:
 def _compile(program: Program, made: Programs) -> Facts:
     shutil.rmtree(DUMP, ignore_errors=True)
     clock = time.perf_counter()
-    with abstract_gpus(GPU, made.build.tensor_parallel):
+    with abstract_gpus(GPU, made.build.mesh.shape):
         lowered = program.lower()
     middle = time.perf_counter()
     # Not in the samplers, whose sort is XLA's and another one where there is a GPU to compile on.

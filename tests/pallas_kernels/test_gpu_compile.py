@@ -106,7 +106,7 @@ def test_heads_split_over_eight_gpus_need_no_collective(decode: bool, check_vma:
         for i, shape in enumerate(shapes)
     ]
     run = functools.partial(paged_attention, scale=0.1, decode=decode)
-    with abstract_gpus("h200", 8):
+    with abstract_gpus("h200", {"tp": 8}):
         local = jax.shard_map(run, in_specs=(heads,) * 3 + (whole,) * 3, out_specs=heads, check_vma=check_vma)
         compiled = jax.jit(local).trace(*args).lower(lowering_platforms=("cuda",)).compile()
     program = compiled.as_text()
