@@ -33,7 +33,7 @@ def test_a_wrong_kernel_makes_the_status_1(capsys, monkeypatch):
 
 def test_no_matching_case_is_said_with_an_example(capsys):
     assert benchmark.main(["--match", "nosuch"]) == 2
-    assert "names look like paged_attention/" in capsys.readouterr().err
+    assert "names look like moe/two_tokens_f32" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(why_unavailable() is not None, reason=why_unavailable() or "")
