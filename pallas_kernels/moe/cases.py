@@ -15,9 +15,9 @@ from .. import KernelInputs
 __all__ = ["CASES", "Case"]
 
 # Largest |error| / max(1, |reference|) of a correct implementation. The 16-bit types also round the activated
-# inner values, half an ulp each (2^-9 and 2^-12). Errors of F of them average out, but with biases one inner value
-# may be 20 (a product of two): 20 * 2^-9 times a weight of 0.4.
-TOLERANCES = {"float32": 2e-5, "float16": 2.5e-3, "bfloat16": 2e-2}
+# inner values, half an ulp each (2^-9 and 2^-12). With biases single inner values are large: of 150 seeds of
+# "decode_biases" the largest error was 0.015 and half were over 0.0066; without, in float16, the largest was 0.0006.
+TOLERANCES = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 2e-2}
 
 
 def silu_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
