@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from typing import Any
 
 import httpx
 from openai import OpenAI
@@ -35,9 +37,19 @@ def test_a_prompt_is_cached_for_its_own_key_only(start_server: StartServer) -> N
     _check_metrics(server)
 
 
+def _lines_of_ended(server: LiveServer, count: int) -> list[dict[str, Any]]:
+    """The log, once it names `count` completions: an answer may be read before its line is written."""
+    deadline = time.monotonic() + 10
+    while True:
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+        if sum(line.get("path") == "/v1/completions" for line in lines) >= count or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.05)
+
+
 def _check_log(server: LiveServer) -> None:
     """Every line of both processes is one JSON object, except those that libraries in C++ write."""
-    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    lines = _lines_of_ended(server, count=6)
     loggers = {line["logger"].rpartition(".")[0] for line in lines}
     assert {"jserve.api", "jserve.runtime", "jserve"} <= loggers
     others = [line for line in server.log.read_text().splitlines() if not line.startswith("{")]

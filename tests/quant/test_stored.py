@@ -106,7 +106,7 @@ def quantized_weights(folder: Path, parts: int) -> dict[tuple[Any, ...], tuple[Q
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("name", map(needs_library, FORMATS))
+@pytest.mark.parametrize("name", [*map(needs_library, FORMATS)])
 def test_weights_mean_what_the_format_says(folder: Path, tmp_path: Path, name: str, parts: int) -> None:
     packed, floats = write(folder, tmp_path, FORMATS[name])
     expected = {key: value.numpy() for key, value in tensors_of(floats).items()}
@@ -125,7 +125,7 @@ def test_weights_mean_what_the_format_says(folder: Path, tmp_path: Path, name: s
         np.testing.assert_array_equal(meant, whole, err_msg=str(path))
 
 
-@pytest.mark.parametrize("name", map(needs_library, COMPUTED))
+@pytest.mark.parametrize("name", [*map(needs_library, COMPUTED)])
 def test_logits_are_those_of_the_float_model(folder: Path, tmp_path: Path, name: str) -> None:
     packed, floats = write(folder, tmp_path, FORMATS[name])
     activations = FORMATS[name].activations
