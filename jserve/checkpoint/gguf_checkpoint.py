@@ -16,23 +16,31 @@ import numpy as np
 
 from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.dequantize import BlockType, block_type, dequantize
-from jserve.checkpoint.gguf_config import ARCHITECTURES, build_config, build_generation_config
+from jserve.checkpoint.gguf_config import build_config, build_generation_config, family_of, read_heads
+from jserve.checkpoint.gguf_families import huggingface_tensors
 from jserve.checkpoint.gguf_file import GgufFile, GgufTensor
-from jserve.checkpoint.gguf_names import NOT_WEIGHTS, PERMUTED_ARCHITECTURES, huggingface_name, permuted_part
 from jserve.checkpoint.gguf_split import open_other_parts
+from jserve.checkpoint.gguf_views import AsStored, HeadsTogether, InputsFirst, RotatedInPairs, View
 from jserve.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
 
+FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Tensors that are configuration: what `gguf_config` makes of a rotary embedding's scaling."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Where a tensor lies and how to read it. `permuted_heads` is 0 where rows keep their order."""
+    """Where a tensor lies and how to read it."""
 
     file: GgufFile
     tensor: GgufTensor
     kind: BlockType
-    permuted_heads: int
+    view: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.view.shape(self.tensor.shape)
 
 
 class GgufCheckpoint:
@@ -46,29 +54,27 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = GgufFile(path)
-        self._architecture = self._file.metadata.get("general.architecture")
         self._stored: dict[str, _Stored] = {}
-        self._factors: list[float] | None = None
+        self._factors: dict[str, list[float]] = {}
         self._parts = [self._file]
         try:
-            self._check_supported()
+            self._family = family_of(self._file.metadata, source=path)
             self._parts += open_other_parts(self._file)
             for file in self._parts:
                 for tensor in file.tensors.values():
                     self._add(file, tensor)
             self._config = build_config(
                 self._file.metadata,
-                {name: stored.tensor.shape for name, stored in self._stored.items()},
-                frequency_factors=self._factors,
+                {name: stored.shape for name, stored in self._stored.items()},
+                factors=self._factors,
                 source=path,
             )
-            self._undo_permutation()
         except BaseException:
             self.close()
             raise
         self._infos = {
             name: TensorInfo(
-                stored.tensor.shape,
+                stored.shape,
                 (stored.kind.dtype or np.dtype(np.float32)).name,
                 stored.file.path,
                 stored.kind.name,
@@ -87,9 +93,7 @@ class GgufCheckpoint:
 
     def read(self, name: str, index: Index = ()) -> Array:
         stored = self._stored[name]
-        if stored.permuted_heads:
-            return self._read_permuted(stored, index)
-        values = self._read(stored, index)
+        values = stored.view.read(lambda part: self._read(stored, part), stored.tensor.shape, index)
         values.flags.writeable = False
         return values
 
@@ -97,25 +101,18 @@ class GgufCheckpoint:
         for file in self._parts:
             file.close()
 
-    def _read(self, stored: _Stored, index: tuple[slice | Array, ...]) -> Array:
+    def _read(self, stored: _Stored, index: tuple[Any, ...]) -> Array:
+        """`index` may name rows by number in every axis but the last."""
         raw, kind = self._blocks(stored), stored.kind
         if kind.dtype is not None:
-            return raw[index]
+            part: Array = raw[index]
+            return part
         axes = len(stored.tensor.shape)
         full = (*index, *[slice(None)] * (axes - len(index)))
         first, stop, cut = _block_range(full[-1], stored.tensor.shape[-1], kind)
         blocks = raw[(*full[:-1], slice(first, stop))]
         values = dequantize(blocks.reshape(-1, kind.size), kind)
         return values.reshape(*blocks.shape[:-2], (stop - first) * kind.values)[..., cut]
-
-    def _read_permuted(self, stored: _Stored, index: Index) -> Array:
-        """Row r of the result is row `order[r]` of the file, head by head."""
-        heads = stored.permuted_heads
-        order = np.arange(stored.tensor.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-        rows = order[index[0]] if index else order
-        if len(stored.tensor.shape) == 1:
-            return self._read(stored, ())[rows]
-        return self._read(stored, (rows, *index[1:]))
 
     def _blocks(self, stored: _Stored) -> Array:
         """The tensor as stored: its values, or u8[..., blocks in a row, bytes in a block]."""
@@ -130,45 +127,41 @@ class GgufCheckpoint:
         flat = np.frombuffer(stored.file.file.buffer, dtype, math.prod(shape), tensor.offset)
         return flat.reshape(shape)
 
-    def _check_supported(self) -> None:
-        if self._architecture not in ARCHITECTURES:
-            raise CheckpointError(
-                f"{self.path} is a GGUF file of architecture {self._architecture!r}; supported are "
-                f"{', '.join(ARCHITECTURES)}. Other models load from their Hugging Face directory"
-            )
-
     def _add(self, file: GgufFile, tensor: GgufTensor) -> None:
-        stored = _Stored(file, tensor, _check_tensor(file, tensor), 0)
-        if tensor.name in NOT_WEIGHTS:
-            self._factors = [float(factor) for factor in self._read(stored, ()).ravel()]
+        kind = _check_tensor(file, tensor)
+        if tensor.name in FACTORS:
+            stored = _Stored(file, tensor, kind, AsStored())
+            self._factors[tensor.name] = [float(factor) for factor in self._read(stored, ()).ravel()]
             return
-        name = huggingface_name(tensor.name)
-        if name is None:
+        heads, kv_heads = read_heads(self._file.metadata, source=self.path)
+        found = dict(huggingface_tensors(self._family, tensor.name, tensor.shape, heads=heads, kv_heads=kv_heads))
+        if not found:
+            architecture = self._file.metadata["general.architecture"]
             raise CheckpointError(
-                f"{file.path}: tensor {tensor.name!r} is not known in architecture {self._architecture!r}; "
+                f"{file.path}: tensor {tensor.name!r} is not known in architecture {architecture!r}; "
                 "load the model from its Hugging Face directory"
             )
-        if name in self._stored:
-            raise CheckpointError(
-                f"{file.path}: tensor {tensor.name!r} stands in another part too; the files are damaged"
-            )
-        self._stored[name] = stored
-
-    def _undo_permutation(self) -> None:
-        if self._architecture not in PERMUTED_ARCHITECTURES:
-            return
-        heads = {"q": self._config["num_attention_heads"], "k": self._config["num_key_value_heads"]}
-        for name, stored in self._stored.items():
-            part = permuted_part(stored.tensor.name)
-            if part is None:
-                continue
-            rows = stored.tensor.shape[0]
-            if rows % (2 * heads[part]):
+        for name, view in found.items():
+            if name in self._stored:
                 raise CheckpointError(
-                    f"{self.path}: tensor {stored.tensor.name!r} has {rows} rows, which {heads[part]} heads "
-                    "of an even size cannot share"
+                    f"{file.path}: tensor {tensor.name!r} stands in another part too; the files are damaged"
                 )
-            self._stored[name] = _Stored(stored.file, stored.tensor, stored.kind, heads[part])
+            _check_view(file, tensor, view)
+            self._stored[name] = _Stored(file, tensor, kind, view)
+
+
+def _check_view(file: GgufFile, tensor: GgufTensor, view: View) -> None:
+    """Raise CheckpointError where a tensor's rows cannot have the order that its family gives them."""
+    heads = view.heads if isinstance(view, RotatedInPairs | HeadsTogether) else 0
+    if heads and tensor.shape[0] % ((2 if isinstance(view, RotatedInPairs) else 3) * heads):
+        raise CheckpointError(
+            f"{file.path}: tensor {tensor.name!r} has {tensor.shape[0]} rows, which {heads} heads "
+            "of an even size cannot share"
+        )
+    if isinstance(view, InputsFirst) and len(tensor.shape) != 2:
+        raise CheckpointError(
+            f"{file.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, not that of a matrix"
+        )
 
 
 def _check_tensor(file: GgufFile, tensor: GgufTensor) -> BlockType:
@@ -185,7 +178,7 @@ def _check_tensor(file: GgufFile, tensor: GgufTensor) -> BlockType:
     return kind
 
 
-def _block_range(part: slice | Array, length: int, kind: BlockType) -> tuple[int, int, slice]:
+def _block_range(part: Any, length: int, kind: BlockType) -> tuple[int, int, slice]:
     """The blocks of a row that hold `part` of its values, and where in them those values lie."""
     assert isinstance(part, slice), "only rows are chosen by number"
     start, stop, step = part.indices(length)

@@ -22,6 +22,19 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _SUFFIX
+    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _SUFFIX
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # fmt: skip
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
@@ -34,10 +47,11 @@ class PreTokenizer:
     """Whether a text begins with BOS where the file does not say."""
 
 
-def _by_expression(expression: str) -> Callable[[], Splitter]:
+def _by_expression(*expressions: str) -> Callable[[], Splitter]:
+    """Cut by each of the expressions in turn."""
     return lambda: pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(expression), behavior="isolated"),
+            *(pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in expressions),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -62,5 +76,9 @@ PRE_TOKENIZERS = {
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _DIGITS_RULES),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3_RULES),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_RULES),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), PreTokenizer(_by_expression(_LLAMA3))),
+    "deepseek-v3": PreTokenizer(_by_expression(*_DEEPSEEK3)),
+    "gpt-4o": PreTokenizer(_by_expression(_O200K)),
+    "olmo": PreTokenizer(_gpt2, normalizer=normalizers.NFC),
     "tekken": _TEKKEN_RULES,
 }

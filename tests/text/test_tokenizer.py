@@ -22,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 
 from jserve.errors import CheckpointError
 from jserve.text.load import load_tokenizer
+from jserve.text.pre_tokenizers import PRE_TOKENIZERS
 from jserve.text.tokenizer import Tokenizer
 
 NAMED = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
@@ -329,3 +330,16 @@ def test_chat_templates_are_found_in_every_place(tmp_path: Path) -> None:
     assert load_tokenizer(gguf).chat_templates == {"default": CHATML, "tool_use": "T"}
     bare = save_byte_level_gguf(tmp_path / "bare.gguf", backend, "gpt-2")
     assert load_tokenizer(bare).chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pieces"),
+    [
+        ("dbrx", "I'll 12345 go", ["I", "'ll", "Ġ", "123", "45", "Ġgo"]),
+        ("gpt-4o", "HelloWorld's 12345/\nI'LL", ["Hello", "World's", "Ġ", "123", "45", "/Ċ", "I'LL"]),
+        ("deepseek-v3", "x1234 !abc don't  go", ["x", "123", "4", "Ġ!", "abc", "Ġdon", "'t", "Ġ", "Ġgo"]),
+        ("olmo", "I'll 12345 go", ["I", "'ll", "Ġ12345", "Ġgo"]),
+    ],
+)
+def test_vocabularies_of_gguf_files_cut_text_as_the_original(name: str, text: str, pieces: list[str]) -> None:
+    assert [piece for piece, _ in PRE_TOKENIZERS[name].splitter().pre_tokenize_str(text)] == pieces

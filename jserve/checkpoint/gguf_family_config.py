@@ -1,0 +1,185 @@
+"""What a family's configuration has beyond the keys that all GGUF files share.
+
+Where a file is silent, llama.cpp's code knows a number by the model's size (llama-model.cpp, `load_hparams`); so do
+these functions. Each is given the checked keys, the common fields and the shapes of tensors by Hugging Face names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jserve.checkpoint.gguf_keys import Keys
+
+Fields = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+Further = Callable[[Keys, Fields, Shapes], Fields]
+
+_GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
+"""The 27B models scale scores by their width over their heads, the others by the head's size."""
+
+
+def further_fields(architecture: str, keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    """The fields of the architecture's own. Raises CheckpointError where a key is missing or wrong."""
+    further = _FURTHER.get(architecture)
+    if keys.get("expert_count", 0) and architecture not in _MIXTURES:
+        raise keys.wrong("expert_count", f"mixtures of experts of {keys.architecture!r} are not supported from GGUF")
+    return {} if further is None else further(keys, common, shapes)
+
+
+def _experts(count: str, keys: Keys) -> Fields:
+    return {count: keys.integer("expert_count"), "num_experts_per_tok": keys.integer("expert_used_count")}
+
+
+def _mixtral(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {**_experts("num_local_experts", keys), "norm_topk_prob": True}
+
+
+def _olmoe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return _experts("num_experts", keys)
+
+
+def _qwen2_moe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    shared = shapes.get("model.layers.0.mlp.shared_expert.up_proj.weight", (0,))[0]
+    return {
+        **_experts("num_experts", keys),
+        "moe_intermediate_size": _expert_size(keys, shapes),
+        "shared_expert_intermediate_size": keys.integer("expert_shared_feed_forward_length", default=shared),
+        "norm_topk_prob": False,
+    }
+
+
+def _qwen3_moe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        **_experts("num_experts", keys),
+        "moe_intermediate_size": _expert_size(keys, shapes),
+        "norm_topk_prob": True,
+    }
+
+
+def _expert_size(keys: Keys, shapes: Shapes) -> int:
+    stored = shapes.get("model.layers.0.mlp.experts.0.up_proj.weight", (0,))[0]
+    return keys.integer("expert_feed_forward_length", default=stored)
+
+
+def _gemma2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        **_gemma(keys, common, _GEMMA2_27B_LAYERS),
+        "attn_logit_softcapping": keys.decimal("attn_logit_softcapping", default=50.0),
+        "final_logit_softcapping": keys.decimal("final_logit_softcapping", default=30.0),
+    }
+
+
+def _gemma3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    final = keys.get("final_logit_softcapping")
+    return {
+        **_gemma(keys, common, _GEMMA3_27B_LAYERS),
+        "rope_theta": keys.decimal("rope.freq_base", default=1_000_000.0),
+        "rope_local_base_freq": keys.decimal("rope.freq_base_swa", default=10_000.0),
+        "final_logit_softcapping": keys.decimal("final_logit_softcapping", default=1.0) if final else None,
+    }
+
+
+def _gemma(keys: Keys, common: Fields, layers_of_27b: int) -> Fields:
+    is_27b = common["num_hidden_layers"] == layers_of_27b
+    width = common["hidden_size"] / common["num_attention_heads"] if is_27b else common["head_dim"]
+    return {"query_pre_attn_scalar": width, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": _window(keys)}
+
+
+def _phi3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        "original_max_position_embeddings": keys.integer(
+            "rope.scaling.original_context_length", default=common["max_position_embeddings"]
+        ),
+        "sliding_window": _window(keys),
+        **_partial(keys, common),
+    }
+
+
+def _olmo2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    if _window(keys) is not None:
+        raise keys.wrong("attention.sliding_window", "OLMo 3, whose layers have windows, is not supported")
+    return {}
+
+
+def _granite(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        "attention_multiplier": keys.decimal("attention.scale", default=common["head_dim"] ** -0.5),
+        "embedding_multiplier": keys.decimal("embedding_scale", default=1.0),
+        "residual_multiplier": keys.decimal("residual_scale", default=1.0),
+        "logits_scaling": keys.decimal("logit_scale", default=1.0),
+    }
+
+
+def _starcoder2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": common["rms_norm_eps"],
+        "use_bias": common["attention_bias"],
+        "sliding_window": _window(keys),
+    }
+
+
+def _cohere2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        "layer_norm_eps": common["rms_norm_eps"],
+        "logit_scale": keys.decimal("logit_scale", default=0.0625),
+        "sliding_window": _window(keys),
+    }
+
+
+def _gpt2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        "n_embd": common["hidden_size"],
+        "n_head": common["num_attention_heads"],
+        "n_layer": common["num_hidden_layers"],
+        "n_positions": common["max_position_embeddings"],
+        "n_inner": common["intermediate_size"],
+        "layer_norm_epsilon": common["rms_norm_eps"],
+        "activation_function": "gelu_new",
+    }
+
+
+def _gpt_neox(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {
+        "hidden_act": "gelu",
+        "attention_bias": "gpt_neox.layers.0.attention.query_key_value.bias" in shapes,
+        "layer_norm_eps": common["rms_norm_eps"],
+        "rotary_emb_base": common["rope_theta"],
+        "rotary_pct": _partial(keys, common)["partial_rotary_factor"],
+        "use_parallel_residual": bool(keys.get("use_parallel_residual", True)),
+        **_partial(keys, common),
+    }
+
+
+def _smollm3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {"no_rope_layer_interval": 4}
+
+
+def _window(keys: Keys) -> int | None:
+    """None where it is missing or 0."""
+    return keys.integer("attention.sliding_window") if keys.get("attention.sliding_window") else None
+
+
+def _partial(keys: Keys, common: Fields) -> Fields:
+    rotary = keys.integer("rope.dimension_count", default=common["head_dim"])
+    return {"partial_rotary_factor": rotary / common["head_dim"]}
+
+
+_MIXTURES = frozenset({"MixtralForCausalLM", "OlmoeForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"})
+_FURTHER: Mapping[str, Further] = {
+    "Cohere2ForCausalLM": _cohere2,
+    "GPT2LMHeadModel": _gpt2,
+    "GPTNeoXForCausalLM": _gpt_neox,
+    "Gemma2ForCausalLM": _gemma2,
+    "Gemma3ForCausalLM": _gemma3,
+    "GraniteForCausalLM": _granite,
+    "MixtralForCausalLM": _mixtral,
+    "Olmo2ForCausalLM": _olmo2,
+    "OlmoeForCausalLM": _olmoe,
+    "Phi3ForCausalLM": _phi3,
+    "Qwen2MoeForCausalLM": _qwen2_moe,
+    "Qwen3MoeForCausalLM": _qwen3_moe,
+    "SmolLM3ForCausalLM": _smollm3,
+    "Starcoder2ForCausalLM": _starcoder2,
+}

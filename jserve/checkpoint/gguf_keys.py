@@ -1,0 +1,55 @@
+"""Checked access to a GGUF file's metadata.
+
+A number that llama.cpp stores as float32 comes back as the shortest decimal that rounds to it (1e-05, not
+9.999999747378752e-06), as it was in the original.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jserve.errors import CheckpointError
+
+
+class Keys:
+    """Checked access to the metadata of the file's own architecture."""
+
+    def __init__(self, metadata: Mapping[str, Any], source: Path) -> None:
+        self.metadata = metadata
+        self.source = source
+        self.architecture: str = metadata["general.architecture"]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.metadata.get(f"{self.architecture}.{name}", default)
+
+    def integer(self, name: str, *, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            value = value[0]  # some converters write one number for each layer
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.wrong(name, "must be a positive integer")
+        return value
+
+    def decimal(self, name: str, *, default: float) -> float:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.wrong(name, "must be a positive number")
+        return shortest_decimal(value)
+
+    def wrong(self, name: str, need: str) -> CheckpointError:
+        value = self.get(name)
+        shown = f"{value[:4]}..." if isinstance(value, list) else repr(value)
+        return CheckpointError(f"{self.source}: metadata key {self.architecture}.{name} is {shown} but {need}")
+
+
+def shortest_decimal(value: float) -> float:
+    """The number with the fewest digits that is the same float32."""
+    for digits in range(1, 10):
+        short = float(f"{value:.{digits}g}")
+        if struct.pack("<f", short) == struct.pack("<f", value):
+            return short
+    return value

@@ -1,0 +1,140 @@
+"""Writes tiny transformers models of every family as GGUF files, as llama.cpp's converter would.
+
+Names of tensors come from the `gguf` package, keys from its writer; the changes to tensors are those of the converter's
+`modify_tensors`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf_maker import permute
+from safetensors.numpy import load_file
+
+ROTATED = {"llama", "granite", "smollm3"}
+BLOCK = "model.layers.{}.mlp.experts.{}_proj.weight"
+MIXTRAL = {"w1": "gate", "w2": "down", "w3": "up"}
+
+
+def write_family(path: Path, folder: Path, architecture: str) -> Path:
+    """The model in `folder` as one file, in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    state = load_file(folder / "model.safetensors")
+    writer = gguf.GGUFWriter(str(path), architecture)
+    _write_keys(writer, architecture, config, state)
+    names = gguf.get_tensor_name_map(_architecture(architecture), _get(config, "num_hidden_layers", "n_layer"))
+    for name, values in _tensors(architecture, config, state).items():
+        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert known is not None, f"{name} has no name in GGUF files"
+        writer.add_tensor(known, np.ascontiguousarray(values.squeeze(), np.float32))
+    _write_factors(writer, config)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _architecture(name: str) -> gguf.MODEL_ARCH:
+    return next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+
+
+def _get(config: dict[str, Any], *names: str, default: Any = None) -> Any:
+    return next((config[name] for name in names if config.get(name) is not None), default)
+
+
+def _write_keys(
+    writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], state: dict[str, np.ndarray]
+) -> None:
+    hidden, heads = _get(config, "hidden_size", "n_embd"), _get(config, "num_attention_heads", "n_head")
+    head_dim = config.get("head_dim") or hidden // heads
+    writer.add_context_length(_get(config, "max_position_embeddings", "n_positions"))
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(_get(config, "num_hidden_layers", "n_layer"))
+    inner = "n_inner" if architecture == "gpt2" else "intermediate_size"
+    writer.add_feed_forward_length(_get(config, inner, default=4 * hidden))
+    writer.add_head_count(heads)
+    if config.get("num_key_value_heads") and architecture not in ("gpt2", "gptneox"):
+        writer.add_head_count_kv(config["num_key_value_heads"])
+    if head_dim != hidden // heads:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    eps = _get(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    if eps is not None:
+        writer.add_layer_norm_eps(eps)
+    else:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    _write_rope(writer, architecture, config, head_dim)
+    for name, add in (
+        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", writer.add_final_logit_softcapping),
+        ("sliding_window", writer.add_sliding_window),
+        ("attention_multiplier", writer.add_attention_scale),
+        ("embedding_multiplier", writer.add_embedding_scale),
+        ("residual_multiplier", writer.add_residual_scale),
+        ("logits_scaling", writer.add_logit_scale),
+        ("logit_scale", writer.add_logit_scale),
+        ("num_experts_per_tok", writer.add_expert_used_count),
+        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
+        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
+        ("use_parallel_residual", writer.add_parallel_residual),
+    ):
+        if config.get(name) is not None and not (
+            name == "sliding_window" and config.get("use_sliding_window") is False
+        ):
+            add(config[name])
+    if experts := _get(config, "num_local_experts", "num_experts"):
+        writer.add_expert_count(experts)
+
+
+def _write_rope(writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], head_dim: int) -> None:
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    if "rope_theta" in rope:
+        writer.add_rope_freq_base(rope["rope_theta"])
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    writer.add_rope_dimension_count(int(head_dim * partial))
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def _write_factors(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type") == "longrope":
+        for kind in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
+
+
+def _tensors(architecture: str, config: dict[str, Any], state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for name, values in state.items():
+        if ".experts." in name:
+            head, _, tail = name.partition(".experts.")
+            number, part, _ = tail.split(".")
+            part = MIXTRAL.get(part, part.removesuffix("_proj"))
+            experts.setdefault(BLOCK.format(head.split(".")[2], part), {})[int(number)] = values
+            continue
+        tensors[name] = _changed(architecture, config, name, values)
+    stacked = {name: np.stack([of[number] for number in sorted(of)]) for name, of in experts.items()}
+    return tensors | stacked
+
+
+def _changed(architecture: str, config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:
+    if architecture in ROTATED and (".q_proj." in name or ".k_proj." in name):
+        heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+        return permute(values, heads)
+    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        return values + 1
+    if architecture == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+        return values.T
+    if architecture == "gptneox" and ".query_key_value." in name:
+        heads, width = config["num_attention_heads"], config["hidden_size"]
+        parts = values.reshape(heads, 3, width // heads, *values.shape[1:])
+        return np.concatenate([parts[:, part].reshape(width, *values.shape[1:]) for part in range(3)])
+    return values

@@ -1,0 +1,136 @@
+"""Each family's GGUF file has the tensors and the shape of the model that it was made from."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf_families_maker import write_family
+from safetensors.numpy import load_file
+
+from jserve.checkpoint import open_checkpoint
+from jserve.config import RopeConfig
+from jserve.errors import CheckpointError
+from jserve.models.registry import resolve
+from tests.worlds import make_model
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GEMMA = {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 2.5, 3.0, 4.0],
+    "original_max_position_embeddings": 64,
+}
+
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama, grouped heads": ("llama", "LlamaForCausalLM", {}),
+    "mixtral": ("llama", "MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", {}),
+    "qwen2 moe": ("qwen2moe", "Qwen2MoeForCausalLM", {**MOE, "shared_expert_intermediate_size": 24}),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", {"head_dim": 16}),
+    "qwen3 moe": ("qwen3moe", "Qwen3MoeForCausalLM", {**MOE, "head_dim": 16, "norm_topk_prob": True}),
+    "olmoe": ("olmoe", "OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmo 2": ("olmo2", "Olmo2ForCausalLM", {}),
+    "gemma 2": ("gemma2", "Gemma2ForCausalLM", GEMMA),
+    "gemma 3": (
+        "gemma3",
+        "Gemma3ForCausalLM",
+        {
+            **GEMMA,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi 3": ("phi3", "Phi3ForCausalLM", {"sliding_window": 9}),
+    "phi 3, longrope": (
+        "phi3",
+        "Phi3ForCausalLM",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64, "sliding_window": None},
+    ),
+    "phi 4, partial rotary": (
+        "phi3",
+        "Phi3ForCausalLM",
+        {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.75}, "hidden_size": 64}
+        | {"sliding_window": None},
+    ),
+    "granite": (
+        "granite",
+        "GraniteForCausalLM",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 0.6},
+    ),
+    "smollm 3": ("smollm3", "SmolLM3ForCausalLM", {"num_hidden_layers": 4, "tie_word_embeddings": False}),
+    "starcoder 2": ("starcoder2", "Starcoder2ForCausalLM", {"sliding_window": None}),
+    "cohere 2": ("cohere2", "Cohere2ForCausalLM", {"num_hidden_layers": 4, "sliding_window": 7, "logit_scale": 0.3}),
+    "gpt 2": ("gpt2", "GPT2LMHeadModel", {"num_key_value_heads": 4}),
+    "gpt neox": ("gptneox", "GPTNeoXForCausalLM", {"num_key_value_heads": 4, "hidden_size": 64}),
+}
+
+SILENT = {"eos_token_ids", "bos_token_id", "dtype"}
+"""What the files of this test do not say."""
+ALWAYS_BIASED = {"qwen2", "qwen2 moe"}
+"""Whatever their configuration says of biases."""
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_a_file_says_what_the_model_says(case: str, tmp_path: Path) -> None:
+    architecture, family, fields = FAMILIES[case]
+    folder = make_model(tmp_path / "hf", family, **fields)
+    checkpoint = open_checkpoint(write_family(tmp_path / "m.gguf", folder, architecture))
+    served, config = resolve(checkpoint.config(), source=tmp_path)
+    original = open_checkpoint(folder)
+    expected_class, expected = resolve(original.config(), source=folder)
+    assert served is expected_class
+    silent = SILENT | ({"attention_bias"} if case in ALWAYS_BIASED else set())
+    differing = {
+        name: (getattr(config, name), getattr(expected, name))
+        for name in expected.__dataclass_fields__
+        if name not in silent and not _alike(getattr(config, name), getattr(expected, name))
+    }
+    assert not differing
+    state = load_file(folder / "model.safetensors")
+    assert {name: info.shape for name, info in checkpoint.tensors().items()} == {
+        name: values.shape for name, values in state.items()
+    }
+    for name, values in state.items():
+        np.testing.assert_allclose(checkpoint.read(name), values, atol=1e-6, err_msg=name)
+        part = tuple(slice(size // 3, size) for size in values.shape)
+        np.testing.assert_allclose(checkpoint.read(name, part), values[part], atol=1e-6, err_msg=name)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal, where numbers went through float32 on their way and fields of scaling may have another order."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, RopeConfig) and isinstance(other, RopeConfig):
+        one, other = (replace(rope, scaling=tuple(sorted(rope.scaling))) for rope in (one, other))
+    return one == other or (isinstance(one, float) and bool(np.isclose(one, other, rtol=1e-6)))
+
+
+TRANSFORMERS_READS = ("gemma 2", "gemma 3", "gpt 2", "phi 3", "qwen2 moe", "qwen3 moe", "starcoder 2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TRANSFORMERS_READS)
+def test_transformers_reads_the_same_model_from_the_file(case: str, tmp_path: Path) -> None:
+    import transformers
+
+    architecture, family, fields = FAMILIES[case]
+    folder = make_model(tmp_path / "hf", family, **fields)
+    write_family(folder / "m.gguf", folder, architecture)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    load = getattr(transformers, family).from_pretrained
+    expected = load(folder, config=config, dtype="float32").state_dict()
+    for name, values in load(folder, gguf_file="m.gguf", config=config, dtype="float32").state_dict().items():
+        np.testing.assert_allclose(values.numpy(), expected[name].numpy(), atol=1e-6, err_msg=name)
+
+
+def test_olmo_3_is_refused_for_its_windows(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "hf", "Olmo2ForCausalLM", sliding_window=8)
+    with pytest.raises(CheckpointError, match="OLMo 3, whose layers have windows, is not supported"):
+        open_checkpoint(write_family(tmp_path / "m.gguf", folder, "olmo2"))
