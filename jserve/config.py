@@ -19,6 +19,8 @@ STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8"
 """What checkpoints can be quantized in; `--quantization` may say so."""
 LOAD_FORMATS = ("auto", "dummy")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
+MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
+"""Far more than any model has; lists of this length are made of what a file claims."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -168,12 +170,11 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
     heads = reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", default=heads)
     hidden = reader.integer("hidden_size")
-    layers = reader.integer("num_hidden_layers")
+    layers = reader.integer("num_hidden_layers", most=MOST_LAYERS)
     if heads % kv_heads:
         raise CheckpointError(
             f"{source}: num_attention_heads is {heads}, not a multiple of num_key_value_heads {kv_heads}"
         )
-    eos = raw.get("eos_token_id")
     types = _layer_types(reader, layers)
     architectures = raw.get("architectures") or ["(none)"]
     return ModelConfig(
@@ -188,7 +189,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         max_position_embeddings=reader.integer("max_position_embeddings", default=2048),
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
         rope=read_rope(raw, source=source),
-        hidden_act=raw.get("hidden_act", "silu"),
+        hidden_act=reader.text("hidden_act", default="silu"),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)),
         mlp_bias=bool(raw.get("mlp_bias", False)),
@@ -202,10 +203,19 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         logit_multiplier=reader.number("logit_scale", default=1.0) / reader.number("logits_scaling", default=1.0),
         parallel_residual=bool(raw.get("use_parallel_residual", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
-        eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
-        bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=_token_ids(reader, "eos_token_id"),
+        bos_token_id=next(iter(_token_ids(reader, "bos_token_id")), None),
         mixture=_mixture(raw, reader, layers),
     )
+
+
+def _token_ids(reader: "_Fields", name: str) -> tuple[int, ...]:
+    """One id, a list of them or none."""
+    value = reader.get(name)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(item) is int for item in ids):
+        raise reader.unlike(name, "a token id or a list of them")
+    return tuple(ids)
 
 
 def _mixture(raw: dict[str, Any], reader: "_Fields", layers: int) -> MixtureConfig | None:
@@ -213,16 +223,16 @@ def _mixture(raw: dict[str, Any], reader: "_Fields", layers: int) -> MixtureConf
     count = next((name for name in ("num_local_experts", "num_experts") if raw.get(name)), None)
     if count is None:
         return None
-    experts, chosen = reader.integer(count), reader.integer("num_experts_per_tok")
+    experts, chosen = reader.integer(count, most=MOST_EXPERTS), reader.integer("num_experts_per_tok")
     if chosen > experts:
         raise reader.unlike("num_experts_per_tok", f"at most {count}, which is {experts}")
     every = reader.integer("decoder_sparse_step", default=1)
-    dense = {layer for layer in range(layers) if (layer + 1) % every} | set(raw.get("mlp_only_layers") or ())
+    dense = {layer for layer in range(layers) if (layer + 1) % every} | reader.integers("mlp_only_layers")
     return MixtureConfig(
         num_experts=experts,
         experts_per_token=chosen,
         intermediate_size=reader.integer("moe_intermediate_size", default=raw.get("intermediate_size")),
-        shared_intermediate_size=raw.get("shared_expert_intermediate_size") or 0,
+        shared_intermediate_size=reader.optional_integer("shared_expert_intermediate_size") or 0,
         normalize=bool(raw.get("norm_topk_prob", False)),
         gate_slope=reader.number("swiglu_alpha", default=1.0),
         gate_limit=reader.number("swiglu_limit", default=float("inf")),
@@ -239,7 +249,8 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
     if "full_attention" in parameters:
         parameters = _dictionary(parameters, "full_attention", source)
     merged = {**_dictionary(raw, "rope_scaling", source), **parameters}
-    theta = float(merged.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
+    given = merged.pop("rope_theta", None) or raw.get("rope_theta")
+    theta = _Fields({"rope_theta": given}, source).number("rope_theta", default=10000.0)
     old_kind = merged.pop("type", "default")
     kind = merged.pop("rope_type", old_kind)
     if kind == "su" or (kind == "yarn" and "short_factor" in merged):
@@ -248,10 +259,12 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
         raise CheckpointError(
             f"{source}: rope scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}"
         )
-    partial = merged.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
-    positions = raw.get("max_position_embeddings", 2048)
+    given = merged.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor")
+    partial = _Fields({"partial_rotary_factor": given}, source).number("partial_rotary_factor", default=1.0)
+    positions = _Fields(raw, source).integer("max_position_embeddings", default=2048)
     original = raw.get("original_max_position_embeddings") or merged.get("original_max_position_embeddings")
-    merged["original_max_position_embeddings"] = original or positions
+    checked = _Fields({"original_max_position_embeddings": original}, source)
+    merged["original_max_position_embeddings"] = checked.integer("original_max_position_embeddings", default=positions)
     if kind == "longrope" and not merged.get("factor"):
         merged["factor"] = positions / merged["original_max_position_embeddings"]
     scaling = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in merged.items())
@@ -259,7 +272,7 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
         theta=theta,
         kind=kind,
         scaling=scaling if kind != "default" else (),
-        partial=float(partial),
+        partial=partial,
         interleaved=bool(raw.get("rope_interleaved", False)),
     )
 
@@ -322,7 +335,10 @@ def _local_rope(raw: dict[str, Any], whole: RopeConfig, source: Path | str) -> R
     if parameters is not None:
         return read_rope({**raw, "rope_scaling": None, "rope_parameters": parameters}, source=source)
     base = raw.get("rope_local_base_freq")
-    return whole if base is None else RopeConfig(float(base), partial=whole.partial, interleaved=whole.interleaved)
+    if base is None:
+        return whole
+    theta = _Fields(raw, source).number("rope_local_base_freq", default=whole.theta)
+    return RopeConfig(theta, partial=whole.partial, interleaved=whole.interleaved)
 
 
 class _Fields:
@@ -332,17 +348,37 @@ class _Fields:
         self._raw = raw
         self._source = source
 
-    def integer(self, name: str, *, default: int | None = None) -> int:
+    def get(self, name: str) -> Any:
+        return self._raw.get(name)
+
+    def integer(self, name: str, *, default: int | None = None, most: int | None = None) -> int:
         value = self._raw.get(name)
         if value is None:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive integer")
+        if most is not None and value > most:
+            raise CheckpointError(f"{self._source}: {name} is {value:,}; at most {most:,} are read")
         return value
 
     def optional_integer(self, name: str) -> int | None:
         """None where it is missing, null or 0."""
         return self.integer(name) if self._raw.get(name) else None
+
+    def integers(self, name: str) -> set[int]:
+        """Whole numbers from 0 on; none where it is missing or null."""
+        value = self._raw.get(name) or []
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise self.unlike(name, "a list of numbers from 0 on")
+        return set(value)
+
+    def text(self, name: str, *, default: str) -> str:
+        value = self._raw.get(name)
+        if value is None:
+            value = default
+        if not isinstance(value, str):
+            raise self.unlike(name, "text")
+        return value
 
     def for_each_layer(self, name: str, layers: int) -> list[Any] | None:
         """A list with one entry for each layer; None where it is missing, null or empty."""

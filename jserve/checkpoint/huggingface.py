@@ -76,6 +76,10 @@ class HuggingFaceCheckpoint:
         return self._shards[file]
 
 
+LONGEST_NAME = 255
+"""Of a file, on every system that a model is kept on."""
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name to file name. Files outside the directory are refused: an index is untrusted input."""
     weight_map = read_json(path).get("weight_map")
@@ -88,7 +92,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_plain_name(file: str) -> bool:
-    return file not in ("", ".", "..") and PurePosixPath(file).name == file == PureWindowsPath(file).name
+    is_named = file not in ("", ".", "..") and len(file) <= LONGEST_NAME
+    return is_named and PurePosixPath(file).name == file == PureWindowsPath(file).name
 
 
 def _no_weights(path: Path) -> str:

@@ -77,7 +77,8 @@ class GPT2LMHeadModel(CausalLM):
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         if raw.get("scale_attn_by_inverse_layer_idx") or raw.get("scale_attn_weights") is False:
             raise CheckpointError(f"{source}: attention scores of GPT-2 must be scaled by the head's size alone")
-        inner = raw.get("n_inner") or 4 * raw.get("n_embd", 0)
+        width = raw.get("n_embd")
+        inner = raw.get("n_inner") or (4 * width if isinstance(width, int) else width)
         config = super().read_config({**raw, "intermediate_size": inner}, source=source)
         return replace(config, layer_ropes=(None,) * config.num_layers)
 

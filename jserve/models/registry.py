@@ -55,6 +55,8 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
     Raises CheckpointError naming what is supported.
     """
     names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source}: architectures is {names!r} but must be a list of names")
     for name in names:
         if name in ARCHITECTURES:
             family = ARCHITECTURES[name]
