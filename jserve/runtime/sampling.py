@@ -1,7 +1,7 @@
 """From logits to tokens, on the device. What a batch does not use, it does not pay for (see `Variant`), and what only a
 few of its rows use is done for those alone (see `few_rows`).
 
-Filters are thresholds on the logits, found by bisection over the float's bits: no sort of the vocabulary.
+Filters are thresholds on the logits (`pallas_kernels.sampling`): no sort of the vocabulary.
 A draw is a race of exponential clocks, one per token, each a function of (seed, how many tokens the row has
 generated, token) alone. So a request's tokens do not depend on its neighbours; and where rounding moves the
 logits a little, as another batch shape does, the winner changes only where two clocks all but tie. (A search in the
@@ -19,6 +19,7 @@ import numpy as np
 
 from jserve.batch import SamplingInput, SamplingState
 from jserve.protocol import MAX_LOGPROBS
+from pallas_kernels.sampling import kept_threshold
 
 Logits = jax.Array
 """f32[S, V]"""
@@ -211,8 +212,7 @@ def draw(logits: Logits, batch: SamplingInput, *, filters: bool) -> jax.Array:
     mass = jnp.exp(scaled - best)
     mass = jnp.where(mass >= batch.min_p[:, None], mass, 0.0)
     if filters:
-        mass = jnp.where(mass >= _kth_largest(mass, batch.top_k)[:, None], mass, 0.0)
-        mass = jnp.where(mass >= _nucleus(mass, batch.top_p)[:, None], mass, 0.0)
+        mass = jnp.where(mass >= kept_threshold(mass, batch.top_k, batch.top_p)[:, None], mass, 0.0)
     return first_largest(mass / _clocks(batch, mass.shape[1]))
 
 
@@ -259,41 +259,6 @@ def _hash(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
     x, y, z = (word ^ (word >> 16) for word in (x, y, z))
     x += y * z
     return x
-
-
-def _kth_largest(mass: jax.Array, k: jax.Array) -> jax.Array:
-    """The k-th largest of each row of f32[S, V] >= 0; exact; 0 where k >= V. k: i32[S], at least 1."""
-    return _bisect(mass, k < mass.shape[1], lambda threshold: jnp.sum(mass >= threshold, axis=-1) >= k)
-
-
-def _nucleus(mass: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The largest threshold that keeps a share of at least `top_p` f32[S] of each row's mass (Holtzman 2020)."""
-    needed = top_p * jnp.sum(mass, axis=-1)
-
-    def keeps(threshold: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(mass >= threshold, mass, 0.0), axis=-1) >= needed
-
-    return _bisect(mass, top_p < 1.0, keeps)
-
-
-def _bisect(mass: jax.Array, active: jax.Array, keeps: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest f32 threshold in [0, max] of each active row with `keeps(threshold[:, None])`, else 0.
-
-    `keeps` is monotone. The bits of floats that are not negative are ordered as integers are, so 31 halvings
-    are exact. Their number is fixed: a GPU runs a loop whose length it knows without asking the host.
-    """
-    low = jnp.zeros(mass.shape[0], jnp.int32)
-    top = jax.lax.bitcast_convert_type(jnp.max(mass, axis=-1), jnp.int32)
-    high = jnp.where(active, top + 1, 1)
-
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        good = keeps(jax.lax.bitcast_convert_type(middle, jnp.float32)[:, None])
-        return jnp.where(good, middle, low), jnp.where(good, high, jnp.maximum(middle, low + 1))
-
-    low, _ = jax.lax.fori_loop(0, 31, lambda _, bounds: halve(bounds), (low, high))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
 def logprobs_of(logits: Logits, tokens: jax.Array) -> jax.Array:

@@ -1,0 +1,94 @@
+"""The threshold of each row in one program, which finds it four bits at a time.
+
+XLA's halvings read the whole batch 62 times, from memory where it is larger than the cache. A program here compares
+each element with 15 thresholds at once, so that 8 passes find top-k's and 8 top-p's, over a row of half a megabyte
+that stays in the L2 cache. Rows share nothing: a row's threshold does not depend on its neighbours.
+Pallas Triton. Compiled and interpreted, never executed on a GPU.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from ..paged_attention.triton_tile import output
+
+__all__ = ["kept_threshold_triton"]
+
+BLOCK = 1024
+"""Elements that are compared at once: with 16 thresholds and 8 warps 64 comparisons a thread."""
+WAYS = 16
+PASSES = 8
+"""WAYS ** PASSES is more than there are floats from 0 to the largest."""
+NUM_WARPS = 8
+
+Ref = Any
+Sum = Callable[[jax.Array, jax.Array], jax.Array]
+"""(elements f32[BLOCK, 1], thresholds f32[1, WAYS]) to what is added up, [BLOCK, WAYS]."""
+
+
+def kept_threshold_triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Arguments and result as in `kept_threshold`. Raises NotImplementedError where mass is not float32."""
+    if mass.dtype != jnp.float32:
+        raise NotImplementedError(f"the Triton kernel wants mass in float32; got {mass.dtype}")
+    rows, vocab = mass.shape
+    found: jax.Array = pl.pallas_call(
+        functools.partial(_kernel, vocab=vocab),
+        grid=(rows,),
+        out_shape=output((rows,), jnp.float32, mass),
+        compiler_params=plt.CompilerParams(num_warps=NUM_WARPS, num_stages=2),
+        interpret=interpret,
+        name="kept_threshold",
+    )(mass, top_k.astype(jnp.int32), top_p.astype(jnp.float32))
+    return found
+
+
+def _kernel(mass_ref: Ref, k_ref: Ref, p_ref: Ref, out_ref: Ref, *, vocab: int) -> None:
+    row = pl.program_id(0)
+    k, p = plt.load(k_ref.at[row]), plt.load(p_ref.at[row])
+    blocks = -(-vocab // BLOCK)
+
+    def load(block: jax.Array) -> jax.Array:
+        """f32[BLOCK]; -1, below every threshold, past the end."""
+        place = block * BLOCK + lax.iota(jnp.int32, BLOCK)
+        return plt.load(mass_ref.at[row, place], mask=place < vocab, other=-1.0)
+
+    def total(add: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return lax.fori_loop(0, blocks, lambda block, so_far: so_far + add(load(block)).sum(0), jnp.float32(0))
+
+    largest = lax.fori_loop(0, blocks, lambda block, so_far: jnp.maximum(so_far, load(block).max(0)), jnp.float32(0))
+
+    def search(active: jax.Array, add: Sum, needed: jax.Array) -> jax.Array:
+        """The largest threshold at which the sum of `add` is still what is needed; 0 where not active."""
+
+        def narrow(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bounds  # as bits, which are ordered as the floats are; low is good, high is not
+            step = lax.div(high - low + (WAYS - 1), jnp.int32(WAYS))
+            bits = low + step * lax.iota(jnp.int32, WAYS)
+            thresholds = lax.bitcast_convert_type(bits, jnp.float32)
+
+            def count(block: jax.Array, so_far: jax.Array) -> jax.Array:
+                return so_far + add(load(block)[:, None], thresholds[None, :]).sum(0)
+
+            sums = lax.fori_loop(0, blocks, count, jnp.zeros((WAYS,), jnp.float32))
+            good = (sums >= needed) & (bits < high)
+            # The first is `low` itself, which is good although rounding may make its sum a little less.
+            steps = jnp.maximum(good.astype(jnp.int32).sum(0) - 1, 0)
+            low += step * steps
+            return low, jnp.minimum(low + step, high)
+
+        high = lax.bitcast_convert_type(largest, jnp.int32) + 1
+        passes = active.astype(jnp.int32) * PASSES
+        low, _ = lax.fori_loop(0, passes, narrow, (jnp.int32(0), high))
+        return lax.bitcast_convert_type(low, jnp.float32)
+
+    # A count is exact in float32: no vocabulary has 2^24 tokens.
+    kth = search(k < vocab, lambda x, t: jnp.where(x >= t, 1.0, 0.0), k.astype(jnp.float32))
+    everything = total(lambda x: jnp.where(x >= kth, x, 0.0))
+    nucleus = search(p < 1, lambda x, t: jnp.where((x >= t) & (x >= kth), x, 0.0), p * everything)
+    plt.store(out_ref.at[row], jnp.maximum(kth, nucleus))
