@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jserve.batch import LayerKV, StepContext
+from jserve.batch import CacheArray, LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Fused, Split, Transposed
@@ -113,11 +113,12 @@ class Attention(nnx.Module):
         def local(
             q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, sinks: jax.Array | None, context: StepContext
         ) -> tuple[jax.Array, LayerKV]:
-            pages = LayerKV(*write_kv(kv.k, kv.v, k, v, context.write_slots))
+            k_pages, v_pages = kv
+            k_pages, v_pages = write_kv(k_pages, v_pages, k, v, context.write_slots)
             out = paged_attention(
                 q,
-                pages.k,
-                pages.v,
+                k_pages,
+                v_pages,
                 context.page_table,
                 context.query_start,
                 context.context_len,
@@ -129,7 +130,7 @@ class Attention(nnx.Module):
                 implementation=self.build.attention,
                 plan=context.attention_plans[self.plan],
             )
-            return out, pages
+            return out, (k_pages, v_pages)
 
         sinks = None if self.sinks is None else self.sinks[...]
         if self.build.tensor_parallel == 1:
@@ -147,6 +148,12 @@ def _head_norm(
     if over_all:
         return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
     return None if each is None else each(build, config.head_dim, config.norm_eps)
+
+
+def kv_arrays(build: Build, config: ModelConfig) -> tuple[CacheArray, ...]:
+    """What `Attention` keeps: keys and values."""
+    heads = config.num_kv_heads * kv_head_copies(config, build.tensor_parallel)
+    return (CacheArray(heads, config.head_dim, build.kv_dtype),) * 2
 
 
 def kv_head_copies(config: ModelConfig, tensor_parallel: int) -> int:

@@ -133,6 +133,7 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     limit = device_memory(device)
     if kind != "cpu":
         limit = int(limit * asked.gpu_memory_utilization)
-    shape, plan = memory.plan_shape(asked, config, build, packed + elements * dtype.itemsize, limit)
-    per_token = memory.page_bytes(config, build, 1) * parts
+    cache = family.cache(build, config)
+    shape, plan = memory.plan_shape(asked, config, build, cache, packed + elements * dtype.itemsize, limit)
+    per_token = memory.page_bytes(cache, parts, 1) * parts
     return Capacity(config, dtype.name, plan, shape, per_token)

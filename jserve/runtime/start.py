@@ -95,7 +95,13 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
         weights_bytes += _bytes_per_device(bits.abstract_model(bits=True), mesh, of=jnp.dtype("uint16"))
     shape, plan = memory.plan_shape(
-        asked, config, build, weights_bytes, memory.device_limit(device), dequantized=_largest_dequantized(model, build)
+        asked,
+        config,
+        build,
+        family.cache(build, config),
+        weights_bytes,
+        memory.device_limit(device),
+        dequantized=_largest_dequantized(model, build),
     )
     memory.print_budget(plan, shape, device.device_kind)
     key = _key(build, config, family, shape, weights, mesh)

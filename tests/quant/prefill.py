@@ -57,4 +57,4 @@ def prefill_logits(folder: Path, prompt: list[int], quantization: str | None = N
     abstract = prepared.programs.abstract_state()
     table = np.tile(np.arange(abstract.page_table.shape[1], dtype=np.int32), (abstract.page_table.shape[0], 1))
     pages = [jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for leaf in abstract.leaves[:-1]]
-    return np.asarray(jax.jit(logits)(weights, EngineState.of((*pages, jnp.asarray(table))), packed))
+    return np.asarray(jax.jit(logits)(weights, abstract.like((*pages, jnp.asarray(table))), packed))
