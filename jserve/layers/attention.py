@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -113,8 +114,8 @@ class Attention(nnx.Module):
         def local(
             q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, sinks: jax.Array | None, context: StepContext
         ) -> tuple[jax.Array, LayerKV]:
-            k_pages, v_pages = kv
-            k_pages, v_pages = write_kv(k_pages, v_pages, k, v, context.write_slots)
+            k_pages, v_pages, *scales = kv
+            k_pages, v_pages, *scales = kv = write_kv(k_pages, v_pages, k, v, context.write_slots, *scales)
             out = paged_attention(
                 q,
                 k_pages,
@@ -123,6 +124,7 @@ class Attention(nnx.Module):
                 context.query_start,
                 context.context_len,
                 sinks,
+                *scales,
                 scale=self.scale,
                 sliding_window=self.window,
                 soft_cap=self.soft_cap,
@@ -130,7 +132,7 @@ class Attention(nnx.Module):
                 implementation=self.build.attention,
                 plan=context.attention_plans[self.plan],
             )
-            return out, (k_pages, v_pages)
+            return out, kv
 
         sinks = None if self.sinks is None else self.sinks[...]
         if self.build.tensor_parallel == 1:
@@ -151,9 +153,12 @@ def _head_norm(
 
 
 def kv_arrays(build: Build, config: ModelConfig) -> tuple[CacheArray, ...]:
-    """What `Attention` keeps: keys and values."""
+    """What `Attention` keeps: keys and values, then their scales where they have 8 bits."""
     heads = config.num_kv_heads * kv_head_copies(config, build.tensor_parallel)
-    return (CacheArray(heads, config.head_dim, build.kv_dtype),) * 2
+    if build.kv_cache == "auto":
+        return (CacheArray(heads, config.head_dim, build.kv_dtype),) * 2
+    codes = jnp.dtype({"int8": "int8", "fp8": "uint8"}[build.kv_cache])  # the bits of float8: see `write_kv`
+    return (*(CacheArray(heads, config.head_dim, codes),) * 2, *(CacheArray(heads, 1, jnp.dtype("float32")),) * 2)
 
 
 def kv_head_copies(config: ModelConfig, tensor_parallel: int) -> int:

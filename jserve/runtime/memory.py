@@ -91,6 +91,7 @@ def plan_shape(
 
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
+    _check_kv_cache(asked, cache)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
     default = CPU_CAPACITY if on_cpu else GPU_CAPACITY
     longest = _longest(asked, config)
@@ -115,6 +116,14 @@ def plan_shape(
     pages = _choose_pages(asked, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
     return _fit_length(asked, shape), plan
+
+
+def _check_kv_cache(asked: EngineConfig, cache: Cache) -> None:
+    if asked.kv_cache_dtype != "auto" and not all(any(array.dtype.itemsize == 1 for array in layer) for layer in cache):
+        raise ConfigError(
+            f"--kv-cache-dtype {asked.kv_cache_dtype} is for models that keep keys and values; this one keeps "
+            "something else in its cache, in the type of the activations: leave it out"
+        )
 
 
 def _longest(asked: EngineConfig, config: ModelConfig) -> int:
