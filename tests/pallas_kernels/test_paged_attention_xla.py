@@ -163,7 +163,7 @@ def test_write_kv_places_tokens_and_drops_padding():
     np.testing.assert_array_equal(v_pages, -expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint16", "int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int8"])
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_a_step_that_donates_its_pages_copies_none(tokens, dtype):
     N, K, B, D = 3200 // jnp.dtype(dtype).itemsize, 2, 16, 8
@@ -184,7 +184,7 @@ def test_a_step_that_donates_its_pages_copies_none(tokens, dtype):
         ints[:, 0],
     )
     compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
-    pool = rf"(?:f32|u16|s8|u8)\[(?:{N},{K},{B}|{N * K * B}),(?:{D}|1)\]"
+    pool = rf"(?:f32|u16|s8)\[(?:{N},{K},{B}|{N * K * B}),(?:{D}|1)\]"
     assert not re.findall(rf"= {pool}\S* copy\(", compiled.as_text())
     assert compiled.memory_analysis().temp_size_in_bytes < pages.nbytes
     assert compiled.memory_analysis().alias_size_in_bytes >= 4 * pages.nbytes
