@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.step_time import LLAMA_3_1_8B, write_model
-from jserve.batch import EngineState, LayerKV, SamplingState
+from jserve.batch import EngineState, SamplingState
 from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.runtime import memory, start
@@ -72,8 +72,8 @@ class NullPrograms(Programs):
     def abstract_state(self) -> EngineState:
         """As many arrays as the real one, none of a size that counts."""
         real = Programs.abstract_state(self)
-        small = jax.ShapeDtypeStruct((1, 1, 1, 1), real.kv[0].k.dtype, sharding=self.replicated)
-        return EngineState(tuple(LayerKV(small, small) for _ in real.kv), real.page_table)  # type: ignore[arg-type]
+        kv = jax.tree.map(lambda pages: self._abstract((1, 1, 1, 1), pages.dtype), real.kv)
+        return EngineState(kv, real.page_table)
 
 
 def start_null_engine(layers: int, rows: int, max_model_len: int, num_pages: int, page_size: int) -> EngineCore:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Self
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.paged_attention import AttentionPlan
 
@@ -33,15 +34,20 @@ class StepInput:
     """i32[U, 3]; (slot, index in the slot's page table, page); slot R for padding."""
 
 
-@pytree
 @dataclass(frozen=True, slots=True)
-class LayerKV:
-    """The paged cache of one layer."""
+class CacheArray:
+    """One of the arrays that a layer keeps in pages, [N, heads, B, width]: what a page of it takes and where it is."""
 
-    k: jax.Array
-    """[N, K, B, D]"""
-    v: jax.Array
-    """[N, K, B, D]"""
+    heads: int
+    width: int
+    """Numbers of one head of one token."""
+    dtype: jnp.dtype
+    sharded: bool = True
+    """Heads are dealt out over the devices; else every device keeps all of them."""
+
+
+LayerKV = tuple[jax.Array, ...]
+"""The paged cache of one layer: arrays in the order in which its `DecoderLayer.cache` names them."""
 
 
 @pytree
@@ -53,18 +59,17 @@ class EngineState:
     page_table: jax.Array
     """i32[R, P]; page ids of each slot in order."""
 
-    @classmethod
-    def of(cls, leaves: Sequence[jax.Array]) -> Self:
-        """From `leaves`."""
-        *kv, page_table = leaves
-        return cls(tuple(LayerKV(*pair) for pair in zip(kv[::2], kv[1::2], strict=True)), page_table)
+    def like(self, leaves: Sequence[jax.Array]) -> Self:
+        """A state of the same structure, from its `leaves`."""
+        state: Self = jax.tree.unflatten(jax.tree.structure(self), leaves)
+        return state
 
     @property
     def leaves(self) -> tuple[jax.Array, ...]:
-        """Keys and values of each layer, then the page table: what a program is called with. Making the tree of
-        32 layers from the results of a step would cost more than the rest of the step's host time.
+        """The arrays of each layer, then the page table: what a program is called with. Making the tree of 32
+        layers from the results of a step would cost more than the rest of the step's host time.
         """
-        return (*(pages for layer in self.kv for pages in (layer.k, layer.v)), self.page_table)
+        return tuple(jax.tree.leaves(self))
 
 
 @pytree

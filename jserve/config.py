@@ -17,6 +17,8 @@ QUANTIZATIONS = ("int8", "int8-w8a8", "fp8", "int4")
 """What weights can be rounded to while they are loaded."""
 STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8")
 """What checkpoints can be quantized in; `--quantization` may say so."""
+KV_CACHE_DTYPES = ("auto", "fp8", "int8")
+"""What keys and values are kept in; `auto` is the type of the activations."""
 LOAD_FORMATS = ("auto", "dummy")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
 MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
@@ -31,6 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     load_format: str = "auto"
     quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -48,6 +51,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("load-format", self.load_format, LOAD_FORMATS)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"):
             _positive(name, getattr(self, name))

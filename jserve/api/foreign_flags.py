@@ -23,7 +23,7 @@ _FLAGS = {
     "--no-enable-chunked-prefill": "prompts are always computed in chunks, of at most --max-num-batched-tokens",
     "--swap-space": _NOT_NEEDED + "a sequence that loses its pages is computed again",
     "--cpu-offload-gb": "weights stay on the device; use a smaller model or more GPUs (--tensor-parallel-size)",
-    "--kv-cache-dtype": "the KV cache has the type of the activations; see --dtype",
+    "--calculate-kv-scales": _NOT_NEEDED + "each token has scales of its own; see --kv-cache-dtype",
     "--tokenizer": "the tokenizer is the model's own",
     "--tokenizer-mode": "the tokenizer is the model's own",
     "--revision": "give the folder of that revision with --model",

@@ -17,16 +17,29 @@ from jserve.api.foreign_flags import hint_for
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.api.sizes import parse_count, parse_size
 from jserve.api.speech_options import add_speech_options
-from jserve.config import DTYPES, LOAD_FORMATS, QUANTIZATIONS, STORED_QUANTIZATIONS, EngineConfig
+from jserve.config import (
+    DTYPES,
+    KV_CACHE_DTYPES,
+    LOAD_FORMATS,
+    QUANTIZATIONS,
+    STORED_QUANTIZATIONS,
+    EngineConfig,
+)
 from jserve.errors import ConfigError
 from jserve.version import __version__
 
 _KEY_VARIABLES = ("JSERVE_API_KEY", "VLLM_API_KEY")
 _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
+_KV_CACHE_ALIASES = {"fp8_e4m3": "fp8", "fp8_per_token_head": "fp8", "int8_per_token_head": "int8"}
 
 
 def _dtype(text: str) -> str:
     return _DTYPE_ALIASES.get(text, text)
+
+
+def kv_cache_dtype(text: str) -> str:
+    """A value of `--kv-cache-dtype` in our spelling."""
+    return _KV_CACHE_ALIASES.get(text, text)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -183,6 +196,14 @@ def _add_capacity_options(parser: argparse.ArgumentParser) -> None:
         type=parse_size,
         metavar="SIZE",
         help="memory for KV pages, such as 512M or 2GiB",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        type=kv_cache_dtype,
+        choices=KV_CACHE_DTYPES,
+        default="auto",
+        help="type of keys and values: `fp8` (float8_e4m3fn) and `int8` take half the memory, with a scale for each "
+        "token and KV head; `auto` is the type of the activations",
     )
     group.add_argument(
         "--enable-prefix-caching",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jserve.api.options import Parser, parse
-from jserve.config import DTYPES, EngineConfig
+from jserve.api.options import Parser, kv_cache_dtype, parse
+from jserve.config import DTYPES, KV_CACHE_DTYPES, EngineConfig
 
 _COMPILE_HELP = """usage: jserve compile --model PATH --output DIR [options of the server]
 
@@ -43,9 +43,21 @@ def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool]:
     )
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="devices (default: 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of weights (default: auto)")
+    parser.add_argument(
+        "--kv-cache-dtype",
+        type=kv_cache_dtype,
+        choices=KV_CACHE_DTYPES,
+        default="auto",
+        help="type of keys and values (default: auto)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(list(argv))
-    config = EngineConfig(model=options.path, dtype=options.dtype, tensor_parallel_size=options.tensor_parallel_size)
+    config = EngineConfig(
+        model=options.path,
+        dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
+        tensor_parallel_size=options.tensor_parallel_size,
+    )
     return config, options.device.lower(), options.json
 
 

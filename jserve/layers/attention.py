@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jserve.batch import LayerKV, StepContext
+from jserve.batch import CacheArray, LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Fused, Split, Transposed
@@ -113,15 +114,17 @@ class Attention(nnx.Module):
         def local(
             q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, sinks: jax.Array | None, context: StepContext
         ) -> tuple[jax.Array, LayerKV]:
-            pages = LayerKV(*write_kv(kv.k, kv.v, k, v, context.write_slots))
+            k_pages, v_pages, *scales = kv
+            k_pages, v_pages, *scales = kv = write_kv(k_pages, v_pages, k, v, context.write_slots, *scales)
             out = paged_attention(
                 q,
-                pages.k,
-                pages.v,
+                k_pages,
+                v_pages,
                 context.page_table,
                 context.query_start,
                 context.context_len,
                 sinks,
+                *scales,
                 scale=self.scale,
                 sliding_window=self.window,
                 soft_cap=self.soft_cap,
@@ -129,7 +132,7 @@ class Attention(nnx.Module):
                 implementation=self.build.attention,
                 plan=context.attention_plans[self.plan],
             )
-            return out, pages
+            return out, kv
 
         sinks = None if self.sinks is None else self.sinks[...]
         if self.build.tensor_parallel == 1:
@@ -147,6 +150,15 @@ def _head_norm(
     if over_all:
         return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
     return None if each is None else each(build, config.head_dim, config.norm_eps)
+
+
+def kv_arrays(build: Build, config: ModelConfig) -> tuple[CacheArray, ...]:
+    """What `Attention` keeps: keys and values, then their scales where they have 8 bits."""
+    heads = config.num_kv_heads * kv_head_copies(config, build.tensor_parallel)
+    if build.kv_cache == "auto":
+        return (CacheArray(heads, config.head_dim, build.kv_dtype),) * 2
+    codes = jnp.dtype({"int8": "int8", "fp8": "uint8"}[build.kv_cache])  # the bits of float8: see `write_kv`
+    return (*(CacheArray(heads, config.head_dim, codes),) * 2, *(CacheArray(heads, 1, jnp.dtype("float32")),) * 2)
 
 
 def kv_head_copies(config: ModelConfig, tensor_parallel: int) -> int:

@@ -35,6 +35,8 @@ class Build:
     """Of `mesh_over`."""
     attention: str = "auto"
     """Implementation of `pallas_kernels.paged_attention`."""
+    kv_cache: str = "auto"
+    """One of `config.KV_CACHE_DTYPES`."""
     thin: bool = False
     """Steps of a few tokens have a model of their own: see `bits`. On one CPU device, where it is exact."""
     bits: bool = False
@@ -57,7 +59,9 @@ class Build:
 
     @property
     def kv_dtype(self) -> jnp.dtype:
-        """Of the KV cache: the activations', but bits of bfloat16 where a bfloat16 model has float32 activations."""
+        """Of a KV cache in floating point: the activations', but bits of bfloat16 where a bfloat16 model has float32
+        activations.
+        """
         widened = self.dtype == jnp.bfloat16 and self.activations == jnp.float32
         return jnp.dtype("uint16") if widened else self.activations
 

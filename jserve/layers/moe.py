@@ -181,5 +181,5 @@ class MixtureOfExperts(nnx.Module):
 
 def real_tokens(kv: LayerKV, context: StepContext) -> jax.Array:
     """Which tokens of a step are not padding, bool[T]: those that are written to a page."""
-    pages, _, page_size, _ = kv.k.shape
+    pages, _, page_size, _ = kv[0].shape
     return context.write_slots < pages * page_size

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.batch import LayerKV, StepContext
+from jserve.batch import CacheArray, LayerKV, StepContext
 from jserve.config import ModelConfig, read_model_config
+from jserve.layers.attention import kv_arrays
 from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
 from jserve.layers.norm import Norm, RMSNorm
@@ -20,6 +21,12 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
         raise NotImplementedError
+
+    @classmethod
+    def cache(cls, build: Build, config: ModelConfig, layer: int) -> tuple[CacheArray, ...]:
+        """What the layer keeps in the paged cache."""
+        del layer  # in most families all layers keep the same
+        return kv_arrays(build, config)
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         """x: [T, E] to [T, E], and the layer's cache with the step's tokens in it."""
@@ -57,6 +64,11 @@ class CausalLM(nnx.Module):
         raw = {**cls.config_defaults, **raw}
         renamed = {ours: raw[theirs] for ours, theirs in cls.config_names.items() if theirs in raw}
         return read_model_config({**raw, **renamed}, source=source)
+
+    @classmethod
+    def cache(cls, build: Build, config: ModelConfig) -> tuple[tuple[CacheArray, ...], ...]:
+        """What each layer keeps in the paged cache: memory is planned and pages are made from this."""
+        return tuple(cls.layer_type.cache(build, config, layer) for layer in range(config.num_layers))
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
         self.model = Decoder(build, config, self.layer_type, self.norm_type)

@@ -129,10 +129,12 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
         else:
             elements += size
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
-    build = Build(dtype, platform.activation_dtype(dtype, kind), paper)  # type: ignore[arg-type]
+    activations = platform.activation_dtype(dtype, kind)
+    build = Build(dtype, activations, paper, kv_cache=asked.kv_cache_dtype)  # type: ignore[arg-type]
     limit = device_memory(device)
     if kind != "cpu":
         limit = int(limit * asked.gpu_memory_utilization)
-    shape, plan = memory.plan_shape(asked, config, build, packed + elements * dtype.itemsize, limit)
-    per_token = memory.page_bytes(config, build, 1) * parts
+    cache = family.cache(build, config)
+    shape, plan = memory.plan_shape(asked, config, build, cache, packed + elements * dtype.itemsize, limit)
+    per_token = memory.page_bytes(cache, parts, 1) * parts
     return Capacity(config, dtype.name, plan, shape, per_token)

@@ -5,6 +5,7 @@ state and a margin. Nothing is allocated after ready.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from jserve.batch import CacheArray
 from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.attention import kv_head_copies
@@ -61,20 +63,35 @@ class MemoryPlan:
         return self.kv_pages // self.page_bytes
 
 
-def page_bytes(config: ModelConfig, build: Build, page_size: int) -> int:
+Cache = Iterable[Iterable[CacheArray]]
+"""Of `CausalLM.cache`."""
+
+
+def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
     """Bytes of one page of all layers on one device."""
-    heads = config.num_kv_heads * kv_head_copies(config, build.tensor_parallel) // build.tensor_parallel
-    return 2 * config.num_layers * heads * page_size * config.head_dim * build.kv_dtype.itemsize
+    return page_size * sum(
+        array.heads // (tensor_parallel if array.sharded else 1) * array.width * array.dtype.itemsize
+        for layer in cache
+        for array in layer
+    )
 
 
 def plan_shape(
-    asked: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int, *, dequantized: int = 0
+    asked: EngineConfig,
+    config: ModelConfig,
+    build: Build,
+    cache: Cache,
+    weights: int,
+    limit: int,
+    *,
+    dequantized: int = 0,
 ) -> tuple[EngineShape, MemoryPlan]:
     """Resolve every automatic size. `weights` and `limit` are bytes on one device, and so is `dequantized`, what
     the largest quantized weight takes when a product writes it out.
 
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
+    _check_kv_cache(asked, cache)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
     default = CPU_CAPACITY if on_cpu else GPU_CAPACITY
     longest = _longest(asked, config)
@@ -94,11 +111,19 @@ def plan_shape(
         sampling=seqs * config.vocab_size * 7,
         margin=0 if on_cpu else MARGIN,
         kv_pages=0,
-        page_bytes=page_bytes(config, build, size),
+        page_bytes=page_bytes(cache, build.tensor_parallel, size),
     )
     pages = _choose_pages(asked, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
     return _fit_length(asked, shape), plan
+
+
+def _check_kv_cache(asked: EngineConfig, cache: Cache) -> None:
+    if asked.kv_cache_dtype != "auto" and not all(any(array.dtype.itemsize == 1 for array in layer) for layer in cache):
+        raise ConfigError(
+            f"--kv-cache-dtype {asked.kv_cache_dtype} is for models that keep keys and values; this one keeps "
+            "something else in its cache, in the type of the activations: leave it out"
+        )
 
 
 def _longest(asked: EngineConfig, config: ModelConfig) -> int:

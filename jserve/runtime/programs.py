@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jserve.batch import EngineState, LayerKV, SamplingInput, SamplingState
+from jserve.batch import CacheArray, EngineState, SamplingInput, SamplingState
 from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
-from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan, quantize
 from jserve.layers.thin import THIN_TOKENS
@@ -60,12 +59,13 @@ class Programs:
             model = self.abstract_model(bits=self.is_thin(bucket))
             weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
-            state = self.abstract_state().leaves
+            abstract = self.abstract_state()
+            state = abstract.leaves
             places = (tuple(leaf.sharding for leaf in state), self.by_rows(bucket.rows))
             of_tree = make_step(model, self.config, self.shape, bucket, self.build.attention)
 
             def step(weights: Any, leaves: Any, last_token: jax.Array, packed: jax.Array) -> Any:
-                after, logits, hidden = of_tree(weights, EngineState.of(leaves), last_token, packed)
+                after, logits, hidden = of_tree(weights, abstract.like(leaves), last_token, packed)
                 return after.leaves, logits, hidden
 
             flat = jax.jit(
@@ -196,13 +196,15 @@ class Programs:
         return Program("install pages", lower)
 
     def zeros(self) -> Program:
-        """() to one layer's empty pages, made on the devices."""
+        """() to `leaves` of a state with nothing in it, made on the devices."""
 
         def lower() -> jax.stages.Lowered:
-            pages = self.abstract_state().kv[0].k
-            return self._lower(jax.jit(lambda: jnp.zeros(pages.shape, pages.dtype), out_shardings=pages.sharding))
+            state = self.abstract_state().leaves
+            places = tuple(leaf.sharding for leaf in state)
+            empty = jax.jit(lambda: tuple(jnp.zeros(leaf.shape, leaf.dtype) for leaf in state), out_shardings=places)
+            return self._lower(empty)
 
-        return Program("empty pages", lower)
+        return Program("empty state", lower)
 
     def required(self, *, early: bool = False) -> list[Program]:
         """What must be there before anything is served. `early` leaves out the decode step of the most rows: until
@@ -271,14 +273,14 @@ class Programs:
 
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""
-        config, shape = self.config, self.shape
-        heads = config.num_kv_heads * kv_head_copies(config, self.build.tensor_parallel)
-        pages = jax.ShapeDtypeStruct(
-            (shape.num_pages, heads, shape.page_size, config.head_dim),
-            self.build.kv_dtype,
-            sharding=NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS)),
-        )
-        kv = tuple(LayerKV(pages, pages) for _ in range(config.num_layers))  # type: ignore[arg-type]
+        shape = self.shape
+
+        def pages(array: CacheArray) -> Any:
+            place = NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS if array.sharded else None))
+            size = (shape.num_pages, array.heads, shape.page_size, array.width)
+            return jax.ShapeDtypeStruct(size, array.dtype, sharding=place)
+
+        kv = tuple(tuple(map(pages, layer)) for layer in self.family.cache(self.build, self.config))
         return EngineState(kv, self._integers(shape.max_num_seqs, shape.pages_per_sequence))
 
     def abstract_sampling(self) -> SamplingState:

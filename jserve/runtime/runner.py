@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jserve.batch import EngineState, LayerKV, SamplingState
+from jserve.batch import SamplingState
 from jserve.protocol import ProgramCounts
 from jserve.runtime import readings, sampling
 from jserve.runtime.executables import ExecutableStore, Program
@@ -181,10 +181,7 @@ class Runner:
     def reset(self) -> None:
         """Empty pages and slots, as after a start."""
         shape, place = self.shape, self._put
-        empty = self._others["empty pages"]
-        layers = self._programs.config.num_layers
-        table = np.zeros((shape.max_num_seqs, shape.pages_per_sequence), np.int32)
-        self._state = EngineState(tuple(LayerKV(empty(), empty()) for _ in range(layers)), place(table)).leaves
+        self._state = self._others["empty state"]()
         self._sampling = jax.tree.map(place, sampling.empty_state(shape.max_num_seqs, shape.vocab_size))
         self._last_token = place(np.zeros(shape.max_num_seqs, np.int32))
         for rows in {bucket.rows for bucket in shape.buckets()}:

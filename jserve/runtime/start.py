@@ -95,7 +95,13 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
         weights_bytes += _bytes_per_device(bits.abstract_model(bits=True), mesh, of=jnp.dtype("uint16"))
     shape, plan = memory.plan_shape(
-        asked, config, build, weights_bytes, memory.device_limit(device), dequantized=_largest_dequantized(model, build)
+        asked,
+        config,
+        build,
+        family.cache(build, config),
+        weights_bytes,
+        memory.device_limit(device),
+        dequantized=_largest_dequantized(model, build),
     )
     memory.print_budget(plan, shape, device.device_kind)
     key = _key(build, config, family, shape, weights, mesh)
@@ -196,10 +202,17 @@ def _build(
             or (_is_exact_in_16_bits(asked, config, checkpoint) and platform.fits_twice(6 * elements))
         )
     )
-    chosen = Build(dtype, platform.activation_dtype(dtype, kind), mesh, thin=thin)
-    kv = "bfloat16" if chosen.kv_dtype == jnp.uint16 else chosen.kv_dtype
+    activations = platform.activation_dtype(dtype, kind)
+    chosen = Build(dtype, activations, mesh, kv_cache=asked.kv_cache_dtype, thin=thin)
+    kv = _kv_cache_name(chosen)
     logger.info("weights in %s, activations in %s, KV cache in %s", chosen.dtype, chosen.activations, kv)
     return chosen, model if chosen == build else abstract(chosen)
+
+
+def _kv_cache_name(build: Build) -> str:
+    if build.kv_cache != "auto":
+        return build.kv_cache
+    return "bfloat16" if build.kv_dtype == jnp.uint16 else build.kv_dtype.name
 
 
 def _is_exact_in_16_bits(asked: EngineConfig, config: ModelConfig, checkpoint: Checkpoint) -> bool:
@@ -280,7 +293,17 @@ def _key(
     mesh: Mesh,
 ) -> str:
     kinds = None if weights is None else (weights.quantization, sorted(weights.floats))
-    parts = (build.dtype, build.thin, build.activations, build.attention, config, family.__name__, shape, kinds)
+    parts = (
+        build.dtype,
+        build.thin,
+        build.activations,
+        build.kv_cache,
+        build.attention,
+        config,
+        family.__name__,
+        shape,
+        kinds,
+    )
     return "\n".join([environment_key(mesh), *map(repr, parts)])
 
 
@@ -329,6 +352,7 @@ def describe(started: Started) -> dict[str, str]:
         "weights_bytes": plan.weights,
         "architecture": started.config.architecture,
         "dtype": started.build.dtype,
+        "cache_dtype": _kv_cache_name(started.build),
         "device": started.device,
     }
     return {name: str(value) for name, value in facts.items()}

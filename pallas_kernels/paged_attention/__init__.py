@@ -27,6 +27,8 @@ def paged_attention(
     query_start: jax.Array,
     context_len: jax.Array,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -43,12 +45,14 @@ def paged_attention(
 
     Args:
         q: [T, H, D].
-        k_pages, v_pages: [N, K, B, D], in q's dtype; or the bits of bfloat16 in uint16, which "xla" reads.
+        k_pages, v_pages: [N, K, B, D], in q's dtype; or the bits of bfloat16 in uint16, which "xla" reads; or
+            int8, or the bits of float8_e4m3fn in uint8, with scales.
         page_table: i32[S, P], page ids of each row in order; entries past the live range may be anything.
         query_start: i32[S+1]; row s owns tokens query_start[s]:query_start[s+1], later tokens are padding.
         context_len: i32[S], tokens in the KV of a row including this step's; 0 for padding rows.
         sinks: [H] or None; a score of each head, neither scaled nor capped, that takes part in the softmax and
             has no value (gpt-oss): it adds exp(sink) to the sum that the weights are divided by.
+        k_scale, v_scale: f32[N, K, B, 1], what a token's key and value of 8 bits are multiplied by; else None.
         decode: static promise that T == S and row s owns exactly token s (context_len 0: a padding row).
         implementation: "auto", "reference", "xla" or "triton". "auto" is triton on an NVIDIA GPU where it
             supports the shapes (else xla, with the reason logged once), and xla everywhere else. "triton"
@@ -63,8 +67,8 @@ def paged_attention(
         ValueError: unknown implementation.
     """
     if plan is not None:
-        return attend(q, k_pages, v_pages, plan, sinks, scale=scale, soft_cap=soft_cap)
-    args = (q, k_pages, v_pages, page_table, query_start, context_len, sinks)
+        return attend(q, k_pages, v_pages, plan, sinks, k_scale, v_scale, scale=scale, soft_cap=soft_cap)
+    args = (q, k_pages, v_pages, page_table, query_start, context_len, sinks, k_scale, v_scale)
     static: dict[str, Any] = {
         "scale": scale,
         "sliding_window": sliding_window,

@@ -6,7 +6,9 @@ of the page table point anywhere, in range or not. An implementation that reads 
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from .. import KernelInputs
@@ -41,6 +43,7 @@ class Case:
     sliding_window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    kv: str | None = None  # "int8" or "fp8": keys and values in 8 bits with scales
     padding_rows: int = 0
     padding_tokens: int = 0
     spare_entries: int = 1  # page table entries beyond the longest row
@@ -64,7 +67,9 @@ class Case:
         """q and the output once, and each live key and value once."""
         queries = sum(row.query_len for row in self.rows)
         keys = sum(row.context_len - self._first_visible(row) for row in self.rows)
-        return (2 * queries * self.H + 2 * keys * self.K) * self.D * jnp.dtype(self.dtype).itemsize
+        width = jnp.dtype(self.dtype).itemsize
+        head = self.D * width if self.kv is None else self.D + 4
+        return 2 * queries * self.H * self.D * width + 2 * keys * self.K * head
 
     def make(self, seed: int) -> KernelInputs:
         """Random inputs in the order of `paged_attention`'s parameters."""
@@ -86,12 +91,22 @@ class Case:
         T = S if self.decode else sum(lengths) + self.padding_tokens
         q = rng.standard_normal((T, self.H, self.D), np.float32)
         context_len = [row.context_len for row in self.rows] + [0] * self.padding_rows
-        floats = (jnp.asarray(array, self.dtype) for array in (q, k_pages, v_pages))
+        held = [jnp.asarray(array, self.dtype) for array in (k_pages, v_pages)]
+        scales: list[jax.Array] = []
+        if self.kv is not None:
+            (k, k_scale), (v, v_scale) = (_in_8_bits(rng, array, self.kv) for array in (k_pages, v_pages))
+            held, scales = [k, v], [k_scale, v_scale]
         integers = (page_table, np.concatenate([[0], np.cumsum(lengths)]), np.array(context_len))
         # Around the largest score of a row or far from it: the sum must hold up to a sink that outweighs it.
-        sinks = (jnp.asarray(rng.normal(2, 4, self.H), self.dtype),) if self.sinks else ()
+        sinks = jnp.asarray(rng.normal(2, 4, self.H), self.dtype) if self.sinks else None
+        given = [sinks, *scales] if scales else [] if sinks is None else [sinks]
         return KernelInputs(
-            args=(*floats, *(jnp.asarray(array, jnp.int32) for array in integers), *sinks),
+            args=(
+                jnp.asarray(q, self.dtype),
+                *held,
+                *(jnp.asarray(array, jnp.int32) for array in integers),
+                *given,
+            ),
             static={
                 "scale": self.D**-0.5,
                 "sliding_window": self.sliding_window,
@@ -113,6 +128,21 @@ class Case:
     @staticmethod
     def _garbage(rng: np.random.Generator, shape: tuple[int, int], N: int) -> np.ndarray:
         return rng.choice(np.array([-1, -(2**31), 2**31 - 1, N, N + 7, 0, N - 1], np.int64), shape).astype(np.int32)
+
+
+def _in_8_bits(rng: np.random.Generator, pages: np.ndarray, kind: str) -> tuple[jax.Array, jax.Array]:
+    """Codes and scales whose product is near f32[N, K, B, D], token by token; where that is NaN, the worst that a
+    page can hold. Scales differ by far more than those of real tokens, so that no other one will do.
+    """
+    dead = np.isnan(pages[..., :1])
+    sizes = np.exp2(rng.integers(-3, 2, (*pages.shape[:3], 1))).astype(np.float32)
+    limit, unit = (127, 40) if kind == "int8" else (448, 100)
+    codes = np.clip(np.nan_to_num(pages) * unit, -limit, limit)
+    if kind == "int8":
+        held = np.where(dead, -128, np.rint(codes)).astype(np.int8)
+    else:
+        held = np.where(dead, 0x7F, codes.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)).astype(np.uint8)
+    return jnp.asarray(held), jnp.asarray(np.where(dead, np.nan, sizes / unit), jnp.float32)
 
 
 def _rows(*pairs: tuple[int, int]) -> tuple[Row, ...]:
@@ -164,6 +194,10 @@ _QUICK = (
     Case("decode_split_window_sinks_f32", 8, 1, 64, 16, _decode(900), "float32", sliding_window=300, sinks=True),
     Case("mixed_sinks_f32", 10, 2, 64, 16, _MIXED, "float32", padding_rows=2, padding_tokens=3, sinks=True),
     Case("mixed_window_sinks", 8, 1, 64, 16, _MIXED, sliding_window=16, padding_rows=1, sinks=True),
+    Case("decode_int8_f32", 8, 2, 64, 16, _decode(70, 1, 16), "float32", padding_rows=1, kv="int8"),
+    Case("decode_split_fp8_window_sinks", 8, 1, 128, 64, _decode(900), sliding_window=300, sinks=True, kv="fp8"),
+    Case("mixed_fp8_f32_d80", 4, 2, 80, 16, _MIXED, "float32", padding_rows=1, padding_tokens=3, kv="fp8"),
+    Case("mixed_int8_window_soft_cap", 8, 2, 64, 32, _MIXED, sliding_window=9, soft_cap=5.0, kv="int8"),
     Case(
         "prefill_mha_f16_d80",
         2,
@@ -238,6 +272,23 @@ _FULL = (
     ),
     Case("gpt_oss_20b_decode_32x1k", 64, 8, 64, 64, _decode(*[1024] * 32), sinks=True, quick=False),
     Case("gpt_oss_20b_prefill_window", 64, 8, 64, 64, _rows((1024, 6000)), sliding_window=128, sinks=True, quick=False),
+    Case("llama3_8b_int8_decode_8x1k", 32, 8, 128, 64, _decode(*[1024] * 8), kv="int8", quick=False),
+    Case("llama3_8b_int8_decode_128x1k", 32, 8, 128, 64, _decode(*[1024] * 128), kv="int8", quick=False),
+    Case("llama3_8b_fp8_decode_128x1k", 32, 8, 128, 64, _decode(*[1024] * 128), kv="fp8", quick=False),
+    Case("llama3_8b_int8_prefill_2k", 32, 8, 128, 64, _rows((2048, 2048)), kv="int8", quick=False),
+    Case("llama3_8b_fp8_prefill_2k", 32, 8, 128, 64, _rows((2048, 2048)), kv="fp8", quick=False),
+    Case(
+        "gemma2_2b_fp8_prefill_window",
+        8,
+        4,
+        256,
+        64,
+        _rows((1024, 6000)),
+        sliding_window=4096,
+        soft_cap=50.0,
+        kv="fp8",
+        quick=False,
+    ),
     Case("mistral_7b_page16_decode_32x1k", 32, 8, 128, 16, _decode(*[1024] * 32), quick=False),
 )
 

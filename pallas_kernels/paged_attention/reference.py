@@ -17,6 +17,8 @@ def reference(
     query_start: jax.Array,
     context_len: jax.Array,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -26,7 +28,8 @@ def reference(
     """softmax(soft_cap(scale * q k^T) + mask) v over the pages of each row; shapes as in `paged_attention`.
 
     q: [T, H, D]; k_pages, v_pages: [N, K, B, D]; page_table: i32[S, P]; query_start: i32[S+1];
-    context_len: i32[S]; sinks: [H]; returns [T, H, D] in q's dtype. A query with nothing to attend to gets zeros.
+    context_len: i32[S]; sinks: [H]; k_scale, v_scale: f32[N, K, B, 1]; returns [T, H, D] in q's dtype. A query
+    with nothing to attend to gets zeros.
     """
     del decode  # a promise about the shapes that changes no value
     T, H, D = q.shape
@@ -46,8 +49,8 @@ def reference(
             live &= key_position > position - sliding_window
         # A dead position may name any page and hold NaN: select it away before multiplying.
         pages = jnp.where(live.reshape(P, B).any(1), page_table[row], 0)
-        k = jnp.where(live[:, None, None], _tokens(k_pages, pages), 0)
-        v = jnp.where(live[:, None, None], _tokens(v_pages, pages), 0)
+        k = jnp.where(live[:, None, None], _tokens(k_pages, k_scale, pages), 0)
+        v = jnp.where(live[:, None, None], _tokens(v_pages, v_scale, pages), 0)
         scores = jnp.einsum("kgd,ckd->kgc", query.reshape(K, H // K, D), k, precision="highest") * scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
@@ -62,10 +65,13 @@ def reference(
     return out.astype(q.dtype)
 
 
-def _tokens(pages: jax.Array, page_ids: jax.Array) -> jax.Array:
+def _tokens(pages: jax.Array, scale: jax.Array | None, page_ids: jax.Array) -> jax.Array:
     """[N, K, B, D] and i32[P] -> f32[P*B, K, D], in the order of the tokens."""
     K, D = pages.shape[1], pages.shape[3]
     found = pages[page_ids]
     if found.dtype == jnp.uint16:
         found = jax.lax.bitcast_convert_type(found, jnp.bfloat16)
-    return found.astype(jnp.float32).swapaxes(1, 2).reshape(-1, K, D)
+    if found.dtype == jnp.uint8:
+        found = jax.lax.bitcast_convert_type(found, jnp.float8_e4m3fn)
+    wide = found.astype(jnp.float32) * (1 if scale is None else scale[page_ids])
+    return wide.swapaxes(1, 2).reshape(-1, K, D)

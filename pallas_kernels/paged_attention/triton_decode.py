@@ -26,6 +26,7 @@ from .triton_tile import (
     normalize,
     output,
     power_of_two,
+    split_given,
 )
 
 __all__ = ["choose_splits", "choose_tiling", "paged_attention_decode"]
@@ -44,6 +45,8 @@ def paged_attention_decode(
     query_start: jax.Array,
     context_len: jax.Array,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -58,9 +61,11 @@ def paged_attention_decode(
     number of SMs. Raises NotImplementedError naming the supported shapes.
     """
     del query_start  # row s owns token s
-    check_support(q, k_pages, v_pages, max_group=64)
+    scales = tuple(array for array in (k_scale, v_scale) if array is not None)
+    check_support(q, k_pages, v_pages, scales, max_group=64)
     (S, H, D), (_, K, B, _) = q.shape, k_pages.shape
-    head = Head(H // K, D, B, scale, sliding_window, soft_cap)
+    casts = target.has_fp8 or k_pages.dtype != jnp.uint8
+    head = Head(H // K, D, B, scale, sliding_window, soft_cap, casts)
     tiling = choose_tiling(head, q.dtype)
     keys = page_table.shape[1] * B
     splits = num_splits or choose_splits(S * K, min(keys, sliding_window or keys), tiling.C, target.num_cores)
@@ -70,7 +75,7 @@ def paged_attention_decode(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
     )
-    args = (q, k_pages, v_pages, page_table, context_len)
+    args = (q, k_pages, v_pages, page_table, context_len, *scales)
     given = () if sinks is None else (sinks,)
     if splits == 1:
         kernel = functools.partial(_whole_kernel, head=head, tiling=tiling)
@@ -112,14 +117,14 @@ def _live_blocks(length: jax.Array, window: int | None, C: int) -> tuple[jax.Arr
 
 
 def _attend(refs: tuple[Ref, ...], blocks: tuple[jax.Array, jax.Array], head: Head, tiling: Tiling) -> Softmax:
-    q_ref, k_ref, v_ref, table_ref, len_ref = refs
+    q_ref, k_ref, v_ref, table_ref, len_ref, *scales = refs
     kv_head, row = pl.program_id(1), pl.program_id(2)
     length = len_ref[row]
     index, mask = _query_index(row, kv_head, head, tiling.M)
     q = plt.load(q_ref.at[index], mask=mask, other=0)
     position = jnp.full((tiling.M,), length - 1, jnp.int32)
     empty = Softmax.empty(tiling.M, head.padded_D)
-    pages, where = (k_ref, v_ref, table_ref), (row, kv_head)
+    pages, where = (k_ref, v_ref, table_ref, *scales), (row, kv_head)
     return attend(empty, q, position, pages, where, blocks, length, head=head, tiling=tiling)
 
 
@@ -131,12 +136,13 @@ def _query_index(row: jax.Array, kv_head: jax.Array, head: Head, M: int) -> tupl
 
 
 def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
-    q_ref, k_ref, v_ref, table_ref, len_ref, *sinks, o_ref = refs
+    q_ref, k_ref, v_ref, table_ref, len_ref, *given, o_ref = refs
+    scales, sinks = split_given(k_ref, tuple(given))
     kv_head, row = pl.program_id(1), pl.program_id(2)
     blocks = _live_blocks(len_ref[row], head.sliding_window, tiling.C)
-    softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref), blocks, head, tiling)
+    softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref, *scales), blocks, head, tiling)
     g = lax.iota(jnp.int32, tiling.M)
-    sink = load_sink(tuple(sinks), kv_head * head.G + g, g < head.G)
+    sink = load_sink(sinks, kv_head * head.G + g, g < head.G)
     index, mask = _query_index(row, kv_head, head, tiling.M)
     plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 
@@ -144,7 +150,7 @@ def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
 def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
     *inputs, o_ref, lse_ref = refs
     split, kv_head, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    first, end = _live_blocks(inputs[-1][row], head.sliding_window, tiling.C)
+    first, end = _live_blocks(inputs[4][row], head.sliding_window, tiling.C)
     share = jnp.maximum(lax.div(end - first + (splits - 1), splits), MIN_BLOCKS)
     first = first + split * share
     softmax = _attend(tuple(inputs), (first, jnp.minimum(first + share, end)), head, tiling)

@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from .eight_bits import LARGEST
 from .target import H200, Target
 from .triton_tile import (
     Head,
@@ -26,6 +27,7 @@ from .triton_tile import (
     normalize,
     output,
     power_of_two,
+    split_given,
 )
 
 __all__ = ["choose_tiling", "paged_attention_prefill"]
@@ -49,6 +51,8 @@ def paged_attention_prefill(
     query_start: jax.Array,
     context_len: jax.Array,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -60,10 +64,12 @@ def paged_attention_prefill(
 
     Raises NotImplementedError naming the supported shapes.
     """
-    check_support(q, k_pages, v_pages, max_group=64)
+    scales = tuple(array for array in (k_scale, v_scale) if array is not None)
+    check_support(q, k_pages, v_pages, scales, max_group=64)
     (T, H, D), (_, K, B, _), S = q.shape, k_pages.shape, context_len.shape[0]
-    head = Head(H // K, D, B, scale, sliding_window, soft_cap)
-    tiling = choose_tiling(head, q.dtype, T, target)
+    casts = target.has_fp8 or k_pages.dtype != jnp.uint8
+    head = Head(H // K, D, B, scale, sliding_window, soft_cap, casts)
+    tiling = choose_tiling(head, q.dtype, k_pages.dtype, T, target)
     # Each row starts at tile query_start // width + row: room for every ragged end, with no prefix sum. One
     # more row, S, takes the padding tokens and writes their zeros.
     tiles = T // (tiling.M // head.G) + S + 1
@@ -74,20 +80,23 @@ def paged_attention_prefill(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
         name="paged_prefill",
-    )(q, k_pages, v_pages, page_table, query_start, context_len, *(() if sinks is None else (sinks,)))
+    )(q, k_pages, v_pages, page_table, query_start, context_len, *scales, *(() if sinks is None else (sinks,)))
     return out
 
 
-def choose_tiling(head: Head, dtype: jnp.dtype, T: int, target: Target) -> Tiling:
-    """The largest tile whose sums stay in registers: no spill on sm_80 and sm_90a, which a test asserts."""
+def choose_tiling(head: Head, dtype: jnp.dtype, held: jnp.dtype, T: int, target: Target) -> Tiling:
+    """The largest tile whose sums stay in registers: no spill on sm_80 and sm_90a, which a test asserts.
+
+    dtype: of the queries; held: of the pages, whose codes of 8 bits pass through registers to be converted.
+    """
     narrow = head.padded_D <= 128
     if jnp.dtype(dtype) == jnp.float32:
         # Full float32 products run on the plain cores, and their operands live in registers too.
         wanted = Tiling(32, 16, 8, 2) if narrow else Tiling(16, 16, 4, 2)
     elif target.has_wgmma:
-        wanted = Tiling(128, 64, 8, 3) if narrow else Tiling(64, 32, 8, 3)
+        wanted = Tiling(128, 64, 8, 3) if narrow else Tiling(64, 32, 8, 2 if held in LARGEST else 3)
     else:  # operands pass through registers; and the 99 KiB of shared memory of sm_86 and sm_89 must do
-        wanted = Tiling(128, 32, 8, 3) if narrow else Tiling(64, 32, 8, 2)
+        wanted = Tiling(128 if head.casts_fp8 else 64, 32, 8, 3) if narrow else Tiling(64, 32, 8, 2)
     few_queries = power_of_two(T * head.G)
     return replace(wanted, M=max(16, power_of_two(head.G), min(wanted.M, few_queries)))
 
@@ -103,7 +112,8 @@ def _kernel(
     head: Head,
     tiling: Tiling,
 ) -> None:
-    *sinks, o_ref = refs
+    *given, o_ref = refs
+    scales, sinks = split_given(k_ref, tuple(given))
     tile = _find_tile(start_ref, len_ref, tiling.M // head.G, q_ref.shape[0])
     kv_head = pl.program_id(1)
     index, mask = _query_index(tile, kv_head, head, tiling.M)
@@ -115,7 +125,13 @@ def _kernel(
     where = (jnp.minimum(tile.row, table_ref.shape[0] - 1), kv_head)
     softmax = Softmax.empty(tiling.M, head.padded_D)
     run = functools.partial(
-        attend, q=q, position=position, pages=(k_ref, v_ref, table_ref), where=where, head=head, tiling=tiling
+        attend,
+        q=q,
+        position=position,
+        pages=(k_ref, v_ref, table_ref, *scales),
+        where=where,
+        head=head,
+        tiling=tiling,
     )
     end = lax.div(stop + (tiling.C - 1), tiling.C)
     if head.sliding_window is None:
@@ -125,7 +141,7 @@ def _kernel(
     else:
         masked_from = lax.div(jnp.maximum(tile.position + 1 - head.sliding_window, 0), tiling.C)
     softmax = run(softmax, blocks=(masked_from, end), stop=stop)
-    sink = load_sink(tuple(sinks), kv_head * head.G + lax.rem(lax.iota(jnp.int32, tiling.M), head.G))
+    sink = load_sink(sinks, kv_head * head.G + lax.rem(lax.iota(jnp.int32, tiling.M), head.G))
     plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import triton as plt
 
+from .eight_bits import LARGEST, widen
+
 __all__ = [
     "DEAD",
     "Head",
@@ -24,6 +26,7 @@ __all__ = [
     "normalize",
     "output",
     "power_of_two",
+    "split_given",
 ]
 
 # Stands for minus infinity, finite so that DEAD - DEAD is 0 and never NaN.
@@ -53,6 +56,8 @@ class Head:
     scale: float
     sliding_window: int | None
     soft_cap: float | None
+    casts_fp8: bool = True
+    """Whether the GPU converts float8 where pages hold it; else its bits are taken apart."""
 
     @property
     def padded_D(self) -> int:
@@ -85,14 +90,18 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def check_support(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, *, max_group: int) -> None:
+def check_support(
+    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, scales: tuple[jax.Array, ...], *, max_group: int
+) -> None:
     """Raise NotImplementedError unless the Triton kernels can run these shapes and types."""
     (_, H, D), (_, K, B, _) = q.shape, k_pages.shape
     dtypes = (jnp.bfloat16, jnp.float16, jnp.float32)
-    if q.dtype not in dtypes or k_pages.dtype != q.dtype or v_pages.dtype != q.dtype:
-        found = f"q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}"
+    allowed = tuple(LARGEST) if scales else (q.dtype,)
+    if q.dtype not in dtypes or k_pages.dtype not in allowed or v_pages.dtype != k_pages.dtype:
+        found = f"q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}, {len(scales)} arrays of scales"
         raise NotImplementedError(
-            f"the Triton kernels want q and the pages all bfloat16, all float16 or all float32; got {found}"
+            "the Triton kernels want q and the pages all bfloat16, all float16 or all float32, or pages of int8 or "
+            f"uint8 with scales; got {found}"
         )
     if B & (B - 1) or not 16 <= B <= 128:
         raise NotImplementedError(f"the Triton kernels support page sizes 16, 32, 64 and 128; got {B}")
@@ -101,6 +110,12 @@ def check_support(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, *, max_g
     group = H // K
     if group > max_group:
         raise NotImplementedError(f"the Triton kernels support up to {max_group} query heads a KV head; got {group}")
+
+
+def split_given(k_ref: Ref, given: tuple[Ref, ...]) -> tuple[tuple[Ref, ...], tuple[Ref, ...]]:
+    """The references that not every call has: the scales of keys and values, then the sinks; each may be ()."""
+    count = 2 if k_ref.dtype in LARGEST else 0
+    return given[:count], given[count:]
 
 
 def output(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> Any:
@@ -114,7 +129,7 @@ def attend(
     carry: Softmax,
     q: jax.Array,
     position: jax.Array,
-    pages: tuple[Ref, Ref, Ref],
+    pages: tuple[Ref, ...],
     where: tuple[jax.Array, jax.Array],
     blocks: tuple[jax.Array, jax.Array],
     stop: jax.Array | None,
@@ -125,10 +140,11 @@ def attend(
     """Run the tile over KV blocks blocks[0] up to blocks[1], each of C keys; returns the new softmax state.
 
     q: [M, padded_D] with zeros past D; position: i32[M], the last position each row may see; pages: k_pages,
-    v_pages and page_table; where: (row of the page table, KV head); stop: keys at and past it are never
-    read. stop None promises that every row of the tile sees every key of these blocks, and saves the masks.
+    v_pages, page_table and, of 8 bits, k_scale and v_scale; where: (row of the page table, KV head); stop: keys
+    at and past it are never read. stop None promises that every row of the tile sees every key of these blocks,
+    and saves the masks.
     """
-    k_ref, v_ref, table_ref = pages
+    k_ref, v_ref, table_ref, *scales = pages
     row, kv_head = where
     precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None  # no tf32
 
@@ -136,14 +152,20 @@ def attend(
         softmax, page = carry
         key_position = block * tiling.C + lax.iota(jnp.int32, tiling.C)
         index, mask = _key_index(page, kv_head, key_position, stop, head, tiling.C)
-        k = _load(k_ref, index, mask)
-        scores = _capped(plt.dot(q, k, trans_b=True, precision=precision), head)
+        k = _operand(_load(k_ref, index, mask), q.dtype, head)
+        scores = plt.dot(q, k, trans_b=True, precision=precision)
+        if scales:
+            scores *= _load_scale(scales[0], page, kv_head, key_position, stop, head)[None, :]
+        scores = _capped(scores, head)
         if stop is not None:
             scores = jnp.where(_visible(key_position, position, stop, head.sliding_window), scores, DEAD)
         m = jnp.maximum(softmax.m, scores.max(1))
         weights, shrink = jnp.exp2(scores - m[:, None]), jnp.exp2(softmax.m - m)
-        v = _load(v_ref, index, mask)
-        o = softmax.o * shrink[:, None] + plt.dot(weights.astype(v.dtype), v, precision=precision)
+        v = _operand(_load(v_ref, index, mask), q.dtype, head)
+        shares = weights
+        if scales:
+            shares = weights * _load_scale(scales[1], page, kv_head, key_position, stop, head)[None, :]
+        o = softmax.o * shrink[:, None] + plt.dot(shares.astype(v.dtype), v, precision=precision)
         return Softmax(o, m, softmax.l * shrink + weights.sum(1)), page_of(block + 1)
 
     def page_of(block: jax.Array) -> jax.Array:
@@ -202,6 +224,24 @@ def _key_index(
         page = lax.broadcast_in_dim(page, shape, (0,))
     offset = lax.broadcast_in_dim(key_position & (head.B - 1), shape, (0,))
     return (page, kv_head, offset, d), mask
+
+
+def _load_scale(
+    ref: Ref, page: jax.Array, kv_head: jax.Array, key_position: jax.Array, stop: jax.Array | None, head: Head
+) -> jax.Array:
+    """The scales f32[C] of a block of keys or values, out of [N, K, B, 1]; 0 where dead."""
+    offset = key_position & (head.B - 1)
+    mask = None if stop is None else key_position < stop
+    return _load(ref, (page, kv_head, offset, jnp.zeros_like(offset)), mask)
+
+
+def _operand(held: jax.Array, dtype: jnp.dtype, head: Head) -> jax.Array:
+    """Keys or values for a product with queries of a type: themselves, or their codes without the scale."""
+    if held.dtype not in LARGEST:
+        return held
+    if held.dtype == jnp.uint8 and head.casts_fp8:
+        return lax.bitcast_convert_type(held, jnp.float8_e4m3fn).astype(dtype)
+    return widen(held).astype(dtype)
 
 
 def _load(ref: Ref, index: tuple[jax.Array, ...], mask: jax.Array | None) -> jax.Array:

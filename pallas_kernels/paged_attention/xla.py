@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .eight_bits import round_kv, widen
 from .xla_plan import AttentionPlan, make_plan
 
 __all__ = ["AttentionPlan", "attend", "make_plan", "paged_attention_xla", "write_kv"]
@@ -16,6 +17,8 @@ __all__ = ["AttentionPlan", "attend", "make_plan", "paged_attention_xla", "write
 # The score of a masked position: finite, so that exp(masked - masked) is 1 and not NaN. What such a position
 # adds is dropped again by exp(MASKED - real) == 0 as soon as its query meets a key that it may see.
 MASKED = -1e30
+
+Pages = tuple[jax.Array, jax.Array | None]  # of keys or values, and their scales
 
 
 def paged_attention_xla(
@@ -26,6 +29,8 @@ def paged_attention_xla(
     query_start: jax.Array,
     context_len: jax.Array,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     *,
     scale: float,
     sliding_window: int | None = None,
@@ -43,7 +48,7 @@ def paged_attention_xla(
         sliding_window=sliding_window,
         decode=decode,
     )
-    return attend(q, k_pages, v_pages, plan, sinks, scale=scale, soft_cap=soft_cap)
+    return attend(q, k_pages, v_pages, plan, sinks, k_scale, v_scale, scale=scale, soft_cap=soft_cap)
 
 
 def attend(
@@ -52,30 +57,34 @@ def attend(
     v_pages: jax.Array,
     plan: AttentionPlan,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     *,
     scale: float,
     soft_cap: float | None = None,
 ) -> jax.Array:
     """Attend each query to its row's pages, following a plan that all layers of a step share.
 
-    q: [T, H, D]; k_pages, v_pages: [N, K, B, D], with the T, N and B that the plan was made for; sinks:
-    [H]. Returns [T, H, D] in q's dtype; zeros for padding. Softmax and sums are float32.
+    q: [T, H, D]; k_pages, v_pages: [N, K, B, D], with the T, N and B that the plan was made for; sinks: [H];
+    k_scale, v_scale: f32[N, K, B, 1] where pages have 8 bits. Returns [T, H, D] in q's dtype; zeros for
+    padding. Softmax and sums are float32.
     """
     T, H, D = q.shape
     K = k_pages.shape[1]
     grouped = (q.astype(jnp.float32) * scale).reshape(T, K, H // K, D)
     heads = None if sinks is None else sinks.astype(jnp.float32).reshape(K, H // K)
-    out = _attend_tokens(grouped, k_pages, v_pages, plan, heads, soft_cap)
+    keys, values = (k_pages, k_scale), (v_pages, v_scale)
+    out = _attend_tokens(grouped, keys, values, plan, heads, soft_cap)
     if plan.tiles is not None:
-        tiled = _attend_tiles(grouped, k_pages, v_pages, plan, heads, soft_cap)
+        tiled = _attend_tiles(grouped, keys, values, plan, heads, soft_cap)
         out = jnp.where(plan.is_short[:, None, None, None], out, tiled)
     return out.reshape(T, H, D).astype(q.dtype)
 
 
 def _attend_tokens(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    keys: Pages,
+    values: Pages,
     plan: AttentionPlan,
     sinks: jax.Array | None,
     soft_cap: float | None,
@@ -92,10 +101,9 @@ def _attend_tokens(
         item = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * W, W), plan.items)
         position = item.start[:, None] + jnp.arange(C)
         live = (position >= item.low[:, None]) & (position < item.high[:, None])
-        # Selected, not multiplied, away: a dead position may hold NaN, and 0 * NaN is NaN.
-        v = _values(jnp.where(live[:, None, :, None], _load(v_pages, item.pages), 0))
+        v = _read(values, item.pages, live[:, None, :, None])
         query = queries.at[item.entry].get(mode="clip")
-        scores = _cap(_dot(query, _values(_load(k_pages, item.pages)), (3, 3)), soft_cap)
+        scores = _cap(_dot(query, _read(keys, item.pages), (3, 3)), soft_cap)
         return _merge(state, item.entry, jnp.where(live[:, None, None], scores, MASKED), v)
 
     shape = (plan.entry_token.shape[0] + W, K, G)
@@ -129,8 +137,8 @@ def _merge(state: tuple[jax.Array, ...], entry: jax.Array, scores: jax.Array, v:
 
 def _attend_tiles(
     q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    keys: Pages,
+    values: Pages,
     plan: AttentionPlan,
     sinks: jax.Array | None,
     soft_cap: float | None,
@@ -154,8 +162,7 @@ def _attend_tiles(
             k_position = start + jnp.arange(C)
             ids = lax.dynamic_slice(plan.page_table, (t.row, start // plan.page_size), (1, C // plan.page_size))
             live = (k_position >= t.low) & (k_position < t.high)
-            k = _values(_load(k_pages, ids))
-            v = _values(jnp.where(live[:, None], _load(v_pages, ids), 0))
+            k, v = _read(keys, ids), _read(values, ids, live[:, None])
             seen = live & (k_position <= q_position)
             if plan.sliding_window is not None:
                 seen &= k_position > q_position - plan.sliding_window
@@ -194,9 +201,20 @@ def _load(pages: jax.Array, ids: jax.Array) -> jax.Array:
     return pages.at[ids].get(mode="promise_in_bounds").swapaxes(1, 2).reshape(ids.shape[0], K, -1, D)
 
 
-def _values(pages: jax.Array) -> jax.Array:
-    """What pages hold: themselves, or bfloat16 where they are its bits."""
-    return lax.bitcast_convert_type(pages, jnp.bfloat16) if pages.dtype == jnp.uint16 else pages
+def _read(pages: Pages, ids: jax.Array, live: jax.Array | None = None) -> jax.Array:
+    """What pages hold, [W, K, C, D]: themselves, bfloat16 where they are its bits, float32 of 8 bits and a scale.
+
+    Zeros where not `live`, selected and not multiplied away: a dead position may hold NaN, and 0 * NaN is NaN.
+    """
+
+    def load(array: jax.Array) -> jax.Array:
+        found = _load(array, ids)
+        return found if live is None else jnp.where(live, found, 0)
+
+    held, scale = load(pages[0]), pages[1]
+    if scale is not None:
+        return widen(held) * load(scale)
+    return lax.bitcast_convert_type(held, jnp.bfloat16) if held.dtype == jnp.uint16 else held
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -211,13 +229,20 @@ def _cap(scores: jax.Array, soft_cap: float | None) -> jax.Array:
 
 
 def write_kv(
-    k_pages: jax.Array, v_pages: jax.Array, k: jax.Array, v: jax.Array, write_slots: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Write T tokens into the pages, in place where the caller donates them.
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    write_slots: jax.Array,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """Write T tokens into the pages, in place where the caller donates them. Returns the pages, then the scales
+    where there are any.
 
     k_pages, v_pages: [N, K, B, D]; k, v: [T, K, D]; write_slots: i32[T] = page * B + offset; slots outside
     0 .. N*B-1 are dropped. Pages of uint16 take the bits of bfloat16: XLA:CPU would widen a whole pool of
-    bfloat16 to write a token.
+    bfloat16 to write a token. Those of 8 bits have scales, f32[N, K, B, 1]: see `eight_bits`.
     """
     page, offset = jnp.divmod(write_slots, k_pages.shape[2])
 
@@ -226,4 +251,7 @@ def write_kv(
             new = lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
         return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop", wrap_negative_indices=False)
 
-    return write(k_pages, k), write(v_pages, v)
+    if k_scale is None or v_scale is None:
+        return write(k_pages, k), write(v_pages, v)
+    (k, k_size), (v, v_size) = round_kv(k, k_pages.dtype), round_kv(v, v_pages.dtype)
+    return write(k_pages, k), write(v_pages, v), write(k_scale, k_size), write(v_scale, v_size)

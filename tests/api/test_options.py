@@ -7,6 +7,7 @@ import pytest
 
 from jserve.api import foreign_flags
 from jserve.api.options import build_parser, parse, parse_size
+from jserve.api.subcommands import parse_inspect
 from jserve.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ def test_every_flag_reaches_its_place() -> None:
         --max-num-seqs 3 --max-num-batched-tokens 64 --block-size 32 --gpu-memory-utilization 0.5
         --kv-cache-memory-bytes 1GiB --no-enable-prefix-caching -tp 2 --expert-parallel-size 2
         --host 0.0.0.0 --port 9 --api-key x
-        --api-key y --shutdown-timeout 3 --compile-cache-dir c --generation-config vllm
+        --api-key y --shutdown-timeout 3 --compile-cache-dir c --generation-config vllm --kv-cache-dtype int8
     """
     config, settings = parse(flags.split())
     assert (config.model, config.dtype, config.load_format) == ("m", "bfloat16", "dummy")
@@ -39,11 +40,21 @@ def test_every_flag_reaches_its_place() -> None:
     assert (config.page_size, config.kv_cache_memory_bytes) == (32, 2**30)
     assert (config.gpu_memory_utilization, config.tensor_parallel_size) == (0.5, 2)
     assert config.expert_parallel_size == 2
+    assert config.kv_cache_dtype == "int8"
     assert not config.enable_prefix_caching
     assert config.compile_cache_dir == "c"
     assert settings.model_names == ("a", "b")
     assert (settings.host, settings.port, settings.api_keys) == ("0.0.0.0", 9, ("x", "y"))
     assert (settings.shutdown_timeout_s, settings.generation_config) == (3.0, "vllm")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "meant"),
+    [("fp8_e4m3", "fp8"), ("fp8_per_token_head", "fp8"), ("int8_per_token_head", "int8"), ("auto", "auto")],
+)
+def test_types_of_the_kv_cache_may_be_spelled_as_for_vllm(spelling: str, meant: str) -> None:
+    assert parse(["m", "--kv-cache-dtype", spelling])[0].kv_cache_dtype == meant
+    assert parse_inspect(["m", "--kv-cache-dtype", spelling])[0].kv_cache_dtype == meant
 
 
 @pytest.mark.parametrize("argv", [["--model", "m"], ["m"], ["serve", "m"], ["serve", "--model", "m"]])
@@ -60,6 +71,7 @@ def test_model_can_be_given_in_every_usual_way(argv: list[str]) -> None:
         (["--model", "m", "--port", "x"], "--port: invalid int value: 'x'"),
         (["--model", "m", "--dtype", "int3"], "--dtype"),
         (["--model", "m", "--no-such"], "--no-such"),
+        (["m", "--kv-cache-dtype", "fp8_e5m2"], "'fp8_e5m2' (choose from"),
         (["--model", "m", "--kv-cache-memory-bytes", "much"], "'much' is not a size"),
         (["a", "--model", "m"], "two models"),
     ],

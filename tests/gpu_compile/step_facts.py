@@ -126,7 +126,7 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
     program = compiled.as_text()
     # The file of the passes is missing where they changed nothing.
     thunks = text.thunks(max(DUMP.glob("*.thunk_sequence*.txt")).read_text())
-    pages = _local(made.abstract_state().kv[0].k)
+    pages = _local(made.abstract_state().kv[0][0])
     weights = {_local(weight) for weight in _weights(made) if weight.ndim > 1}
     kernels = text.pallas_calls(program)
     resources = {kernel: _resources(kernel) for kernel in kernels}

@@ -35,6 +35,8 @@ SHAPES = (
     "gemma2_2b_prefill_window",
     "gpt_oss_20b_decode_32x1k",
     "gpt_oss_20b_prefill_window",
+    "llama3_8b_int8_decode_8x1k",
+    "llama3_8b_fp8_prefill_2k",
 )
 
 
@@ -43,13 +45,16 @@ def _lower(case: Case, kind: str) -> jax.stages.Lowered:
     S = len(case.rows) + case.padding_rows
     T = S if case.decode else sum(row.query_len for row in case.rows) + case.padding_tokens
     P = max(-(-row.context_len // case.B) for row in case.rows)
-    floats = [(T, case.H, case.D), *[(4096, case.K, case.B, case.D)] * 2]
-    integers = [(S, P), (S + 1,), (S,)]
-    args = [
-        *[jax.ShapeDtypeStruct(shape, case.dtype, sharding=device) for shape in floats],
-        *[jax.ShapeDtypeStruct(shape, jnp.int32, sharding=device) for shape in integers],
-        *[jax.ShapeDtypeStruct((case.H,), case.dtype, sharding=device)] * case.sinks,
+    held = {"int8": "int8", "fp8": "uint8", None: case.dtype}[case.kv]
+    scales = 0 if case.kv is None else 2
+    shapes = [
+        ((T, case.H, case.D), case.dtype),
+        *[((4096, case.K, case.B, case.D), held)] * 2,
+        *[(shape, "int32") for shape in ((S, P), (S + 1,), (S,))],
+        ((case.H,), case.dtype) if case.sinks else None,
+        *[((4096, case.K, case.B, 1), "float32")] * scales,
     ]
+    args = [shape and jax.ShapeDtypeStruct(*shape, sharding=device) for shape in shapes]
     run = functools.partial(
         paged_attention,
         scale=0.1,
@@ -79,6 +84,26 @@ def test_compiles_without_register_spills_or_copies(shape: str, kind: str):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_compiles_for_the_other_gpus(shape: str, kind: str):
     _lower(BY_NAME[shape], kind).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["h200", "a100"])
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+@pytest.mark.parametrize("shape", ["llama3_8b_decode_8x1k", "llama3_8b_decode_128x1k", "llama3_8b_prefill_2k"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"D": 64, "B": 16, "sinks": True, "sliding_window": 128},
+        {"D": 80, "B": 32},
+        {"D": 96, "B": 128},
+        {"D": 128},
+        {"D": 192, "B": 16},
+        {"D": 256, "H": 8, "K": 4, "sliding_window": 4096, "soft_cap": 50.0},
+    ],
+    ids=lambda change: f"d{change['D']}_b{change.get('B', 64)}",
+)
+def test_keys_and_values_of_8_bits_compile_without_spills_at_any_width(change, shape: str, kv: str, kind: str):
+    _lower(replace(BY_NAME[shape], kv=kv, **change), kind).compile(compiler_options=NO_SPILLS)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,16 @@ import pytest
 import pallas_kernels.paged_attention as op
 from pallas_kernels import KernelInputs
 from pallas_kernels.gpu_target import abstract_gpus
-from pallas_kernels.paged_attention.cases import Case, Row
+from pallas_kernels.paged_attention.cases import CASES, Case, Row
 from pallas_kernels.paged_attention.reference import reference
-from pallas_kernels.paged_attention.triton_decode import choose_splits, paged_attention_decode
+from pallas_kernels.paged_attention.target import H200, Target
+from pallas_kernels.paged_attention.triton_decode import (
+    MIN_BLOCKS,
+    PROGRAMS_PER_CORE,
+    choose_splits,
+    paged_attention_decode,
+)
+from pallas_kernels.paged_attention.triton_prefill import paged_attention_prefill
 
 DECODE = Case("decode", 4, 2, 64, 16, (Row(1, 100), Row(1, 7), Row(1, 33)), "float32", padding_rows=1)
 MIXED = Case("mixed", 6, 2, 16, 16, (Row(3, 40), Row(1, 17), Row(5, 5)), "float32", padding_rows=1, padding_tokens=2)
@@ -73,6 +80,27 @@ def test_splits_fill_the_gpu_and_never_outnumber_the_keys():
     assert choose_splits(pairs=8, keys=100, C=64, num_cores=132) == 1  # nothing to share
     assert choose_splits(pairs=2048, keys=1024, C=64, num_cores=132) == 1  # full without splitting
     assert choose_splits(pairs=2048, keys=131072, C=64, num_cores=132) == 32  # one long row may not trail
+
+
+@pytest.mark.parametrize("longest", [32768, 131072])
+@pytest.mark.parametrize(("batch", "context"), [(1, 32768), (256, 1024)])
+def test_every_sm_of_an_h200_has_work(batch: int, context: int, longest: int):
+    """A Llama-3.1-8B's 8 KV heads, in an engine for contexts of up to `longest` tokens."""
+    C, pairs = 64, 8 * batch
+    splits = choose_splits(pairs, longest, C, H200.num_cores)
+    blocks = -(-context // C)
+    share = max(-(-blocks // splits), MIN_BLOCKS)  # as `_split_kernel` cuts the live range
+    assert pairs * -(-blocks // share) >= PROGRAMS_PER_CORE * H200.num_cores * 0.9
+
+
+def test_gpu_without_float8_takes_its_bits_apart():
+    [case] = [case for case in CASES if case.name == "mixed_fp8_f32_d80"]
+    inputs, old = case.make(4), Target("gpu", 108, (8, 0))
+    static = {name: value for name, value in inputs.static.items() if name != "decode"}
+    run = jax.jit(lambda *args: paged_attention_prefill(*args, **static, target=old, interpret=True))
+    expected = np.asarray(reference(*inputs.args, **static), np.float32)
+    error = np.abs(np.asarray(run(*inputs.args), np.float32) - expected) / np.maximum(1, np.abs(expected))
+    assert error.max() < case.tolerance
 
 
 def test_auto_is_xla_on_a_cpu():

@@ -5,12 +5,14 @@ import re
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.paged_attention.cases import Case, Row
+from pallas_kernels.paged_attention.eight_bits import LARGEST, widen
 from pallas_kernels.paged_attention.reference import reference
 from pallas_kernels.paged_attention.xla import attend, make_plan, paged_attention_xla, write_kv
 from pallas_kernels.paged_attention.xla_plan import TILE_QUERIES
@@ -124,6 +126,32 @@ def test_write_kv_rounds_to_the_bits_of_bfloat16():
     assert not written.at[1, 0, 1].set(0).any()
 
 
+@pytest.mark.parametrize(("dtype", "step"), [("int8", 0.5), ("uint8", 16)])
+def test_write_kv_rounds_each_token_of_a_head_by_its_own_size(dtype, step):
+    """step: what a code of the largest size may be off by; codes reach 127, and 448 with 3 bits after the first."""
+    N, K, B, D = 3, 2, 4, 16
+    rng = np.random.default_rng(0)
+    new = (rng.standard_normal((5, K, D)) * 10.0 ** rng.integers(-20, 5, (5, K, 1))).astype(np.float32)
+    new[4] = 0
+    pages, scale = jnp.zeros((N, K, B, D), dtype), jnp.zeros((N, K, B, 1))
+    k, v, k_scale, v_scale = write_kv(pages, pages, new, -new, jnp.array([0, 5, 11, 6, 7]), scale, scale)
+    held = np.asarray(widen(k) * k_scale)[[0, 1, 2, 1, 1], :, [0, 1, 3, 2, 3]]
+    largest = np.abs(new).max(-1, keepdims=True)
+    assert (np.abs(held - new) <= largest * step / LARGEST[jnp.dtype(dtype)] * 1.0001).all()
+    np.testing.assert_allclose(np.abs(held).max(-1, keepdims=True), largest, rtol=1e-6)
+    np.testing.assert_array_equal(widen(v) * v_scale, -widen(k) * k_scale)
+    alone = write_kv(pages, pages, new[1:2], -new[1:2], jnp.array([5]), scale, scale)
+    for array, one in zip((k, k_scale), (alone[0], alone[2]), strict=True):
+        np.testing.assert_array_equal(array[1, :, 1], one[1, :, 1])
+
+
+def test_every_code_of_float8_is_widened_exactly():
+    codes = np.arange(256, dtype=np.uint8)
+    finite = codes[(codes & 0x7F) != 0x7F]
+    np.testing.assert_array_equal(widen(jnp.asarray(finite)), finite.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+    np.testing.assert_array_equal(widen(jnp.arange(-128, 128).astype(jnp.int8)), np.arange(-128.0, 128))
+
+
 def test_write_kv_places_tokens_and_drops_padding():
     N, K, B, D = 3, 2, 4, 5
     k = jnp.arange(4 * K * D, dtype=jnp.float32).reshape(4, K, D) + 1
@@ -135,19 +163,20 @@ def test_write_kv_places_tokens_and_drops_padding():
     np.testing.assert_array_equal(v_pages, -expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int8"])
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_a_step_that_donates_its_pages_copies_none(tokens, dtype):
-    N, K, B, D = 800, 2, 16, 8
+    N, K, B, D = 3200 // jnp.dtype(dtype).itemsize, 2, 16, 8
     pages, new, ints = jnp.zeros((N, K, B, D), dtype), jnp.zeros((tokens, K, D)), jnp.zeros((tokens, 4), jnp.int32)
+    scales = [jnp.zeros((N, K, B, 1)) + i for i in range(2)] if jnp.dtype(dtype) in LARGEST else []
 
     def step(layers, k, slots, table, starts, contexts):
         plan = make_plan(table, starts, contexts, tokens=tokens, pages=N, page_size=B, decode=True)
-        written = [write_kv(k_pages, v_pages, k, k, slots) for k_pages, v_pages in layers]
-        return written, [attend(k, *layer, plan, scale=1.0) for layer in written]
+        written = [write_kv(*layer[:2], k, k, slots, *layer[2:]) for layer in layers]
+        return written, [attend(k, *layer[:2], plan, None, *layer[2:], scale=1.0) for layer in written]
 
     args = (
-        [(pages, pages + 1), (pages, pages + 2)],
+        [(pages, pages + 1, *scales), (pages, pages + 2, *scales)],
         new,
         ints[:, 0],
         ints,
@@ -155,7 +184,7 @@ def test_a_step_that_donates_its_pages_copies_none(tokens, dtype):
         ints[:, 0],
     )
     compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
-    pool = rf"(?:f32|u16)\[(?:{N},{K},{B},{D}|{N * K * B},{D})\]"
+    pool = rf"(?:f32|u16|s8)\[(?:{N},{K},{B}|{N * K * B}),(?:{D}|1)\]"
     assert not re.findall(rf"= {pool}\S* copy\(", compiled.as_text())
     assert compiled.memory_analysis().temp_size_in_bytes < pages.nbytes
     assert compiled.memory_analysis().alias_size_in_bytes >= 4 * pages.nbytes

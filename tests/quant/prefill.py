@@ -21,12 +21,13 @@ PAGE = 16
 
 
 def prepared_and_weights(
-    folder: Path, quantization: str | None = None, parts: int = 1
+    folder: Path, quantization: str | None = None, parts: int = 1, kv_cache_dtype: str = "auto"
 ) -> tuple[Prepared, tuple[jax.Array, ...]]:
     asked = EngineConfig(
         model=str(folder),
         dtype="float32",
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=parts,
         max_num_seqs=2,
         max_num_batched_tokens=64,
@@ -39,9 +40,15 @@ def prepared_and_weights(
         return prepared, load(prepared.model, checkpoint, mesh)
 
 
-def prefill_logits(folder: Path, prompt: list[int], quantization: str | None = None, parts: int = 1) -> np.ndarray:
+def prefill_logits(
+    folder: Path,
+    prompt: list[int],
+    quantization: str | None = None,
+    parts: int = 1,
+    kv_cache_dtype: str = "auto",
+) -> np.ndarray:
     """f32[len(prompt), V]. The prompt has at most 64 tokens."""
-    prepared, weights = prepared_and_weights(folder, quantization, parts)
+    prepared, weights = prepared_and_weights(folder, quantization, parts, kv_cache_dtype)
     bucket = Bucket(len(prompt), 1)
     layout = StepLayout(bucket, prepared.shape.page_updates(bucket))
     step = make_step(prepared.model, prepared.config, prepared.shape, bucket)
@@ -57,4 +64,4 @@ def prefill_logits(folder: Path, prompt: list[int], quantization: str | None = N
     abstract = prepared.programs.abstract_state()
     table = np.tile(np.arange(abstract.page_table.shape[1], dtype=np.int32), (abstract.page_table.shape[0], 1))
     pages = [jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for leaf in abstract.leaves[:-1]]
-    return np.asarray(jax.jit(logits)(weights, EngineState.of((*pages, jnp.asarray(table))), packed))
+    return np.asarray(jax.jit(logits)(weights, abstract.like((*pages, jnp.asarray(table))), packed))

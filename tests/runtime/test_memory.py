@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jserve.batch import CacheArray
 from jserve.config import EngineConfig, ModelConfig, read_model_config
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.build import Build
+from jserve.models.llama import LlamaForCausalLM
 from jserve.runtime.memory import MARGIN, MemoryPlan, gib, page_bytes, plan_shape, print_budget
 from jserve.runtime.shapes import EngineShape
 
@@ -45,7 +47,9 @@ def plan(
     config: ModelConfig | None = None,
     **asked: Any,
 ) -> tuple[EngineShape, MemoryPlan]:
-    return plan_shape(EngineConfig(model="m", **asked), config or model(), build(platform), weights, limit)
+    config, made = config or model(), build(platform)
+    cache = LlamaForCausalLM.cache(made, config)
+    return plan_shape(EngineConfig(model="m", **asked), config, made, cache, weights, limit)
 
 
 @pytest.mark.parametrize(("parts", "heads"), [(1, 2), (2, 1), (4, 1), (8, 1)])
@@ -54,8 +58,16 @@ def test_page_bytes_are_keys_and_values_of_the_heads_of_one_device(
     parts: int, heads: int, dtype: str, width: int
 ) -> None:
     keys_and_values, layers, head_dim = 2, 3, 8
-    found = page_bytes(model(), build("gpu", parts, dtype), page_size=16)
+    cache = LlamaForCausalLM.cache(build("gpu", parts, dtype), model())
+    found = page_bytes(cache, parts, page_size=16)
     assert found == keys_and_values * layers * heads * 16 * head_dim * width
+
+
+def test_arrays_that_are_not_split_take_their_bytes_on_every_device() -> None:
+    latent = CacheArray(1, 576, jnp.dtype("bfloat16"), sharded=False)
+    split = CacheArray(8, 4, jnp.dtype("int8"))
+    assert page_bytes([(latent,), (split, latent)], 1, page_size=16) == 16 * (2 * 576 * 2 + 8 * 4)
+    assert page_bytes([(latent,), (split, latent)], 4, page_size=16) == 16 * (2 * 576 * 2 + 2 * 4)
 
 
 def test_kv_cache_memory_is_honoured_to_the_page() -> None:

@@ -11,7 +11,6 @@ import jax
 import msgspec
 import pytest
 
-from jserve.batch import EngineState
 from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.errors import ConfigError
@@ -130,7 +129,7 @@ def test_each_device_holds_its_share_of_the_weights_and_no_more(world: World) ->
 def test_each_device_holds_its_share_of_the_kv_pages(world: World) -> None:
     state, plan, config = world.started.runner._state, world.started.plan, world.started.config
     devices: Counter[jax.Device] = Counter()
-    for leaf in jax.tree.leaves(EngineState.of(state).kv):
+    for leaf in state[:-1]:  # the page table is whole everywhere
         for shard in leaf.addressable_shards:
             assert shard.data.shape[1] == max(1, config.num_kv_heads // world.parts)
             devices[shard.device] += shard.data.nbytes
