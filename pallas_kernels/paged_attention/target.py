@@ -20,6 +20,11 @@ class Target:
         """Whether products read operands from shared memory (Hopper on), which leaves registers free."""
         return self.capability >= (9, 0)
 
+    @property
+    def has_fp8(self) -> bool:
+        """Whether float8 can be multiplied and converted (Ada and Hopper on)."""
+        return self.capability >= (8, 9)
+
     @classmethod
     def current(cls) -> "Target":
         """The GPU that jax runs on, or the one that an abstract mesh names on a machine without it."""
