@@ -99,8 +99,12 @@ def choose_splits(product: Product, tiling: Tiling, target: Target) -> int:
     tiles = -(-product.T // tiling.rows) * -(-product.N // tiling.outputs)
     at_once = PROGRAMS_PER_CORE if tiling.rows <= MANY_ROWS else 1
 
+    # Sums of a part are written and read in float32, beside a block's bytes of the weight.
+    bits = 4 if product.kind == "int4" else 8
+    parts = 64 * min(product.T, tiling.rows) // (tiling.inputs * bits)
+
     def time(splits: int) -> int:
         per_core = max(at_once, -(-tiles * splits // target.num_cores))
-        return per_core * (-(-blocks // splits) + START)
+        return per_core * (-(-blocks // splits) + START + (parts if splits > 1 else 0))
 
     return min(range(1, max(1, blocks // FEWEST_BLOCKS) + 1), key=time)

@@ -19,7 +19,7 @@ from ..paged_attention.target import H200, Target
 from ..paged_attention.triton_tile import output
 from .reference import round_rows
 from .tiling import Product, Tiling, choose_splits, choose_tiling
-from .triton_weight import Group, WeightTile, widen_fp8
+from .triton_weight import Group, WeightTile, load, widen_fp8
 
 __all__ = ["quant_matmul_triton"]
 
@@ -110,31 +110,36 @@ def _kernel(
 
 def _sum(x_ref: Ref, row: jax.Array, weight: WeightTile, first: jax.Array, end: jax.Array) -> jax.Array:
     """f32[outputs, rows], over the blocks of inputs from `first` to `end`."""
-    product, tiling = weight.product, weight.tiling
-    empty = jnp.zeros((tiling.outputs, tiling.rows), jnp.int32 if weight.dtype == jnp.int8 else jnp.float32)
+    product, shape = weight.product, (weight.tiling.outputs, weight.tiling.rows)
+    sums = jnp.zeros(shape, jnp.int32 if weight.dtype == jnp.int8 else jnp.float32)
 
-    def times(weights: list[jax.Array], block: jax.Array) -> jax.Array:
-        return functools.reduce(jnp.add, map(_dot, weights, _load_rows(x_ref, row, block, weight)))
+    def times(weights: list[jax.Array], block: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        rows = _load_rows(x_ref, row, block, weight)
+        found = functools.reduce(jnp.add, map(_dot, weights, rows))
+        if shift is None:
+            return found
+        # Not taken from each weight: what differs between outputs keeps their numbers out of the registers that
+        # tensor cores read, and the way through shared memory is slower than the memory of an H200.
+        whole = functools.reduce(jnp.add, (part.astype(jnp.float32).sum(1) for part in rows))
+        return found - shift[:, None] * whole[None, :]
 
     if product.is_scaled_by_input:
-        sums: jax.Array = lax.fori_loop(
-            first, end, lambda block, sums: sums + times(weight.scaled(block), block), empty
-        )
-        return sums
+        return lax.fori_loop(first, end, lambda block, sums: sums + times(weight.scaled(block), block), sums)
     group = weight.load_group(first, end)
     if product.G == 1:
-        sums = lax.fori_loop(
-            first, end, lambda block, sums: sums + times(weight.numbers(block, group), block), empty
-        )
-        return sums.astype(jnp.float32) * group.scale[:, None]
+
+        def step(block: jax.Array, sums: jax.Array) -> jax.Array:
+            return sums + times(weight.numbers(block), block, group.shift)
+
+        return lax.fori_loop(first, end, step, sums).astype(jnp.float32) * group.scale[:, None]
 
     def step_of_groups(block: jax.Array, carry: tuple[jax.Array, Group]) -> tuple[jax.Array, Group]:
         sums, group = carry
-        sums += times(weight.numbers(block, group), block) * group.scale[:, None]
+        sums += times(weight.numbers(block), block, group.shift) * group.scale[:, None]
         # Fetched a step early: the software pipeline leaves out loads of so few bytes.
         return sums, weight.load_group(block + 1, end)
 
-    sums, _ = lax.fori_loop(first, end, step_of_groups, (empty, group))
+    sums, _ = lax.fori_loop(first, end, step_of_groups, (sums, group))
     return sums
 
 
@@ -144,7 +149,7 @@ def _load_rows(x_ref: Ref, row: jax.Array, block: jax.Array, weight: WeightTile)
     m, k = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
     m, k = row + m, block * shape[1] + k
     mask = m < product.T if product.K % shape[1] == 0 else (m < product.T) & (k < product.K)
-    x = plt.load(x_ref.at[m, k], mask=mask, other=0)
+    x = load(x_ref, (m, k), mask)
     if x.dtype != weight.dtype:
         x = widen_fp8(x, weight.dtype)
     if product.codes_per_byte == 1:

@@ -14,7 +14,7 @@ from jax.experimental.pallas import triton as plt
 
 from .tiling import Product, Tiling
 
-__all__ = ["Group", "WeightTile", "widen_fp8"]
+__all__ = ["Group", "WeightTile", "load", "widen_fp8"]
 
 Ref = Any  # a Pallas reference: pallas exports no public name for it
 
@@ -24,7 +24,7 @@ BASES: dict[str, tuple[Any, int, float]] = {
     "float16": (jnp.uint16, 0x6400, 2.0**10),
     "float32": (jnp.uint32, 0x4B00_0000, 2.0**23),
 }
-MIDDLE = 8.0  # what a code of 4 bits without a zero point is counted from
+MIDDLE = 8  # what a code of 4 bits without a zero point is counted from
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Group:
 
     scale: jax.Array
     """f32[outputs]"""
-    zero: jax.Array | None
-    """[outputs], in the type of the product."""
+    shift: jax.Array | None
+    """f32[outputs], the zero point less what `WeightTile.numbers` are counted from."""
 
 
-jax.tree_util.register_dataclass(Group, ["scale", "zero"], [])
+jax.tree_util.register_dataclass(Group, ["scale", "shift"], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,11 @@ class WeightTile:
         """Of a block of inputs; zeros from block `end` on."""
         n = self.first + lax.iota(jnp.int32, self.tiling.outputs)
         group = lax.div(block * self.tiling.inputs, self.product.group)
-        where, mask = (n, lax.broadcast(group, n.shape)), (n < self.product.N) & (block < end)
-        scale = _load(self.scale, where, mask).astype(jnp.float32)
-        return Group(scale, None if self.zero is None else _load(self.zero, where, mask).astype(self.dtype))
+        return self._load_groups((n, lax.broadcast(group, n.shape)), (n < self.product.N) & (block < end))
 
-    def numbers(self, block: jax.Array, group: Group) -> list[jax.Array]:
-        """The weights of each part of a block but for their scale, [outputs, width]."""
-        shift = None if group.zero is None else group.zero[:, None]
-        return [self._from(codes, shift) for codes in self._codes(block)]
+    def numbers(self, block: jax.Array) -> list[jax.Array]:
+        """The codes of each part of a block as numbers, [outputs, width], of which 0 is that without a zero point."""
+        return [self._numbers(codes) for codes in self._codes(block)]
 
     def scaled(self, block: jax.Array) -> list[jax.Array]:
         """The weights of each part of a block, [outputs, width], each scaled by itself."""
@@ -90,12 +87,19 @@ class WeightTile:
         if self.group_index is None:
             group = lax.div(k, product.group)
         else:
-            group = _load(self.group_index, (k,), k < product.K)
-        where = (self._outputs(), lax.broadcast_in_dim(group, shape, (1,)))
-        mask = (where[0] < product.N) & lax.broadcast_in_dim(k < product.K, shape, (1,))
-        shift = None if self.zero is None else _load(self.zero, where, mask).astype(self.dtype)
-        scale = _load(self.scale, where, mask).astype(jnp.float32)
-        return (self._from(codes, shift).astype(jnp.float32) * scale).astype(self.dtype)
+            group = load(self.group_index, (k,), k < product.K)
+        n = self._outputs()
+        mask = (n < product.N) & lax.broadcast_in_dim(k < product.K, shape, (1,))
+        of = self._load_groups((n, lax.broadcast_in_dim(group, shape, (1,))), mask)
+        numbers = self._numbers(codes).astype(jnp.float32)
+        return ((numbers if of.shift is None else numbers - of.shift) * of.scale).astype(self.dtype)
+
+    def _load_groups(self, where: tuple[jax.Array, jax.Array], mask: jax.Array) -> Group:
+        scale = load(self.scale, where, mask).astype(jnp.float32)
+        if self.zero is None:
+            return Group(scale, None)
+        middle = MIDDLE if self.product.kind == "int4" else 0
+        return Group(scale, load(self.zero, where, mask).astype(jnp.float32) - middle)
 
     def _outputs(self) -> jax.Array:
         return self.first + lax.broadcasted_iota(jnp.int32, (self.tiling.outputs, self.width), 0)
@@ -108,21 +112,19 @@ class WeightTile:
         if product.K % self.tiling.inputs:
             exists = byte < product.K // product.codes_per_byte
             mask = exists if mask is None else mask & exists
-        found = _load(self.values, (n, byte), mask)
+        found = load(self.values, (n, byte), mask)
         if product.kind != "int4":
             return [found]
         return [found & jnp.uint8(15), lax.shift_right_logical(found, jnp.uint8(4))]
 
-    def _from(self, codes: jax.Array, shift: jax.Array | None) -> jax.Array:
-        """Codes less `shift`, exactly."""
+    def _numbers(self, codes: jax.Array) -> jax.Array:
         if self.product.kind == "int4":
             bits, base, value = BASES[self.dtype.name]
             numbers = lax.bitcast_convert_type(codes.astype(bits) | bits(base), self.dtype)
-            return numbers - (jnp.array(value + MIDDLE, self.dtype) if shift is None else shift + value)
-        if self.product.kind == "fp8":
-            return codes.astype(self.dtype) if self.has_fp8 else widen_fp8(codes, self.dtype)
-        numbers = codes.astype(self.dtype)
-        return numbers if shift is None else numbers - shift
+            return numbers - jnp.array(value + MIDDLE, self.dtype)
+        if codes.dtype == self.dtype or self.product.kind == "int8" or self.has_fp8:
+            return codes.astype(self.dtype)
+        return widen_fp8(codes, self.dtype)
 
 
 def widen_fp8(codes: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -134,5 +136,6 @@ def widen_fp8(codes: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return half if dtype == jnp.float16 else half.astype(jnp.float32).astype(dtype)
 
 
-def _load(ref: Ref, index: tuple[jax.Array, ...], mask: jax.Array | None) -> jax.Array:
-    return plt.load(ref.at[index], mask=mask, other=None if mask is None else 0)
+def load(ref: Ref, index: tuple[jax.Array, ...], mask: jax.Array | None) -> jax.Array:
+    """What lies there, zeros where the mask says no."""
+    return plt.load(ref.at[index], mask=mask, other=None if mask is None else jnp.zeros((), ref.dtype))
