@@ -12,17 +12,30 @@ from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, discover
 
 SEED = secrets.randbelow(2**32)
 KERNELS = {kernel.name: kernel for kernel in discover()}
+MOST_INTERPRETED = 7e10
+"""Operations of a case that the interpreter on a CPU is still asked for, which take it a minute or two."""
 
 
 def _parameters() -> list:
-    slow_unless = {True: (), False: (pytest.mark.slow,)}
     return [
-        pytest.param(kernel.name, implementation, i, id=f"{kernel.name}-{implementation}-{case.name}", marks=slow)
+        pytest.param(
+            kernel.name,
+            implementation,
+            i,
+            id=f"{kernel.name}-{implementation}-{case.name}",
+            marks=() if case.quick else _marks_of_large(implementation, case),
+        )
         for kernel in KERNELS.values()
         for implementation in kernel.implementations
         for i, case in enumerate(kernel.cases)
-        for slow in [slow_unless[case.quick]]
     ]
+
+
+def _marks_of_large(implementation: str, case: KernelCase) -> tuple[pytest.MarkDecorator, ...]:
+    endless = implementation in ("triton", "mosaic") and case.flops > MOST_INTERPRETED
+    return pytest.mark.slow, pytest.mark.skipif(
+        endless and jax.default_backend() == "cpu", reason="more than the interpreter does in some minutes"
+    )
 
 
 @functools.lru_cache(maxsize=4)
