@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from ..paged_attention.target import Target
 from ..paged_attention.triton_tile import power_of_two
 
-__all__ = ["Product", "Tiling", "choose_splits", "choose_tiling"]
+__all__ = ["MANY_ROWS", "Product", "Tiling", "choose_splits", "choose_tiling"]
 
 FEWEST_ROWS = 16  # of a tile; tensor cores take no fewer on every GPU, and missing rows cost no memory traffic
-MANY_ROWS = 64  # from more on, arithmetic limits a product and not the reading of its weight
+MANY_ROWS = 64  # with more, arithmetic limits a product and not the reading of its weight
 PROGRAMS_PER_CORE = 3
 """Each has about 12 KiB of a weight on its way; an H200 needs some 30 KiB per SM to hide 800 ns of latency."""
 START = 4  # blocks that could be multiplied while a program fills its pipeline and stores its sums

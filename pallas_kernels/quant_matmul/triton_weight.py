@@ -84,10 +84,8 @@ class WeightTile:
     def _scaled(self, codes: jax.Array, block: jax.Array, part: int) -> jax.Array:
         product, shape = self.product, codes.shape
         k = block * self.tiling.inputs + product.codes_per_byte * lax.iota(jnp.int32, self.width) + part
-        if self.group_index is None:
-            group = lax.div(k, product.group)
-        else:
-            group = load(self.group_index, (k,), k < product.K)
+        order = self.group_index
+        group = lax.div(k, product.group) if order is None else load(order, (k,), k < product.K)
         n = self._outputs()
         mask = (n < product.N) & lax.broadcast_in_dim(k < product.K, shape, (1,))
         of = self._load_groups((n, lax.broadcast_in_dim(group, shape, (1,))), mask)

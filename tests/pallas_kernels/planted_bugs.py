@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import KernelCase
+from pallas_kernels import KernelCase, KernelInputs
 
 PACKAGE = Path(pallas_kernels.__file__).parent
 
@@ -32,7 +33,7 @@ class Mutant:
 
     def plant(self, folder: str, into: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         """The name of a package like `pallas_kernels`, below the directory `into`, whose `folder` has the bug."""
-        name = f"with_{''.join(letter if letter.isalnum() else '_' for letter in self.bug)}"
+        name = f"{folder}_with_{''.join(letter if letter.isalnum() else '_' for letter in self.bug)}"
         shutil.copytree(PACKAGE, into / name, ignore=shutil.ignore_patterns("cases.py", "__pycache__"))
         path = into / name / folder / self.file
         source = path.read_text()
@@ -47,7 +48,11 @@ def module(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def disagreement(got: jax.Array, expected: np.ndarray, case: KernelCase) -> float:
-    """The largest error, as a multiple of what the case tolerates."""
-    error = np.abs(np.asarray(got.astype("float32")) - expected) / np.maximum(1, np.abs(expected))
+def disagreement(
+    kernel: Callable[..., jax.Array], inputs: KernelInputs, expected: np.ndarray, case: KernelCase
+) -> float:
+    """The largest error of a kernel, as a multiple of what the case tolerates."""
+    # Compiled without optimization: it runs once, for milliseconds.
+    run = jax.jit(kernel).lower(*inputs.args).compile({"xla_backend_optimization_level": 0})
+    error = np.abs(np.asarray(run(*inputs.args).astype("float32")) - expected) / np.maximum(1, np.abs(expected))
     return float(np.nan_to_num(error, nan=np.inf).max() / case.tolerance)

@@ -111,8 +111,7 @@ def _disagreement(package: str, case_name: str) -> float:
         static["num_splits"] = 3
     else:
         kernel = module(package, "paged_attention.triton_prefill").paged_attention_prefill
-    got = jax.jit(functools.partial(kernel, **static, interpret=True))(*inputs.args)
-    return disagreement(got, expected, BY_NAME[case_name])
+    return disagreement(functools.partial(kernel, **static, interpret=True), inputs, expected, BY_NAME[case_name])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)

@@ -58,7 +58,7 @@ MUTANTS = (
         "m < product.T",
         "int4_channels_tail_f16",
     ),
-    Mutant("activation order ignored", WEIGHT, "if self.group_index is None:", "if True:", "int4_act_order"),
+    Mutant("activation order ignored", WEIGHT, "if order is None else", "if True else", "int4_act_order"),
     Mutant("both halves of the low one's group", WEIGHT, "self.width) + part", "self.width)", "int4_act_order"),
     Mutant(
         "small groups a part too wide",
@@ -90,7 +90,7 @@ def _disagreement(package: str, case_name: str) -> float:
     inputs, expected = _expected(case_name)
     kernel = module(package, "quant_matmul.triton_product").quant_matmul_triton
     run = functools.partial(kernel, **inputs.static, splits=3, target=AMPERE, interpret=True)
-    return disagreement(jax.jit(run)(*inputs.args), expected, BY_NAME[case_name])
+    return disagreement(run, inputs, expected, BY_NAME[case_name])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
@@ -99,6 +99,6 @@ def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch: pyte
     assert _disagreement(package, mutant.case) > 1
 
 
-@pytest.mark.parametrize("case_name", sorted({mutant.case for mutant in MUTANTS}))
+@pytest.mark.parametrize("case_name", ["int4_decode_asymmetric", "int4_act_order", "int8_65_rows_tail", "fp8_blocks"])
 def test_without_a_bug_the_same_check_passes(case_name: str) -> None:
     assert _disagreement("pallas_kernels", case_name) <= 1
