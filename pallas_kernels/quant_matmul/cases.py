@@ -109,9 +109,6 @@ _QUICK = (
     Case("int4_last_group_short", 3, 40, 152, "int4", group=64, asymmetric=True, act_order=True),
     Case("int8_groups_of_48", 9, 33, 96, "int8", group=48, asymmetric=True),
     Case("int8_65_rows_tail", 65, 70, 200, "int8"),
-    Case("int8_w8a8_tail", 3, 33, 72, "int8", activations="int8"),
-    Case("fp8_tail", 2, 37, 72, "fp8"),
-    Case("fp8_w8a8_tail", 2, 37, 72, "fp8", activations="fp8"),
 )
 _ROWS = (1, 8, 32, 64, 2048)
 _LAYERS = {
