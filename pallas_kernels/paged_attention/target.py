@@ -22,7 +22,7 @@ class Target:
 
     @property
     def has_fp8(self) -> bool:
-        """Whether there are instructions that convert float8 (Ada on)."""
+        """Whether float8 can be multiplied and converted (Ada and Hopper on)."""
         return self.capability >= (8, 9)
 
     @classmethod

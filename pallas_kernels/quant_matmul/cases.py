@@ -45,7 +45,7 @@ class Case:
 
     @property
     def groups(self) -> int:
-        return self.K // self.group if self.group else 1
+        return -(-self.K // self.group) if self.group else 1
 
     @property
     def flops(self) -> int:
@@ -102,17 +102,49 @@ _QUICK = (
     Case("int4_prefill_bf16", 64, 96, 512, "int4", group=128),
     Case("int4_act_order", 2, 96, 512, "int4", group=128, asymmetric=True, act_order=True, dtype="float32"),
     Case("int4_act_order_bf16", 64, 96, 512, "int4", group=32, act_order=True),
+    # What no tile or block divides.
+    Case("int4_three_rows_odd_outputs", 3, 37, 160, "int4", group=32, asymmetric=True),
+    Case("int4_channels_tail_f16", 17, 70, 150, "int4", asymmetric=True, dtype="float16"),
+    Case("int4_small_groups", 5, 40, 48, "int4", group=8, asymmetric=True),
+    Case("int4_last_group_short", 3, 40, 152, "int4", group=64, asymmetric=True, act_order=True),
+    Case("int8_groups_of_48", 9, 33, 96, "int8", group=48, asymmetric=True),
+    Case("int8_65_rows_tail", 65, 70, 200, "int8"),
+)
+_ROWS = (1, 8, 32, 64, 2048)
+_LAYERS = {
+    "llama_3_1_8b_qkv": (6144, 4096),
+    "llama_3_1_8b_output": (4096, 4096),
+    "llama_3_1_8b_gate_up": (28672, 4096),
+    "llama_3_1_8b_down": (4096, 14336),
+    # Of one of eight devices.
+    "llama_3_1_70b_qkv": (1280, 8192),
+    "llama_3_1_70b_output": (8192, 1024),
+    "llama_3_1_70b_gate_up": (7168, 8192),
+    "llama_3_1_70b_down": (8192, 3584),
+}
+_KINDS = (
+    ("int4", 128, True, "float", _ROWS),
+    ("int4", 128, False, "float", (1, 64)),
+    ("int8", 0, False, "float", (1, 32, 2048)),
+    ("int8", 0, False, "int8", (1, 32, 2048)),
+    ("fp8", 0, False, "fp8", (1, 32, 2048)),
+    ("fp8", 128, False, "float", (1, 32, 2048)),
 )
 _FULL = tuple(
-    Case(f"llama_3_1_8b_{layer}_{kind}_{T}", T, N, K, kind, group, activations=activations, quick=False)
-    for layer, N, K in (("qkv", 6144, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336))
-    for kind, group, activations in (
-        ("int8", 0, "float"),
-        ("fp8", 0, "fp8"),
-        ("fp8", 128, "float"),
-        ("int4", 128, "float"),
+    Case(
+        "_".join((layer, kind, *["asymmetric"] * asymmetric, *[activations] * (activations != "float"), str(T))),
+        T,
+        *shape,
+        kind,
+        group,
+        asymmetric,
+        activations=activations,
+        quick=False,
     )
-    for T in (1, 32, 2048)
+    for layer, shape in _LAYERS.items()
+    for kind, group, asymmetric, activations, rows in _KINDS
+    for T in rows
+    if activations == "float" or layer.startswith("llama_3_1_8b")
 )
 
 CASES: tuple[Case, ...] = _QUICK + _FULL

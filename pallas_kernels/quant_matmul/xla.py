@@ -1,4 +1,4 @@
-"""Products with quantized weights in plain jax.numpy, everywhere that no kernel of ours runs.
+"""Products with quantized weights in plain jax.numpy, wherever the Triton kernel does not run.
 
 XLA fuses a weight with one scale per output (int8, fp8) into the product: 1 byte per weight is read. It does
 not fuse groups: of group-wise int4 and block-wise fp8 it first writes out the whole weight in x's type, so a step

@@ -26,7 +26,9 @@ import numpy as np
 
 from benchmarks.step_time import LLAMA_3_1_8B
 from jserve.layers.build import Build, mesh_over
+from jserve.layers.quantized import WeightPlan
 from jserve.models.registry import resolve
+from jserve.quant import OnLoad
 from jserve.runtime import sampling
 from jserve.runtime.executables import Program
 from jserve.runtime.memory import estimate_temporaries
@@ -69,14 +71,17 @@ class Facts:
     launches: int
 
 
-def programs(gpus: int, layers: int, seqs: int, tokens: int, model: str | None = None) -> Programs:
+def programs(
+    gpus: int, layers: int, seqs: int, tokens: int, model: str | None = None, quantization: str | None = None
+) -> Programs:
     """jserve's programs over `gpus` compile-only devices, for the 8B shape or that of a published model."""
     fields = LLAMA_3_1_8B if model is None else PUBLISHED[model].fields
     family, config = resolve({**fields, "num_hidden_layers": layers}, source=model or "llama-3.1-8b")
     mesh = mesh_over(gpu_topology(GPU, gpus))
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
     shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size)
-    return Programs(family, config, build, shape)
+    weights = None if quantization is None else WeightPlan(OnLoad(quantization))
+    return Programs(family, config, build, shape, weights)
 
 
 def main() -> None:
@@ -84,6 +89,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--model", help="one of tests.models.published, instead of Llama-3.1-8B")
+    parser.add_argument("--quantization", help="of the weights, as jserve's own option")
     parser.add_argument("--seqs", type=int, default=256, help="slots of the engine")
     parser.add_argument("--buckets", default="32x32,1024x32", help="TOKENSxROWS, several with commas")
     parser.add_argument("--samplers", default="32", help="rows, several with commas; empty for none")
@@ -92,7 +98,8 @@ def main() -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMP}"  # read when the first backend starts, below
     jax.config.update("jax_platforms", "cpu")
-    made = programs(args.gpus, args.layers, args.seqs, max(bucket.tokens for bucket in buckets), args.model)
+    most = max(bucket.tokens for bucket in buckets)
+    made = programs(args.gpus, args.layers, args.seqs, most, args.model, args.quantization)
     wanted = [made.step(bucket) for bucket in buckets]
     for rows in filter(None, args.samplers.split(",")):
         wanted += [made.sampler(int(rows), variant) for variant in sampling.VARIANTS]
@@ -176,7 +183,8 @@ def _weights(made: Programs) -> list[jax.ShapeDtypeStruct]:
 
 def _local(array: Any) -> str:
     """How HLO writes one device's share of an array."""
-    short = {"bfloat16": "bf16", "float32": "f32", "int32": "s32"}[str(array.dtype)]
+    shorts = {"bfloat16": "bf16", "float32": "f32", "int32": "s32", "uint8": "u8", "int8": "s8"}
+    short = shorts[str(array.dtype)]
     return f"{short}[{','.join(map(str, array.sharding.shard_shape(array.shape)))}]"
 
 

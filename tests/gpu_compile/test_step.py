@@ -163,6 +163,28 @@ def test_dispatch_never_waits_for_the_device(gpus: int, name: str) -> None:
     assert not {"While", "Conditional"} & set(step(gpus, name)["outside_graphs"])
 
 
+@pytest.mark.parametrize(
+    ("gpus", "bucket"),
+    [(1, "32x32"), *[pytest.param(*which, marks=pytest.mark.slow) for which in ((1, "1024x32"), (8, "32x32"))]],
+)
+def test_weights_of_4_bits_are_read_packed_by_our_kernel(gpus: int, bucket: str) -> None:
+    """The largest weight of one GPU would take 224 MiB in bfloat16. Of 1024 tokens the float32 sums with it, which
+    the kernel writes and the activation reads, are 112 MiB.
+    """
+    layers = 2
+    found = facts(gpus, layers, "--buckets", bucket, "--samplers", "", "--quantization", "int4")
+    [(name, program)] = found["programs"].items()
+    assert program["kernels"] == {"quant_matmul_int4": 4 * layers} | dict.fromkeys(KERNELS[name], layers)
+    assert set(program["custom_calls"]) == {"__gpu$xla.gpu.triton"}
+    assert program["copies"] == []
+    assert program["temporaries"] <= (160 * MIB if name == MIXED else STEP_BUDGET[name, gpus])
+    assert program["temporaries"] <= found["estimate"]
+    assert all(spilled == 0 for spilled in program["spilled"].values()), program["spilled"]
+    assert program["collectives"].get("all-reduce bf16", 0) == (2 * layers + 1 if gpus > 1 else 0)
+    # Three more a layer than in bfloat16: the parts of split products are summed.
+    assert program["launches"] <= 17 * layers + 8
+
+
 @pytest.mark.slow
 @each_mesh
 def test_the_full_size_compiles_within_the_same_bounds(gpus: int) -> None:

@@ -12,17 +12,31 @@ from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, discover
 
 SEED = secrets.randbelow(2**32)
 KERNELS = {kernel.name: kernel for kernel in discover()}
+GPU_ONLY = ("triton", "mosaic")
+MOST_INTERPRETED = 7e10
+"""Operations of a case that the interpreter on a CPU is still asked for, which take it a minute or two."""
 
 
 def _parameters() -> list:
-    slow_unless = {True: (), False: (pytest.mark.slow,)}
     return [
-        pytest.param(kernel.name, implementation, i, id=f"{kernel.name}-{implementation}-{case.name}", marks=slow)
+        pytest.param(
+            kernel.name,
+            implementation,
+            i,
+            id=f"{kernel.name}-{implementation}-{case.name}",
+            marks=() if case.quick else _marks_of_large(implementation, case),
+        )
         for kernel in KERNELS.values()
         for implementation in kernel.implementations
         for i, case in enumerate(kernel.cases)
-        for slow in [slow_unless[case.quick]]
     ]
+
+
+def _marks_of_large(implementation: str, case: KernelCase) -> tuple[pytest.MarkDecorator, ...]:
+    endless = implementation in GPU_ONLY and case.flops > MOST_INTERPRETED
+    return pytest.mark.slow, pytest.mark.skipif(
+        endless and jax.default_backend() == "cpu", reason="more than the interpreter does in some minutes"
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -36,9 +50,13 @@ def _float64(array: jax.Array) -> np.ndarray:
     return np.asarray(array.astype("float32"), np.float64)
 
 
-def _run(kernel: Kernel, implementation: str, inputs) -> object:
+def _run(kernel: Kernel, implementation: str, case: KernelCase, inputs) -> object:
     function = functools.partial(kernel.implementations[implementation], **inputs.static)
-    return jax.tree.map(_float64, jax.jit(function)(*inputs.args))
+    # The interpreter's program takes a second to optimize and milliseconds to run, if the case is a quick one.
+    is_interpreted = implementation in GPU_ONLY and jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if is_interpreted and case.quick else None
+    run = jax.jit(function).lower(*inputs.args).compile(options)
+    return jax.tree.map(_float64, run(*inputs.args))
 
 
 @pytest.mark.parametrize(("kernel_name", "implementation", "index"), _parameters())
@@ -46,7 +64,7 @@ def test_implementation_matches_the_reference(kernel_name, implementation, index
     kernel = KERNELS[kernel_name]
     case = kernel.cases[index]
     inputs, expected = _expected(kernel_name, case)
-    got = _run(kernel, implementation, inputs)
+    got = _run(kernel, implementation, case, inputs)
     jax.tree.map(lambda a, b: _assert_close(a, b, case.tolerance), got, expected)
 
 

@@ -4,34 +4,18 @@ Each mutant changes one expression in a copy of the kernel folder; some quick ca
 """
 
 import functools
-import importlib
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import pallas_kernels.paged_attention as op
 from pallas_kernels import KernelInputs
 from pallas_kernels.paged_attention.cases import CASES
 from pallas_kernels.paged_attention.reference import reference
+from tests.pallas_kernels.planted_bugs import Mutant, disagreement, module
 
-FOLDER = Path(op.__file__).parent
 BY_NAME = {case.name: case for case in CASES}
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One planted bug: `old` becomes `new` in `file`, and `case` must notice."""
-
-    bug: str
-    file: str
-    old: str
-    new: str
-    case: str
-
 
 TILE, DECODE, PREFILL = "triton_tile.py", "triton_decode.py", "triton_prefill.py"
 
@@ -139,11 +123,6 @@ MUTANTS = (
 )
 
 
-@pytest.fixture(params=MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_").replace("'", ""))
-def mutant(request) -> Mutant:
-    return request.param
-
-
 @functools.cache
 def _expected(case_name: str) -> tuple[KernelInputs, np.ndarray]:
     inputs = BY_NAME[case_name].make(11)
@@ -152,31 +131,24 @@ def _expected(case_name: str) -> tuple[KernelInputs, np.ndarray]:
 
 
 def _disagreement(package: str, case_name: str) -> float:
-    """Largest error of a package's Triton kernels on one case, as a multiple of the tolerance."""
+    """Of a package's Triton kernels on one case."""
     inputs, expected = _expected(case_name)
     static = dict(inputs.static)
     if static.pop("decode"):
         # Three uneven parts; the choice for a real GPU would leave these small rows with even ones.
-        kernel = importlib.import_module(f"{package}.triton_decode").paged_attention_decode
+        kernel = module(package, "paged_attention.triton_decode").paged_attention_decode
         static["num_splits"] = 3
     else:
-        kernel = importlib.import_module(f"{package}.triton_prefill").paged_attention_prefill
-    got = jax.jit(functools.partial(kernel, **static, interpret=True))(*inputs.args)
-    error = np.abs(np.asarray(got.astype("float32")) - expected) / np.maximum(1, np.abs(expected))
-    return float(np.nan_to_num(error, nan=np.inf).max() / BY_NAME[case_name].tolerance)
+        kernel = module(package, "paged_attention.triton_prefill").paged_attention_prefill
+    return disagreement(functools.partial(kernel, **static, interpret=True), inputs, expected, BY_NAME[case_name])
 
 
-def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch):
-    name = f"mutant_{MUTANTS.index(mutant)}"
-    shutil.copytree(FOLDER, tmp_path / name, ignore=shutil.ignore_patterns("cases.py", "__pycache__"))
-    path = tmp_path / name / mutant.file
-    source = path.read_text()
-    assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}"
-    path.write_text(source.replace(mutant.old, mutant.new))
-    monkeypatch.syspath_prepend(tmp_path)
-    assert _disagreement(name, mutant.case) > 1
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
+def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = mutant.plant("paged_attention", tmp_path, monkeypatch)
+    assert _disagreement(package, mutant.case) > 1
 
 
 @pytest.mark.parametrize("case_name", ["decode_split_f32", "prefill_chunk_f32"])
 def test_without_a_bug_the_same_check_passes(case_name: str):
-    assert _disagreement(op.__name__, case_name) <= 1
+    assert _disagreement("pallas_kernels", case_name) <= 1
