@@ -90,7 +90,9 @@ def choose_tiling(head: Head, dtype: jnp.dtype) -> Tiling:
     """
     M = max(16, power_of_two(head.G))
     itemsize = jnp.dtype(dtype).itemsize
-    C = 16 if itemsize == 4 else max(16, min(64, 16384 // (head.padded_D * itemsize)))
+    # 64 keys out of several pages, each key with a page of its own to look up, spill on sm_90a.
+    most = 64 if head.B >= 64 else 32
+    C = 16 if itemsize == 4 else max(16, min(most, 16384 // (head.padded_D * itemsize)))
     return Tiling(M, C, num_warps=4, num_stages=3)
 
 
