@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.presets import PRESETS
 from benchmarks.report import machine
 from benchmarks.step_loop import STAGES, Loop, packing_timed
 from jserve.config import EngineConfig
@@ -43,37 +44,6 @@ from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.start import Started, start_runner
 
-LLAMA_3_1_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "llama-3.1-8b": LLAMA_3_1_8B,
-    "tiny": {
-        **LLAMA_3_1_8B,
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-}
 WARMUP_STEPS = 3
 
 
