@@ -5,7 +5,9 @@ of the page table point anywhere, in range or not. An implementation that reads 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -92,13 +94,33 @@ class Case:
         sinks = (jnp.asarray(rng.normal(2, 4, self.H), self.dtype),) if self.sinks else ()
         return KernelInputs(
             args=(*floats, *(jnp.asarray(array, jnp.int32) for array in integers), *sinks),
-            static={
-                "scale": self.D**-0.5,
-                "sliding_window": self.sliding_window,
-                "soft_cap": self.soft_cap,
-                "decode": self.decode,
-            },
+            static=self._static,
         )
+
+    def shapes(self) -> KernelInputs:
+        """The shapes and types of what `make` gives."""
+        S = len(self.rows) + self.padding_rows
+        owned = [-(-row.context_len // self.B) for row in self.rows]
+        T = S if self.decode else sum(row.query_len for row in self.rows) + self.padding_tokens
+        floats = [(T, self.H, self.D), *[(sum(owned) + 2, self.K, self.B, self.D)] * 2]
+        integers = [(S, max(owned) + self.spare_entries), (S + 1,), (S,)]
+        return KernelInputs(
+            args=(
+                *(jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for shape in floats),
+                *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in integers),
+                *[jax.ShapeDtypeStruct((self.H,), jnp.dtype(self.dtype))] * self.sinks,
+            ),
+            static=self._static,
+        )
+
+    @property
+    def _static(self) -> dict[str, Any]:
+        return {
+            "scale": self.D**-0.5,
+            "sliding_window": self.sliding_window,
+            "soft_cap": self.soft_cap,
+            "decode": self.decode,
+        }
 
     def _pairs(self, row: Row) -> int:
         window = self.sliding_window or row.context_len
