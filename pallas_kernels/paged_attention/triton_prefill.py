@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from ..tuning import tuned
 from .target import H200, Target
 from .triton_tile import (
     Head,
@@ -79,7 +80,10 @@ def paged_attention_prefill(
 
 
 def choose_tiling(head: Head, dtype: jnp.dtype, T: int, target: Target) -> Tiling:
-    """The largest tile whose sums stay in registers: no spill on sm_80, sm_90a and sm_100a, which tests assert."""
+    """The largest tile whose sums stay in registers: no spill on sm_80, sm_90a and sm_100a, which tests assert.
+
+    Or the tuned one; of either no more rows than there are queries.
+    """
     narrow = head.padded_D <= 128
     if jnp.dtype(dtype) == jnp.float32:
         # Full float32 products run on the plain cores, and their operands live in registers too.
@@ -91,6 +95,7 @@ def choose_tiling(head: Head, dtype: jnp.dtype, T: int, target: Target) -> Tilin
             wanted = replace(wanted, C=32)
     else:  # operands pass through registers; and the 99 KiB of shared memory of sm_86 and sm_89 must do
         wanted = Tiling(128, 32, 8, 3) if narrow else Tiling(64, 32, 8, 2)
+    wanted = tuned(target.kind, "paged_prefill", head.key(dtype), wanted)
     few_queries = power_of_two(T * head.G)
     return replace(wanted, M=max(16, power_of_two(head.G), min(wanted.M, few_queries)))
 
