@@ -33,6 +33,7 @@ LLAMA_3_1_70B: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA_3_1_8B,
     "llama-3.1-70b": LLAMA_3_1_70B,
+    "llama-3.2-1b": {**LLAMA_3_1_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "tiny": {
         **LLAMA_3_1_8B,
         "vocab_size": 512,

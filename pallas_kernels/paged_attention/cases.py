@@ -217,6 +217,7 @@ _FULL = (
     ),
     Case("llama3_8b_tp8_decode_64x2k", 4, 1, 128, 64, _decode(*[2048] * 64), quick=False),
     Case("llama3_8b_prefill_2k", 32, 8, 128, 64, _rows((2048, 2048)), quick=False),
+    Case("llama3_8b_tp4_prefill_8k", 8, 2, 128, 64, _rows((8192, 8192)), quick=False),
     Case("llama3_8b_prefill_chunk_512_of_8k", 32, 8, 128, 64, _rows((512, 8192)), quick=False),
     Case(
         "llama3_8b_mixed",
