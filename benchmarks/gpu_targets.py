@@ -5,6 +5,7 @@ in a file, because its part was cut off or could not be done, is "not measured".
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,14 @@ def _kernel_rows(results: Sequence[dict[str, Any]], predicted: Sequence[dict[str
         f"W4A16 products of 1 to {W4A16_ROWS} rows, of copy",
         0.75,
         "of_copy",
-        lambda r: (
-            r["kernel"] == "quant_matmul" and "_int4_" in r["case"] and int(r["case"].rsplit("_", 1)[1]) <= W4A16_ROWS
-        ),
+        lambda r: r["kernel"] == "quant_matmul" and (rows := _w4a16_rows(r["case"])) is not None and rows <= W4A16_ROWS,
     )
+
+
+def _w4a16_rows(case: str) -> int | None:
+    """Such as 32 of llama_3_1_8b_qkv_int4_32."""
+    match = re.search(r"_int4_(?:\w+_)?(\d+)$", case)
+    return int(match[1]) if match else None
 
 
 def _step_rows(steps: Sequence[dict[str, Any]], predicted: Sequence[dict[str, Any]]) -> Iterator[Row]:

@@ -135,9 +135,9 @@ def seconds_per_call(function: Callable[..., Any], args: tuple[jax.Array, ...], 
     """
     if jax.default_backend() != "gpu":
         return _median_seconds(jax.jit(function), args, budget)
-    size = sum(array.nbytes for array in args)
+    size = sum(array.nbytes for array in jax.tree.leaves(args))
     calls = max(3, min(MAX_CALLS, MAX_COPY_BYTES // size))
-    copies = [args, *(jax.tree.map(jnp.copy, args) for _ in range(calls - 1))]
+    copies = [jax.tree.map(jnp.copy, args) for _ in range(calls)]  # on the device, also of what numpy made
     program = jax.jit(functools.partial(chain, function))
     one, all_calls = (_median_seconds(program, tuple(copies[:n]), budget) for n in (1, calls))
     return max(all_calls - one, 1e-9) / (calls - 1)
@@ -236,10 +236,15 @@ def _as_float64(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarra
 
 
 def _matching(match: str) -> Iterator[tuple[Kernel, KernelCase]]:
-    for kernel in discover():
-        for case in kernel.cases:
-            if match in f"{kernel.name}/{case.name}":
-                yield kernel, case
+    """Each case once, in the order of the words between commas."""
+    told = set()
+    for word in match.split(","):
+        for kernel in discover():
+            for case in kernel.cases:
+                name = f"{kernel.name}/{case.name}"
+                if word in name and name not in told:
+                    told.add(name)
+                    yield kernel, case
 
 
 def _names() -> str:
@@ -278,7 +283,12 @@ def _arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     max_mib = CPU_MAX_MIB if jax.default_backend() != "gpu" else 2**20
-    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT")
+    parser.add_argument(
+        "--match",
+        default="",
+        metavar="TEXT",
+        help="only cases whose kernel/case contains TEXT, or one of several with commas",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most the first N matching cases")
     parser.add_argument("--check", action="store_true", help="also compare with the reference; status 1 if wrong")
     parser.add_argument("--check-only", action="store_true", help="compare and time nothing; the smallest cases first")
