@@ -4,16 +4,19 @@
     python -m benchmarks.gpu --only steps        one part, or several with commas
     python -m benchmarks.gpu --tiny              try the logic on a CPU, with sizes that mean nothing
 
-Each part is a process of its own with its own time limit, so that one that fails or hangs does not cost the
-others; its output is kept in a log, and its figures in a JSON file. The parts, in order: the target config
-and autotune results as XLA sees this GPU; kernels against their reference; whole models against transformers;
-kernels as a share of the device's limits; step times of Llama-3.1-8B's shape with random weights; start-up,
-cold and second; serving. What was left out is said at the end, with the reason.
+Each part is a process of its own with its own time limit, so that one that fails or hangs does not cost the others; its
+output is kept in a log, and its figures in a JSON file that grows as they come. The parts, in order: the target config
+and autotune results as XLA sees this GPU; every kernel against its reference; whole models against transformers; the
+limits of this device; kernels as a share of them; step times of Llama-3.1-8B's shape with random weights, and the gaps
+in their profiles; serving a model of 10^9 random weights, and the peers that are installed on the same; start-up, cold
+and second. What was left out is said with the reason, and a short table of the targets ends it, beside what
+`benchmarks.predict` had said.
 
 No GPU has run this yet: until benchmarks/results holds a run from one, it is tried on a CPU alone.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -29,8 +32,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_targets import PEERS, PREDICTED, print_targets, targets
 from benchmarks.parts import (
-    MODEL,
     MODULE,
     ROOT,
     FailedError,
@@ -42,8 +45,26 @@ from benchmarks.parts import (
     print_parts,
     stop,
 )
+from benchmarks.predicted_tables import find
 from benchmarks.report import gpu_names, machine
 
+LIMITS = {
+    "target": 25.0,
+    "kernel-checks": 100.0,
+    "model-tests": 55.0,
+    "limits": 20.0,
+    "kernels": 75.0,
+    "steps": 125.0,
+    "serving": 65.0,
+    "serving-transformers": 40.0,
+    "serving-vllm": 35.0,
+    "startup": 60.0,
+}
+"""Seconds that each part may take: together the ten minutes."""
+TIMED = "x8k,prefill_8k,8b_gate_up_int4,8b_qkv_int4,8b_down_int4,moe/qwen3,latent_attention/,llama3_8b,llama_3_1_8b"
+"""Kernels by a part of their names, those of the targets first."""
+RANDOM = Path("random")
+SERVED = "llama-3.2-1b"
 TARGET = """
 import jax, jax.numpy as jnp
 x = jnp.ones((2048, 2048), jnp.bfloat16)
@@ -51,11 +72,16 @@ jax.block_until_ready(jax.jit(lambda a: jax.nn.silu(a @ a))(x))
 """
 
 
+def limit_of(visit: Visit, part: str) -> float:
+    """Seconds for a part; a trial on a CPU compiles three times as long."""
+    return LIMITS[part] * (3 if visit.tiny else 1)
+
+
 def target(visit: Visit) -> tuple[str, ...]:
     """Keep what XLA says of this GPU, for compiling without one."""
     dump = Path(tempfile.mkdtemp(prefix="target-"))
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
-    must(visit.run("target", [sys.executable, "-c", TARGET], 60, XLA_FLAGS=flags), "the probe")
+    must(visit.run("target", [sys.executable, "-c", TARGET], limit_of(visit, "target"), XLA_FLAGS=flags), "the probe")
     found = [*dump.glob("*gpu_target_config*"), *dump.glob("*autotune_results*")]
     for path in found:
         shutil.copy(path, visit.folder / path.name.split(".", 2)[-1])
@@ -65,60 +91,100 @@ def target(visit: Visit) -> tuple[str, ...]:
     return tuple(sorted({path.name.split(".", 2)[-1] for path in found}))
 
 
-def tests(name: str, choice: str, limit: float) -> Callable[[Visit], tuple[str, ...]]:
-    """A part that runs some of tests/gpu."""
+def kernel_checks(visit: Visit) -> tuple[str, ...]:
+    """Every implementation of every kernel folder on every case there is time for, the smallest first."""
+    out = visit.folder / "kernel-checks.json"
+    limit = limit_of(visit, "kernel-checks")
+    sizes = ["--match", "decode_f32", "--limit", "2"] if visit.tiny else ["--budget", f"{limit - 25:.0f}"]
+    done = visit.run("kernel-checks", [*MODULE, "benchmarks.kernels", "--check-only", *sizes, "--out", str(out)], limit)
+    results = json.loads(out.read_text())["results"] if out.exists() else []
+    checked = [r for r in results if r["error"] is not None or r["failed"]]
+    wrong = [r for r in checked if r["failed"] or not r["error"] <= r["tolerance"]]
+    told = [f"{r['case']} {r['implementation']}: {r['failed'] or 'error ' + str(r['error'])}" for r in wrong]
+    if wrong:
+        raise FailedError(f"{len(wrong)} of {len(checked)} are wrong: {'; '.join(told)}")
+    must(done, "benchmarks.kernels")
+    return (f"{len(checked)} right, {len(results) - len(checked)} not supported here or without time left",)
 
-    def part(visit: Visit) -> tuple[str, ...]:
-        command = [*MODULE, "pytest", "-q", "-m", "gpu", "tests/gpu", "-k", choice, "-rs", "--tb=short", "--no-header"]
-        done = visit.run(name, command, limit)
-        counts = re.findall(r"(\d+ (?:passed|failed|skipped|errors?))", done.output[-2000:])
-        if not done.timed_out and done.code == 0 and not any("passed" in count for count in counts):
-            reason = re.search(r"SKIPPED \[\d+\] \S+ (.*)", done.output)
-            raise SkippedError(reason[1] if reason else "no test ran")
-        must(done, f"{', '.join(counts) or 'pytest'};")
-        return tuple(counts)
 
-    return part
+def model_tests(visit: Visit) -> tuple[str, ...]:
+    """Whole models on the device against transformers on the host: the rest of tests/gpu, as far as time allows."""
+    words = ["-v", "-m", "gpu", "tests/gpu", "-k", "not kernel", "-rs", "--tb=short", "--no-header"]
+    done = visit.run("model-tests", [*MODULE, "pytest", *words], limit_of(visit, "model-tests"))
+    counts = {word: len(re.findall(rf"::\S+ {word}", done.output)) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
+    told = tuple(f"{count} {word.lower()}" for word, count in counts.items() if count)
+    if not done.timed_out and done.code == 0 and not counts["PASSED"]:
+        reason = re.search(r"SKIPPED \[\d+\] \S+ (.*)", done.output)
+        raise SkippedError(reason[1] if reason else "no test ran")
+    if done.timed_out and counts["PASSED"] and not counts["FAILED"] + counts["ERROR"]:
+        return (*told, "then its time was over")
+    must(done, f"{', '.join(told) or 'pytest'};")
+    return told
+
+
+def limits(visit: Visit) -> tuple[str, ...]:
+    """What this device reaches on the two plainest programs."""
+    out = visit.folder / "limits.json"
+    seconds = "0.05" if visit.tiny else "1"
+    command = [*MODULE, "benchmarks.kernels", "--limits", "--seconds", seconds, "--out", str(out)]
+    must(visit.run("limits", command, limit_of(visit, "limits")), "benchmarks.kernels")
+    found = json.loads(out.read_text())
+    rates = [f"{name} product {rate / 1e12:,.1f} TFLOP/s" for name, rate in found["matmul_flops_per_second"].items()]
+    return (f"copy {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s", *rates)
 
 
 def kernels(visit: Visit) -> tuple[str, ...]:
     """Kernels as a share of the device's limits."""
     out = visit.folder / "kernels.json"
-    sizes = ["--match", "decode_f32", "--limit", "1"] if visit.tiny else ["--match", "llama3_8b"]
-    command = [*MODULE, "benchmarks.kernels", *sizes, "--seconds", "0.05" if visit.tiny else "0.3"]
-    must(visit.run("kernels", [*command, "--out", str(out)], 120), "benchmarks.kernels")
-    found = json.loads(out.read_text())
-    limits = [f"copy {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s"]
-    limits += [
-        f"{dtype} product {rate / 1e12:,.1f} TFLOP/s" for dtype, rate in found["matmul_flops_per_second"].items()
-    ]
-    shares = [
+    limit = limit_of(visit, "kernels")
+    words = f"--match {TIMED} --seconds 0.2 --budget {limit - 20:.0f}"
+    words = "--match decode_f32 --limit 1 --seconds 0.05" if visit.tiny else words
+    command = [*MODULE, "benchmarks.kernels", *words.split()]
+    done = visit.run("kernels", [*command, "--out", str(out)], limit)
+    found = json.loads(out.read_text()) if out.exists() else {"results": []}
+    shares = tuple(
         f"{r['case']} {r['implementation']}: {max(r['of_copy'], r['of_matmul']):.0%} of the limit"
         for r in found["results"]
         if r["of_copy"] is not None
-    ]
-    return (*limits, *shares)
+    )
+    if not done.timed_out or not shares:
+        must(done, "benchmarks.kernels")
+    return shares
 
 
 def steps(visit: Visit) -> tuple[str, ...]:
-    """Step times of the 8B shape, on the device and on the host."""
+    """Step times of the 8B shape, on the device and on the host, beside what was predicted."""
     out = visit.folder / "steps.json"
     tiny = "--preset tiny --batch 1,4 --context 32,64 --prefill 32 --steps 3 --limit-seconds 0.05"
     full = "--preset llama-3.1-8b --batch 1,8,32,128,256 --context 1024,8192 --prefill 512,2048,4096 --steps 20"
     words = (tiny + " --max-num-batched-tokens 64" if visit.tiny else full).split()
-    must(visit.run("steps", [*MODULE, "benchmarks.step_time", *words, "--out", str(out)], 260), "step_time")
-    lines = []
-    for r in json.loads(out.read_text())["steps"]:
-        name = f"{r['kind']} {r['tokens']} at {r['context']}"
-        if r["skipped"]:
-            lines.append(f"{name}: skipped, {r['skipped']}")
-            continue
-        host = sum(value for stage, value in r["host_ms"].items() if stage != "collect")
-        lines.append(
-            f"{name}: device {r['device_ms']:.2f} ms = {r['of_limit']:.0%} of the limit, host {host:.2f} ms, "
-            f"wall {r['wall_ms']:.2f} ms"
-        )
-    return tuple(lines)
+    command = [*MODULE, "benchmarks.step_time", *words, "--profile", str(visit.folder / "profiles"), "--out", str(out)]
+    done = visit.run("steps", command, limit_of(visit, "steps"))
+    found = json.loads(out.read_text())["steps"] if out.exists() else []
+    if not done.timed_out or not found:
+        must(done, "step_time")
+    predicted = json.loads(PREDICTED.read_text())
+    return tuple(step_line(step, {} if visit.tiny else predicted) for step in found)
+
+
+def step_line(step: dict[str, Any], predicted: dict[str, Any]) -> str:
+    """One step, measured and predicted."""
+    name = f"{step['kind']} {step['tokens']} at {step['context']}"
+    if step["skipped"]:
+        return f"{name}: skipped, {step['skipped']}"
+    host = sum(value for stage, value in step["host_ms"].items() if stage != "collect")
+    plan = {"model": "llama-3.1-8b", "weights": "bf16", "gpus": 1}
+    known = (
+        find(predicted.get("steps", []), **plan, batch=step["rows"], context=step["context"])
+        if step["kind"] == "decode"
+        else find(predicted.get("prefills", []), **plan, prompt=step["tokens"])
+    )
+    beside = f" of {known['predicted_ms']:.2f} predicted" if known and known["predicted_ms"] else ""
+    gaps = "" if step["gaps"] is None else f", gaps {step['gaps']:.1%}"
+    return (
+        f"{name}: device {step['device_ms']:.2f} ms{beside} = {step['of_limit']:.0%} of the limit{gaps}, "
+        f"host {host:.2f} ms, wall {step['wall_ms']:.2f} ms"
+    )
 
 
 @dataclass(slots=True)
@@ -130,12 +196,18 @@ class Server:
     seconds: float
 
 
-def start_server(visit: Visit, name: str, cache: Path, limit: float) -> Server:
-    """Start `jserve` on a free port and wait until it says that it is ready."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--model", str(visit.model), "--port", str(port), "--compile-cache-dir", str(cache)]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_server(visit: Visit, name: str, cache: Path, limit: float) -> Server:
+    """Start `jserve` on a free port and wait until it says that it is ready."""
+    port = free_port()
+    options = ["--model", str(served_model(visit)), "--port", str(port), "--compile-cache-dir", str(cache)]
     if visit.tiny:
         options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--max-model-len", "256"]
     clock = time.monotonic()
@@ -152,36 +224,29 @@ def start_server(visit: Visit, name: str, cache: Path, limit: float) -> Server:
     raise FailedError(f"jserve did not get ready; see {name}.log")
 
 
-def startup(visit: Visit) -> tuple[str, ...]:
-    """Seconds from the command to /ready, with nothing compiled before, and again."""
-    need_model(visit)
-    cache = visit.folder / "executables"
-    shutil.rmtree(cache, ignore_errors=True)
-    seconds = {}
-    for name in ("cold", "second"):
-        server = start_server(visit, f"startup-{name}", cache, 120)
-        stop(server.process)
-        seconds[name] = server.seconds
-    shutil.rmtree(cache, ignore_errors=True)
-    (visit.folder / "startup.json").write_text(json.dumps({"seconds_to_ready": seconds}) + "\n")
-    return tuple(f"{name} start {value:.1f} s" for name, value in seconds.items())
+def served_model(visit: Visit) -> Path:
+    """The model that is given, else one with random weights, made when it is first needed."""
+    if visit.model != RANDOM:
+        if not visit.model.exists():
+            raise SkippedError(f"{visit.model} is not there; without --model one of random weights is made")
+        return visit.model
+    folder = visit.folder / "served-model"
+    if not (folder / "model.safetensors").exists():
+        code = "import sys; from pathlib import Path; from benchmarks import presets, tiny_model as t; "
+        code += "f = Path(sys.argv[1]); "
+        code += "t.write_tiny_model(f)" if visit.tiny else f"t.write_random_model(f, presets.PRESETS[{SERVED!r}])"
+        must(visit.run("served-model", [sys.executable, "-c", code, str(folder)], 60), "making a model")
+    return folder
 
 
-def serving(visit: Visit) -> tuple[str, ...]:
-    """The load generator against a server, by streams."""
-    need_model(visit)
-    out = visit.folder / "serving.json"
-    cache = Path(tempfile.mkdtemp(prefix="executables-"))
-    server = start_server(visit, "serving-server", cache, 120)
-    try:
-        sizes = "--input-len 256 --output-len 128 --concurrency 1,8,32,128,256"
-        if visit.tiny:
-            sizes = "--input-len 8 --output-len 4 --concurrency 1,2 --num-prompts 2"
-        command = [*MODULE, "benchmarks.serving", "--url", f"jserve={server.url}", *sizes.split(), "--out", str(out)]
-        must(visit.run("serving", command, 200), "benchmarks.serving")
-    finally:
-        stop(server.process)
-        shutil.rmtree(cache, ignore_errors=True)
+def load(visit: Visit, name: str, url: str, limit: float, *more: str) -> tuple[str, ...]:
+    """The load generator against one server, by streams."""
+    out = visit.folder / f"{name}.json"
+    sizes = "--input-len 256 --output-len 128 --concurrency 1,32,256"
+    if visit.tiny:
+        sizes = "--input-len 8 --output-len 4 --concurrency 1,2 --num-prompts 2"
+    command = [*MODULE, "benchmarks.serving", "--url", f"{name}={url}", *sizes.split(), *more, "--out", str(out)]
+    must(visit.run(f"{name}-load", command, limit), "benchmarks.serving")
     return tuple(
         f"{r['load']}: {r['metrics']['output_tokens_per_s']:,.0f} output tokens/s, "
         f"ttft p50 {r['metrics']['latency_ms']['ttft'].get('p50', 0):,.0f} ms, "
@@ -190,20 +255,74 @@ def serving(visit: Visit) -> tuple[str, ...]:
     )
 
 
-def need_model(visit: Visit) -> None:
-    """Raise SkippedError where the real model is not there."""
-    if not visit.model.exists():
-        raise SkippedError(f"{visit.model} is not there; `make model` fetches it, --model names another")
+def serving(visit: Visit) -> tuple[str, ...]:
+    """jserve under load."""
+    begin = time.monotonic()
+    cache = Path(tempfile.mkdtemp(prefix="executables-"))
+    server = start_server(visit, "serving-server", cache, limit_of(visit, "serving") - 30)
+    try:
+        return load(visit, "serving", server.url, limit_of(visit, "serving") - (time.monotonic() - begin))
+    finally:
+        stop(server.process)
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def peer(name: str) -> Callable[[Visit], tuple[str, ...]]:
+    """A part that puts the same load on a peer that this Python has, on the same model in bfloat16."""
+
+    def part(visit: Visit) -> tuple[str, ...]:
+        program = Path(sys.executable).with_name(name)
+        if visit.tiny or importlib.util.find_spec(name) is None or not program.exists():
+            raise SkippedError("on a CPU: `make bench`" if visit.tiny else f"{name} is not installed in this Python")
+        port, folder = free_port(), served_model(visit)
+        words = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
+        more: list[str] = []
+        if name == "transformers":
+            words += ["--continuous-batching", "--device", "cuda"]
+            # It lists no local model, and refuses `ignore_eos`: an end token that never comes.
+            no_end = {"ignore_eos": None, "generation_config": '{"eos_token_id": -1}'}
+            more = ["--model", str(folder), "--extra", json.dumps(no_end)]
+        process = visit.start(f"serving-{name}-server", [str(program), *words])
+        try:
+            limit = limit_of(visit, f"serving-{name}")
+            return load(visit, f"serving-{name}", f"http://127.0.0.1:{port}", limit, "--wait", f"{limit / 2}", *more)
+        except FailedError as error:
+            told = visit.log(f"serving-{name}-server").read_text(errors="replace").strip().splitlines()[-1:]
+            raise SkippedError(
+                f"{name} could not be compared: {error}; its last words: {' '.join(told)[:200]}"
+            ) from error
+        finally:
+            stop(process)
+
+    return part
+
+
+def startup(visit: Visit) -> tuple[str, ...]:
+    """Seconds from the command to /ready, with nothing compiled before, and again."""
+    cache = visit.folder / "executables"
+    shutil.rmtree(cache, ignore_errors=True)
+    seconds: dict[str, float] = {}
+    try:
+        for name in ("cold", "second"):
+            server = start_server(visit, f"startup-{name}", cache, limit_of(visit, "startup"))
+            stop(server.process)
+            seconds[name] = server.seconds
+            (visit.folder / "startup.json").write_text(json.dumps({"seconds_to_ready": seconds}) + "\n")
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    return tuple(f"{name} start {value:.1f} s" for name, value in seconds.items())
 
 
 PARTS: dict[str, Callable[[Visit], tuple[str, ...]]] = {
     "target": target,
-    "kernel-tests": tests("kernel-tests", "kernel", 150),
-    "model-tests": tests("model-tests", "not kernel", 120),
+    "kernel-checks": kernel_checks,
+    "model-tests": model_tests,
+    "limits": limits,
     "kernels": kernels,
     "steps": steps,
-    "startup": startup,
     "serving": serving,
+    **{f"serving-{name}": peer(name) for name in PEERS},
+    "startup": startup,
 }
 
 
@@ -216,7 +335,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all parts together (default 10)")
     parser.add_argument(
-        "--model", type=Path, default=MODEL, metavar="PATH", help="what is served (default %(default)s)"
+        "--model",
+        type=Path,
+        default=RANDOM,
+        metavar="PATH",
+        help=f"what is served; default: random weights of the shape of {SERVED}, with a small vocabulary",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results/gpu-DATE")
     return parser
@@ -249,9 +372,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "machine": machine(),
             "tiny": args.tiny,
             "parts": [asdict(outcome) for outcome in outcomes],
+            "targets": [{**asdict(row), "met": row.is_met} for row in targets(folder)],
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    shutil.rmtree(folder / "served-model", ignore_errors=True)
     print_parts(outcomes, folder)
+    print_targets(targets(folder))
     if args.tiny:
         print("--tiny: no GPU took part, and none of these figures means anything.")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0

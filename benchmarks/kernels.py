@@ -3,12 +3,14 @@
   everything        python -m benchmarks.kernels --out kernels.json
   a few             python -m benchmarks.kernels --match decode --limit 4
   one, and correct? python -m benchmarks.kernels --match llama3_8b_mixed --check
+  all, and correct? python -m benchmarks.kernels --check-only --budget 90
+  the limits alone  python -m benchmarks.kernels --limits
 
-The table goes to stderr and JSON to stdout (or --out). "of copy" is the bytes that the operation needs at
-least, per second, as a share of a measured copy; "of matmul" is its floating point operations per second as
-a share of a measured square matrix product in the same type: the larger of the two says how near the
-kernel is to what the device can do. On a GPU, up to ten calls run in one program, each on its own copy of the
-inputs: the launch from Python is not in the figure, and inputs of some MiB do not come from the L2 cache
+The table goes to stderr and JSON to stdout (or --out, after every case). "of copy" is the bytes that an operation needs
+at least, per second, as a share of a measured copy; "of matmul" is its floating point operations per second as a share
+of a measured square matrix product in the same type: the larger of the two says how near the kernel is to what the
+device can do. On a GPU, up to ten calls run in one program, each on its own copy of the inputs: the launch from Python
+is not in the figure, and inputs of some MiB do not come from the L2 cache
 (those of the smallest cases do). On a CPU, kernels written for the GPU would only be interpreted, so they are
 listed as skipped, and so are the cases over --max-mib.
 """
@@ -42,7 +44,7 @@ CPU_MAX_MIB = 64
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One implementation on one case; `skipped` says why there are no figures."""
+    """One implementation on one case; `skipped` says why there are no figures, `failed` that there should be."""
 
     kernel: str
     implementation: str
@@ -55,6 +57,11 @@ class Result:
     error: float | None = None
     tolerance: float | None = None
     skipped: str | None = None
+    failed: str | None = None
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.failed is not None or (self.error is not None and not self.error <= (self.tolerance or 0))
 
 
 class Limits:
@@ -83,29 +90,42 @@ class Limits:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where --check found an implementation outside its tolerance."""
+    """0; 1 where an implementation failed or --check found it outside its tolerance; 2 where nothing matches."""
     args = _arguments().parse_args(argv)
     limits = Limits(args.seconds)
-    results = list(_run(args, limits))
+    if args.limits:
+        rates = f"copy {limits.copy_bytes_per_second / 1e9:,.0f} GB/s, bf16 {limits.matmul('bfloat16') / 1e12:,.1f}"
+        print(f"{rates} TFLOP/s", file=sys.stderr)
+        _write(args.out, limits, [])
+        return 0
+    results: list[Result] = []
+    for result in _run(args, limits):
+        results.append(result)
+        print(f"{result.case} {result.implementation}: {_time_or_reason(result)}", file=sys.stderr, flush=True)
+        if args.out:
+            _write(args.out, limits, results)  # at once: a visit may be cut off
     if not results:
         print(f"no case matches {args.match!r}; names look like {_names()}", file=sys.stderr)
         return 2
     _print_table(results)
+    _write(args.out, limits, results)
+    return 1 if any(result.is_wrong for result in results) else 0
+
+
+def _write(out: Path | None, limits: Limits, results: Sequence[Result]) -> None:
     report = {
         "machine": machine(),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "copy_bytes_per_second": limits.copy_bytes_per_second,
+        "copy_bytes_per_second": vars(limits).get("copy_bytes_per_second"),  # None where nothing asked for it
         "matmul_flops_per_second": limits.matmul_flops_per_second,
         "results": [dataclasses.asdict(result) for result in results],
     }
     text = json.dumps(report, indent=1)
-    if args.out:
-        args.out.write_text(text + "\n")
+    if out:
+        out.write_text(text + "\n")
     else:
         print(text)
-    wrong = [r for r in results if r.error is not None and not r.error <= (r.tolerance or 0)]
-    return 1 if wrong else 0
 
 
 def seconds_per_call(function: Callable[..., Any], args: tuple[jax.Array, ...], budget: float) -> float:
@@ -115,9 +135,9 @@ def seconds_per_call(function: Callable[..., Any], args: tuple[jax.Array, ...], 
     """
     if jax.default_backend() != "gpu":
         return _median_seconds(jax.jit(function), args, budget)
-    size = sum(array.nbytes for array in args)
+    size = sum(array.nbytes for array in jax.tree.leaves(args))
     calls = max(3, min(MAX_CALLS, MAX_COPY_BYTES // size))
-    copies = [args, *(jax.tree.map(jnp.copy, args) for _ in range(calls - 1))]
+    copies = [jax.tree.map(jnp.copy, args) for _ in range(calls)]  # on the device, also of what numpy made
     program = jax.jit(functools.partial(chain, function))
     one, all_calls = (_median_seconds(program, tuple(copies[:n]), budget) for n in (1, calls))
     return max(all_calls - one, 1e-9) / (calls - 1)
@@ -148,17 +168,27 @@ def _median_seconds(program: Callable[..., Any], args: Sequence[Any], budget: fl
 
 
 def _run(args: argparse.Namespace, limits: Limits) -> Iterator[Result]:
-    for kernel, case in itertools.islice(_matching(args.match), args.limit):
+    until = time.monotonic() + args.budget
+    chosen = list(itertools.islice(_matching(args.match), args.limit))
+    if args.check_only:
+        chosen.sort(key=lambda pair: pair[1].bytes_moved)  # as many as there is time for
+    for kernel, case in chosen:
+        reason = None
         if case.bytes_moved > args.max_mib * 2**20:
+            reason = f"over --max-mib {args.max_mib}"
+        elif time.monotonic() > until:
+            reason = f"no time was left of --budget {args.budget:g}"
+        if reason:
             for name in kernel.implementations:
-                yield Result(kernel.name, name, case.name, skipped=f"over --max-mib {args.max_mib}")
+                yield Result(kernel.name, name, case.name, skipped=reason)
             continue
         inputs = case.make(args.seed)
-        expected = _as_float64(kernel.reference, inputs) if args.check else None
+        expected = None
+        if args.check or args.check_only:
+            with jax.default_matmul_precision("highest"):
+                expected = _as_float64(kernel.reference, inputs)
         for name in kernel.implementations:
-            result = _measure(kernel, name, case, inputs, expected, limits, args.seconds)
-            print(f"{case.name} {name}: {_time_or_reason(result)}", file=sys.stderr, flush=True)
-            yield result
+            yield _measure(kernel, name, case, inputs, expected, limits, None if args.check_only else args.seconds)
 
 
 def _measure(
@@ -168,31 +198,34 @@ def _measure(
     inputs: KernelInputs,
     expected: np.ndarray | None,
     limits: Limits,
-    budget: float,
+    budget: float | None,
 ) -> Result:
-    unmeasured = Result(kernel.name, name, case.name)
+    """budget: seconds to spend on the time; None for no time."""
+    result = Result(kernel.name, name, case.name)
     if jax.default_backend() != "gpu" and name in ("triton", "mosaic"):
-        return dataclasses.replace(unmeasured, skipped="a GPU kernel, and this is a CPU")
-    function = functools.partial(kernel.implementations[name], **inputs.static)
+        return dataclasses.replace(result, skipped="a GPU kernel, and this is a CPU")
     try:
+        if expected is not None:
+            got = _as_float64(kernel.implementations[name], inputs)
+            error = float(np.max(np.abs(got - expected) / np.maximum(1, np.abs(expected))))
+            result = dataclasses.replace(result, error=error, tolerance=case.tolerance)
+        if budget is None:
+            return result
+        function = functools.partial(kernel.implementations[name], **inputs.static)
         seconds = seconds_per_call(function, inputs.args, budget)
     except NotImplementedError as reason:
-        return dataclasses.replace(unmeasured, skipped=str(reason))
-    error = None
-    if expected is not None:
-        got = _as_float64(kernel.implementations[name], inputs)
-        error = float(np.max(np.abs(got - expected) / np.maximum(1, np.abs(expected))))
+        return dataclasses.replace(result, skipped=str(reason))
+    except jax.errors.JaxRuntimeError as error:  # the other cases are worth having
+        return dataclasses.replace(result, failed=str(error).strip().splitlines()[0][:200])
     dtype = str(next(array.dtype for array in inputs.args if jnp.issubdtype(array.dtype, jnp.floating)))
     bytes_rate, flops_rate = case.bytes_moved / seconds, case.flops / seconds
     return dataclasses.replace(
-        unmeasured,
+        result,
         microseconds=seconds * 1e6,
         bytes_per_second=bytes_rate,
         flops_per_second=flops_rate,
         of_copy=bytes_rate / limits.copy_bytes_per_second,
         of_matmul=flops_rate / limits.matmul(dtype),
-        error=error,
-        tolerance=case.tolerance,
     )
 
 
@@ -203,10 +236,15 @@ def _as_float64(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarra
 
 
 def _matching(match: str) -> Iterator[tuple[Kernel, KernelCase]]:
-    for kernel in discover():
-        for case in kernel.cases:
-            if match in f"{kernel.name}/{case.name}":
-                yield kernel, case
+    """Each case once, in the order of the words between commas."""
+    told = set()
+    for word in match.split(","):
+        for kernel in discover():
+            for case in kernel.cases:
+                name = f"{kernel.name}/{case.name}"
+                if word in name and name not in told:
+                    told.add(name)
+                    yield kernel, case
 
 
 def _names() -> str:
@@ -215,7 +253,11 @@ def _names() -> str:
 
 
 def _time_or_reason(result: Result) -> str:
-    return f"{result.microseconds:,.1f} us" if result.microseconds is not None else f"skipped, {result.skipped}"
+    if result.failed or result.skipped:
+        return f"FAILED, {result.failed}" if result.failed else f"skipped, {result.skipped}"
+    if result.microseconds is None:
+        return "WRONG" if result.is_wrong else "right"
+    return f"{result.microseconds:,.1f} us"
 
 
 def _print_table(results: Sequence[Result]) -> None:
@@ -226,7 +268,9 @@ def _print_table(results: Sequence[Result]) -> None:
         if r.bytes_per_second and r.flops_per_second and r.of_copy is not None and r.of_matmul is not None:
             figures += (f"{r.bytes_per_second / 1e9:,.1f}", f"{r.flops_per_second / 1e9:,.1f}")
             figures += (f"{r.of_copy:.0%}", f"{r.of_matmul:.0%}")
-            figures += ("not checked" if r.error is None else f"{r.error:.1e} of {r.tolerance:.1e}",)
+        else:
+            figures += ("",) * 4
+        figures += ("not checked" if r.error is None else f"{r.error:.1e} of {r.tolerance:.1e}",)
         table.add_row(r.kernel, r.case, r.implementation, *figures)
     Console(stderr=True, width=None if sys.stderr.isatty() else 180).print(table)
 
@@ -239,9 +283,19 @@ def _arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     max_mib = CPU_MAX_MIB if jax.default_backend() != "gpu" else 2**20
-    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT")
+    parser.add_argument(
+        "--match",
+        default="",
+        metavar="TEXT",
+        help="only cases whose kernel/case contains TEXT, or one of several with commas",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most the first N matching cases")
     parser.add_argument("--check", action="store_true", help="also compare with the reference; status 1 if wrong")
+    parser.add_argument("--check-only", action="store_true", help="compare and time nothing; the smallest cases first")
+    parser.add_argument("--limits", action="store_true", help="only what this device reaches on a copy and a product")
+    parser.add_argument(
+        "--budget", type=float, default=float("inf"), metavar="S", help="begin no case after so many seconds"
+    )
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="time to spend on each measurement (default %(default)s)"
     )

@@ -16,7 +16,6 @@ has been executed on one.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import random
@@ -34,6 +33,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.device_trace import idle_share
+from benchmarks.presets import PRESETS
 from benchmarks.report import machine
 from benchmarks.step_loop import STAGES, Loop, packing_timed
 from jserve.config import EngineConfig
@@ -43,37 +44,6 @@ from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.start import Started, start_runner
 
-LLAMA_3_1_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "llama-3.1-8b": LLAMA_3_1_8B,
-    "tiny": {
-        **LLAMA_3_1_8B,
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-}
 WARMUP_STEPS = 3
 
 
@@ -96,6 +66,10 @@ class StepTime:
     limit_ms: float | None = None
     limited_by: str = ""
     of_limit: float | None = None
+    memory_ms: float | None = None
+    """Weights and KV over the memory's rate, whatever else is the limit."""
+    gaps: float | None = None
+    """Share of the time in which no kernel ran, in a profile of this step back to back."""
     tokens_per_s: float | None = None
     skipped: str | None = None
 
@@ -113,10 +87,13 @@ class DeviceLimits:
 class Bench:
     """Measures the steps of one engine."""
 
-    def __init__(self, started: Started, limits: DeviceLimits, steps: int, seed: int) -> None:
+    def __init__(
+        self, started: Started, limits: DeviceLimits, steps: int, seed: int, profile: Path | None = None
+    ) -> None:
         self._started = started
         self._limits = limits
         self._steps = steps
+        self._profile = profile
         self._random = random.Random(seed)
         self._loop = Loop(EngineCore(started, enable_prefix_caching=False))
         self._requests = 0
@@ -204,8 +181,18 @@ class Bench:
             limit_ms=max(by_memory, by_matmul) * 1e3,
             limited_by="bandwidth" if by_memory > by_matmul else "compute",
             of_limit=max(by_memory, by_matmul) / device,
+            memory_ms=by_memory * 1e3,
+            gaps=self._gaps(f"{kind}-{tokens}-{context}"),
             tokens_per_s=tokens / wall,
         )
+
+    def _gaps(self, name: str) -> float | None:
+        """Of a profile of the last step, which is kept under that name; None without one, or without a GPU's events."""
+        if self._profile is None:
+            return None
+        with jax.profiler.trace(str(self._profile / name)):
+            self._loop.back_to_back(self._steps)
+        return idle_share(self._profile / name)
 
     def _add(self, length: int, answer: int) -> str:
         self._requests += 1
@@ -286,7 +273,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--steps", type=int, default=20, help="steps to time of each kind (default 20)")
     add("--limit-seconds", type=float, default=1.0, metavar="S", help="time for each limit (default 1)")
     add("--compile-cache-dir", metavar="DIR", help="default: the engine's own")
-    add("--profile", metavar="DIR", help="also write a profile of all timed steps, for xprof or Perfetto")
+    add("--profile", type=Path, metavar="DIR", help="also profile each kind of step, for its gaps, xprof and Perfetto")
     add("--seed", type=int, default=0, help="of prompts and random weights")
     add("--out", type=Path, metavar="FILE", help="write everything as JSON")
     return parser
@@ -323,13 +310,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JserveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    bench = Bench(started, limits, args.steps, args.seed)
+    bench = Bench(started, limits, args.steps, args.seed, args.profile)
     bench.compile(args.batch, args.prefill)
-    with jax.profiler.trace(args.profile) if args.profile else contextlib.nullcontext():
-        results = list(run(bench, args))
+    results: list[StepTime] = []
+    for result in run(bench, args):
+        results.append(result)
+        if args.out:  # at once: a visit may be cut off
+            args.out.write_text(json.dumps(report(started, limits, results, argv), indent=1) + "\n")
     print_table(started, limits, results)
-    if args.out:
-        args.out.write_text(json.dumps(report(started, limits, results, argv), indent=1) + "\n")
     return 0
 
 

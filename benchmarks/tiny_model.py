@@ -8,6 +8,7 @@ as real text, with characters of several tokens, and the same from every engine.
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -34,6 +35,46 @@ _CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.co
 
 def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
     """Write config, tokenizer and weights in Hugging Face's layout; the same `seed` gives the same files."""
+    tokenizer = write_tokenizer(folder)
+    _write_json(folder / "config.json", _config(tokenizer.get_vocab_size()))
+    save_file(_weights(tokenizer, seed), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_random_model(folder: Path, fields: dict[str, Any], *, seed: int = 0) -> None:
+    """Write a model of any llama's shape but for its vocabulary, with weights in bfloat16 that mean nothing."""
+    import ml_dtypes
+
+    tokenizer = write_tokenizer(folder)
+    config = {**_config(tokenizer.get_vocab_size()), **fields, "vocab_size": tokenizer.get_vocab_size()}
+    config |= {"head_dim": config["hidden_size"] // config["num_attention_heads"], "torch_dtype": "bfloat16"}
+    _write_json(folder / "config.json", config)
+    rng = np.random.default_rng(seed)
+    pool = (rng.standard_normal(1 << 22, np.float32) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
+    heads, kv_heads, dim = (config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    E, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    layer = {
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), (E,)),
+        **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (F, E)),
+        **dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), (kv_heads * dim, E)),
+        "self_attn.q_proj": (heads * dim, E),
+        "self_attn.o_proj": (E, heads * dim),
+        "mlp.down_proj": (E, F),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (V, E), "lm_head": (V, E), "model.norm": (E,)}
+    for index in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    # Drawn once and used from many places: drawing 10^9 numbers takes half a minute.
+    weights = {
+        f"{name}.weight": np.resize(np.roll(pool, int(rng.integers(pool.size))), shape)
+        if len(shape) > 1
+        else np.ones(shape, ml_dtypes.bfloat16)
+        for name, shape in shapes.items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer's files, and that of the end token."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -46,9 +87,8 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
             "model_max_length": CONTEXT,
         },
     )
-    _write_json(folder / "config.json", _config(tokenizer.get_vocab_size()))
     _write_json(folder / "generation_config.json", {"eos_token_id": 0})
-    save_file(_weights(tokenizer, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    return tokenizer
 
 
 def _train_tokenizer() -> Tokenizer:
@@ -66,7 +106,7 @@ def _train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _config(vocab_size: int) -> dict[str, object]:
+def _config(vocab_size: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["IncompleteKernelError", "Kernel", "KernelCase", "KernelInputs", "discover"]
+import jax
+
+__all__ = ["IncompleteKernelError", "Kernel", "KernelCase", "KernelInputs", "abstract_inputs", "discover"]
 
 
 class IncompleteKernelError(ImportError):
@@ -32,7 +34,8 @@ class KernelCase(Protocol):
 
     `quick` says that the CPU interpreter finishes it in a second or two; `tolerance` bounds
     |output - reference| / max(1, |reference|); `flops` and `bytes_moved` are what the operation needs at
-    least, whatever an implementation really does.
+    least, whatever an implementation really does. A case may also have `shapes()`: what `make` gives, with
+    ShapeDtypeStructs in place of arrays, so that a large one is compiled without being made.
     """
 
     @property
@@ -56,6 +59,15 @@ class Kernel:
     reference: Callable[..., Any]
     implementations: Mapping[str, Callable[..., Any]]
     cases: Sequence[KernelCase]
+
+
+def abstract_inputs(case: KernelCase) -> KernelInputs:
+    """The shapes and types of a case's inputs; made and thrown away where the case has no `shapes`."""
+    if hasattr(case, "shapes"):
+        shapes: KernelInputs = case.shapes()
+        return shapes
+    made = case.make(0)
+    return KernelInputs(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made.args), made.static)
 
 
 def discover(folder: Path | None = None, package: str = __name__) -> tuple[Kernel, ...]:

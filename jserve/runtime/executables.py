@@ -182,14 +182,15 @@ def environment_key(mesh: jax.sharding.Mesh) -> str:
 
 
 def source_digest() -> str:
-    """Digest of the source that programs are traced from; the same wherever it is installed."""
+    """Digest of the source and the tables that programs are traced from; the same wherever it is installed."""
     import pallas_kernels
 
     home, kernels = Path(__file__).parent.parent, Path(pallas_kernels.__path__[0])
     files = [home / name for name in SOURCE_FILES]
     files += [file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py")]
     named = {f"jserve/{file.relative_to(home)}": file for file in files}
-    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in kernels.rglob("*.py")}
+    of_kernels = [*kernels.rglob("*.py"), *kernels.rglob("*.toml")]
+    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in of_kernels}
     digest = hashlib.sha256()
     for name, file in sorted(named.items()):
         digest.update(name.encode() + file.read_bytes())

@@ -75,6 +75,19 @@ class Case:
         biases = (normal(self.X, 2 * self.F).reshape(self.X, 2, self.F), normal(self.X, self.E)) if self.biases else ()
         return KernelInputs((x, jnp.asarray(ids), jnp.asarray(weights), *stacks, *biases), {"activate": silu_gate})
 
+    def shapes(self) -> KernelInputs:
+        """The shapes and types of what `make` gives."""
+        struct, dtype = jax.ShapeDtypeStruct, jnp.dtype(jnp.uint16 if self.bits else self.dtype)
+        stacks = [(self.X, self.E, 2, self.F), (self.X, self.F, self.E)]
+        biases = [(self.X, 2, self.F), (self.X, self.E)] if self.biases else []
+        args = (
+            struct((self.T, self.E), jnp.dtype(self.dtype)),
+            struct((self.T, self.J), jnp.int32),
+            struct((self.T, self.J), jnp.float32),
+            *(struct(shape, dtype) for shape in (*stacks, *biases)),
+        )
+        return KernelInputs(args, {"activate": silu_gate})
+
     @property
     def _routed(self) -> int:
         return round(self.T * self.J * (1 - self.elsewhere))

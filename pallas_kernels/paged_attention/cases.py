@@ -5,6 +5,7 @@ of the page table point anywhere, in range or not. An implementation that reads 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,13 +108,42 @@ class Case:
                 *(jnp.asarray(array, jnp.int32) for array in integers),
                 *given,
             ),
-            static={
-                "scale": self.D**-0.5,
-                "sliding_window": self.sliding_window,
-                "soft_cap": self.soft_cap,
-                "decode": self.decode,
-            },
+            static=self._static,
         )
+
+    def shapes(self) -> KernelInputs:
+        """The shapes and types of what `make` gives."""
+        S = len(self.rows) + self.padding_rows
+        owned = [-(-row.context_len // self.B) for row in self.rows]
+        T = S if self.decode else sum(row.query_len for row in self.rows) + self.padding_tokens
+        pool, dtype = (sum(owned) + 2, self.K, self.B, self.D), jnp.dtype(self.dtype)
+        struct = jax.ShapeDtypeStruct
+        given: tuple[Any, ...]
+        sinks = struct((self.H,), dtype) if self.sinks else None
+        if self.kv is None:
+            held, given = [struct(pool, dtype)] * 2, (() if sinks is None else (sinks,))
+        else:
+            held = [struct(pool, jnp.int8 if self.kv == "int8" else jnp.uint8)] * 2
+            given = (sinks, *[struct(pool[:3], jnp.float32)] * 2)
+        integers = [(S, max(owned) + self.spare_entries), (S + 1,), (S,)]
+        return KernelInputs(
+            args=(
+                struct((T, self.H, self.D), dtype),
+                *held,
+                *(struct(shape, jnp.int32) for shape in integers),
+                *given,
+            ),
+            static=self._static,
+        )
+
+    @property
+    def _static(self) -> dict[str, Any]:
+        return {
+            "scale": self.D**-0.5,
+            "sliding_window": self.sliding_window,
+            "soft_cap": self.soft_cap,
+            "decode": self.decode,
+        }
 
     def _pairs(self, row: Row) -> int:
         window = self.sliding_window or row.context_len
@@ -229,6 +259,7 @@ _FULL = (
     ),
     Case("llama3_8b_tp8_decode_64x2k", 4, 1, 128, 64, _decode(*[2048] * 64), quick=False),
     Case("llama3_8b_prefill_2k", 32, 8, 128, 64, _rows((2048, 2048)), quick=False),
+    Case("llama3_8b_tp4_prefill_8k", 8, 2, 128, 64, _rows((8192, 8192)), quick=False),
     Case("llama3_8b_prefill_chunk_512_of_8k", 32, 8, 128, 64, _rows((512, 8192)), quick=False),
     Case(
         "llama3_8b_mixed",

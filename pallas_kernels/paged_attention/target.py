@@ -9,11 +9,15 @@ __all__ = ["H200", "Target"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """platform: "gpu", "cpu" or another of jax's; num_cores: SMs; capability: (9, 0) for an H100 or H200."""
+    """platform: "gpu", "cpu" or another of jax's; num_cores: SMs; capability: (9, 0) for an H100 or H200.
+
+    kind: as jax calls the device, which names the table of its tiles (`pallas_kernels.tuning`); empty for none.
+    """
 
     platform: str
     num_cores: int
     capability: tuple[int, int]
+    kind: str = ""
 
     @property
     def has_wgmma(self) -> bool:
@@ -35,11 +39,12 @@ class Target:
         if jax.default_backend() == "gpu":
             device = jax.local_devices()[0]
             major, minor = (int(part) for part in device.compute_capability.split("."))
-            return cls("gpu", device.core_count, (major, minor))
+            return cls("gpu", device.core_count, (major, minor), device.device_kind)
         # Only compiling. An abstract device has no capability; of those in gpu_target the A100 is older.
         assert abstract is not None
         old = "A100" in abstract.device_kind
-        return cls("gpu", abstract.num_cores or H200.num_cores, (8, 0) if old else H200.capability)
+        capability = (8, 0) if old else H200.capability
+        return cls("gpu", abstract.num_cores or H200.num_cores, capability, abstract.device_kind)
 
 
 H200 = Target("gpu", 132, (9, 0))

@@ -6,6 +6,7 @@ Pallas Triton. Compiled and interpreted, never executed on a GPU.
 """
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from ..tuning import tuned
 from .target import H200, Target
 from .triton_tile import (
     DEAD,
@@ -35,6 +37,13 @@ MAX_SPLITS = 128  # the combining kernel holds [splits, D] in registers
 PROGRAMS_PER_CORE = 3  # what shared memory lets run at once on one SM; fewer leave its loads waiting
 MIN_BLOCKS = 2  # below this a split's own start costs more than the keys it reads
 MAX_KEYS_A_SPLIT = 4096  # so that one long row among many short ones does not run alone at the end
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How many programs a batch is split into, if it has fewer."""
+
+    programs_per_core: int = PROGRAMS_PER_CORE
 
 
 def paged_attention_decode(
@@ -66,9 +75,12 @@ def paged_attention_decode(
     (S, H, D), (_, K, B, _) = q.shape, k_pages.shape
     casts = target.has_fp8 or k_pages.dtype != jnp.uint8
     head = Head(H // K, D, B, scale, sliding_window, soft_cap, casts)
-    tiling = choose_tiling(head, q.dtype)
+    tiling = choose_tiling(head, q.dtype, target)
     keys = page_table.shape[1] * B
-    splits = num_splits or choose_splits(S * K, min(keys, sliding_window or keys), tiling.C, target.num_cores)
+    filling = tuned(target.kind, "paged_decode_splits", head.key(q.dtype), Filling())
+    splits = num_splits or choose_splits(
+        S * K, min(keys, sliding_window or keys), tiling.C, target.num_cores, filling.programs_per_core
+    )
     call = functools.partial(
         pl.pallas_call,
         grid=(splits, K, S),
@@ -87,24 +99,26 @@ def paged_attention_decode(
     return _combine(o, lse, given, q.dtype, interpret)
 
 
-def choose_tiling(head: Head, dtype: jnp.dtype) -> Tiling:
+def choose_tiling(head: Head, dtype: jnp.dtype, target: Target = H200) -> Tiling:
     """Tile for the tensor cores: at least 16 rows, and blocks of up to 16 KiB of keys, double buffered.
 
     Three stages are two buffers: the loads of the next block run while this one is multiplied. float32 has no
-    tensor cores here and holds its operands in registers; more than 16 keys spill.
+    tensor cores here and holds its operands in registers; more than 16 keys spill. Or the tuned one.
     """
     M = max(16, power_of_two(head.G))
     itemsize = jnp.dtype(dtype).itemsize
-    C = 16 if itemsize == 4 else max(16, min(64, 16384 // (head.padded_D * itemsize)))
-    return Tiling(M, C, num_warps=4, num_stages=3)
+    # 64 keys out of several pages, each key with a page of its own to look up, spill on sm_90a.
+    most = 64 if head.B >= 64 else 32
+    C = 16 if itemsize == 4 else max(16, min(most, 16384 // (head.padded_D * itemsize)))
+    return tuned(target.kind, "paged_decode", head.key(dtype), Tiling(M, C, num_warps=4, num_stages=3))
 
 
-def choose_splits(pairs: int, keys: int, C: int, num_cores: int) -> int:
+def choose_splits(pairs: int, keys: int, C: int, num_cores: int, per_core: int = PROGRAMS_PER_CORE) -> int:
     """How many programs share one (row, KV head) pair whose range is at most `keys` long.
 
     Depends on shapes alone, so that a request's result does not change with its neighbours' lengths.
     """
-    to_fill = PROGRAMS_PER_CORE * num_cores // pairs
+    to_fill = per_core * num_cores // pairs
     to_balance = pl.cdiv(keys, MAX_KEYS_A_SPLIT)
     useful = pl.cdiv(keys, C * MIN_BLOCKS)
     return max(1, min(max(to_fill, to_balance), useful, MAX_SPLITS))

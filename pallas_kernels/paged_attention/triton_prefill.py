@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from ..tuning import tuned
 from .eight_bits import LARGEST
 from .target import H200, Target
 from .triton_tile import (
@@ -85,9 +86,10 @@ def paged_attention_prefill(
 
 
 def choose_tiling(head: Head, dtype: jnp.dtype, held: jnp.dtype, T: int, target: Target) -> Tiling:
-    """The largest tile whose sums stay in registers: no spill on sm_80 and sm_90a, which a test asserts.
+    """The largest tile whose sums stay in registers: no spill on sm_80, sm_90a and sm_100a, which tests assert.
 
-    dtype: of the queries; held: of the pages, whose codes of 8 bits pass through registers to be converted.
+    Or the tuned one; of either no more rows than there are queries. dtype: of the queries; held: of the pages, whose
+    codes of 8 bits pass through registers to be converted.
     """
     narrow = head.padded_D <= 128
     if jnp.dtype(dtype) == jnp.float32:
@@ -95,8 +97,12 @@ def choose_tiling(head: Head, dtype: jnp.dtype, held: jnp.dtype, T: int, target:
         wanted = Tiling(32, 16, 8, 2) if narrow else Tiling(16, 16, 4, 2)
     elif target.has_wgmma:
         wanted = Tiling(128, 64, 8, 3) if narrow else Tiling(64, 32, 8, 2 if held in LARGEST else 3)
+        if head.padded_D <= 64 and head.sliding_window is not None:
+            # The masks of 64 keys spill on sm_100a; and a narrow window has fewer keys outside it in smaller blocks.
+            wanted = replace(wanted, C=32)
     else:  # operands pass through registers; and the 99 KiB of shared memory of sm_86 and sm_89 must do
         wanted = Tiling(128 if head.casts_fp8 else 64, 32, 8, 3) if narrow else Tiling(64, 32, 8, 2)
+    wanted = tuned(target.kind, "paged_prefill", head.key(dtype), wanted)
     few_queries = power_of_two(T * head.G)
     return replace(wanted, M=max(16, power_of_two(head.G), min(wanted.M, few_queries)))
 

@@ -63,6 +63,11 @@ class Head:
     def padded_D(self) -> int:
         return max(16, power_of_two(self.D))
 
+    def key(self, dtype: Any) -> str:
+        """What its tiles hang on, as the tables of `pallas_kernels.tuning` write it."""
+        window = "" if self.sliding_window is None else " window"
+        return f"{jnp.dtype(dtype).name} G{self.G} D{self.D} B{self.B}{window}"
+
     def depth(self, rows: int) -> tuple[jax.Array, jax.Array]:
         """The D index of each element of a [rows, padded_D] tile, and which of them exist."""
         d = lax.broadcasted_iota(jnp.int32, (rows, self.padded_D), 1)

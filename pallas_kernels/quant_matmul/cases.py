@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -78,6 +79,19 @@ class Case:
             zero,
             None if order is None else order.astype(np.int32),
             np.float32(0.03) if self.static else None,
+        )
+        return KernelInputs(args, {"activations": self.activations})
+
+    def shapes(self) -> KernelInputs:
+        """The shapes and types of what `make` gives."""
+        struct, groups = jax.ShapeDtypeStruct, (self.N, self.groups)
+        args = (
+            struct((self.T, self.K), jnp.dtype(self.dtype)),
+            struct((self.N, self.K // (2 if self.kind == "int4" else 1)), TYPES[self.kind]),
+            struct(groups, jnp.float16 if self.group else jnp.float32),
+            struct(groups, jnp.int8) if self.asymmetric else None,
+            struct((self.K,), jnp.int32) if self.act_order else None,
+            struct((), jnp.float32) if self.static else None,
         )
         return KernelInputs(args, {"activations": self.activations})
 

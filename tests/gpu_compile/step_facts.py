@@ -2,8 +2,9 @@
 
     python -m tests.gpu_compile.step_facts --gpus 8 --layers 4 --buckets 32x32,1024x32
 
-Compiles the steps and the samplers that `Programs` lowers, for the shape of Llama-3.1-8B in bfloat16, and
-reads the optimized program, the memory plan, the thunks and the PTX. A kernel that spills fails the compile.
+Compiles the steps and the samplers that `Programs` lowers, in bfloat16, for the shape of Llama-3.1-8B or another
+--model, and reads the optimized program, the memory plan, the thunks and the PTX. A kernel that spills fails the
+compile.
 Compiled, never executed: GEMM tiles are not autotuned here, so nothing of this is a time.
 """
 
@@ -11,9 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.step_time import LLAMA_3_1_8B
+from benchmarks.kernel_resources import Resources, find_ptxas, resources
+from benchmarks.presets import PRESETS
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.quantized import WeightPlan
 from jserve.models.registry import resolve
@@ -71,12 +71,10 @@ class Facts:
     launches: int
 
 
-def programs(
-    gpus: int, layers: int, seqs: int, tokens: int, model: str | None = None, quantization: str | None = None
-) -> Programs:
-    """jserve's programs over `gpus` compile-only devices, for the 8B shape or that of a published model."""
-    fields = LLAMA_3_1_8B if model is None else PUBLISHED[model].fields
-    family, config = resolve({**fields, "num_hidden_layers": layers}, source=model or "llama-3.1-8b")
+def programs(gpus: int, layers: int, seqs: int, tokens: int, model: str, quantization: str | None = None) -> Programs:
+    """jserve's programs over `gpus` compile-only devices, for the shape of a preset or a published model."""
+    fields = PRESETS[model] if model in PRESETS else PUBLISHED[model].fields
+    family, config = resolve({**fields, "num_hidden_layers": layers}, source=model)
     mesh = mesh_over(gpu_topology(GPU, gpus))
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
     shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size)
@@ -88,7 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--model", help="one of tests.models.published, instead of Llama-3.1-8B")
+    names = [*PRESETS, *PUBLISHED]
+    parser.add_argument("--model", default="llama-3.1-8b", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--quantization", help="of the weights, as jserve's own option")
     parser.add_argument("--seqs", type=int, default=256, help="slots of the engine")
     parser.add_argument("--buckets", default="32x32,1024x32", help="TOKENSxROWS, several with commas")
@@ -136,7 +135,7 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
     pages = _local(made.abstract_state().kv[0][0])
     weights = {_local(weight) for weight in _weights(made) if weight.ndim > 1}
     kernels = text.pallas_calls(program)
-    resources = {kernel: _resources(kernel) for kernel in kernels}
+    used = {kernel: found for kernel in kernels if (found := _resources(kernel))}
     return Facts(
         name=name,
         lower_s=lower_s,
@@ -148,8 +147,8 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
         collectives=text.collectives(program),
         kernels=kernels,
         custom_calls=text.custom_calls(program),
-        registers={kernel: found[0] for kernel, found in resources.items() if found},
-        spilled={kernel: found[1] for kernel, found in resources.items() if found},
+        registers={kernel: found.registers for kernel, found in used.items()},
+        spilled={kernel: found.spilled for kernel, found in used.items()},
         page_writes=text.page_writes(program, pages),
         copies=text.copies(program, pages, weights, BIG),
         graphs=thunks.graphs,
@@ -158,19 +157,13 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
     )
 
 
-def _resources(kernel: str) -> tuple[int, int] | None:
-    """Registers a thread and spilled bytes, by ptxas on the kernel's PTX; None where it cannot tell."""
-    ptxas = shutil.which("ptxas")
+def _resources(kernel: str) -> Resources | None:
+    """By ptxas on the kernel's PTX; None where there is no ptxas."""
+    ptxas = find_ptxas()
     for path in DUMP.glob("*.ptx") if ptxas else ():
         ptx = path.read_text()
-        if not re.search(rf"\.entry {kernel}\b", ptx):
-            continue
-        target = re.search(r"\.target (\w+)", ptx)
-        command = [str(ptxas), f"-arch={target[1] if target else 'sm_90a'}", "-v", str(path), "-o", os.devnull]
-        told = subprocess.run(command, capture_output=True, text=True).stderr
-        registers = re.findall(r"Used (\d+) registers", told)
-        spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
-        return (max(map(int, registers)), sum(map(int, spilled))) if registers else None
+        if f".entry {kernel}(" in ptx:
+            return resources(ptx, ptxas)[kernel]
     return None
 
 

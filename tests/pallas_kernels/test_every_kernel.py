@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, discover
+from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, abstract_inputs, discover
 
 SEED = secrets.randbelow(2**32)
 KERNELS = {kernel.name: kernel for kernel in discover()}
@@ -101,6 +101,15 @@ def test_a_kernel_without_cases_to_run_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(IncompleteKernelError, match="empty"):
         discover(tmp_path, package="")
+
+
+def test_shapes_of_a_case_are_those_of_what_it_makes():
+    for kernel in KERNELS.values():
+        for case in (case for case in kernel.cases if case.quick):
+            made, shapes = case.make(SEED), abstract_inputs(case)
+            assert made.static == shapes.static
+            of_made = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made.args)
+            assert of_made == shapes.args, f"{kernel.name} {case.name}"
 
 
 def test_every_kernel_has_a_quick_case():

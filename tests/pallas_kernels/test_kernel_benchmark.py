@@ -31,6 +31,26 @@ def test_a_wrong_kernel_makes_the_status_1(capsys, monkeypatch):
     assert benchmark.main(["--match", "decode_smollm2_b16", "--check", "--seconds", "0.01"]) == 1
 
 
+def test_a_kernel_that_does_not_run_is_told_and_the_others_go_on(capsys, monkeypatch, tmp_path):
+    def broken(*args, **static):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: shared memory")
+
+    [kernel] = [kernel for kernel in benchmark.discover() if kernel.name == "paged_attention"]
+    both = {"broken": broken, "right": kernel.reference}
+    monkeypatch.setattr(benchmark, "discover", lambda: (benchmark.dataclasses.replace(kernel, implementations=both),))
+    out = tmp_path / "checks.json"
+    words = ["--match", "decode_smollm2_b16", "--check-only", "--out", str(out)]
+    assert benchmark.main(words) == 1
+    report = json.loads(out.read_text())
+    results = {result["implementation"]: result for result in report["results"]}
+    assert results["broken"]["failed"] == "RESOURCE_EXHAUSTED: shared memory"
+    assert results["right"]["error"] <= results["right"]["tolerance"]
+    assert results["right"]["microseconds"] is None
+    assert report["copy_bytes_per_second"] is None
+    assert benchmark.main([*words, "--budget", "-1"]) == 0
+    assert {r["skipped"] for r in json.loads(out.read_text())["results"]} == {"no time was left of --budget -1"}
+
+
 def test_no_matching_case_is_said_with_an_example(capsys):
     assert benchmark.main(["--match", "nosuch"]) == 2
     assert "names look like moe/two_tokens_f32" in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""Time other tiles for the kernels on this GPU, and keep the ones that win in a table that the kernels read.
+
+  all that ask      python -m benchmarks.tune
+  some cases        python -m benchmarks.tune --match paged_attention/llama3 --minutes 5
+
+Writes `pallas_kernels/tuned/DEVICE.toml`. Whatever a kernel asks `pallas_kernels.tuning` for while a real case is
+traced is tuned: from the kernel's own choice, one field after the other is halved, doubled or moved by one, as long as
+that makes the cases of the key faster by 2% together. A candidate counts only if it compiles and gives the reference's
+values. Serving never times anything: it reads the table, or takes the kernel's own choice where there is none.
+No GPU has run this yet: its search is tested with times that are made up.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import numpy as np
+
+from benchmarks.kernels import seconds_per_call
+from pallas_kernels import Kernel, KernelCase, KernelInputs, abstract_inputs, discover, tuning
+
+GAIN = 0.98  # of the time before, at most; noise is taken to be less
+CASES_A_KEY = 3  # the smallest, the largest and one between
+Values = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One key of the table: the kernel's own answer, and the cases that ask."""
+
+    name: str
+    key: str
+    default: Any
+    kernel: Kernel
+    cases: tuple[KernelCase, ...]
+
+
+def questions(match: str) -> list[Question]:
+    """What the Triton kernels ask the table when their real cases are traced."""
+    found: dict[tuple[str, str], Question] = {}
+    for kernel in discover():
+        for case in kernel.cases if "triton" in kernel.implementations else ():
+            if case.quick or match not in f"{kernel.name}/{case.name}":
+                continue
+            for name, key, default in _asked(kernel, case):
+                known = found.get((name, key))
+                cases = (*known.cases, case) if known else (case,)
+                found[name, key] = Question(name, key, known.default if known else default, kernel, cases)
+    return [dataclasses.replace(each, cases=_spread(each.cases)) for each in found.values()]
+
+
+def _asked(kernel: Kernel, case: KernelCase) -> list[tuple[str, str, Any]]:
+    asked: dict[tuple[str, str], Any] = {}
+
+    def note(kind: str, name: str, key: str, default: Any) -> Values:
+        asked.setdefault((name, key), default)
+        return {}
+
+    inputs = abstract_inputs(case)
+    try:
+        with patch.object(tuning, "lookup", note):
+            jax.eval_shape(functools.partial(kernel.implementations["triton"], **inputs.static), *inputs.args)
+    except NotImplementedError:
+        return []
+    return [(name, key, default) for (name, key), default in asked.items()]
+
+
+def _spread(cases: Sequence[KernelCase]) -> tuple[KernelCase, ...]:
+    """The smallest, the largest and the one between, by the bytes that they move."""
+    ordered = sorted(cases, key=lambda case: case.bytes_moved)
+    return tuple(ordered[index] for index in sorted({0, len(ordered) // 2, len(ordered) - 1}))[:CASES_A_KEY]
+
+
+def neighbours(choice: Any) -> Iterator[tuple[str, int]]:
+    """Each field of a choice with other values: powers of two halved and doubled, other numbers one less and more."""
+    for field in dataclasses.fields(choice):
+        value = getattr(choice, field.name)
+        steps = (value - 1, value + 1) if field.name in ("num_stages", "programs_per_core") else (value // 2, value * 2)
+        yield from ((field.name, other) for other in steps if other >= 1)
+
+
+def search(default: Any, time_of: Callable[[Values], float | None]) -> tuple[Values, float]:
+    """Fields to replace in `default`, and the time with them as a share of that without.
+
+    time_of: relative to the default's; None where the values cannot be used.
+    """
+    best: dict[str, int] = {}
+    best_time, tried = 1.0, {tuple[tuple[str, int], ...]()}
+    while True:
+        before = best_time
+        for name, value in list(neighbours(dataclasses.replace(default, **best))):
+            candidate = {**best, name: value}
+            candidate = {name: each for name, each in candidate.items() if each != getattr(default, name)}
+            if (known := tuple(sorted(candidate.items()))) in tried:
+                continue
+            tried.add(known)
+            took = time_of(candidate)
+            if took is not None and took < GAIN * best_time:
+                best, best_time = candidate, took
+        if best_time == before:
+            return best, best_time
+
+
+class Timer:
+    """Times a question's cases with candidates in place of what the table says."""
+
+    def __init__(self, question: Question, seconds: float, deadline: float) -> None:
+        self._question = question
+        self._seconds = seconds
+        self._deadline = deadline
+        self._inputs = [case.make(0) for case in question.cases]
+        self._wanted = [_values(question.kernel.reference, inputs) for inputs in self._inputs]
+        self._before = [self._time(inputs, {}) for inputs in self._inputs]
+
+    def __call__(self, values: Values) -> float | None:
+        """The geometric mean of the cases' times, each a share of the default's; None where it is of no use."""
+        if time.monotonic() > self._deadline:
+            return None
+        shares = []
+        try:
+            for case, inputs, wanted, before in zip(
+                self._question.cases, self._inputs, self._wanted, self._before, strict=True
+            ):
+                with self._given(values):
+                    got = _values(self._run, inputs)
+                error = np.max(np.abs(got - wanted) / np.maximum(1, np.abs(wanted)))
+                if not error <= case.tolerance:
+                    return None
+                shares.append(self._time(inputs, values) / before)
+        except Exception:  # of whatever kind: shapes that the kernel cannot have, shared memory that is not there
+            return None
+        return math.prod(shares) ** (1 / len(shares))
+
+    def _time(self, inputs: KernelInputs, values: Values) -> float:
+        with self._given(values):
+            return seconds_per_call(functools.partial(self._run, **inputs.static), inputs.args, self._seconds)
+
+    def _run(self, *args: Any, **static: Any) -> Any:
+        return self._question.kernel.implementations["triton"](*args, **static)
+
+    @contextmanager
+    def _given(self, values: Values) -> Iterator[None]:
+        mine = (self._question.name, self._question.key)
+        jax.clear_caches()  # what was traced with other values
+        with patch.object(tuning, "lookup", lambda kind, name, key, default: values if (name, key) == mine else {}):
+            yield
+
+
+def _values(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarray:
+    out = jax.jit(functools.partial(function, **inputs.static))(*inputs.args)
+    return np.concatenate([np.asarray(leaf.astype("float32"), np.float64).ravel() for leaf in jax.tree.leaves(out)])
+
+
+def table(kind: str, entries: Mapping[tuple[str, str], Values]) -> str:
+    """The text of a table's file."""
+    lines = ["# Written by `python -m benchmarks.tune`.", f"device = {json.dumps(kind)}"]
+    lines.append(f"jax = {json.dumps(jax.__version__)}")
+    for (name, key), values in sorted(entries.items()):
+        lines += ["", f"[{name}.{json.dumps(key)}]", *(f"{field} = {value}" for field, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def known(kind: str) -> dict[tuple[str, str], Values]:
+    """What the table of a device says already."""
+    found = tuning.read_table(tuning.table_path(kind), kind)
+    return {(name, key): values for name, keys in found.items() for key, values in keys.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 2 where there is no GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no candidate is begun after (default 8)")
+    parser.add_argument("--seconds", type=float, default=0.1, help="to spend on each time (default 0.1)")
+    args = parser.parse_args(argv)
+    if jax.default_backend() != "gpu":
+        print("no GPU is here: tiles are timed where they will run", file=sys.stderr)
+        return 2
+    kind = jax.devices()[0].device_kind
+    deadline = time.monotonic() + 60 * args.minutes
+    entries = known(kind)
+    for question in questions(args.match):
+        if time.monotonic() > deadline:
+            print(f"no time was left for {question.name} {question.key}", file=sys.stderr)
+            continue
+        values, share = search(question.default, Timer(question, args.seconds, deadline))
+        print(
+            f"{question.name} {question.key}: {dict(values) or 'its own choice'}, {share:.0%} of the time", flush=True
+        )
+        entries.pop((question.name, question.key), None)
+        entries |= {(question.name, question.key): values} if values else {}
+        tuning.FOLDER.mkdir(exist_ok=True)
+        tuning.table_path(kind).write_text(table(kind, entries))  # at once: a visit may be cut off
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

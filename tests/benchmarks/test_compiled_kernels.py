@@ -1,0 +1,126 @@
+"""The committed table of compiled kernels is whole and says no spill, and its readers see what the compiler does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.compiled_kernels import RESULTS, TARGETS, chosen, markdown
+from benchmarks.kernel_resources import Launch, Occupancy, Resources, find_ptxas, launches, occupancy, read_ptxas
+from pallas_kernels import discover
+from pallas_kernels.gpu_target import GPUS, why_unavailable
+
+ROOT = Path(__file__).parent.parent.parent
+PTXAS = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first' for 'sm_90a'
+ptxas info    : Function properties for first
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 44 registers, used 0 barriers
+ptxas info    : Compiling entry function 'second' for 'sm_90a'
+ptxas info    : Function properties for second
+    96 bytes stack frame, 120 bytes spill stores, 88 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 96 bytes cumulative stack size, 2048 bytes smem
+"""
+THUNKS = """001: kCommandBuffer [source | sink]
+    001: kCustomKernel [source | next=002 (1)] first grid: [6, 8, 8] threads: [128, 1, 1]  shared_memory: 71680 bytes
+002: kAllReduce [source | sink]
+003: kCustomKernel [source | sink] second_1 grid: [32, 8, 1] threads: [16, 2, 1]  shared_memory: 0 bytes
+"""
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text())
+
+
+def test_every_real_case_of_every_triton_kernel_is_in_the_table_for_every_gpu(committed: dict[str, Any]) -> None:
+    told = {(each["kernel"], each["case"], each["gpu"]) for each in (*committed["rows"], *committed["refused"])}
+    wanted = {(kernel.name, case.name, gpu) for kernel, case in chosen("") for gpu in TARGETS}
+    assert told == wanted, "run `python -m benchmarks.compiled_kernels`"
+
+
+def test_every_triton_kernel_has_rows_for_every_gpu(committed: dict[str, Any]) -> None:
+    for kernel in (kernel for kernel in discover() if "triton" in kernel.implementations):
+        assert {row["gpu"] for row in committed["rows"] if row["kernel"] == kernel.name} == set(TARGETS), kernel.name
+
+
+def test_no_kernel_of_the_table_spills_and_all_fit_their_gpu(committed: dict[str, Any]) -> None:
+    assert not [each for each in committed["refused"] if each["is_fault"]]
+    for row in committed["rows"]:
+        assert (row["spilled"], row["local_memory"]) == (0, 0), row
+        assert row["shared_memory"] <= GPUS[row["gpu"]].shared_memory, row
+        assert row["blocks_per_core"] >= 1, row
+
+
+def test_table_for_a_person_says_what_the_json_says(committed: dict[str, Any]) -> None:
+    assert RESULTS.with_suffix(".md").read_text() == markdown(committed)
+
+
+def test_a_spill_stands_out_in_the_table(committed: dict[str, Any]) -> None:
+    assert "spilled**" not in markdown(committed)
+    assert "**8 spilled**" in markdown({**committed, "rows": [{**committed["rows"][0], "spilled": 8}]})
+
+
+def test_ptxas_and_thunks_are_read_kernel_by_kernel() -> None:
+    assert read_ptxas(PTXAS) == {"first": Resources(44, 0, 0, 0), "second": Resources(255, 2048, 96, 208)}
+    assert launches(THUNKS) == [Launch("first", (6, 8, 8), 128, 71680), Launch("second_1", (32, 8, 1), 32, 0)]
+    with pytest.raises(ValueError, match="words that are new"):
+        read_ptxas("Compiling entry function 'third' for 'sm_120': uses 12 registers")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "threads", "registers", "shared", "blocks", "limited_by"),
+    [
+        ("h200", 128, 104, 71_680, 3, "shared memory"),  # 3 x 71 KiB of 228
+        ("a100", 128, 92, 71_680, 2, "shared memory"),  # 2 x 71 KiB of 164
+        ("h200", 256, 255, 0, 1, "registers"),  # two warps of 8,192 registers on each quarter of 16,384
+        ("h200", 128, 104, 0, 4, "registers"),  # four warps of 3,328 on each quarter
+        ("h200", 256, 32, 0, 8, "warps"),
+        ("b200", 32, 32, 0, 32, "blocks"),
+    ],
+)
+def test_blocks_on_a_core(gpu: str, threads: int, registers: int, shared: int, blocks: int, limited_by: str) -> None:
+    assert occupancy(GPUS[gpu], threads, Resources(registers, 0, 0, 0), shared) == Occupancy(blocks, limited_by)
+
+
+TODAY = """
+import dataclasses, json, os, sys
+os.environ["XLA_FLAGS"] = f"--xla_dump_to={sys.argv[1]}"
+from pathlib import Path
+from benchmarks.compiled_kernels import Compiler, chosen, is_sound
+from benchmarks.kernel_resources import find_ptxas, ptxas_version
+from pallas_kernels.paged_attention import triton_prefill
+from pallas_kernels.paged_attention.triton_tile import Tiling
+import jax
+compiler = Compiler(find_ptxas(), Path(sys.argv[1]))
+[(kernel, case)] = chosen("llama3_8b_mixed")
+good = list(compiler.rows(kernel, case, "h200"))
+triton_prefill.choose_tiling = lambda *_: Tiling(128, 64, num_warps=4, num_stages=3)
+spilling = list(compiler.rows(kernel, case, "h200"))
+assert is_sound(good) and not is_sound(spilling), spilling
+rows = [dataclasses.asdict(row) for row in (*good, *spilling)]
+print(json.dumps({"jax": jax.__version__, "ptxas": ptxas_version(find_ptxas()), "rows": rows}))
+"""
+
+
+@pytest.mark.skipif(why_unavailable() is not None, reason=why_unavailable() or "")
+@pytest.mark.skipif(find_ptxas() is None, reason="no ptxas: of the CUDA toolkit or nvidia-cuda-nvcc-cu12")
+def test_one_case_compiles_today_as_the_table_says_and_a_spilling_tile_is_seen(
+    committed: dict[str, Any], tmp_path: Path
+) -> None:
+    """XLA itself refuses the same tile for spilling: tests/pallas_kernels/test_gpu_compile.py."""
+    done = subprocess.run(
+        [sys.executable, "-c", TODAY, str(tmp_path / "dump")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    today = json.loads(done.stdout)
+    good, spilling = today["rows"]
+    [told] = [e for e in committed["rows"] if (e["case"], e["gpu"]) == ("llama3_8b_mixed", "h200")]
+    assert (good["launch"], good["grid"], good["warps"]) == (told["launch"], told["grid"], told["warps"])
+    if (today["jax"], today["ptxas"]) == (committed["jax"], committed["ptxas"]):
+        assert good == told, "run `python -m benchmarks.compiled_kernels`"
+    assert spilling["spilled"] > 0
+    assert spilling["local_memory"] > 0
