@@ -124,7 +124,7 @@ class Case:
             held, given = [struct(pool, dtype)] * 2, (() if sinks is None else (sinks,))
         else:
             held = [struct(pool, jnp.int8 if self.kv == "int8" else jnp.uint8)] * 2
-            given = (sinks, *[struct(pool[:3], jnp.float32)] * 2)
+            given = (sinks, *[struct((*pool[:3], 1), jnp.float32)] * 2)
         integers = [(S, max(owned) + self.spare_entries), (S + 1,), (S,)]
         return KernelInputs(
             args=(
