@@ -31,6 +31,7 @@ from jserve.constrain.compiler import GrammarCompiler
 from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
+from jserve.encoding import EncoderCore
 from jserve.errors import StartupError
 from jserve.ipc import EngineSocket
 from jserve.log import set_up_logging
@@ -50,6 +51,7 @@ from jserve.protocol import (
 )
 from jserve.runtime.bake import bake
 from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
@@ -77,7 +79,8 @@ class EngineCore:
 
     def __init__(self, started: Started, *, enable_prefix_caching: bool = True) -> None:
         shape = started.shape
-        self.runner: Runner = started.runner
+        assert isinstance(started.runner, Runner)
+        self.runner = started.runner
         self.shape: EngineShape = shape
         self.scheduler = Scheduler(
             num_pages=shape.num_pages,
@@ -192,11 +195,18 @@ class EngineCore:
         return self.runner.sample(launched, masks)
 
 
+def make_core(started: Started, *, enable_prefix_caching: bool = True) -> EngineCore | EncoderCore:
+    """What drives the model that was started."""
+    if isinstance(started.runner, EncoderRunner):
+        return EncoderCore(started)
+    return EngineCore(started, enable_prefix_caching=enable_prefix_caching)
+
+
 @dataclass(slots=True)
 class EngineProcess:
     """Serves one API process over one socket until it says stop or goes away."""
 
-    core: EngineCore
+    core: EngineCore | EncoderCore
     connection: EngineSocket
     is_stopping: bool = False
     _num_deferred_told: int = 0
@@ -261,7 +271,7 @@ class ProgressReport:
 class ProgramReport:
     """Tells the API process which programs there are and how many are to come, as they are compiled behind."""
 
-    def __init__(self, connection: EngineSocket, runner: Runner) -> None:
+    def __init__(self, connection: EngineSocket, runner: Runner | EncoderRunner) -> None:
         self._connection = connection
         self._runner = runner
         self._logged_at = time.monotonic()
@@ -286,8 +296,9 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     choose_platform(config.gpu_memory_utilization)
     report = ProgressReport(connection)
     started = start_runner(config, report, early=True)
-    core = EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
-    core.grammars.prepare()
+    core = make_core(started, enable_prefix_caching=config.enable_prefix_caching)
+    if isinstance(core, EngineCore):
+        core.grammars.prepare()
     report.ready()
     settle()
     shape = started.shape
