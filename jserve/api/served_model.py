@@ -115,8 +115,8 @@ class ServedModel:
         """Raise RequestError where the model is for embeddings alone."""
         if self.embedder is not None:
             raise RequestError(
-                f'"{self.name}" embeds; it does not generate text. Send texts to /v1/embeddings or to Ollama\'s '
-                "/api/embed",
+                f'the model "{self.name}" embeds; it does not generate text. Send texts to v1/embeddings, or to '
+                "api/embed as Ollama's clients do",
                 param="model",
             )
 
