@@ -56,6 +56,7 @@ from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started, compile_behind, describe, start_runner
+from jserve.schedule.limits import EMBEDS
 from jserve.schedule.scheduler import Scheduler
 from jserve.schedule.sequence import Status
 from jserve.text.load import load_tokenizer
@@ -94,6 +95,7 @@ class EngineCore:
             step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )
         self.compiles = CompileCounter()
+        self._embeds = started.embedder is not None
         self._eos_token_ids = started.eos_token_ids
         self.grammars = GrammarCompiler(
             lambda: load_tokenizer(started.model).backend.to_str(), shape.vocab_size, started.eos_token_ids
@@ -117,6 +119,8 @@ class EngineCore:
 
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""
+        if self._embeds and not request.pooling:
+            return TokenDelta(request.request_id, [], finish_reason="error", error=EMBEDS)
         if request.request_id in self._deferred:
             error = f"request id {request.request_id!r} is in use; send another one"
             return TokenDelta(request.request_id, [], finish_reason="error", error=error)

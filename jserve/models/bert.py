@@ -51,7 +51,7 @@ class EncoderLayer(nnx.Module):
         self.attention = _Attention(build, config)
         self.intermediate = _Dense(build, config.hidden_size, config.intermediate_size, shard=1)
         self.output = _Output(build, config, config.intermediate_size)
-        self.activation = checked_activation(config.hidden_act)
+        self.activation = config.hidden_act
 
     def __call__(self, x: jax.Array, is_real: jax.Array) -> jax.Array:
         """x: [S * L, E] of S texts of L places, is_real: bool[S, L]; [S * L, E]."""
@@ -93,6 +93,7 @@ class Encoder(nnx.Module):
         offset, types = cls._position_offset({**cls.config_defaults, **raw}), raw.get("type_vocab_size", 2)
         if type(types) is not int or types < 1:
             raise CheckpointError(f"{source}: type_vocab_size is {types!r} but must be a positive integer")
+        checked_activation(config.hidden_act)
         if config.max_position_embeddings <= offset or config.hidden_size % config.num_heads:
             raise CheckpointError(
                 f"{source}: max_position_embeddings {config.max_position_embeddings}, hidden_size {config.hidden_size} "

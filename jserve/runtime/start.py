@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -106,7 +106,10 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     check_parallel(config, asked.tensor_parallel_size, asked.expert_parallel_size)
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
+    embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
     build, model = _build(asked, config, family, mesh, checkpoint, weights)
+    if embeds:
+        build = replace(build, thin=False)  # steps of one or two tokens are for answers
     weights_bytes = _bytes_per_device(model, mesh)
     if build.thin and not build.outputs_first:
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
@@ -116,7 +119,8 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     )
     memory.print_budget(plan, shape, device.device_kind)
     key = _key(build, config, family, shape, weights, mesh)
-    return Prepared(config, build, model, shape, plan, Programs(family, config, build, shape, weights), key)
+    programs = Programs(family, config, build, shape, weights, embeds)
+    return Prepared(config, build, model, shape, plan, programs, key)
 
 
 def _prepare_encoder(

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from jserve.protocol import Request, TokenDelta
-from jserve.schedule.limits import LengthLimits
+from jserve.schedule.limits import EMBEDS, LengthLimits
 
 _Entry = tuple[tuple[int, int], Request]
 
@@ -43,7 +43,7 @@ class TextQueue:
         """Queue a request. Returns None, or the final "error" delta of one that can never run."""
         error = self._limits.refusal(request)
         if not request.pooling:
-            error = "this model embeds; it does not generate text"
+            error = EMBEDS
         if request.request_id in self._open:
             error = f"request id {request.request_id!r} is in use; send another one"
         if error is not None:
