@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -107,9 +107,7 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
-    build, model = _build(asked, config, family, mesh, checkpoint, weights)
-    if embeds:
-        build = replace(build, thin=False)  # steps of one or two tokens are for answers
+    build, model = _build(asked, config, family, mesh, checkpoint, weights, generates=not embeds)
     weights_bytes = _bytes_per_device(model, mesh)
     if build.thin and not build.outputs_first:
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
@@ -239,6 +237,8 @@ def _build(
     mesh: Mesh,
     checkpoint: Checkpoint,
     weights: WeightPlan | None,
+    *,
+    generates: bool,
 ) -> tuple[Build, CausalLM]:
     """The dtypes that the flags and the device lead to, and the abstract model of these."""
     kind = mesh.devices.flat[0].platform
@@ -252,7 +252,8 @@ def _build(
     elements = _elements_per_device(model, mesh)
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
     thin = (
-        kind == "cpu"
+        generates  # steps of one or two tokens are for answers
+        and kind == "cpu"
         and mesh.size == 1
         and (
             dtype == jnp.bfloat16
