@@ -37,7 +37,7 @@ def like_e5_mistral(folder: Path) -> Path:
     return add_embedder_files(folder, {"pooling_mode_lasttoken": True}, sentence_bert_config=length)
 
 
-@pytest.mark.parametrize("make", [like_qwen3_embedding, like_e5_mistral])
+@pytest.mark.parametrize("make", [like_qwen3_embedding, pytest.param(like_e5_mistral, marks=pytest.mark.slow)])
 def test_last_tokens_of_a_model_without_a_head_equal_transformers(make: Any, tmp_path: Path, executables: str) -> None:
     folder = make(tmp_path)
     config = EngineConfig(
