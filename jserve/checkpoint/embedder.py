@@ -1,6 +1,7 @@
-"""What makes a model one for embeddings, and how it wants its texts: from the files of sentence-transformers.
+"""What makes a model one for embeddings, and how it wants its texts: from the files of sentence-transformers, or the
+metadata of a GGUF file.
 
-A checkpoint puts what these files say into its configuration, under `KEY`; everybody else reads it from there.
+A checkpoint puts what these say into its configuration, under `KEY`; everybody else reads it from there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _POOLINGS: dict[str, Pooling] = {
     "lasttoken": "last",
 }
 """By sentence-transformers' names, the older ones without `pooling_mode_`."""
+_GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
+"""`enum llama_pooling_type` of llama.cpp; 0 is none, and 4 a score in place of a vector."""
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -87,6 +90,12 @@ def with_embedder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if prompts.exists():
         facts |= _some(read_json(prompts, limit=_LIMIT), ("prompts", "default_prompt_name"))
     return {**config, KEY: facts}
+
+
+def with_gguf_embedder(config: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with the pooling that a GGUF file names, where it does: it is then one for embeddings."""
+    mode = _GGUF_POOLINGS.get(metadata.get(f"{metadata['general.architecture']}.pooling_type", 0))
+    return config if mode is None else {**config, KEY: {"pooling": {"modes": [mode]}}}
 
 
 def _read_pooling(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve, resolve_encoder
 from tests.checkpoint.embedder_maker import add_embedder_files
+from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
 
 BERT = {
     "architectures": ["BertModel"],
@@ -76,6 +77,16 @@ def test_model_without_a_head_embeds_even_without_these_files(
 ) -> None:
     found = read(tmp_path, architectures=[architecture])
     assert (found and found.pooling) == pooling
+
+
+@pytest.mark.parametrize(("number", "pooling"), [(0, None), (1, "mean"), (2, "cls"), (3, "last"), (4, None), (9, None)])
+def test_gguf_file_that_names_a_pooling_embeds(tmp_path: Path, number: int, pooling: str | None) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tiny_state(), CONFIG, metadata={"llama.pooling_type": number})
+    with closing(open_checkpoint(path)) as checkpoint:
+        found = Embedder.of(checkpoint.config(), source=path)
+        assert (found and found.pooling) == pooling
+        _, config = resolve(checkpoint.config(), source=path)
+        assert config.tie_word_embeddings == (pooling is not None or "lm_head.weight" not in checkpoint.tensors())
 
 
 @pytest.mark.parametrize(
