@@ -94,8 +94,13 @@ def with_embedder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def with_gguf_embedder(config: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with the pooling that a GGUF file names, where it does: it is then one for embeddings."""
-    mode = _GGUF_POOLINGS.get(metadata.get(f"{metadata['general.architecture']}.pooling_type", 0))
-    return config if mode is None else {**config, KEY: {"pooling": {"modes": [mode]}}}
+    prefix = metadata["general.architecture"]
+    number = metadata.get(f"{prefix}.pooling_type")
+    mode = _GGUF_POOLINGS.get(number) if isinstance(number, int) else None
+    if mode is None:
+        return config
+    causal = {"is_causal": False} if metadata.get(f"{prefix}.attention.causal") is False else {}
+    return {**config, **causal, KEY: {"pooling": {"modes": [mode]}}}
 
 
 def _read_pooling(file: Path) -> dict[str, Any]:
