@@ -15,7 +15,7 @@ from jserve.checkpoint.json_file import parse_json, read_bounded, read_json
 from jserve.errors import CheckpointError
 from jserve.protocol import Pooling
 
-KEY = "embedder"
+KEY = "jserve_embedder"
 MODULES = "modules.json"
 _LIMIT = 1 << 20
 """Bytes of any of these files."""
@@ -56,12 +56,12 @@ class Embedder:
 
         Raises CheckpointError where its files ask for what is not supported.
         """
-        facts = config.get(KEY)
-        name = str((config.get("architectures") or [""])[0])
+        facts, names = config.get(KEY), config.get("architectures")
+        name = str(names[0]) if isinstance(names, list) and names else ""
         if facts is None and (not name or name.endswith(_HEADS)):
             return None
         facts = facts if isinstance(facts, Mapping) else {}
-        _refuse_modules(facts.get("modules") or (), source)
+        _refuse_modules(_texts(facts.get("modules")), source)
         prompts, default = _prompts(facts, source)
         longest = facts.get("max_seq_length")
         return cls(
@@ -124,7 +124,11 @@ def _some(raw: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: raw[name] for name in names if raw.get(name) is not None}
 
 
-def _refuse_modules(modules: Any, source: Path | str) -> None:
+def _texts(value: Any) -> list[str]:
+    return list(map(str, value)) if isinstance(value, list) else []
+
+
+def _refuse_modules(modules: list[str], source: Path | str) -> None:
     unknown = [name for name in modules if name not in _MODULES]
     if unknown:
         raise CheckpointError(
@@ -136,9 +140,9 @@ def _pooling(facts: Mapping[str, Any], architecture: str, source: Path | str) ->
     told = facts.get("pooling")
     if not isinstance(told, Mapping):
         return "mean" if _is_encoder(architecture) else "last"
-    modes = told.get("modes") or []
+    modes = _texts(told.get("modes"))
     if len(modes) != 1 or modes[0] not in _POOLINGS:
-        listed = ", ".join(map(str, modes)) or "none"
+        listed = ", ".join(modes) or "none"
         raise CheckpointError(
             f"{source}: its pooling is {listed}; supported is one of cls, mean, mean_sqrt_len and lasttoken"
         )
@@ -161,6 +165,6 @@ def _prompts(facts: Mapping[str, Any], source: Path | str) -> tuple[dict[str, st
     if len(prompts) > _MAX_PROMPTS:
         raise CheckpointError(f"{source}: there are {len(prompts):,} prompts but at most {_MAX_PROMPTS:,} are taken")
     default = facts.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise CheckpointError(f"{source}: default_prompt_name is {default!r}, which is not one of the prompts")
     return {str(name): text for name, text in prompts.items()}, prompts[default] if default is not None else ""

@@ -73,9 +73,7 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
 
     Raises CheckpointError naming what is supported.
     """
-    names = raw.get("architectures") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{source}: architectures is {names!r} but must be a list of names")
+    names = _names(raw, source)
     for name in names:
         if name in ARCHITECTURES:
             family = ARCHITECTURES[name]
@@ -91,7 +89,7 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
 
 def resolve_encoder(raw: dict[str, Any], *, source: Path | str) -> tuple[type[Encoder], ModelConfig] | None:
     """The same for an encoder, which attends both ways and keeps no cache; None for any other model."""
-    family = next((ENCODERS[name] for name in raw.get("architectures") or [] if name in ENCODERS), None)
+    family = next((ENCODERS[name] for name in _names(raw, source) if name in ENCODERS), None)
     if family is None:
         return None
     Embedder.of(raw, source=source)  # refuses what it does not support
@@ -103,3 +101,10 @@ def _without_head(raw: dict[str, Any], source: Path | str) -> dict[str, Any]:
     if raw.get("is_causal") is False or raw.get("use_bidirectional_attention"):
         raise CheckpointError(f"{source}: attention to later tokens is supported of encoders only, not of this decoder")
     return {**raw, "tie_word_embeddings": True}
+
+
+def _names(raw: dict[str, Any], source: Path | str) -> list[str]:
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source}: architectures is {names!r} but must be a list of names")
+    return list(names)

@@ -1,11 +1,14 @@
 """What sentence-transformers' files say of a model for embeddings."""
 
 import json
-from contextlib import closing
+import random
+import secrets
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from header_fuzzer import damage_json
 
 from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.errors import CheckpointError
@@ -129,6 +132,33 @@ def test_module_outside_the_folder_is_refused(tmp_path: Path, path: Any) -> None
 def test_damaged_list_of_modules_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"modules\.json"):
+        read(tmp_path)
+
+
+def test_damaged_configuration_is_read_or_refused(tmp_path: Path) -> None:
+    seed = secrets.randbelow(2**32)
+    rng = random.Random(seed)
+    prompts = {"prompts": {"query": "q"}, "default_prompt_name": "query"}
+    add_embedder_files(tmp_path, MEAN, sentence_bert_config={"max_seq_length": 7}, config_sentence_transformers=prompts)
+    (tmp_path / "config.json").write_text(json.dumps(BERT | {"type_vocab_size": 2, "layer_norm_eps": 1e-5}))
+    with closing(open_checkpoint(tmp_path, needs_weights=False)) as checkpoint:
+        sound = checkpoint.config()
+    for _ in range(400):
+        damaged = damage_json(sound, rng)
+        if isinstance(damaged, dict):
+            try:
+                with suppress(CheckpointError):
+                    resolve_encoder(damaged, source="config.json")
+            except Exception as error:
+                error.add_note(f"with seed {seed}: {damaged}")
+                raise
+
+
+@pytest.mark.parametrize("file", ["1_Pooling/config", "config_sentence_transformers", "sentence_bert_config"])
+def test_file_that_is_no_object_is_refused(tmp_path: Path, file: str) -> None:
+    add_embedder_files(tmp_path, MEAN)
+    (tmp_path / f"{file}.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="must hold an object"):
         read(tmp_path)
 
 
