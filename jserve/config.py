@@ -153,6 +153,10 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     mixture: MixtureConfig | None = None
+    position_offset: int = 0
+    """Rows of the table of learned positions before that of a text's first token."""
+    token_types: int = 0
+    """Rows of the table of token types; 0 where there is none."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -31,6 +31,7 @@ from jserve.constrain.compiler import GrammarCompiler
 from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
+from jserve.encoding import EncoderCore
 from jserve.errors import StartupError
 from jserve.ipc import EngineSocket
 from jserve.log import set_up_logging
@@ -50,10 +51,12 @@ from jserve.protocol import (
 )
 from jserve.runtime.bake import bake
 from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started, compile_behind, describe, start_runner
+from jserve.schedule.limits import EMBEDS
 from jserve.schedule.scheduler import Scheduler
 from jserve.schedule.sequence import Status
 from jserve.text.load import load_tokenizer
@@ -77,7 +80,8 @@ class EngineCore:
 
     def __init__(self, started: Started, *, enable_prefix_caching: bool = True) -> None:
         shape = started.shape
-        self.runner: Runner = started.runner
+        assert isinstance(started.runner, Runner)
+        self.runner = started.runner
         self.shape: EngineShape = shape
         self.scheduler = Scheduler(
             num_pages=shape.num_pages,
@@ -91,6 +95,7 @@ class EngineCore:
             step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )
         self.compiles = CompileCounter()
+        self._embeds = started.embedder is not None
         self._eos_token_ids = started.eos_token_ids
         self.grammars = GrammarCompiler(
             lambda: load_tokenizer(started.model).backend.to_str(), shape.vocab_size, started.eos_token_ids
@@ -114,6 +119,8 @@ class EngineCore:
 
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""
+        if self._embeds and not request.pooling:
+            return TokenDelta(request.request_id, [], finish_reason="error", error=EMBEDS)
         if request.request_id in self._deferred:
             error = f"request id {request.request_id!r} is in use; send another one"
             return TokenDelta(request.request_id, [], finish_reason="error", error=error)
@@ -192,11 +199,18 @@ class EngineCore:
         return self.runner.sample(launched, masks)
 
 
+def make_core(started: Started, *, enable_prefix_caching: bool = True) -> EngineCore | EncoderCore:
+    """What drives the model that was started."""
+    if isinstance(started.runner, EncoderRunner):
+        return EncoderCore(started)
+    return EngineCore(started, enable_prefix_caching=enable_prefix_caching)
+
+
 @dataclass(slots=True)
 class EngineProcess:
     """Serves one API process over one socket until it says stop or goes away."""
 
-    core: EngineCore
+    core: EngineCore | EncoderCore
     connection: EngineSocket
     is_stopping: bool = False
     _num_deferred_told: int = 0
@@ -261,7 +275,7 @@ class ProgressReport:
 class ProgramReport:
     """Tells the API process which programs there are and how many are to come, as they are compiled behind."""
 
-    def __init__(self, connection: EngineSocket, runner: Runner) -> None:
+    def __init__(self, connection: EngineSocket, runner: Runner | EncoderRunner) -> None:
         self._connection = connection
         self._runner = runner
         self._logged_at = time.monotonic()
@@ -286,8 +300,9 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     choose_platform(config.gpu_memory_utilization)
     report = ProgressReport(connection)
     started = start_runner(config, report, early=True)
-    core = EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
-    core.grammars.prepare()
+    core = make_core(started, enable_prefix_caching=config.enable_prefix_caching)
+    if isinstance(core, EngineCore):
+        core.grammars.prepare()
     report.ready()
     settle()
     shape = started.shape

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from jserve.checkpoint import open_checkpoint
+from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.checkpoint.contents import Contents, read_contents
 from jserve.config import EngineConfig
 from jserve.errors import StartupError
@@ -36,6 +36,8 @@ class Inspection:
     tokens_that_fit: int | None = None
     tokens_of_server: int | None = None
     max_model_len: int | None = None
+    pooling: str | None = None
+    """Of a model for embeddings, which generates nothing."""
     memory: dict[str, int] | None = None
 
 
@@ -82,6 +84,7 @@ def _with_capacity(found: Inspection, contents: Contents, asked: EngineConfig) -
     try:
         with closing(open_checkpoint(asked.model)) as checkpoint:
             capacity = estimate(checkpoint, asked, found.device)
+            embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
     except StartupError as problem:
         return Inspection(**fields | {"problem": str(problem)})
     plan = capacity.plan
@@ -93,6 +96,7 @@ def _with_capacity(found: Inspection, contents: Contents, asked: EngineConfig) -
         "tokens_that_fit": capacity.tokens_that_fit,
         "tokens_of_server": capacity.tokens,
         "max_model_len": capacity.shape.max_model_len,
+        "pooling": None if embedder is None else embedder.pooling,
         "memory": {name: getattr(plan, name) for name in names},
     }
     return Inspection(**fields)
@@ -136,10 +140,13 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
         return [*rows, ("runs", f"no: {found.problem}")]
     spread = " per device" if found.tensor_parallel_size > 1 else ""
     used = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in found.memory.items() if size)
+    rows += [("runs", f"yes, on {where} in {found.dtype}"), (f"memory{spread}", used)]
+    if found.pooling:
+        rows.append(("embeds", f"texts of up to {found.max_model_len:,} tokens, {found.pooling} pooling"))
+    if not found.kv_bytes_per_token:
+        return rows
     return [
         *rows,
-        ("runs", f"yes, on {where} in {found.dtype}"),
-        (f"memory{spread}", used),
         ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token"),
         ("fits", f"{found.tokens_that_fit:,} tokens; a server of the default flags {_as_contexts(found)}"),
     ]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jserve.config import EngineConfig
 from jserve.constrain.bits import fixed_tokens, is_empty
-from jserve.engine import EngineCore
+from jserve.engine import make_core
 from jserve.errors import RequestError
 from jserve.progress import StartupBars
 from jserve.protocol import (
@@ -142,7 +142,7 @@ class LLM:
                 bars.show("background-compile", done, len(programs), program.name)
         bars.close()
         self.started = started
-        self.core = EngineCore(started, enable_prefix_caching=self._config.enable_prefix_caching)
+        self.core = make_core(started, enable_prefix_caching=self._config.enable_prefix_caching)
         self.tokenizer = load_tokenizer(model)
         self.chat_template = ChatTemplate.load(self.tokenizer, override=chat_template)
         self._numbers = itertools.count()
@@ -156,8 +156,11 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete every prompt (text, or token ids); outputs in the order of the prompts.
 
-        One SamplingParams for all, or one for each. Raises RequestError for a prompt that cannot run.
+        One SamplingParams for all, or one for each. Raises RequestError for a prompt that cannot run, and of a model
+        for embeddings for any.
         """
+        if self.started.embedder is not None:
+            raise RequestError("this model embeds; it does not generate text: call `embed`")
         listed = _as_list(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
@@ -186,12 +189,22 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], *, pooling: Literal["last", "mean"] = "last", use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Literal["last", "mean", "cls"] | None = None,
+        use_tqdm: bool = True,
     ) -> list[np.ndarray]:
-        """The embedding of every prompt, f32[E] of length 1: the final hidden state of its last token, or the mean."""
+        """The embedding of every prompt, f32[E] of length 1: the final hidden state of its last token, the mean, or
+        that of its first; by default what a model for embeddings says, or else the last.
+
+        Texts are taken as they are: the prompts that a model comes with are in `started.embedder`.
+        """
+        embedder = self.started.embedder
+        chosen: Pooling = pooling or ("last" if embedder is None else embedder.pooling)
         choices: dict[str, _Choice] = {}
         params = SamplingParams(max_tokens=0)
-        outputs = [self._add(prompt, params, choices, pooling) for prompt in _as_list(prompts)]
+        outputs = [self._add(prompt, params, choices, chosen) for prompt in _as_list(prompts)]
         self._run(choices, use_tqdm)
         return [output.embedding for output in outputs if output.embedding is not None]
 

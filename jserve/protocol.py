@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-Pooling = Literal["", "last", "mean"]
+Pooling = Literal["", "last", "mean", "cls"]
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that the device returns."""
@@ -108,7 +108,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
 
     `arrival` is `time.time()` at the API; `cache_salt` isolates the prefix cache; `priority`: lower is
     earlier, equal priorities are served first come, first served. With `pooling` nothing is generated: the
-    answer is the embedding of the prompt, from its last token's final hidden state or the mean of all.
+    answer is the embedding of the prompt, from its last or first token's final hidden state or the mean of all.
     """
 
     request_id: str

@@ -12,12 +12,22 @@ from pathlib import Path
 import pytest
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+REAL_ENCODER = "all-MiniLM-L6-v2"
 
 
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:
     """The real model's file. `make model` fetches it."""
     path = Path(os.environ.get("JSERVE_TEST_MODEL", Path(__file__).parent.parent / "models" / REAL_MODEL))
+    if not path.exists():
+        pytest.skip(f"{path} is not there; `make model` fetches it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_encoder(real_gguf: Path) -> Path:
+    """The folder of a real model for embeddings, beside the other. `make model` fetches it too."""
+    path = real_gguf.parent / REAL_ENCODER
     if not path.exists():
         pytest.skip(f"{path} is not there; `make model` fetches it")
     return path

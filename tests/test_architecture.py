@@ -15,6 +15,7 @@ FLOORS = [
     {"jserve.models", "jserve.api"},
     {"jserve.weights"},
     {"jserve.runtime"},
+    {"jserve.encoding"},
     {"jserve.engine"},
     {"jserve.inspection", "jserve.conversion", "jserve.llm"},
     {"jserve.cli"},

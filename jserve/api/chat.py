@@ -54,6 +54,7 @@ async def prepare_chat(
     """Check `body` and make its prompt, without asking the engine for anything. Raises RequestError."""
     server = context_of(request)
     model.check_name(body.model)
+    model.check_generates()
     _check_fields(body)
     _check_template_fields(body, model, server)
     tool_use = ToolUse.of(body, shows_tools_for_none=not server.settings.exclude_tools_when_none)

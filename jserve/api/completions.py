@@ -44,6 +44,7 @@ async def start_completion(
     """
     server = context_of(request)
     model.check_name(body.model)
+    model.check_generates()
     _check_fields(body)
     sampling = _sampling(body, model, server)
     raw_prompts = split_prompts(body.prompt)

@@ -1,10 +1,12 @@
-"""POST /v1/embeddings: a decoder's final hidden state of a text's last token, or the mean of all, of unit length."""
+"""POST /v1/embeddings: the final hidden state of a text's last token, or of its first, or the mean of all, of unit
+length. A model for embeddings says which it is, and what is put before a text.
+"""
 
 import asyncio
 import base64
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,7 +22,7 @@ from jserve.api.responses import Embedding, Embeddings, Usage, encode
 from jserve.api.schemas import EmbeddingBody
 from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
-from jserve.protocol import SamplingParams
+from jserve.protocol import Pooling, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +65,7 @@ async def prepare_embeddings(
         sampling=SamplingParams(max_tokens=0, temperature=0.0),
         priority=body.priority or 0,
         cache_salt=check_cache_salt(body.cache_salt),
-        pooling=body.pooling or context_of(request).settings.pooling,
+        pooling=body.pooling or context_of(request).settings.pooling or _pooling_of(model),
     )
 
 
@@ -72,8 +74,8 @@ async def embed(
 ) -> "list[np.ndarray]":
     """The embeddings of all prompts, f32[E] of length 1 each, in order.
 
-    Raises RequestError where other `dimensions` are asked for: no decoder is trained so that the first numbers
-    of its hidden state mean something alone.
+    `dimensions` keeps the first numbers. Raises RequestError where a model that generates is asked for fewer than it
+    has: none is trained so that the first numbers of its hidden state mean something alone.
     """
     import numpy as np  # 0.15 s that a start is spared
 
@@ -83,14 +85,19 @@ async def embed(
     for update in await all_updates(request, generator, generation):
         found[update.index] = np.frombuffer(update.embedding, "<f4")
     size = len(found[0])
-    if dimensions is not None and dimensions != size:
+    if dimensions is None or dimensions == size:
+        return found
+    if model.embedder is None:
         raise invalid(
             f"this model's embeddings have {size} dimensions and cannot be shortened, since it was not trained for "
             "that (Matryoshka); leave `dimensions` out.",
             "dimensions",
             dimensions,
         )
-    return found
+    if not 1 <= dimensions < size:
+        raise invalid(f"this model's embeddings have {size} dimensions; ask for 1 to {size}.", "dimensions", dimensions)
+    kept = [vector[:dimensions].astype("f8") for vector in found]
+    return [(vector / (np.linalg.norm(vector) or 1.0)).astype("<f4") for vector in kept]
 
 
 def prompt_usage(prompts: Sequence[PreparedPrompt]) -> Usage:
@@ -103,13 +110,37 @@ async def _prompt_of_input(
     request: Request, text: str | list[int], body: EmbeddingBody, model: ServedModel
 ) -> PreparedPrompt:
     client = context_of(request).client
-    if isinstance(text, str):
-        special = body.add_special_tokens is not False
-        token_ids = await model.encode(text, add_special_tokens=special, max_model_len=client.max_model_len)
-    else:
-        token_ids = text
-        check_vocabulary(token_ids, client.vocab_size, param="input")
-    return _fitted(token_ids, body, client.max_model_len)
+    if not isinstance(text, str):
+        check_vocabulary(text, client.vocab_size, param="input")
+        return _fitted(text, body, model, client.max_model_len)
+    special = body.add_special_tokens is not False
+    worded = _with_prompt(text, body.prompt_name, model)
+    if body.truncate_prompt_tokens is not None and _side(body, model) == "right":
+        worded = await model.beginning(worded, client.max_model_len)
+    token_ids = await model.encode(worded, add_special_tokens=special, max_model_len=client.max_model_len)
+    ends = model.tokenizer.special_ends if special else (0, 0)
+    return _fitted(token_ids, body, model, client.max_model_len, ends)
+
+
+def _with_prompt(text: str, name: str | None, model: ServedModel) -> str:
+    """A text after the prompt of this name, or else the model's default one, as the model wants it."""
+    prompts = {} if model.embedder is None else model.embedder.prompts
+    if name is not None and name not in prompts:
+        listed = ", ".join(prompts) or "none"
+        raise invalid(f"this model has no prompt of that name; it has: {listed}.", "prompt_name", name)
+    if model.embedder is None:
+        return text
+    text = (model.embedder.default_prompt if name is None else prompts[name]) + text
+    return text.lower() if model.embedder.lowercases else text
+
+
+def _side(body: EmbeddingBody, model: ServedModel) -> str:
+    """Which end of a text is cut. A model for embeddings was trained on beginnings."""
+    return body.truncation_side or ("left" if model.embedder is None else "right")
+
+
+def _pooling_of(model: ServedModel) -> Pooling:
+    return "last" if model.embedder is None else model.embedder.pooling
 
 
 async def _prompts_of_messages(request: Request, body: EmbeddingBody, model: ServedModel) -> list[PreparedPrompt]:
@@ -122,11 +153,13 @@ async def _prompts_of_messages(request: Request, body: EmbeddingBody, model: Ser
         variables=body.chat_template_kwargs or {},
     )
     token_ids = await model.encode(text, add_special_tokens=bool(body.add_special_tokens), max_model_len=limit)
-    return [_fitted(token_ids, body, limit)]
+    return [_fitted(token_ids, body, model, limit)]
 
 
-def _fitted(token_ids: list[int], body: EmbeddingBody, max_model_len: int) -> PreparedPrompt:
-    side: Literal["left", "right"] | None = body.truncation_side
-    token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, side, max_model_len, generates=False)
+def _fitted(
+    token_ids: list[int], body: EmbeddingBody, model: ServedModel, max_model_len: int, ends: tuple[int, int] = (0, 0)
+) -> PreparedPrompt:
+    limit, side = body.truncate_prompt_tokens, _side(body, model)
+    token_ids = truncate_prompt(token_ids, limit, side, max_model_len, generates=False, special_ends=ends)
     check_prompt_length(len(token_ids), max_model_len, generates=False)
     return PreparedPrompt(token_ids)

@@ -52,11 +52,18 @@ def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int,
 
 
 def truncate_prompt(
-    token_ids: list[int], limit: int | None, side: str | None, max_model_len: int, *, generates: bool = True
+    token_ids: list[int],
+    limit: int | None,
+    side: str | None,
+    max_model_len: int,
+    *,
+    generates: bool = True,
+    special_ends: tuple[int, int] = (0, 0),
 ) -> list[int]:
     """Keep at most `limit` tokens (-1: as many as the context allows, with one to generate where it `generates`).
 
-    `side` names the end that is cut, by default the left, so that the newest text stays.
+    `side` names the end that is cut, by default the left, so that the newest text stays. So do as many tokens of
+    either end as `special_ends` says, where there is room for more.
     """
     if limit is None:
         return token_ids
@@ -70,4 +77,7 @@ def truncate_prompt(
     keep = max_model_len - generates if limit == -1 else limit
     if keep == 0:
         return []
-    return token_ids[:keep] if side == "right" else token_ids[-keep:]
+    before, after = special_ends if keep > sum(special_ends) else (0, 0)
+    text, room = token_ids[before : len(token_ids) - after], keep - before - after
+    kept = text[:room] if side == "right" else text[-room:]
+    return token_ids[:before] + kept + token_ids[len(token_ids) - after :]

@@ -151,9 +151,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--pooling",
-        choices=("last", "mean"),
-        default="last",
-        help="what an embedding is made of: the hidden state of a text's last token, or the mean of all",
+        choices=("last", "mean", "cls"),
+        help="what an embedding is made of: the hidden state of a text's last token, the mean of all, or that of the "
+        "first (default: what a model for embeddings says, else last)",
     )
     group.add_argument(
         "--score-method",

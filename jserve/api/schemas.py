@@ -227,8 +227,10 @@ class EmbeddingBody(BaseModel):
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Int64 | None = None
-    pooling: Literal["last", "mean"] | None = None
+    pooling: Literal["last", "mean", "cls"] | None = None
     """jserve's own: instead of the server's `--pooling`."""
+    prompt_name: str | None = None
+    """Of the prompts that a model for embeddings comes with, as in text-embeddings-inference."""
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool | None = None

@@ -4,7 +4,7 @@
 Qwen3-Reranker was trained on (its model card), through the chat template: the score is the probability of "yes"
 against that of "no" as the next token, between 0 and 1. An instruct model that was never trained for it orders
 documents too, if less well. `cosine` is the cosine of two embeddings, made as /v1/embeddings makes them: between
--1 and 1, and only as good as the model's embeddings are.
+-1 and 1, and only as good as the model's embeddings are. A model for embeddings knows no other way.
 """
 
 import math
@@ -136,7 +136,7 @@ async def judge(
             "`truncate_prompt_tokens` is not supported here: it would cut the question off; shorten the document",
             param="truncate_prompt_tokens",
         )
-    if context_of(request).settings.score_method == "cosine":
+    if context_of(request).settings.score_method == "cosine" or model.embedder is not None:
         return await _cosines(request, body, pairs, model)
     answers = [model.tokenizer.encode(answer, add_special_tokens=False) for answer in ANSWERS]
     labels = [tokens[0] for tokens in answers if tokens]
@@ -185,6 +185,7 @@ async def _next_token_logprobs(
     request: Request, body: ScoringBody, prompts: list[PreparedPrompt], labels: Sequence[int], model: ServedModel
 ) -> list[list[float]]:
     """Of each of `labels` after each prompt, whatever the model itself would say."""
+    model.check_generates()
     generator = context_of(request).generator
     prepared = GenerationRequest(
         public_id=public_id("score", request.headers, body.request_id),

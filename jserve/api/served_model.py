@@ -20,7 +20,7 @@ from jserve.api.model_files import ModelFiles
 from jserve.api.model_speech import ModelSpeech
 from jserve.api.settings import ServerSettings
 from jserve.api.template_renderer import TemplateRenderer
-from jserve.checkpoint import OllamaModel, find_ollama_model, is_ollama_name, open_checkpoint
+from jserve.checkpoint import Embedder, OllamaModel, find_ollama_model, is_ollama_name, open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, RequestError, UnknownModelError
 from jserve.text.chat_template import ChatTemplate
@@ -52,6 +52,7 @@ class ServedModel:
         files: ModelFiles,
         settings: ServerSettings,
         ollama: OllamaModel | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.names = tuple(names)
         self.listed_names = tuple(listed_names)
@@ -62,9 +63,13 @@ class ServedModel:
         self.fingerprint = fingerprint
         self.files = files
         self.ollama = ollama
+        self.embedder = embedder
         self._settings = settings
         self._speeches: dict[str, ModelSpeech] = {}
-        logger.info("recognised: %s", self.speech().describe())
+        described = (
+            self.speech().describe() if embedder is None else f"a model for embeddings, {embedder.pooling} pooling"
+        )
+        logger.info("recognised: %s", described)
 
     @classmethod
     def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
@@ -77,8 +82,11 @@ class ServedModel:
         defaults = _sampling_defaults(settings, ollama)
         logger.info("default sampling: %s", defaults.describe())
         files = ModelFiles.read(settings.model, has_weights=config.load_format != "dummy")
+        embedder = Embedder.of(files.config, source=settings.model)
         names, listed = settings.model_names, settings.listed_names
-        model = cls(names, listed, tokenizer, template, defaults, fingerprint(config), files, settings, ollama)
+        model = cls(
+            names, listed, tokenizer, template, defaults, fingerprint(config), files, settings, ollama, embedder
+        )
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
 
@@ -103,6 +111,15 @@ class ServedModel:
             aliases = ", ".join(self.listed_names)
             raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
 
+    def check_generates(self) -> None:
+        """Raise RequestError where the model is for embeddings alone."""
+        if self.embedder is not None:
+            raise RequestError(
+                f'the model "{self.name}" embeds; it does not generate text. Send texts to v1/embeddings, or to '
+                "api/embed as Ollama's clients do",
+                param="model",
+            )
+
     def with_presets(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """A conversation after what an Ollama manifest puts before it: SYSTEM, unless it has a system message of its
         own in front, and MESSAGE.
@@ -115,10 +132,21 @@ class ServedModel:
 
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
         """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""
-        self._check_chars(len(text), max_model_len)
+        if self.tokenizer.keeps_text:
+            self._check_chars(len(text), max_model_len)
+        elif len(text) > _INLINE_CHARS and await asyncio.to_thread(self._exceeds, text, max_model_len):
+            check_prompt_length(max_model_len + 1, max_model_len, at_least=True)
         if len(text) <= _INLINE_CHARS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    async def beginning(self, text: str, max_model_len: int) -> str:
+        """As much of `text` as may be needed to fill the context with tokens."""
+        if self.tokenizer.keeps_text:
+            return text[: max_model_len * self.max_token_chars]
+        if len(text) <= _INLINE_CHARS:
+            return text
+        return await asyncio.to_thread(self.tokenizer.beginning, text, 2 * max_model_len)
 
     async def render_chat(
         self,
@@ -156,6 +184,10 @@ class ServedModel:
         rendered = await self.renderer.render(job)
         self._check_chars(rendered.num_chars, max_model_len)
         return rendered.text
+
+    def _exceeds(self, text: str, max_model_len: int) -> bool:
+        """Whether a piece of the text has twice the tokens that all of it may have: pieces end within words."""
+        return len(self.tokenizer.beginning(text, 2 * max_model_len)) < len(text)
 
     def _check_chars(self, num_chars: int, max_model_len: int) -> None:
         """Raise RequestError where this many characters are more tokens than the context holds, however they fall."""

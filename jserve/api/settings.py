@@ -50,7 +50,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str = "auto"
     exclude_tools_when_none: bool = True
     generation_config: str = "auto"
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "mean", "cls"] | None = None
     score_method: Literal["generative", "cosine"] = "generative"
     grammar_compile_timeout_s: float = 5.0
     max_grammar_bytes: int = 1 << 20

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jserve.checkpoint.base import Checkpoint, TensorInfo
 from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_converted
+from jserve.checkpoint.embedder import Embedder
 from jserve.checkpoint.gguf_split import first_part, without_later_parts
 from jserve.checkpoint.mapped_file import MappedFile
 from jserve.checkpoint.ollama_store import OllamaModel, find_ollama_model, is_ollama_name
@@ -15,6 +16,7 @@ from jserve.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "Embedder",
     "OllamaModel",
     "TensorInfo",
     "find_gguf",

@@ -16,6 +16,7 @@ import numpy as np
 
 from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.dequantize import BlockType, block_type, dequantize
+from jserve.checkpoint.embedder import with_gguf_embedder
 from jserve.checkpoint.gguf_config import build_config, build_generation_config, family_of, read_heads
 from jserve.checkpoint.gguf_families import huggingface_tensors
 from jserve.checkpoint.gguf_file import GgufFile, GgufTensor
@@ -69,6 +70,7 @@ class GgufCheckpoint:
                 factors=self._factors,
                 source=path,
             )
+            self._config = with_gguf_embedder(self._config, self._file.metadata)
         except BaseException:
             self.close()
             raise

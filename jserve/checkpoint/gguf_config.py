@@ -75,7 +75,7 @@ def build_config(metadata: Mapping[str, Any], shapes: Shapes, *, factors: Factor
         "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
         "mlp_bias": "model.layers.0.mlp.up_proj.bias" in shapes,
         "vocab_size": _vocab_size(family, shapes, source),
-        "tie_word_embeddings": f"{family.top['output']}.weight" not in shapes,
+        "tie_word_embeddings": f"{family.top.get('output')}.weight" not in shapes,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),

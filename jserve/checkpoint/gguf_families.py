@@ -149,6 +149,26 @@ FAMILIES = {
         layers="gpt_neox.layers",
         views={"attn_qkv": lambda heads, kv_heads: HeadsTogether(heads)},
     ),
+    "bert": Family(
+        "BertModel",
+        {
+            "attn_q": "attention.self.query",
+            "attn_k": "attention.self.key",
+            "attn_v": "attention.self.value",
+            "attn_output": "attention.output.dense",
+            "attn_output_norm": "attention.output.LayerNorm",
+            "ffn_up": "intermediate.dense",
+            "ffn_down": "output.dense",
+            "layer_output_norm": "output.LayerNorm",
+        },
+        top={
+            "token_embd": "embeddings.word_embeddings",
+            "position_embd": "embeddings.position_embeddings",
+            "token_types": "embeddings.token_type_embeddings",
+            "token_embd_norm": "embeddings.LayerNorm",
+        },
+        layers="encoder.layer",
+    ),
 }
 """By `general.architecture`; "mixtral" is "llama" with experts, which is how files have it."""
 

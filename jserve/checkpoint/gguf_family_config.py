@@ -31,6 +31,13 @@ def _experts(count: str, keys: Keys) -> Fields:
     return {count: keys.integer("expert_count"), "num_experts_per_tok": keys.integer("expert_used_count")}
 
 
+def _bert(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    """RoBERTa's files leave out the rows before the first token's position, so they are BERT's."""
+    names = {"max_position_embeddings": "position_embeddings", "type_vocab_size": "token_type_embeddings"}
+    rows = {field: shapes.get(f"embeddings.{table}.weight", (0,))[0] for field, table in names.items()}
+    return {"hidden_act": "gelu", "layer_norm_eps": common["rms_norm_eps"], **rows}
+
+
 def _mixtral(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     return {**_experts("num_local_experts", keys), "norm_topk_prob": True}
 
@@ -168,6 +175,7 @@ def _partial(keys: Keys, common: Fields) -> Fields:
 
 _MIXTURES = frozenset({"MixtralForCausalLM", "OlmoeForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"})
 _FURTHER: Mapping[str, Further] = {
+    "BertModel": _bert,
     "Cohere2ForCausalLM": _cohere2,
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _gpt_neox,

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jserve.checkpoint.base import Index, TensorInfo
+from jserve.checkpoint.embedder import with_embedder
 from jserve.checkpoint.json_file import read_json
 from jserve.checkpoint.safetensors_file import SafetensorsFile
 from jserve.errors import CheckpointError
@@ -26,7 +27,7 @@ class HuggingFaceCheckpoint:
 
     def __init__(self, path: Path, *, needs_weights: bool = True) -> None:
         self.path = path
-        self._config = read_json(path / "config.json")
+        self._config = with_embedder(read_json(path / "config.json"), path)
         generation = path / "generation_config.json"
         self._generation_config = read_json(generation) if generation.exists() else {}
         self._shards: dict[str, SafetensorsFile] = {}

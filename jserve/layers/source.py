@@ -39,7 +39,7 @@ def absolute_name(module: tuple[str, ...], name: str) -> str:
 def spellings(name: str) -> Iterator[str]:
     """A name as it is, and with the prefixes that repositories drop or add."""
     bare = name.removeprefix("model.").removeprefix("transformer.").removeprefix("gpt_neox.")
-    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
+    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}", f"bert.{name}", f"roberta.{name}")
 
 
 def join(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:

@@ -1,10 +1,15 @@
-"""Which class serves which architecture. One line per architecture name in `config.json`."""
+"""Which class serves which architecture. One line per architecture name in `config.json`.
+
+A decoder without a head (`Qwen3Model`) is served by the class of the one with a head, for embeddings alone.
+"""
 
 from pathlib import Path
 from typing import Any
 
+from jserve.checkpoint import Embedder
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
+from jserve.models.bert import Encoder, RobertaModel
 from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere2 import Cohere2ForCausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
@@ -35,17 +40,31 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
+    "LlamaModel": LlamaForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
+    "MistralModel": MistralForCausalLM,
     "MixtralForCausalLM": MixtralForCausalLM,
     "Olmo2ForCausalLM": Olmo2ForCausalLM,
     "Phi3ForCausalLM": Phi3ForCausalLM,
     "OlmoeForCausalLM": OlmoeForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
+    "Qwen2Model": Qwen2ForCausalLM,
     "Qwen2MoeForCausalLM": Qwen2MoeForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "Qwen3Model": Qwen3ForCausalLM,
     "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
     "SmolLM3ForCausalLM": SmolLM3ForCausalLM,
     "Starcoder2ForCausalLM": Starcoder2ForCausalLM,
+}
+
+
+ENCODERS: dict[str, type[Encoder]] = {
+    "BertForMaskedLM": Encoder,
+    "BertModel": Encoder,
+    "RobertaForMaskedLM": RobertaModel,
+    "RobertaModel": RobertaModel,
+    "XLMRobertaForMaskedLM": RobertaModel,
+    "XLMRobertaModel": RobertaModel,
 }
 
 
@@ -54,15 +73,38 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
 
     Raises CheckpointError naming what is supported.
     """
-    names = raw.get("architectures") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{source}: architectures is {names!r} but must be a list of names")
+    names = _names(raw, source)
     for name in names:
         if name in ARCHITECTURES:
             family = ARCHITECTURES[name]
             text = raw.get("text_config")
             raw = {**raw, **text, "architectures": names} if isinstance(text, dict) else raw
+            if Embedder.of(raw, source=source) is not None:
+                raw = _without_head(raw, source)
             return family, family.read_config(raw, source=source)
-    listed = ", ".join(ARCHITECTURES)
+    listed = ", ".join([*ARCHITECTURES, *ENCODERS])
     found = ", ".join(map(str, names)) or "none"
     raise CheckpointError(f"{source}: architecture {found} is not supported; supported are {listed}")
+
+
+def resolve_encoder(raw: dict[str, Any], *, source: Path | str) -> tuple[type[Encoder], ModelConfig] | None:
+    """The same for an encoder, which attends both ways and keeps no cache; None for any other model."""
+    family = next((ENCODERS[name] for name in _names(raw, source) if name in ENCODERS), None)
+    if family is None:
+        return None
+    Embedder.of(raw, source=source)  # refuses what it does not support
+    return family, family.read_config(raw, source=source)
+
+
+def _without_head(raw: dict[str, Any], source: Path | str) -> dict[str, Any]:
+    """An embedding is made of what the output projection would read: it is not there, and not missed."""
+    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention"):
+        raise CheckpointError(f"{source}: attention to later tokens is supported of encoders only, not of this decoder")
+    return {**raw, "tie_word_embeddings": True}
+
+
+def _names(raw: dict[str, Any], source: Path | str) -> list[str]:
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source}: architectures is {names!r} but must be a list of names")
+    return list(names)

@@ -14,7 +14,6 @@ from jserve.errors import ConfigError
 from jserve.runtime import platform
 from jserve.runtime.baked import BakedSizes, write_sizes
 from jserve.runtime.executables import ExecutableStore
-from jserve.runtime.runner import Runner
 from jserve.runtime.start import Progress, add_all, prepare
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
     mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
     with closing(open_checkpoint(asked.model, needs_weights=False)) as checkpoint:
         prepared = prepare(asked, checkpoint, mesh)
-    runner = Runner(prepared.programs, ExecutableStore(folder, prepared.key), mesh)
+    runner = prepared.runner(ExecutableStore(folder, prepared.key), mesh)
     programs = runner.programs_missing()
     add_all(runner, programs, progress)
     shape = prepared.shape
@@ -42,7 +41,7 @@ def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
         max_num_seqs=shape.max_num_seqs,
         max_num_batched_tokens=shape.max_num_batched_tokens,
         page_size=shape.page_size,
-        kv_cache_memory_bytes=prepared.plan.kv_pages,
+        kv_cache_memory_bytes=prepared.plan.kv_pages or None,
     )
     try:
         write_sizes(folder, sizes)

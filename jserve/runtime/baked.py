@@ -23,7 +23,8 @@ class BakedSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_num_seqs: int
     max_num_batched_tokens: int
     page_size: int
-    kv_cache_memory_bytes: int
+    kv_cache_memory_bytes: int | None
+    """None of an encoder, which has no cache."""
 
 
 def write_sizes(folder: Path, sizes: BakedSizes) -> None:

@@ -16,13 +16,16 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan
-from jserve.models.registry import resolve
+from jserve.models.bert import Encoder
+from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import detect
 from jserve.runtime import memory, platform
+from jserve.runtime.encode import plan_encoder
+from jserve.runtime.encoder_runner import EncoderPrograms
 from jserve.runtime.fill import check_weights
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
-from jserve.runtime.start import check_parallel
+from jserve.runtime.start import check_encoder, check_parallel, with_trained_length
 from jserve.weights.load import parameters
 
 MIB = 1 << 20
@@ -44,7 +47,7 @@ GPU_MEMORY = {
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What a server would do: `plan` is per device, `tokens` have room in its KV cache. `kv_bytes_per_token` is of
-    all devices together.
+    all devices together; 0 of an encoder, which has no cache.
     """
 
     config: ModelConfig
@@ -61,6 +64,8 @@ class Capacity:
     def tokens_that_fit(self) -> int:
         """Tokens that what is left of the memory could hold; a server takes no more than it can use."""
         plan = self.plan
+        if not self.kv_bytes_per_token:
+            return 0
         left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin
         return left // plan.page_bytes * self.shape.page_size
 
@@ -109,7 +114,11 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     """
     parts = asked.tensor_parallel_size
     kind = "cpu" if device == "cpu" else "gpu"
+    encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
+    if encoder is not None:
+        return _estimate_encoder(checkpoint, asked, device, *encoder)
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    asked = with_trained_length(asked, checkpoint, config)
     check_parallel(config, parts, asked.expert_parallel_size)
     paper = _PaperMesh(kind, parts, asked.expert_parallel_size)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
@@ -131,10 +140,32 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
     activations = platform.activation_dtype(dtype, kind)
     build = Build(dtype, activations, paper, kv_cache=asked.kv_cache_dtype)  # type: ignore[arg-type]
-    limit = device_memory(device)
-    if kind != "cpu":
-        limit = int(limit * asked.gpu_memory_utilization)
+    limit = _limit(asked, device)
     cache = family.cache(build, config)
     shape, plan = memory.plan_shape(asked, config, build, cache, packed + elements * dtype.itemsize, limit)
     per_token = memory.page_bytes(cache, parts, 1) * parts
     return Capacity(config, dtype.name, plan, shape, per_token)
+
+
+def _estimate_encoder(
+    checkpoint: Checkpoint, asked: EngineConfig, device: str, family: type[Encoder], config: ModelConfig
+) -> Capacity:
+    check_encoder(asked, checkpoint)
+    asked = with_trained_length(asked, checkpoint, config)
+    kind = "cpu" if device == "cpu" else "gpu"
+    paper = _PaperMesh(kind, 1, 1)
+    plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
+    programs = EncoderPrograms(family, config, plain, EngineShape(1, 1, 1, 1, 0, config.vocab_size))
+    model = programs.abstract_model()
+    check_weights(model, programs, checkpoint)
+    elements = sum(math.prod(parameter.shape) for parameter in parameters(model))
+    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
+    build = Build(dtype, platform.activation_dtype(dtype, kind), paper)  # type: ignore[arg-type]
+    shape, plan = plan_encoder(asked, config, build, elements * dtype.itemsize, _limit(asked, device))
+    return Capacity(config, dtype.name, plan, shape, 0)
+
+
+def _limit(asked: EngineConfig, device: str) -> int:
+    """Bytes of a device that a server uses."""
+    memory_bytes = device_memory(device)
+    return memory_bytes if device == "cpu" else int(memory_bytes * asked.gpu_memory_utilization)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from jserve.checkpoint import Checkpoint, open_checkpoint
@@ -17,6 +18,7 @@ from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
 from jserve.quant import detect
 from jserve.runtime import platform
+from jserve.runtime.encoder_runner import EncoderPrograms
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.text.load import load_tokenizer
@@ -25,9 +27,9 @@ from jserve.weights import converted
 from jserve.weights.load import Progress, load, load_bits, load_dummy, parameters, resolve_names
 
 
-def check_weights(model: CausalLM, programs: Programs, checkpoint: Checkpoint) -> None:
+def check_weights(model: nnx.Module, programs: Programs | EncoderPrograms, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where the files are not those of this model; reads no weights."""
-    if checkpoint.format == "orbax":
+    if checkpoint.format == "orbax" and isinstance(programs, Programs):
         if programs.weights is not None:
             raise ConfigError(
                 f"{checkpoint.path} is converted already: --quantization needs the model that it is made of"
@@ -38,18 +40,23 @@ def check_weights(model: CausalLM, programs: Programs, checkpoint: Checkpoint) -
 
 
 def load_weights(
-    asked: EngineConfig, model: CausalLM, programs: Programs, checkpoint: Checkpoint, mesh: Mesh, progress: Progress
+    asked: EngineConfig,
+    model: nnx.Module,
+    programs: Programs | EncoderPrograms,
+    checkpoint: Checkpoint,
+    mesh: Mesh,
+    progress: Progress,
 ) -> tuple[jax.Array, ...]:
     """Every parameter of `model`, in the order of `parameters`."""
     if asked.load_format == "dummy":
         return load_dummy(model, mesh, asked.seed, progress)
-    if checkpoint.format == "orbax":
+    if checkpoint.format == "orbax" and isinstance(programs, Programs):
         return converted.read(model, _as_stored(programs), checkpoint, mesh, progress)
     return load(model, checkpoint, mesh, progress)
 
 
 def load_thin_weights(
-    model: CausalLM, programs: Programs, weights: tuple[jax.Array, ...], checkpoint: Checkpoint, mesh: Mesh
+    model: nnx.Module, programs: Programs, weights: tuple[jax.Array, ...], checkpoint: Checkpoint, mesh: Mesh
 ) -> tuple[jax.Array, ...]:
     """The parameters of the model of thin steps; `weights` are those of `model`."""
     thin = programs.abstract_model(bits=True)

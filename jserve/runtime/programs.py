@@ -40,6 +40,8 @@ class Programs:
     shape: EngineShape
     weights: WeightPlan | None = None
     """How weights are quantized."""
+    embeds: bool = False
+    """Whether nothing is ever sampled: of a model for embeddings."""
 
     def abstract_model(self, *, bits: bool = False) -> CausalLM:
         """The model without arrays; with `bits` that of thin steps."""
@@ -211,6 +213,8 @@ class Programs:
         it is there, decode steps of more than a few rows run in the largest mixed one.
         """
         first = self.shape.buckets()[:3]
+        if self.embeds:
+            return [self.step(first[0]), self.pool(first[0].tokens), self.install_pages(), self.zeros()]
         if early:
             first = [first[0], first[-1]]
         rows = sorted({bucket.rows for bucket in first})

@@ -126,6 +126,10 @@ class Runner:
             return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
 
         every: list[Program] = []
+        if self._programs.embeds:
+            mixed = [bucket for bucket in sorted(buckets, key=usefulness) if not bucket.is_decode]
+            every = [make for each in mixed for make in (self._programs.step(each), self._programs.pool(each.tokens))]
+            buckets = []
         for bucket in sorted(buckets, key=usefulness):
             every += [self._programs.sampler(bucket.rows, variant) for variant in sampling.VARIANTS[:2]]
             every.append(self._programs.step(bucket))

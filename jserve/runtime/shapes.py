@@ -57,14 +57,14 @@ class EngineShape:
     def buckets(self) -> list[Bucket]:
         """All buckets, the ones that must exist before serving first: together those serve any plan."""
         most = max(self.max_num_seqs, self.min_rows)
-        decode = [Bucket(count, count) for count in _steps(self.min_rows, most, 2)]
+        decode = [Bucket(count, count) for count in steps(self.min_rows, most, 2)]
         # Padding of tokens costs as much as tokens. That of rows costs their logits, which the more tokens there are
         # matters the less: fewer rows than the most are for small steps only.
         largest = max(self.max_num_batched_tokens, 2 * most)
         mixed = [
             Bucket(tokens, count)
-            for tokens in _steps(16, largest, 2)
-            for count in _steps(4, most, 4)
+            for tokens in steps(16, largest, 2)
+            for count in steps(4, most, 4)
             if count < tokens and (count == most or tokens <= _FEW_ROWS * count)
         ]
         required = [mixed[-1], decode[-1], decode[0]]
@@ -72,7 +72,7 @@ class EngineShape:
         return required + [bucket for bucket in decode + mixed if bucket not in required]
 
 
-def _steps(first: int, last: int, factor: int) -> list[int]:
+def steps(first: int, last: int, factor: int) -> list[int]:
     """first, first * factor, ... and always `last`."""
     sizes = []
     size = min(first, last)

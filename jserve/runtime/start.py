@@ -17,18 +17,23 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgspec
+from flax import nnx
 from jax.sharding import Mesh
 
-from jserve.checkpoint import Checkpoint, open_checkpoint
+from jserve.checkpoint import Checkpoint, Embedder, open_checkpoint
 from jserve.config import EngineConfig, MixtureConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.quantized import WeightPlan
+from jserve.models.bert import Encoder
 from jserve.models.causal_lm import CausalLM
-from jserve.models.registry import resolve
+from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import detect
 from jserve.runtime import memory, platform
 from jserve.runtime.baked import baked_sizes
+from jserve.runtime.encode import plan_encoder
+from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
 from jserve.runtime.fill import check_weights, load_thin_weights, load_weights
 from jserve.runtime.programs import Programs
@@ -46,7 +51,7 @@ Progress = Callable[[str, int, int, str], None]
 class Started:
     """A runner with all that it was made from."""
 
-    runner: Runner
+    runner: Runner | EncoderRunner
     config: ModelConfig
     shape: EngineShape
     plan: memory.MemoryPlan
@@ -56,6 +61,8 @@ class Started:
     """The model's directory or file."""
     eos_token_ids: frozenset[int]
     seconds: dict[str, float] = field(default_factory=dict)
+    embedder: Embedder | None = None
+    """Of a model that generates nothing."""
 
 
 def start_runner(asked: EngineConfig, progress: Progress, *, early: bool = False) -> Started:
@@ -74,22 +81,33 @@ class Prepared:
 
     config: ModelConfig
     build: Build
-    model: CausalLM
+    model: CausalLM | Encoder
     """Abstract."""
     shape: EngineShape
     plan: memory.MemoryPlan
-    programs: Programs
+    programs: Programs | EncoderPrograms
     key: str
+
+    def runner(self, store: ExecutableStore, mesh: Mesh) -> Runner | EncoderRunner:
+        """What runs the programs, with none of them there."""
+        if isinstance(self.programs, EncoderPrograms):
+            return EncoderRunner(self.programs, store, mesh)
+        return Runner(self.programs, store, mesh)
 
 
 def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared:
     """Read the model's configuration and plan the memory. Raises StartupError where it does not fit."""
     device = mesh.devices.flat[0]
+    encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
+    if encoder is not None:
+        return _prepare_encoder(asked, checkpoint, mesh, *encoder)
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    asked = with_trained_length(asked, checkpoint, config)
     check_parallel(config, asked.tensor_parallel_size, asked.expert_parallel_size)
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
-    build, model = _build(asked, config, family, mesh, checkpoint, weights)
+    embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
+    build, model = _build(asked, config, family, mesh, checkpoint, weights, generates=not embeds)
     weights_bytes = _bytes_per_device(model, mesh)
     if build.thin and not build.outputs_first:
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
@@ -105,7 +123,49 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     )
     memory.print_budget(plan, shape, device.device_kind)
     key = _key(build, config, family, shape, weights, mesh)
-    return Prepared(config, build, model, shape, plan, Programs(family, config, build, shape, weights), key)
+    programs = Programs(family, config, build, shape, weights, embeds)
+    return Prepared(config, build, model, shape, plan, programs, key)
+
+
+def _prepare_encoder(
+    asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[Encoder], config: ModelConfig
+) -> Prepared:
+    """The same for an encoder: on one device, with weights as they are, and without a cache."""
+    check_encoder(asked, checkpoint)
+    asked, device = with_trained_length(asked, checkpoint, config), mesh.devices.flat[0]
+    shape = EngineShape(1, 1, 1, 1, 0, config.vocab_size)
+    plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
+    elements = _elements_per_device(EncoderPrograms(family, config, plain, shape).abstract_model(), mesh)
+    dtype = platform.resolve_dtype(asked.dtype, config.dtype, device.platform, elements)
+    build = Build(dtype, platform.activation_dtype(dtype, device.platform), mesh)
+    logger.info("weights in %s, activations in %s, no KV cache", build.dtype, build.activations)
+    shape, plan = plan_encoder(asked, config, build, elements * dtype.itemsize, memory.device_limit(device))
+    memory.print_budget(plan, shape, device.device_kind)
+    key = _key(build, config, family, shape, None, mesh)
+    programs = EncoderPrograms(family, config, build, shape)
+    return Prepared(config, build, programs.abstract_model(), shape, plan, programs, key)
+
+
+def check_encoder(asked: EngineConfig, checkpoint: Checkpoint) -> None:
+    """Raise StartupError where an encoder cannot be served with these flags, or from such files."""
+    if checkpoint.format == "orbax":
+        raise ConfigError(f"{checkpoint.path} is converted, which encoders are not; serve the model it was made of")
+    if asked.tensor_parallel_size > 1 or asked.expert_parallel_size > 1:
+        raise ConfigError("an encoder is served on one device; leave --tensor-parallel-size out")
+    if detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path) is not None:
+        raise ConfigError(
+            "an encoder is served with weights in floating point; leave --quantization out, and take a checkpoint "
+            "that is not quantized"
+        )
+
+
+def with_trained_length(asked: EngineConfig, checkpoint: Checkpoint, config: ModelConfig) -> EngineConfig:
+    """Of a model for embeddings, the length that it was trained for in place of an automatic one."""
+    embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
+    if embedder is None or embedder.max_tokens is None or asked.max_model_len is not None:
+        return asked
+    longest = min(embedder.max_tokens, config.max_position_embeddings)
+    return msgspec.structs.replace(asked, max_model_len=longest)
 
 
 def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool) -> Started:
@@ -125,7 +185,7 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     if asked.load_format != "dummy":
         check_weights(model, prepared.programs, checkpoint)  # a wrong file is told before anything is compiled
     store = ExecutableStore(_folder(asked), prepared.key, baked=baked)
-    runner = Runner(prepared.programs, store, mesh)
+    runner = prepared.runner(store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         compiled = pool.submit(add_all, runner, runner.programs_required(early=early), progress)
@@ -135,7 +195,7 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
 
         weights = load_weights(asked, model, prepared.programs, checkpoint, mesh, report)
         thin: tuple[jax.Array, ...] = ()
-        if build.thin:
+        if build.thin and isinstance(prepared.programs, Programs):
             thin = load_thin_weights(model, prepared.programs, weights, checkpoint, mesh)
         loaded = time.perf_counter()
         compiled.result()
@@ -153,10 +213,11 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
         "compile": time.perf_counter() - loaded,
     }
     eos = _eos(checkpoint, config)
-    return Started(runner, config, shape, plan, build, device.device_kind, checkpoint.path, eos, seconds)
+    embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
+    return Started(runner, config, shape, plan, build, device.device_kind, checkpoint.path, eos, seconds, embedder)
 
 
-def compile_behind(runner: Runner, progress: Progress) -> threading.Thread:
+def compile_behind(runner: Runner | EncoderRunner, progress: Progress) -> threading.Thread:
     """Compile what is left in a thread of its own, while the runner works."""
 
     def work() -> None:
@@ -182,6 +243,8 @@ def _build(
     mesh: Mesh,
     checkpoint: Checkpoint,
     weights: WeightPlan | None,
+    *,
+    generates: bool,
 ) -> tuple[Build, CausalLM]:
     """The dtypes that the flags and the device lead to, and the abstract model of these."""
     kind = mesh.devices.flat[0].platform
@@ -195,7 +258,8 @@ def _build(
     elements = _elements_per_device(model, mesh)
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
     thin = (
-        kind == "cpu"
+        generates  # steps of one or two tokens are for answers
+        and kind == "cpu"
         and mesh.size == 1
         and (
             dtype == jnp.bfloat16
@@ -254,7 +318,7 @@ def _check_experts(mixture: MixtureConfig, parts: int, expert_parts: int) -> Non
         )
 
 
-def _elements_per_device(model: CausalLM, mesh: Mesh) -> int:
+def _elements_per_device(model: nnx.Module, mesh: Mesh) -> int:
     """Numbers in the shares of all parameters that one device holds."""
     return sum(math.prod(p.sharding(mesh).shard_shape(p.shape)) for p in parameters(model))
 
@@ -287,7 +351,7 @@ def _folder(asked: EngineConfig) -> Path | None:
 def _key(
     build: Build,
     config: ModelConfig,
-    family: type[CausalLM],
+    family: type[nnx.Module],
     shape: EngineShape,
     weights: WeightPlan | None,
     mesh: Mesh,
@@ -311,7 +375,7 @@ def _workers() -> int:
     return max(2, min(8, os.cpu_count() or 1))
 
 
-def add_all(runner: Runner, programs: list[Program], progress: Progress) -> None:
+def add_all(runner: Runner | EncoderRunner, programs: list[Program], progress: Progress) -> None:
     """Load or compile programs in parallel: XLA releases the GIL. The first failure ends it."""
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         names = {pool.submit(runner.add, program): program.name for program in programs}
@@ -321,7 +385,7 @@ def add_all(runner: Runner, programs: list[Program], progress: Progress) -> None
             progress("compile", done, len(names), names[future])
 
 
-def _check_temporaries(runner: Runner, plan: memory.MemoryPlan) -> None:
+def _check_temporaries(runner: Runner | EncoderRunner, plan: memory.MemoryPlan) -> None:
     actual = runner.step_memory()
     if actual > plan.temporaries + plan.margin:
         logger.warning(

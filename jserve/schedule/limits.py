@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from jserve.protocol import Request
 
+EMBEDS = "this model embeds; it does not generate text"
+"""Why one that wants an answer is refused by a model for embeddings."""
+
 
 @dataclass(frozen=True, slots=True)
 class LengthLimits:

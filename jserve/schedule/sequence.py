@@ -47,7 +47,7 @@ class Sequence:
     """First position that no step dispatched so far reads for the request; `end_read` where all are read."""
     end_read: int
     """End of the positions whose hidden states are read, beyond the next token: by the scores of the prompt's
-    tokens all but its last, by an embedding its last or all."""
+    tokens all but its last, by an embedding its last, its first or all."""
     constraint: RowConstraint | None = None
     """What may come next, where that depends on what has come."""
     status: Status = Status.WAITING
@@ -140,5 +140,5 @@ def read_range(request: Request) -> tuple[int, int]:
     """Positions [first, end) whose hidden states a request is about; empty for most."""
     num_prompt = len(request.token_ids)
     if request.pooling:
-        return (num_prompt - 1 if request.pooling == "last" else 0), num_prompt
+        return (num_prompt - 1 if request.pooling == "last" else 0), (1 if request.pooling == "cls" else num_prompt)
     return 0, 0 if request.sampling.prompt_logprobs is None else num_prompt - 1

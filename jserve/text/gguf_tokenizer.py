@@ -20,6 +20,7 @@ from jserve.text.huggingface_tokenizer import set_bos_and_eos
 from jserve.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from jserve.text.template_files import gguf_chat_templates
 from jserve.text.tokenizer import Tokenizer
+from jserve.text.wordpiece import WORDPIECE_ROLES, wordpiece
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +55,16 @@ class _Description:
 
     def build(self) -> Tokenizer:
         kind = self.get("model")
+        if kind == "bert":
+            return self._wordpiece()
         if kind == "gpt2":
             backend, adds_bos = self._byte_level()
         elif kind == "llama":
             backend, adds_bos = self._sentencepiece(), True
         else:
             raise CheckpointError(
-                f"{self.path}: tokenizer.ggml.model is {kind!r}; supported are 'gpt2' (byte-level BPE) and "
-                "'llama' (sentencepiece). Load the model from its Hugging Face directory"
+                f"{self.path}: tokenizer.ggml.model is {kind!r}; supported are 'gpt2' (byte-level BPE), "
+                "'llama' (sentencepiece) and 'bert' (WordPiece). Load the model from its Hugging Face directory"
             )
         self._add_tokens(backend)
         special = self._special_tokens()
@@ -82,6 +85,16 @@ class _Description:
         if not isinstance(value, list) or not value or not isinstance(value[0], str):
             raise CheckpointError(f"{self.path} has no tokenizer: tokenizer.ggml.{name} is missing")
         return value
+
+    def _wordpiece(self) -> Tokenizer:
+        """Files have a mark before a word's first piece, where the original vocabulary has one before the others."""
+        tokens = [_original_piece(token) for token in self.tokens]
+        if len(set(tokens)) < len(tokens):
+            raise CheckpointError(f"{self.path}: tokenizer.ggml.tokens names a token twice")
+        lowercase = all(token == token.lower() for token in tokens if not _is_bracketed(token))
+        backend = wordpiece(tokens, lowercase=lowercase, source=self.path)
+        known = {role: token for role, token in WORDPIECE_ROLES.items() if token in set(tokens)}
+        return Tokenizer(backend, source=self.path, special_tokens=known)
 
     def _byte_level(self) -> tuple[Backend, bool]:
         rules = self._pre_tokenizer()
@@ -152,6 +165,17 @@ class _Description:
                 f"{self.path}: its metadata names token {number!r} but there are {len(self.tokens):,} tokens"
             )
         return self.tokens[number]
+
+
+def _is_bracketed(token: str) -> bool:
+    return token.startswith("[") and token.endswith("]")
+
+
+def _original_piece(token: str) -> str:
+    """Of BERT's vocabulary (`BertModel.set_vocab` of llama.cpp's converter, read backwards)."""
+    if _is_bracketed(token):
+        return token
+    return token[1:] if token.startswith("\u2581") else f"##{token}"
 
 
 def _pair(merge: str) -> tuple[str, str]:

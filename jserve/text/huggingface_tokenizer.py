@@ -2,7 +2,8 @@
 
 `transformers.AutoTokenizer` is the reference. Where it uses `tokenizer.json` as it stands, so does this
 module, with the changes that `tokenizer_config.json` asks for; that takes 0.1 s, and importing transformers
-5 s where torch is installed. Any other repository (sentencepiece, above all) goes through AutoTokenizer.
+5 s where torch is installed. A WordPiece tokenizer is made here too, from `vocab.txt` where there is nothing else.
+Any other repository (sentencepiece, above all) goes through AutoTokenizer.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 
 from jserve.checkpoint.json_file import read_json
 from jserve.errors import CheckpointError
 from jserve.text.template_files import find_chat_templates
 from jserve.text.tokenizer import Tokenizer
+from jserve.text.wordpiece import VOCABULARY, WORDPIECE_ROLES, read_wordpiece
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -36,9 +39,11 @@ def load_huggingface_tokenizer(directory: Path) -> Tokenizer:
         if _is_used_verbatim(backend, config):
             _apply_config(backend, config)
             return _wrap(backend, directory, config)
+    elif (directory / VOCABULARY).exists():
+        return _wrap(read_wordpiece(directory / VOCABULARY, config), directory, WORDPIECE_ROLES | config)
     elif not _has_other_tokenizer(directory):
         raise CheckpointError(
-            f"{directory} has no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json; "
+            f"{directory} has no tokenizer: neither tokenizer.json nor tokenizer.model, vocab.json or vocab.txt; "
             "copy the model's tokenizer files into it"
         )
     return _load_with_transformers(directory, config)
@@ -92,9 +97,9 @@ def _is_used_verbatim(backend: Backend, config: Mapping[str, Any]) -> bool:
 
     Model classes such as LlamaTokenizer rebuild a sentencepiece tokenizer from its vocabulary with rules of
     their own. A byte-level file is always taken as it stands: there, classes such as GPT2Tokenizer would only
-    lose a pre-tokenizer that the model was trained with (SmolLM2's digits).
+    lose a pre-tokenizer that the model was trained with (SmolLM2's digits). So is WordPiece, whose rules the file has.
     """
-    if config.get("tokenizer_class") in _VERBATIM_CLASSES:
+    if config.get("tokenizer_class") in _VERBATIM_CLASSES or isinstance(backend.model, WordPiece):
         return True
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
     return decoder.get("type") == "ByteLevel"

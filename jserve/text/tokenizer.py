@@ -10,10 +10,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from jserve.text.decoder_kind import DecoderKind, decoder_kind
+from jserve.text.decoder_kind import DecoderKind, Scheme, decoder_kind
 
 _GIL_HELD_CHARACTERS = 1024
 """`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""
+_PIECE_CHARACTERS = 1 << 16
+"""Of a text whose tokens are counted piece by piece."""
 
 
 class Tokenizer:
@@ -45,6 +47,15 @@ class Tokenizer:
         """Token ids of each text, on all cores and without the GIL."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
+
+    def beginning(self, text: str, tokens: int) -> str:
+        """As much of a text as has more than so many tokens, or all of it: counted without tokenizing the rest."""
+        count = 0
+        for end in range(_PIECE_CHARACTERS, len(text), _PIECE_CHARACTERS):
+            count += len(self.encode(text[end - _PIECE_CHARACTERS : end], add_special_tokens=False))
+            if count > tokens:
+                return text[:end]
+        return text
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """The text of the whole sequence. Ids that the vocabulary does not have give nothing."""
@@ -99,6 +110,21 @@ class Tokenizer:
     @cached_property
     def decoder_kind(self) -> DecoderKind:
         return decoder_kind(self.backend)
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether every character is in some token, so that the longest token bounds what a number of tokens holds.
+        WordPiece drops white space, and makes any unknown word one token.
+        """
+        return self.decoder_kind.scheme is not Scheme.OTHER
+
+    @cached_property
+    def special_ends(self) -> tuple[int, int]:
+        """How many special tokens `encode` puts before a text, and how many after it."""
+        mask = self.backend.encode("a", add_special_tokens=True).special_tokens_mask
+        if 0 not in mask:
+            return len(mask), 0
+        return mask.index(0), mask[::-1].index(0)
 
     @property
     def bos_token(self) -> str | None:

@@ -31,8 +31,13 @@ Progress = Callable[[int, int], None]
 """Called with (parameters done, parameters in all)."""
 
 READERS = 8
-NOT_WEIGHTS = (".inv_freq", "lm_head.weight", ".attn.bias", ".attention.bias", ".masked_bias")
-"""What some checkpoints hold besides: frequencies, a tied head once more, and causal masks."""
+NOT_WEIGHTS = (
+    *(".inv_freq", "lm_head.weight", ".attn.bias", ".attention.bias", ".masked_bias"),
+    *("position_ids", "pooler.dense.weight", "pooler.dense.bias"),
+)
+"""What some checkpoints hold besides: frequencies, a tied head once more, causal masks, and what an encoder puts
+before a classifier.
+"""
 
 
 @dataclass(frozen=True, slots=True)

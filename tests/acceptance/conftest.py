@@ -35,7 +35,7 @@ StartServer = Callable[..., LiveServer]
 
 @pytest.fixture(scope="module")
 def start_server(real_gguf: Path, executables: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Starts servers with further flags; all are stopped at the end, and must leave with 0."""
+    """Starts servers with further flags, maybe another model; all are stopped at the end, and must leave with 0."""
     servers: list[LiveServer] = []
 
     def start(*flags: str) -> LiveServer:

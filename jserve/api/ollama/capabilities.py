@@ -1,9 +1,9 @@
 """What the model can do, in Ollama's words.
 
 "tools" and "thinking" are there where the chat template's own formats are known; tools work with any other model
-too, described in a system message, but such a model was not trained for them. "embedding" is left out although
-/api/embed works: in Ollama it marks models that can do nothing else, and clients leave those out of their lists
-for chat. "insert" would need prompts for filling in the middle.
+too, described in a system message, but such a model was not trained for them. "embedding" marks models that can do
+nothing else, as in Ollama, where clients leave those out of their lists for chat; /api/embed works with any other
+model too. "insert" would need prompts for filling in the middle.
 """
 
 from jserve.api.served_model import ServedModel
@@ -11,6 +11,8 @@ from jserve.api.served_model import ServedModel
 
 def capabilities(model: ServedModel) -> list[str]:
     """Ollama's names, "completion" first."""
+    if model.embedder is not None:
+        return ["embedding"]
     speech = model.speech()
     found = ["completion"]
     if speech.is_known:

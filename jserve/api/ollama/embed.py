@@ -1,9 +1,10 @@
 """POST /api/embed and /api/embeddings: the final hidden state of each input's last token, or the mean of all with
-`--pooling mean`, of unit length.
+`--pooling mean`, of unit length; of a model for embeddings, as its own files have it.
 
-Nothing is cut silently: an input over the context is a 400, unless the request itself says `truncate: true`; Ollama
-cuts where nothing is said. `dimensions` keeps the first ones and scales them to unit length again, as Ollama does,
-which means something for models trained for it (Matryoshka) only.
+An input over the context is a 400, unless the request itself says `truncate: true`. Only models for embeddings, whose
+contexts are short, cut where nothing is said, as Ollama does: its clients count on it. `dimensions` keeps the first
+ones and scales them to unit length again, as Ollama does, which means something for models trained for it
+(Matryoshka) only.
 """
 
 import math
@@ -42,7 +43,8 @@ async def embed(request: Request) -> Response:
     answer = {"model": body.model_name or model.name, "embeddings": []}
     if not any(texts):
         return _json(answer)
-    generation = await _start(request, texts, model, truncates=body.truncate is True)
+    truncates = model.embedder is not None if body.truncate is None else body.truncate
+    generation = await _start(request, texts, model, truncates=truncates)
     vectors = await _vectors(request, generation, server, body.dimensions)
     return _json(
         answer
@@ -62,7 +64,7 @@ async def ollama_embeddings(request: Request) -> Response:
     model = _checked(body, server)
     if not body.prompt:
         return _json({"embedding": []})
-    generation = await _start(request, [body.prompt], model, truncates=False)
+    generation = await _start(request, [body.prompt], model, truncates=model.embedder is not None)
     [vector] = await _vectors(request, generation, server, None)
     return _json({"embedding": vector})
 
@@ -79,11 +81,8 @@ async def _start(request: Request, texts: list[str], model: ServedModel, *, trun
     if len(texts) > MAX_PROMPTS:
         raise RequestError(f"input holds {len(texts)} texts but at most {MAX_PROMPTS} are allowed", param="input")
     server = context_of(request)
-    limit = server.client.max_model_len
-    body = EmbeddingBody(input=texts)
-    if truncates:
-        shortened = [text[: limit * model.max_token_chars] for text in texts]
-        body = EmbeddingBody(input=shortened, truncate_prompt_tokens=limit, truncation_side="right")
+    limit = -1 if truncates else None
+    body = EmbeddingBody(input=texts, truncate_prompt_tokens=limit, truncation_side="right")
     prepared = await prepare_embeddings(request, body, model, "ollama")
     return server.generator.start(prepared, model.tokenizer, None)
 

@@ -1,0 +1,150 @@
+"""The step of an encoder: whole texts of about one length through the model, as one function for each bucket.
+
+A bucket is S texts, each padded to L places, of which the texts see their own and no others. There is no cache and no
+state: a step returns one vector a text.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jserve.config import EngineConfig, ModelConfig
+from jserve.errors import ConfigError, OutOfMemoryError
+from jserve.layers.bidirectional import QUERY_BLOCK
+from jserve.layers.build import Build
+from jserve.models.bert import Encoder, EncoderLayer
+from jserve.protocol import Pooling, Request
+from jserve.runtime import memory
+from jserve.runtime.shapes import EngineShape, steps
+
+Weights = tuple[jax.Array, ...]
+POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
+"""By their numbers on the device."""
+_SHORTEST = 16
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EncodeBucket:
+    """Padded shape of one step, ordered by length."""
+
+    length: int
+    """L"""
+    texts: int
+    """S"""
+
+    @property
+    def tokens(self) -> int:
+        return self.length * self.texts
+
+    def __str__(self) -> str:
+        return f"encode {self.texts}x{self.length}"
+
+
+def encode_buckets(shape: EngineShape) -> list[EncodeBucket]:
+    """All buckets, the shortest first. The last length holds the longest text, even where a step has fewer tokens."""
+    longest = -(-shape.max_model_len // _SHORTEST) * _SHORTEST
+    if longest > QUERY_BLOCK:
+        longest = -(-longest // QUERY_BLOCK) * QUERY_BLOCK
+    found = []
+    for length in steps(_SHORTEST, longest, 2):
+        most = max(1, min(shape.max_num_seqs, shape.max_num_batched_tokens // length))
+        found += [EncodeBucket(length, texts) for texts in steps(1, most, 4)]
+    return found
+
+
+def make_encode(model: Encoder, bucket: EncodeBucket) -> Callable[[Weights, jax.Array], jax.Array]:
+    """The function to compile for one bucket: (weights, packed i32 of `pack`) to f32[S, E], of any length.
+
+    `model` is abstract; `weights` are its leaves. What texts of no tokens get has no meaning.
+    """
+    graph, abstract = nnx.split(model, nnx.Param)
+    structure = jax.tree.structure(abstract)
+    texts, length = bucket.texts, bucket.length
+
+    def encode(weights: Weights, packed: jax.Array) -> jax.Array:
+        built = nnx.merge(graph, jax.tree.unflatten(structure, weights))
+        lengths, pooling = packed[:texts, None], packed[texts : 2 * texts, None]
+        place = jnp.arange(length)[None]
+        is_real = place < lengths
+        x = built.embed(packed[2 * texts :], jnp.tile(place[0], texts))
+        for layer in built.layers:
+            x = _apply_layer(*nnx.split(layer), x, is_real)
+        chosen = jnp.where(pooling == POOLINGS.index("cls"), place == 0, place == lengths - 1)
+        chosen = jnp.where(pooling == POOLINGS.index("mean"), is_real, chosen).astype(jnp.float32)
+        final = x.reshape(texts, length, -1).astype(jnp.float32)
+        return jnp.einsum("sl,sle->se", chosen, final, precision=jax.lax.Precision.HIGHEST)
+
+    return encode
+
+
+def _apply_layer_untraced(
+    graph: nnx.GraphDef[EncoderLayer], weights: nnx.State, x: jax.Array, is_real: jax.Array
+) -> jax.Array:
+    return nnx.merge(graph, weights)(x, is_real)
+
+
+_apply_layer = jax.jit(_apply_layer_untraced, static_argnums=0)  # traced once, and unrolled
+
+
+def packed_size(bucket: EncodeBucket) -> int:
+    """Integers that a step is given."""
+    return 2 * bucket.texts + bucket.tokens
+
+
+def pack(requests: list[Request], bucket: EncodeBucket) -> np.ndarray:
+    """i32[2 S + S L]: lengths, numbers of `POOLINGS`, and the token ids of each text, padded with zeros."""
+    packed = np.zeros(packed_size(bucket), np.int32)
+    tokens = packed[2 * bucket.texts :].reshape(bucket.texts, bucket.length)
+    for row, request in enumerate(requests):
+        packed[row] = len(request.token_ids)
+        packed[bucket.texts + row] = POOLINGS.index(request.pooling)
+        tokens[row, : len(request.token_ids)] = request.token_ids
+    return packed
+
+
+def plan_encoder(
+    asked: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int
+) -> tuple[EngineShape, memory.MemoryPlan]:
+    """Resolve every automatic size, as `memory.plan_shape` does for decoders; there are no pages and no slots.
+
+    Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
+    """
+    on_cpu = build.mesh.devices.flat[0].platform == "cpu"
+    default = memory.CPU_CAPACITY if on_cpu else memory.GPU_CAPACITY
+    longest = asked.max_model_len or config.max_position_embeddings
+    if longest > config.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len is {longest} but the model has {config.max_position_embeddings} learned positions; "
+            "lower it"
+        )
+    shape = EngineShape(
+        max_num_seqs=asked.max_num_seqs or default.max_num_seqs,
+        max_num_batched_tokens=asked.max_num_batched_tokens or default.max_num_batched_tokens,
+        max_model_len=longest,
+        page_size=1,
+        num_pages=0,
+        vocab_size=config.vocab_size,
+    )
+    temporaries = max(_temporaries(config, build, bucket) for bucket in encode_buckets(shape))
+    margin = 0 if on_cpu else memory.MARGIN
+    if weights + temporaries + margin > limit:
+        raise OutOfMemoryError(
+            f"the encoder does not fit: of {memory.gib(limit)}, weights take {memory.gib(weights)}, temporaries "
+            f"{memory.gib(temporaries)} and the margin {memory.gib(margin)}; lower --max-num-batched-tokens or "
+            "--max-model-len"
+        )
+    return shape, memory.MemoryPlan(limit, weights, temporaries, 0, margin, kv_pages=0, page_bytes=1)
+
+
+def _temporaries(config: ModelConfig, build: Build, bucket: EncodeBucket) -> int:
+    """Bytes that a step holds at most: scores beside their softmax, and a few copies of the residual or the inner
+    values of a block in float32; two steps' inputs and outputs are small beside them.
+    """
+    block = min(bucket.length, QUERY_BLOCK)
+    scores = 3 * 4 * bucket.texts * config.num_heads * block * bucket.length
+    wide = max(config.intermediate_size, 4 * config.hidden_size)
+    return scores + bucket.tokens * (4 * 4 * config.hidden_size + (8 + build.activations.itemsize) * wide)

@@ -1,0 +1,88 @@
+"""The queue in front of an encoder: whole texts, those of about one length together.
+
+Every text is padded to a length that follows from its own, so its neighbours in a step decide nothing but how many
+they are. The most important text that waits chooses the length of the next step: none waits for ever.
+"""
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from jserve.protocol import Request, TokenDelta
+from jserve.schedule.limits import EMBEDS, LengthLimits
+
+_Entry = tuple[tuple[int, int], Request]
+
+
+class TextQueue:
+    """Driven from one thread. `lengths` are what texts are padded to, ascending; the last holds any text."""
+
+    def __init__(self, *, lengths: tuple[int, ...], max_model_len: int) -> None:
+        self._lengths = lengths
+        self._limits = LengthLimits(max_model_len, max_model_len)
+        self._waiting: dict[int, list[_Entry]] = {length: [] for length in lengths}  # heaps, by padded length
+        self._open: dict[str, Request] = {}  # waiting, or in flight
+        self._num_arrived = 0
+        self._num_waiting = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody waits for a vector."""
+        return not self._open
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    @property
+    def num_open(self) -> int:
+        """Those in flight included."""
+        return len(self._open)
+
+    def add(self, request: Request) -> TokenDelta | None:
+        """Queue a request. Returns None, or the final "error" delta of one that can never run."""
+        error = self._limits.refusal(request)
+        if not request.pooling:
+            error = EMBEDS
+        if request.request_id in self._open:
+            error = f"request id {request.request_id!r} is in use; send another one"
+        if error is not None:
+            return TokenDelta(request.request_id, [], finish_reason="error", error=error)
+        self._num_arrived += 1
+        self._num_waiting += 1
+        self._open[request.request_id] = request
+        padded = self._lengths[bisect_left(self._lengths, len(request.token_ids))]
+        heapq.heappush(self._waiting[padded], ((request.priority, self._num_arrived), request))
+        return None
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget these requests; unknown ids are ignored."""
+        aborted = {request_id for request_id in request_ids if self._open.pop(request_id, None) is not None}
+        if not aborted:
+            return
+        for heap in self._waiting.values():
+            kept = [entry for entry in heap if entry[1].request_id not in aborted]
+            if len(kept) < len(heap):
+                self._num_waiting -= len(heap) - len(kept)
+                heap[:] = kept
+                heapq.heapify(heap)
+
+    def next_length(self) -> tuple[int, int] | None:
+        """What the next step's texts are padded to and how many such texts wait; None where none does."""
+        waiting = [(heap[0][0], length) for length, heap in self._waiting.items() if heap]
+        length = min(waiting)[1] if waiting else None
+        return None if length is None else (length, len(self._waiting[length]))
+
+    def take(self, length: int, count: int) -> list[Request]:
+        """Out of the queue and into a step: at most `count` of the texts of this padded length."""
+        heap = self._waiting[length]
+        taken = [heapq.heappop(heap)[1] for _ in range(min(count, len(heap)))]
+        self._num_waiting -= len(taken)
+        return taken
+
+    def finish(self, request: Request) -> bool:
+        """A step has come home. Returns whether somebody still waits for this request."""
+        is_open = self._open.get(request.request_id) is request
+        if is_open:
+            del self._open[request.request_id]
+        return is_open
