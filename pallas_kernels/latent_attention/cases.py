@@ -87,11 +87,11 @@ _MIXED = _rows((1, 37), (19, 19), (5, 50), (1, 1), (33, 70))
 _SMALL = {"rank": 32, "rope": 8, "B": 16, "dtype": "float32"}
 
 _QUICK = (
-    Case("decode_h16", 16, _decode(1, 64, 65, 200), padding_rows=2),
-    Case("decode_h128", 128, _decode(90, 64), padding_rows=1),
-    Case("decode_f16_h20_b16", 20, _decode(40, 7), B=16, dtype="float16"),
+    Case("decode_h16", 16, _decode(1, 64, 130), padding_rows=1),
+    Case("decode_h80", 80, _decode(20, 16), 32, 8, 16, padding_rows=1),
+    Case("decode_f16_h20_b16", 20, _decode(40, 7), 128, 16, 16, "float16"),
     Case("decode_split_f32", 6, _decode(300, 1, 17), **_SMALL, padding_rows=1),
-    Case("prefill_h16", 16, _rows((70, 70)), padding_tokens=10),
+    Case("prefill_h16", 16, _rows((9, 70)), padding_tokens=3),
     Case("mixed_f32", 4, _MIXED, **_SMALL, padding_rows=3, padding_tokens=5),
     Case("mixed_f32_h7_rope24", 7, _MIXED, 64, 24, 32, "float32", padding_rows=1, padding_tokens=1),
     Case("mixed_f32_h80", 80, _rows((1, 37), (3, 20)), **_SMALL, padding_tokens=1),
