@@ -73,7 +73,10 @@ def test_deepseek_may_have_experts_on_every_second_layer() -> None:
         ({"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; supported are softmax"),
         ({"norm_topk_prob": True}, "norm_topk_prob is True; supported are False"),
         ({"topk_method": "group_limited_greedy", "n_group": 7}, "n_group is 7 but must be a divisor of"),
-        ({"topk_method": "group_limited_greedy", "n_group": 16}, "topk_group is 1 but must be at most n_group, 16, and"),
+        (
+            {"topk_method": "group_limited_greedy", "n_group": 16},
+            "topk_group is 1 but must be at most n_group, 16, and",
+        ),
         ({"rope_scaling": {"type": "yarn", "factor": "40", "mscale_all_dim": 1.0}}, "factor is '40' but must be a"),
     ],
 )
