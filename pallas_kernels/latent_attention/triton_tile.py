@@ -91,15 +91,14 @@ def check_support(q: jax.Array, pages: jax.Array, rank: int) -> None:
 
 
 def choose_tiling(pairs: int, dtype: jnp.dtype, target: Target) -> Tiling:
-    """Tiles for so many pairs of a query and a head that share their keys, 64 at most: sums of M x 512 then fill
-    half of the registers. No tile spills on sm_80 and sm_90a, which a test asserts. float32 has no tensor cores
-    here and holds its operands in registers.
+    """Tiles for so many pairs of a query and a head that share their keys. Sums of 64 x 512 fill half of the registers
+    of a program, which leaves room where operands lie in shared memory (Hopper on); before, 32 do. No tile spills on
+    sm_80 and sm_90a, which a test asserts. float32 has no tensor cores here and holds its operands in registers.
     """
     if jnp.dtype(dtype) == jnp.float32:
         return Tiling(16, 16, num_warps=4, num_stages=2)
-    M = max(16, min(64, power_of_two(pairs)))
-    # Operands pass through registers before Hopper; 64 rows leave them room for one buffer of keys.
-    return Tiling(M, 32, num_warps=4 if M == 16 else 8, num_stages=3 if M < 64 or target.has_wgmma else 2)
+    M = max(16, min(64 if target.has_wgmma else 32, power_of_two(pairs)))
+    return Tiling(M, 32, num_warps=4 if M == 16 else 8, num_stages=3)
 
 
 def attend(
