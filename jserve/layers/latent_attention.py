@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jserve.batch import CacheArray, LayerKV, StepContext
-from jserve.config import LatentConfig, ModelConfig
+from jserve.config import ModelConfig
+from jserve.deepseek_config import LatentConfig
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Part, Split
 from jserve.layers.linear import Linear

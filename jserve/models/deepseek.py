@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jserve.batch import CacheArray
-from jserve.config import Fields, GroupRouting, LatentConfig, ModelConfig, RopeConfig
+from jserve.config import MOST_EXPERTS, MOST_LAYERS, Fields, ModelConfig, RopeConfig
+from jserve.deepseek_config import GroupRouting, LatentConfig
 from jserve.layers.build import Build
 from jserve.layers.grouped_router import GroupedMixture
 from jserve.layers.latent_attention import LatentAttention, latent_arrays
@@ -47,7 +48,7 @@ class DeepseekForCausalLM(CausalLM):
             value_dim=fields.integer("v_head_dim"),
             query_rank=fields.optional_integer("q_lora_rank"),
         )
-        fields.integer("n_routed_experts")
+        fields.integer("n_routed_experts", most=MOST_EXPERTS)
         shared = (fields.optional_integer("n_shared_experts") or 0) * fields.integer("moe_intermediate_size")
         told = {
             "num_key_value_heads": 1,
@@ -119,7 +120,7 @@ def _grouped(fields: Fields, routing: GroupRouting) -> GroupRouting:
 
 def _dense_layers(fields: Fields) -> list[int]:
     """The first layers, and where only every so many-th has experts the others."""
-    layers, every = fields.integer("num_hidden_layers"), fields.integer("moe_layer_freq", default=1)
+    layers, every = fields.integer("num_hidden_layers", most=MOST_LAYERS), fields.integer("moe_layer_freq", default=1)
     first = fields.optional_integer("first_k_dense_replace") or 0
     return [layer for layer in range(layers) if layer < first or layer % every]
 

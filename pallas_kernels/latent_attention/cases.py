@@ -84,17 +84,21 @@ def _decode(*context_lens: int) -> tuple[Row, ...]:
 
 
 _MIXED = _rows((1, 37), (19, 19), (5, 50), (1, 1), (33, 70))
-_SMALL = {"rank": 32, "rope": 8, "B": 16, "dtype": "float32"}
+
+
+def _small(name: str, H: int, rows: tuple[Row, ...], padding_rows: int = 0, padding_tokens: int = 0) -> Case:
+    return Case(name, H, rows, 32, 8, 16, "float32", padding_rows, padding_tokens)
+
 
 _QUICK = (
     Case("decode_h16", 16, _decode(1, 64, 130), padding_rows=1),
     Case("decode_h80", 80, _decode(20, 16), 32, 8, 16, padding_rows=1),
     Case("decode_f16_h20_b16", 20, _decode(40, 7), 128, 16, 16, "float16"),
-    Case("decode_split_f32", 6, _decode(300, 1, 17), **_SMALL, padding_rows=1),
+    _small("decode_split_f32", 6, _decode(300, 1, 17), padding_rows=1),
     Case("prefill_h16", 16, _rows((9, 70)), padding_tokens=3),
-    Case("mixed_f32", 4, _MIXED, **_SMALL, padding_rows=3, padding_tokens=5),
+    _small("mixed_f32", 4, _MIXED, padding_rows=3, padding_tokens=5),
     Case("mixed_f32_h7_rope24", 7, _MIXED, 64, 24, 32, "float32", padding_rows=1, padding_tokens=1),
-    Case("mixed_f32_h80", 80, _rows((1, 37), (3, 20)), **_SMALL, padding_tokens=1),
+    _small("mixed_f32_h80", 80, _rows((1, 37), (3, 20)), padding_tokens=1),
 )
 
 _FULL = (

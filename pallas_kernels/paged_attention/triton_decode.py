@@ -163,9 +163,7 @@ def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
     plt.store(lse_ref.at[row, kv_head * head.G + g, split], lse, mask=g < head.G)
 
 
-def combine(
-    o: jax.Array, lse: jax.Array, sinks: tuple[jax.Array, ...], dtype: jnp.dtype, interpret: bool
-) -> jax.Array:
+def combine(o: jax.Array, lse: jax.Array, sinks: tuple[jax.Array, ...], dtype: jnp.dtype, interpret: bool) -> jax.Array:
     """Weigh the parts o f32[S, H, splits, D] by 2^lse, f32[S, H, splits] -> [S, H, D]. sinks: ([H],) or ()."""
     S, H, splits, D = o.shape
     elements = power_of_two(splits) * power_of_two(D)

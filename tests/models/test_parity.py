@@ -108,11 +108,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3ForCausalLM",
         {**LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "rope_parameters": MSCALE},
     ),
-    "deepseek 3, one group, halves rotated": (
-        "DeepseekV3ForCausalLM",
-        {**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False}
-        | {"first_k_dense_replace": 0, "rope_interleave": False, "n_shared_experts": 2, "attention_bias": True},
-    ),
     "gpt 2": ("GPT2LMHeadModel", APART),
     "gpt 2, own inner size": ("GPT2LMHeadModel", {**APART, "n_inner": 40, "vocab_size": 131}),
     "gpt neox": ("GPTNeoXForCausalLM", NEOX),

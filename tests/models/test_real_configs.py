@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from jserve.config import GroupRouting, ModelConfig
+from jserve.config import ModelConfig
+from jserve.deepseek_config import GroupRouting
 from jserve.errors import CheckpointError
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.models.registry import resolve
