@@ -207,7 +207,13 @@ def check_parity(case: str, folder: Path, executables: str, devices: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed", "mixtral"]
+    "case",
+    [
+        "llama, odd vocabulary and head size",
+        "qwen2, tied, some layers windowed",
+        "mixtral",
+        pytest.param("deepseek 3", marks=pytest.mark.slow),
+    ],
 )
 def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
     case: str, tmp_path: Path, executables: str
