@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jserve.deepseek_config import GroupRouting, LatentConfig
 from jserve.errors import CheckpointError, ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -109,6 +110,8 @@ class MixtureConfig:
     """Of gpt-oss: (up + 1) * gate * sigmoid(slope * gate), with gate and up cut off at the limit."""
     dense_layers: frozenset[int] = frozenset()
     """Layers that keep one feed-forward block, of `ModelConfig.intermediate_size`."""
+    routing: GroupRouting | None = None
+    """None is the softmax's best experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,8 @@ class ModelConfig:
     """Rows of the table of learned positions before that of a text's first token."""
     token_types: int = 0
     """Rows of the table of token types; 0 where there is none."""
+    latent: LatentConfig | None = None
+    """None is attention with keys and values of heads. Else `head_dim` is what is rotated."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -174,7 +179,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
 
     Raises CheckpointError where a field is missing or impossible.
     """
-    reader = _Fields(raw, source)
+    reader = Fields(raw, source)
     heads = reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", default=heads)
     hidden = reader.integer("hidden_size")
@@ -217,7 +222,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
     )
 
 
-def _token_ids(reader: "_Fields", name: str) -> tuple[int, ...]:
+def _token_ids(reader: "Fields", name: str) -> tuple[int, ...]:
     """One id, a list of them or none."""
     value = reader.get(name)
     ids = [] if value is None else value if isinstance(value, list) else [value]
@@ -226,7 +231,7 @@ def _token_ids(reader: "_Fields", name: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _mixture(raw: dict[str, Any], reader: "_Fields", layers: int) -> MixtureConfig | None:
+def _mixture(raw: dict[str, Any], reader: "Fields", layers: int) -> MixtureConfig | None:
     """Experts under the names that families have for them; None where there are none."""
     count = next((name for name in ("num_local_experts", "num_experts") if raw.get(name)), None)
     if count is None:
@@ -258,7 +263,7 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
         parameters = _dictionary(parameters, "full_attention", source)
     merged = {**_dictionary(raw, "rope_scaling", source), **parameters}
     given = merged.pop("rope_theta", None) or raw.get("rope_theta")
-    theta = _Fields({"rope_theta": given}, source).number("rope_theta", default=10000.0)
+    theta = Fields({"rope_theta": given}, source).number("rope_theta", default=10000.0)
     old_kind = merged.pop("type", "default")
     kind = merged.pop("rope_type", old_kind)
     if kind == "su" or (kind == "yarn" and "short_factor" in merged):
@@ -268,10 +273,10 @@ def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
             f"{source}: rope scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}"
         )
     given = merged.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor")
-    partial = _Fields({"partial_rotary_factor": given}, source).number("partial_rotary_factor", default=1.0)
-    positions = _Fields(raw, source).integer("max_position_embeddings", default=2048)
+    partial = Fields({"partial_rotary_factor": given}, source).number("partial_rotary_factor", default=1.0)
+    positions = Fields(raw, source).integer("max_position_embeddings", default=2048)
     original = raw.get("original_max_position_embeddings") or merged.get("original_max_position_embeddings")
-    checked = _Fields({"original_max_position_embeddings": original}, source)
+    checked = Fields({"original_max_position_embeddings": original}, source)
     merged["original_max_position_embeddings"] = checked.integer("original_max_position_embeddings", default=positions)
     if kind == "longrope" and not merged.get("factor"):
         merged["factor"] = positions / merged["original_max_position_embeddings"]
@@ -292,12 +297,12 @@ def _dictionary(raw: dict[str, Any], name: str, source: Path | str) -> dict[str,
     return value
 
 
-def _attention_scale(reader: "_Fields") -> float | None:
+def _attention_scale(reader: "Fields") -> float | None:
     scalar = reader.optional_number("query_pre_attn_scalar")
     return reader.optional_number("attention_multiplier") if scalar is None else scalar**-0.5
 
 
-def _layer_types(reader: "_Fields", layers: int) -> list[str] | None:
+def _layer_types(reader: "Fields", layers: int) -> list[str] | None:
     """One of LAYER_TYPES for each layer; None where the configuration does not tell layers apart."""
     types = reader.for_each_layer("layer_types", layers)
     if types is None:
@@ -310,7 +315,7 @@ def _layer_types(reader: "_Fields", layers: int) -> list[str] | None:
 
 
 def _layer_windows(
-    raw: dict[str, Any], reader: "_Fields", types: list[str] | None, layers: int
+    raw: dict[str, Any], reader: "Fields", types: list[str] | None, layers: int
 ) -> tuple[int | None, ...]:
     if raw.get("use_sliding_window") is False:
         return (None,) * layers
@@ -324,7 +329,7 @@ def _layer_windows(
 
 
 def _layer_ropes(
-    raw: dict[str, Any], reader: "_Fields", types: list[str] | None, layers: int, source: Path | str
+    raw: dict[str, Any], reader: "Fields", types: list[str] | None, layers: int, source: Path | str
 ) -> tuple[RopeConfig | None, ...]:
     """`no_rope_layers` is 1 for each layer that has a rotary embedding: SmolLM3 named it."""
     whole = read_rope(raw, source=source)
@@ -345,11 +350,11 @@ def _local_rope(raw: dict[str, Any], whole: RopeConfig, source: Path | str) -> R
     base = raw.get("rope_local_base_freq")
     if base is None:
         return whole
-    theta = _Fields(raw, source).number("rope_local_base_freq", default=whole.theta)
+    theta = Fields(raw, source).number("rope_local_base_freq", default=whole.theta)
     return RopeConfig(theta, partial=whole.partial, interleaved=whole.interleaved)
 
 
-class _Fields:
+class Fields:
     """Checked access to a configuration dictionary."""
 
     def __init__(self, raw: dict[str, Any], source: Path | str) -> None:
@@ -415,3 +420,9 @@ class _Fields:
 
     def unlike(self, name: str, must_be: str) -> CheckpointError:
         return self.wrong(name, f"is {self._raw.get(name)!r} but must be {must_be}")
+
+    def one_of(self, name: str, allowed: tuple[Any, ...]) -> Any:
+        value = self._raw.get(name)
+        if value not in allowed:
+            raise self.wrong(name, f"is {value!r}; supported are {', '.join(map(str, allowed))}")
+        return value

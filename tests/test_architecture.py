@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"pallas_kernels", "jserve.batch", "jserve.protocol", "jserve.errors", "jserve.version", "jserve.log"},
-    {"jserve.quant", "jserve.config", "jserve.ipc", "jserve.checkpoint", "jserve.progress"},
+    {"jserve.quant", "jserve.config", "jserve.deepseek_config", "jserve.ipc", "jserve.checkpoint", "jserve.progress"},
     {"jserve.constrain"},
     {"jserve.layers", "jserve.schedule", "jserve.text"},
     {"jserve.models", "jserve.api"},
@@ -27,6 +27,7 @@ HOST_FILES = (
     "errors.py",
     "ipc.py",
     "config.py",
+    "deepseek_config.py",
     "log.py",
     "cli.py",
     "version.py",

@@ -93,6 +93,6 @@ class Build:
         axes = tuple(over.get(axis) for axis in range(len(shape)))
         return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source)
 
-    def matrix(self, source: Source, shape: tuple[int, ...], shard: int) -> nnx.Param[jax.Array]:
+    def matrix(self, source: Source, shape: tuple[int, ...], shard: int | None) -> nnx.Param[jax.Array]:
         """A parameter for products, of at least two axes."""
         return (replace(self, dtype=jnp.dtype("uint16")) if self.bits else self).param(source, shape, shard)

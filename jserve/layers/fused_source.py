@@ -53,6 +53,21 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some of another source along its second axis, from `start` on: of what a tensor holds of each head."""
+
+    source: Source
+    start: int
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return self.source.names()
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        second = slice(index[1].start + self.start, index[1].stop + self.start)
+        return self.source.read(read, (index[0], second, *index[2:]))
+
+
+@dataclass(frozen=True, slots=True)
 class Transposed:
     """Another source of matrices, whose tensors of two axes the checkpoint keeps the other way round."""
 

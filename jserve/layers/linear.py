@@ -23,7 +23,7 @@ class Linear(nnx.Module):
 
     `source` gives the weight as checkpoints keep it, `[*outputs, inputs]`. `shard` is the axis that the
     tensor axis splits: 0 is row parallel (each device's products are then summed over all), an output axis
-    column parallel; the bias is split like the outputs.
+    column parallel, None neither: every device has it all. The bias is split like the outputs.
     """
 
     def __init__(
@@ -32,11 +32,12 @@ class Linear(nnx.Module):
         source: Source,
         shape: tuple[int, ...],
         *,
-        shard: int,
+        shard: int | None,
         bias: Source | None = None,
     ) -> None:
         if build.outputs_first:
-            self.weight = build.matrix(source, (*shape[1:], shape[0]), (shard - 1) % len(shape))
+            moved = None if shard is None else (shard - 1) % len(shape)
+            self.weight = build.matrix(source, (*shape[1:], shape[0]), moved)
         else:
             self.weight = build.matrix(InputsFirst(source), shape, shard)
         bias_shard = shard - 1 if shard else None

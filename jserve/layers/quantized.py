@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 
 from jserve.errors import CheckpointError
+from jserve.layers.latent_attention import LatentHeads
 from jserve.layers.linear import Linear
 from jserve.layers.source import InputsFirst, absolute_name, spellings
 from jserve.quant import OnLoad, Quantization, Scheme, abstract_weight, fit_devices, shardings
@@ -54,6 +55,18 @@ def quantize(model: nnx.Module, plan: WeightPlan) -> None:
     for path, module in list(nnx.iter_modules(model)):
         if isinstance(module, Linear):
             _quantize(module, tuple(map(str, path)), plan)
+        elif isinstance(module, LatentHeads) and not isinstance(plan.quantization, OnLoad):
+            module.key, module.value = (_read_quantized(part, path, plan) for part in (module.key, module.value))
+
+
+def _read_quantized(part: nnx.Param[Any], path: tuple[Any, ...], plan: WeightPlan) -> nnx.Param[Any]:
+    """A parameter in floating point that is dequantized while it is read, where the checkpoint quantizes it."""
+    meta, value = part.get_metadata(), part.get_value()
+    names = meta["source"].names()
+    scheme = plan.scheme(tuple(absolute_name(tuple(map(str, path)), name).removesuffix(".weight") for name in names))
+    if scheme is None or scheme.layout(value.shape[-1]) is None:
+        return part
+    return nnx.Param(value, axes=meta["axes"], source=meta["source"], scheme=scheme)
 
 
 def _quantize(linear: Linear, path: tuple[str, ...], plan: WeightPlan) -> None:

@@ -8,6 +8,7 @@ from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
+from jserve.layers.latent_attention import LatentAttention
 from jserve.layers.mlp import MLP, GatedMLP
 from jserve.layers.norm import Norm, RMSNorm
 from jserve.models.causal_lm import CausalLM, DecoderLayer
@@ -24,7 +25,7 @@ class LlamaDecoderLayer(DecoderLayer):
         self.post_attention_layernorm = self.norm_type(build, config.hidden_size, config.norm_eps)
         self.mlp = self.make_mlp(build, config)
 
-    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention | LatentAttention:
         """The family's attention; related families differ only here."""
         bias = config.attention_bias
         return Attention(build, config, layer, qkv_bias=bias, output_bias=bias)

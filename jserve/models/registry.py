@@ -12,6 +12,7 @@ from jserve.errors import CheckpointError
 from jserve.models.bert import Encoder, RobertaModel
 from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere2 import Cohere2ForCausalLM
+from jserve.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
 from jserve.models.gpt2 import GPT2LMHeadModel
@@ -32,6 +33,8 @@ from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Cohere2ForCausalLM": Cohere2ForCausalLM,
+    "DeepseekV2ForCausalLM": DeepseekV2ForCausalLM,
+    "DeepseekV3ForCausalLM": DeepseekV3ForCausalLM,
     "GPT2LMHeadModel": GPT2LMHeadModel,
     "GPTNeoXForCausalLM": GPTNeoXForCausalLM,
     "Gemma2ForCausalLM": Gemma2ForCausalLM,

@@ -21,9 +21,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jserve.checkpoint import Checkpoint, TensorInfo
 from jserve.errors import CheckpointError
 from jserve.layers.expert_source import FirstFound
+from jserve.layers.fused_source import Part
 from jserve.layers.source import Index, Source, absolute_name, spellings
 from jserve.quant import QuantizedWeight, Scheme
-from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_quantized
+from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_dequantized, read_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Parameter:
     part: str = ""
     """Which array of a quantized weight it is; all arrays of one stand next to each other."""
     scheme: Scheme | None = None
+    """How the checkpoint quantizes it. Without a `part` it is dequantized while it is read."""
 
     def sharding(self, mesh: Mesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*self.axes))
@@ -60,7 +62,10 @@ class Parameter:
     @property
     def key(self) -> tuple[str, ...]:
         """The tensors that it is made from, by full name; the same in every model of one checkpoint."""
-        return (*(self.absolute(name) for name in self.source.names()), self.part)
+        first, *others = (self.absolute(name) for name in self.source.names())
+        if isinstance(self.source, Part):  # one of several that share a tensor
+            first = f"{first}[{self.name}]"
+        return (first, *others, self.part)
 
     @property
     def variable(self) -> tuple[str, ...]:
@@ -128,6 +133,8 @@ def load(
 
         if first.scheme is None:
             return [place(first, mesh, partial(first.source.read, read))]
+        if not first.part:
+            return [place(first, mesh, partial(read_dequantized, first.scheme, first.source, read))]
         forms = {parameter.part: parameter.form for parameter in group}
         return _put(group, mesh, read_quantized(first.scheme, first.source, read, forms))
 
@@ -173,7 +180,7 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
 
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         parameter = group[0]
-        if parameter.scheme is not None:
+        if parameter.part:
             return _put(group, mesh, dummy_quantized({each.part: each.form for each in group}, pool))
 
         def fill(index: Index | None) -> np.ndarray:

@@ -6,12 +6,13 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jserve.layers.source import Index, ReadTensor, Source
-from jserve.quant import Scheme
+from jserve.quant import QuantizedWeight, Scheme
 
 CHUNK_VALUES = 1 << 24
 """Weights read at a time: 64 MiB of float32."""
@@ -45,6 +46,17 @@ def read_quantized(
     if "input_scale" in forms:
         arrays["input_scale"] = scheme.read_input_scale(source, read)
     return arrays
+
+
+def read_dequantized(scheme: Scheme, source: Source, read: ReadTensor, index: Index) -> np.ndarray:
+    """A slice, with all inputs, of a weight that the model has in floating point: f32[*outputs, inputs]."""
+    *outputs, inputs = index
+    layout = scheme.layout(inputs.stop)
+    assert layout is not None
+    parts = scheme.read(source, read, tuple(outputs), inputs.stop)
+    order = scheme.read_group_index(source, read, inputs.stop) if layout.ordered else None
+    arrays: Any = (parts.values, parts.scale, parts.zero, order, None)
+    return np.asarray(QuantizedWeight(*arrays).dequantize())
 
 
 def chunks(outputs: tuple[int, ...], inputs: int) -> Iterator[Index]:

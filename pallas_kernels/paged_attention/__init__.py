@@ -12,9 +12,9 @@ import jax
 
 from .reference import reference
 from .target import Target
-from .xla import AttentionPlan, attend, make_plan, paged_attention_xla, write_kv
+from .xla import AttentionPlan, attend, make_plan, paged_attention_xla, write_kv, write_pages
 
-__all__ = ["IMPLEMENTATIONS", "AttentionPlan", "paged_attention", "prepare", "write_kv"]
+__all__ = ["IMPLEMENTATIONS", "AttentionPlan", "paged_attention", "prepare", "write_kv", "write_pages"]
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from .triton_tile import (
     split_given,
 )
 
-__all__ = ["choose_splits", "choose_tiling", "paged_attention_decode"]
+__all__ = ["MIN_BLOCKS", "choose_splits", "choose_tiling", "combine", "live_blocks", "paged_attention_decode"]
 
 MAX_SPLITS = 128  # the combining kernel holds [splits, D] in registers
 PROGRAMS_PER_CORE = 3  # what shared memory lets run at once on one SM; fewer leave its loads waiting
@@ -96,7 +96,7 @@ def paged_attention_decode(
     kernel = functools.partial(_split_kernel, head=head, tiling=tiling, splits=splits)
     parts = (output((S, H, splits, D), jnp.float32, q), output((S, H, splits), jnp.float32, q))
     o, lse = call(kernel, out_shape=parts, name="paged_decode_split")(*args)
-    return _combine(o, lse, given, q.dtype, interpret)
+    return combine(o, lse, given, q.dtype, interpret)
 
 
 def choose_tiling(head: Head, dtype: jnp.dtype, target: Target = H200) -> Tiling:
@@ -124,7 +124,7 @@ def choose_splits(pairs: int, keys: int, C: int, num_cores: int, per_core: int =
     return max(1, min(max(to_fill, to_balance), useful, MAX_SPLITS))
 
 
-def _live_blocks(length: jax.Array, window: int | None, C: int) -> tuple[jax.Array, jax.Array]:
+def live_blocks(length: jax.Array, window: int | None, C: int) -> tuple[jax.Array, jax.Array]:
     """First and end block of C keys that the query at position length - 1 sees."""
     first = 0 if window is None else lax.div(jnp.maximum(length - window, 0), C)
     return jnp.asarray(first, jnp.int32), lax.div(length + (C - 1), C)
@@ -153,7 +153,7 @@ def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
     q_ref, k_ref, v_ref, table_ref, len_ref, *given, o_ref = refs
     scales, sinks = split_given(k_ref, tuple(given))
     kv_head, row = pl.program_id(1), pl.program_id(2)
-    blocks = _live_blocks(len_ref[row], head.sliding_window, tiling.C)
+    blocks = live_blocks(len_ref[row], head.sliding_window, tiling.C)
     softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref, *scales), blocks, head, tiling)
     g = lax.iota(jnp.int32, tiling.M)
     sink = load_sink(sinks, kv_head * head.G + g, g < head.G)
@@ -164,7 +164,7 @@ def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
 def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
     *inputs, o_ref, lse_ref = refs
     split, kv_head, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    first, end = _live_blocks(inputs[4][row], head.sliding_window, tiling.C)
+    first, end = live_blocks(inputs[4][row], head.sliding_window, tiling.C)
     share = jnp.maximum(lax.div(end - first + (splits - 1), splits), MIN_BLOCKS)
     first = first + split * share
     softmax = _attend(tuple(inputs), (first, jnp.minimum(first + share, end)), head, tiling)
@@ -177,9 +177,7 @@ def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
     plt.store(lse_ref.at[row, kv_head * head.G + g, split], lse, mask=g < head.G)
 
 
-def _combine(
-    o: jax.Array, lse: jax.Array, sinks: tuple[jax.Array, ...], dtype: jnp.dtype, interpret: bool
-) -> jax.Array:
+def combine(o: jax.Array, lse: jax.Array, sinks: tuple[jax.Array, ...], dtype: jnp.dtype, interpret: bool) -> jax.Array:
     """Weigh the parts o f32[S, H, splits, D] by 2^lse, f32[S, H, splits] -> [S, H, D]. sinks: ([H],) or ()."""
     S, H, splits, D = o.shape
     elements = power_of_two(splits) * power_of_two(D)

@@ -31,11 +31,11 @@ from .triton_tile import (
     split_given,
 )
 
-__all__ = ["choose_tiling", "paged_attention_prefill"]
+__all__ = ["QueryTile", "choose_tiling", "find_tile", "paged_attention_prefill"]
 
 
 @dataclass(frozen=True, slots=True)
-class _QueryTile:
+class QueryTile:
     """The queries of one program: tokens first:end of row; first >= end where there is nothing to do."""
 
     row: jax.Array
@@ -120,7 +120,7 @@ def _kernel(
 ) -> None:
     *given, o_ref = refs
     scales, sinks = split_given(k_ref, tuple(given))
-    tile = _find_tile(start_ref, len_ref, tiling.M // head.G, q_ref.shape[0])
+    tile = find_tile(start_ref, len_ref, tiling.M // head.G, q_ref.shape[0])
     kv_head = pl.program_id(1)
     index, mask = _query_index(tile, kv_head, head, tiling.M)
     q = plt.load(q_ref.at[index], mask=mask, other=0)
@@ -151,7 +151,7 @@ def _kernel(
     plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 
 
-def _find_tile(start_ref: Ref, len_ref: Ref, width: int, T: int) -> _QueryTile:
+def find_tile(start_ref: Ref, len_ref: Ref, width: int, T: int) -> QueryTile:
     """Which queries this program owns; width: queries in a tile."""
     S = len_ref.shape[0]
     # Within a row the last tile sees the most keys; start the long ones first.
@@ -164,10 +164,10 @@ def _find_tile(start_ref: Ref, len_ref: Ref, width: int, T: int) -> _QueryTile:
     end = jnp.where(row < S, start_ref[jnp.minimum(row + 1, S)], T)
     first = start + (tile - lax.div(start, width) - row) * width
     length = jnp.where(row < S, len_ref[jnp.minimum(row, S - 1)], 0)
-    return _QueryTile(row, first, end, length - end + first)
+    return QueryTile(row, first, end, length - end + first)
 
 
-def _query_index(tile: _QueryTile, kv_head: jax.Array, head: Head, M: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def _query_index(tile: QueryTile, kv_head: jax.Array, head: Head, M: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Where the tile's (query, head) rows lie in [T, H, D], as [M, padded_D], and which elements exist."""
     m = lax.broadcasted_iota(jnp.int32, (M, head.padded_D), 0)
     d, exists = head.depth(M)

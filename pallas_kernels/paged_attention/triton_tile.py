@@ -22,11 +22,15 @@ __all__ = [
     "Tiling",
     "attend",
     "check_support",
+    "key_index",
+    "load",
+    "load_page",
     "load_sink",
     "normalize",
     "output",
     "power_of_two",
     "split_given",
+    "visible",
 ]
 
 # Stands for minus infinity, finite so that DEAD - DEAD is 0 and never NaN.
@@ -156,17 +160,17 @@ def attend(
     def step(block: jax.Array, carry: tuple[Softmax, jax.Array]) -> tuple[Softmax, jax.Array]:
         softmax, page = carry
         key_position = block * tiling.C + lax.iota(jnp.int32, tiling.C)
-        index, mask = _key_index(page, kv_head, key_position, stop, head, tiling.C)
-        k = _operand(_load(k_ref, index, mask), q.dtype, head)
+        index, mask = key_index(page, kv_head, key_position, stop, head, tiling.C)
+        k = _operand(load(k_ref, index, mask), q.dtype, head)
         scores = plt.dot(q, k, trans_b=True, precision=precision)
         if scales:
             scores *= _load_scale(scales[0], page, kv_head, key_position, stop, head)[None, :]
         scores = _capped(scores, head)
         if stop is not None:
-            scores = jnp.where(_visible(key_position, position, stop, head.sliding_window), scores, DEAD)
+            scores = jnp.where(visible(key_position, position, stop, head.sliding_window), scores, DEAD)
         m = jnp.maximum(softmax.m, scores.max(1))
         weights, shrink = jnp.exp2(scores - m[:, None]), jnp.exp2(softmax.m - m)
-        v = _operand(_load(v_ref, index, mask), q.dtype, head)
+        v = _operand(load(v_ref, index, mask), q.dtype, head)
         shares = weights
         if scales:
             shares = weights * _load_scale(scales[1], page, kv_head, key_position, stop, head)[None, :]
@@ -174,7 +178,7 @@ def attend(
         return Softmax(o, m, softmax.l * shrink + weights.sum(1)), page_of(block + 1)
 
     def page_of(block: jax.Array) -> jax.Array:
-        return _load_page(table_ref, row, block, blocks[1], stop, head, tiling.C)
+        return load_page(table_ref, row, block, blocks[1], stop, head, tiling.C)
 
     # The page of the next block is fetched a step early: a load whose address hangs on another load of the
     # same step is kept out of the software pipeline.
@@ -193,10 +197,10 @@ def load_sink(sinks: tuple[Ref, ...], head: jax.Array, mask: jax.Array | None = 
     """The sinks of some query heads in base 2, float32; None where `sinks`, (the reference,) or (), is empty."""
     if not sinks:
         return None
-    return _load(sinks[0], (head,), mask).astype(jnp.float32) * LOG2_E
+    return load(sinks[0], (head,), mask).astype(jnp.float32) * LOG2_E
 
 
-def _load_page(
+def load_page(
     table_ref: Ref,
     row: jax.Array,
     block: jax.Array,
@@ -215,7 +219,7 @@ def _load_page(
     return plt.load(table_ref.at[entry], mask=live, other=0)
 
 
-def _key_index(
+def key_index(
     page: jax.Array, kv_head: jax.Array, key_position: jax.Array, stop: jax.Array | None, head: Head, C: int
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
     """Where the C keys of a block lie in [N, K, B, D], as [C, padded_D], and which elements may be read."""
@@ -237,7 +241,7 @@ def _load_scale(
     """The scales f32[C] of a block of keys or values, out of [N, K, B, 1]; 0 where dead."""
     offset = key_position & (head.B - 1)
     mask = None if stop is None else key_position < stop
-    return _load(ref, (page, kv_head, offset, jnp.zeros_like(offset)), mask)
+    return load(ref, (page, kv_head, offset, jnp.zeros_like(offset)), mask)
 
 
 def _operand(held: jax.Array, dtype: jnp.dtype, head: Head) -> jax.Array:
@@ -249,7 +253,8 @@ def _operand(held: jax.Array, dtype: jnp.dtype, head: Head) -> jax.Array:
     return widen(held).astype(dtype)
 
 
-def _load(ref: Ref, index: tuple[jax.Array, ...], mask: jax.Array | None) -> jax.Array:
+def load(ref: Ref, index: tuple[jax.Array, ...], mask: jax.Array | None) -> jax.Array:
+    """The elements at `index`, zeros where the mask says no."""
     return plt.load(ref.at[index], mask=mask, other=None if mask is None else 0)
 
 
@@ -262,8 +267,8 @@ def _capped(scores: jax.Array, head: Head) -> jax.Array:
     return tanh * (head.soft_cap * LOG2_E)
 
 
-def _visible(key_position: jax.Array, position: jax.Array, stop: jax.Array, window: int | None) -> jax.Array:
-    visible = (key_position[None, :] <= position[:, None]) & (key_position < stop)[None, :]
+def visible(key_position: jax.Array, position: jax.Array, stop: jax.Array, window: int | None) -> jax.Array:
+    seen = (key_position[None, :] <= position[:, None]) & (key_position < stop)[None, :]
     if window is not None:
-        visible &= key_position[None, :] > position[:, None] - window
-    return visible
+        seen &= key_position[None, :] > position[:, None] - window
+    return seen

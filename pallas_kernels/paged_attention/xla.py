@@ -12,7 +12,7 @@ from jax import lax
 from .eight_bits import round_kv, widen
 from .xla_plan import AttentionPlan, make_plan
 
-__all__ = ["AttentionPlan", "attend", "make_plan", "paged_attention_xla", "write_kv"]
+__all__ = ["AttentionPlan", "attend", "make_plan", "paged_attention_xla", "write_kv", "write_pages"]
 
 # The score of a masked position: finite, so that exp(masked - masked) is 1 and not NaN. What such a position
 # adds is dropped again by exp(MASKED - real) == 0 as soon as its query meets a key that it may see.
@@ -54,7 +54,7 @@ def paged_attention_xla(
 def attend(
     q: jax.Array,
     k_pages: jax.Array,
-    v_pages: jax.Array,
+    v_pages: jax.Array | int,
     plan: AttentionPlan,
     sinks: jax.Array | None = None,
     k_scale: jax.Array | None = None,
@@ -66,34 +66,35 @@ def attend(
     """Attend each query to its row's pages, following a plan that all layers of a step share.
 
     q: [T, H, D]; k_pages, v_pages: [N, K, B, D], with the T, N and B that the plan was made for; sinks: [H];
-    k_scale, v_scale: f32[N, K, B, 1] where pages have 8 bits. Returns [T, H, D] in q's dtype; zeros for
+    k_scale, v_scale: f32[N, K, B, 1] where pages have 8 bits. In place of v_pages a number: so many first
+    elements of each key are its value. Returns [T, H, D], or of the values' width, in q's dtype; zeros for
     padding. Softmax and sums are float32.
     """
     T, H, D = q.shape
     K = k_pages.shape[1]
     grouped = (q.astype(jnp.float32) * scale).reshape(T, K, H // K, D)
     heads = None if sinks is None else sinks.astype(jnp.float32).reshape(K, H // K)
-    keys, values = (k_pages, k_scale), (v_pages, v_scale)
+    keys, values = (k_pages, k_scale), v_pages if isinstance(v_pages, int) else (v_pages, v_scale)
     out = _attend_tokens(grouped, keys, values, plan, heads, soft_cap)
     if plan.tiles is not None:
         tiled = _attend_tiles(grouped, keys, values, plan, heads, soft_cap)
         out = jnp.where(plan.is_short[:, None, None, None], out, tiled)
-    return out.reshape(T, H, D).astype(q.dtype)
+    return out.reshape(T, H, out.shape[-1]).astype(q.dtype)
 
 
 def _attend_tokens(
     q: jax.Array,
     keys: Pages,
-    values: Pages,
+    values: Pages | int,
     plan: AttentionPlan,
     sinks: jax.Array | None,
     soft_cap: float | None,
 ) -> jax.Array:
     """Single queries: each turn of the loop takes the next W items, of whichever queries they are.
 
-    q: f32[T, K, G, D], scaled. Returns the same shape, zeros for tokens that are not short.
+    q: f32[T, K, G, D], scaled. Returns f32[T, K, G, values' width], zeros for tokens that are not short.
     """
-    _, K, G, D = q.shape
+    K, G = q.shape[1:3]
     W, C = plan.items_per_turn, plan.item_tokens
     queries = q[plan.entry_token]
 
@@ -101,13 +102,13 @@ def _attend_tokens(
         item = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * W, W), plan.items)
         position = item.start[:, None] + jnp.arange(C)
         live = (position >= item.low[:, None]) & (position < item.high[:, None])
-        v = _read(values, item.pages, live[:, None, :, None])
+        k, v = _read_both(keys, values, item.pages, live[:, None, :, None])
         query = queries.at[item.entry].get(mode="clip")
-        scores = _cap(_dot(query, _read(keys, item.pages), (3, 3)), soft_cap)
+        scores = _cap(_dot(query, k, (3, 3)), soft_cap)
         return _merge(state, item.entry, jnp.where(live[:, None, None], scores, MASKED), v)
 
     shape = (plan.entry_token.shape[0] + W, K, G)
-    state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, D)))
+    state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, _width(values))))
     acc = _divide(lax.fori_loop(0, plan.num_turns, turn, state), sinks)
     return jnp.where(plan.is_short[:, None, None, None], acc[plan.token_entry], 0)
 
@@ -138,17 +139,17 @@ def _merge(state: tuple[jax.Array, ...], entry: jax.Array, scores: jax.Array, v:
 def _attend_tiles(
     q: jax.Array,
     keys: Pages,
-    values: Pages,
+    values: Pages | int,
     plan: AttentionPlan,
     sinks: jax.Array | None,
     soft_cap: float | None,
 ) -> jax.Array:
     """Chunks of queries: for each tile of Q queries of one row, a loop over the runs of pages that it sees.
 
-    q: f32[T, K, G, D], scaled. Returns the same shape, zeros for tokens outside the tiles.
+    q: f32[T, K, G, D], scaled. Returns f32[T, K, G, values' width], zeros for tokens outside the tiles.
     """
     T, K, G, D = q.shape
-    Q, C = plan.tile_queries, plan.run_tokens
+    Q, C, width = plan.tile_queries, plan.run_tokens, _width(values)
     padded = jnp.pad(q, ((0, Q), (0, 0), (0, 0), (0, 0)))
 
     def tile(i: jax.Array, out: jax.Array) -> jax.Array:
@@ -162,7 +163,7 @@ def _attend_tiles(
             k_position = start + jnp.arange(C)
             ids = lax.dynamic_slice(plan.page_table, (t.row, start // plan.page_size), (1, C // plan.page_size))
             live = (k_position >= t.low) & (k_position < t.high)
-            k, v = _read(keys, ids), _read(values, ids, live[:, None])
+            k, v = _read_both(keys, values, ids, live[:, None])
             seen = live & (k_position <= q_position)
             if plan.sliding_window is not None:
                 seen &= k_position > q_position - plan.sliding_window
@@ -175,15 +176,15 @@ def _attend_tiles(
             return new_best, total * keep + weights.sum(-1), acc * keep[..., None] + added
 
         shape = (1, K, G * Q)
-        state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, D)))
+        state = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width)))
         each = None if sinks is None else jnp.repeat(sinks, Q, axis=1)
         divided = _divide(lax.fori_loop(0, t.num_runs, run, state), each)
-        result = divided.reshape(K, G, Q, D).transpose(2, 0, 1, 3)
+        result = divided.reshape(K, G, Q, width).transpose(2, 0, 1, 3)
         mine = jnp.arange(Q) < t.num_queries  # the rest of the tile belongs to the next row
         old = lax.dynamic_slice_in_dim(out, t.token, Q)
         return lax.dynamic_update_slice_in_dim(out, jnp.where(mine[:, None, None, None], result, old), t.token, 0)
 
-    tiled: jax.Array = lax.fori_loop(0, plan.num_tiles, tile, jnp.zeros((T + Q, K, G, D)))
+    tiled: jax.Array = lax.fori_loop(0, plan.num_tiles, tile, jnp.zeros((T + Q, K, G, width)))
     return tiled[:T]
 
 
@@ -199,6 +200,16 @@ def _load(pages: jax.Array, ids: jax.Array) -> jax.Array:
     """[N, K, B, D] and i32[W, C/B] -> [W, K, C, D]. The ids are in range: the plan clamped them."""
     K, D = pages.shape[1], pages.shape[3]
     return pages.at[ids].get(mode="promise_in_bounds").swapaxes(1, 2).reshape(ids.shape[0], K, -1, D)
+
+
+def _read_both(keys: Pages, values: Pages | int, ids: jax.Array, live: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values; where values are the first elements of keys, pages are read once."""
+    k = _read(keys, ids)
+    return k, jnp.where(live, k[..., :values], 0) if isinstance(values, int) else _read(values, ids, live)
+
+
+def _width(values: Pages | int) -> int:
+    return values if isinstance(values, int) else values[0].shape[-1]
 
 
 def _read(pages: Pages, ids: jax.Array, live: jax.Array | None = None) -> jax.Array:
@@ -244,14 +255,19 @@ def write_kv(
     0 .. N*B-1 are dropped. Pages of uint16 take the bits of bfloat16: XLA:CPU would widen a whole pool of
     bfloat16 to write a token. Those of 8 bits have scales, f32[N, K, B, 1]: see `eight_bits`.
     """
-    page, offset = jnp.divmod(write_slots, k_pages.shape[2])
 
     def write(pages: jax.Array, new: jax.Array) -> jax.Array:
-        if pages.dtype == jnp.uint16:
-            new = lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
-        return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop", wrap_negative_indices=False)
+        return write_pages(pages, new, write_slots)
 
     if k_scale is None or v_scale is None:
         return write(k_pages, k), write(v_pages, v)
     (k, k_size), (v, v_size) = round_kv(k, k_pages.dtype), round_kv(v, v_pages.dtype)
     return write(k_pages, k), write(v_pages, v), write(k_scale, k_size), write(v_scale, v_size)
+
+
+def write_pages(pages: jax.Array, new: jax.Array, write_slots: jax.Array) -> jax.Array:
+    """`write_kv` of one array as it is: pages [N, K, B, D], new [T, K, D]."""
+    page, offset = jnp.divmod(write_slots, pages.shape[2])
+    if pages.dtype == jnp.uint16:
+        new = lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
+    return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop", wrap_negative_indices=False)

@@ -13,6 +13,19 @@ class Published:
 
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6}
+DEEPSEEK = {
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "moe_layer_freq": 1,
+    "max_position_embeddings": 163840,
+    "rope_theta": 10000,
+}
+DEEPSEEK_YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096} | {
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
 PUBLISHED = {
     "falcon3-7b": Published(
         {**LLAMA, "hidden_size": 3072, "intermediate_size": 23040, "num_hidden_layers": 28, "num_attention_heads": 12}
@@ -24,6 +37,24 @@ PUBLISHED = {
         {**LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32}
         | {"num_key_value_heads": 32, "vocab_size": 102400, "max_position_embeddings": 4096, "rope_theta": 10000.0},
         6_910_365_696,
+    ),
+    "deepseek-v2-lite": Published(
+        {**DEEPSEEK, "architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 2048, "intermediate_size": 10944}
+        | {"num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 102400}
+        | {"first_k_dense_replace": 1, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2}
+        | {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "q_lora_rank": None}
+        | {"norm_topk_prob": False, "routed_scaling_factor": 1.0, "scoring_func": "softmax"}
+        | {"rope_scaling": {**DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}},
+        15_706_484_224,
+    ),
+    "deepseek-v3": Published(
+        {**DEEPSEEK, "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 7168, "intermediate_size": 18432}
+        | {"num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "vocab_size": 129280}
+        | {"first_k_dense_replace": 3, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1}
+        | {"num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "topk_method": "noaux_tc", "q_lora_rank": 1536}
+        | {"norm_topk_prob": True, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid"}
+        | {"num_nextn_predict_layers": 1, "rope_scaling": {**DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+        671_026_419_200,  # without the layer that predicts a second token
     ),
     "gemma-2-2b": Published(
         {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256}

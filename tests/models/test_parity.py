@@ -41,6 +41,18 @@ NEOX = {**APART, "hidden_size": 64}
 
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
 GPT_OSS = {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 0.5, "rope_parameters": YARN}
+LATENT = {
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "num_key_value_heads": 4,
+}
+MSCALE = {**YARN, "mscale": 0.8, "mscale_all_dim": 1.3, "beta_fast": 32, "beta_slow": 1}
 QWEN_MOE = {**MOE, "shared_expert_intermediate_size": 24}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,6 +98,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Cohere2ForCausalLM",
         {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"], "attention_bias": True},
     ),
+    "deepseek 2, groups, yarn": (
+        "DeepseekV2ForCausalLM",
+        {**LATENT, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 4.0}
+        | {"q_lora_rank": 20, "n_shared_experts": 2, "rope_parameters": MSCALE},
+    ),
+    "deepseek 2 lite": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None, "attention_bias": True}),
+    "deepseek 3": (
+        "DeepseekV3ForCausalLM",
+        {**LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "rope_parameters": MSCALE},
+    ),
     "gpt 2": ("GPT2LMHeadModel", APART),
     "gpt 2, own inner size": ("GPT2LMHeadModel", {**APART, "n_inner": 40, "vocab_size": 131}),
     "gpt neox": ("GPTNeoXForCausalLM", NEOX),
@@ -126,6 +148,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 ON_TWO_DEVICES = {
+    "deepseek 2 lite",
+    "deepseek 3",
     "gemma 3, scaled global rope",
     "gpt 2",
     "gpt neox",
@@ -183,7 +207,13 @@ def check_parity(case: str, folder: Path, executables: str, devices: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "case", ["llama, odd vocabulary and head size", "qwen2, tied, some layers windowed", "mixtral"]
+    "case",
+    [
+        "llama, odd vocabulary and head size",
+        "qwen2, tied, some layers windowed",
+        "mixtral",
+        pytest.param("deepseek 3", marks=pytest.mark.slow),
+    ],
 )
 def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
     case: str, tmp_path: Path, executables: str

@@ -1,6 +1,7 @@
 """The `config.json` of published checkpoints, in the spelling they have, against what is known of the models."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,9 +11,11 @@ import pytest
 from jax.sharding import Mesh
 
 from jserve.config import ModelConfig
+from jserve.deepseek_config import GroupRouting
 from jserve.errors import CheckpointError
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.models.registry import resolve
+from jserve.runtime.memory import page_bytes
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
@@ -29,8 +32,8 @@ def test_the_model_has_as_many_parameters_as_the_checkpoint(name: str) -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), (TENSOR_AXIS,))
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
     model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
-    named = [shape for parameter in parameters(model) for shape in parameter.source.names().values()]
-    assert sum(math.prod(shape) for shape in named) == PUBLISHED[name].parameters
+    named = {p.absolute(tensor): shape for p in parameters(model) for tensor, shape in p.source.names().items()}
+    assert sum(map(math.prod, named.values())) == PUBLISHED[name].parameters
 
 
 def test_gemma_3_has_five_local_layers_to_a_global_one_each_with_its_own_rope() -> None:
@@ -40,6 +43,47 @@ def test_gemma_3_has_five_local_layers_to_a_global_one_each_with_its_own_rope() 
     assert config.layer_ropes[5] == config.rope == config.ropes[1]
     assert config.attention_scale == 1 / 16
     assert config.eos_token_ids == (1, 106)
+
+
+def test_deepseek_caches_one_latent_a_token_on_every_device() -> None:
+    family, config = resolve(PUBLISHED["deepseek-v3"].fields, source="config.json")
+    mesh = SimpleNamespace(size=8)
+    cache = family.cache(Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh), config)  # type: ignore[arg-type]
+    assert page_bytes(cache, tensor_parallel=8, page_size=64) == 61 * 64 * 576 * 2
+    assert config.attention_scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2)
+    assert config.mixture is not None
+    assert config.mixture.dense_layers == {0, 1, 2}
+    assert config.mixture.routing == GroupRouting("sigmoid", 8, 4, group_best=2, corrected=True, scale=2.5)
+
+
+def test_deepseek_may_have_experts_on_every_second_layer() -> None:
+    raw = {**PUBLISHED["deepseek-v2-lite"].fields, "moe_layer_freq": 2, "first_k_dense_replace": 3}
+    mixture = resolve(raw, source="config.json")[1].mixture
+    assert mixture is not None
+    assert mixture.dense_layers == {0, 1, 2, *range(3, 27, 2)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kv_lora_rank": None}, "kv_lora_rank is None but must be a positive integer"),
+        ({"kv_lora_rank": "512"}, "kv_lora_rank is '512' but must be a positive integer"),
+        ({"n_routed_experts": None}, "n_routed_experts is None but must be a positive integer"),
+        ({"topk_method": "noisy"}, "topk_method is 'noisy'; supported are greedy, group_limited_greedy"),
+        ({"topk_method": ["greedy"]}, "topk_method is .* supported are greedy, group_limited_greedy"),
+        ({"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; supported are softmax"),
+        ({"norm_topk_prob": True}, "norm_topk_prob is True; supported are False"),
+        ({"topk_method": "group_limited_greedy", "n_group": 7}, "n_group is 7 but must be a divisor of"),
+        (
+            {"topk_method": "group_limited_greedy", "n_group": 16},
+            "topk_group is 1 but must be at most n_group, 16, and",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": "40", "mscale_all_dim": 1.0}}, "factor is '40' but must be a"),
+    ],
+)
+def test_impossible_deepseeks_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        resolve({**PUBLISHED["deepseek-v2-lite"].fields, **fields}, source="config.json")
 
 
 def test_phi_rotates_a_part_of_each_head_by_longrope() -> None:

@@ -1,0 +1,61 @@
+"""DeepSeek's choice of experts: groups first, then experts of the chosen groups, with a bias that only chooses."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from jserve.config import MixtureConfig, ModelConfig
+from jserve.layers.build import Build
+from jserve.layers.mlp import GatedMLP
+from jserve.layers.moe import MixtureOfExperts, Router
+from jserve.layers.source import Tensor
+
+
+class GroupedRouter(Router):
+    """DeepSeek-V2 (arXiv:2405.04434, section 2.2.2) and DeepSeek-V3 (arXiv:2412.19437, section 2.1.2)."""
+
+    def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig) -> None:
+        super().__init__(build, config, mixture)
+        assert mixture.routing is not None
+        self.routing, size = mixture.routing, (mixture.num_experts,)
+        # Scores lie within a few thousandths of each other: 8 bits of a bfloat16 would choose other experts.
+        exact = replace(build, dtype=jnp.dtype("float32"))
+        bias = exact.param(Tensor("e_score_correction_bias", size), size) if self.routing.corrected else None
+        self.e_score_correction_bias = bias
+
+    def choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = jax.nn.sigmoid(logits) if self.routing.scoring == "sigmoid" else jax.nn.softmax(logits)
+        bias = self.e_score_correction_bias
+        ranked = self._of_best_groups(scores if bias is None else scores + bias[...])
+        _, experts = jax.lax.top_k(ranked, self.mixture.experts_per_token)
+        weights = jnp.take_along_axis(scores, experts, axis=-1)
+        if self.mixture.normalize:
+            weights /= weights.sum(-1, keepdims=True) + 1e-20
+        return experts, weights * self.routing.scale
+
+    def _of_best_groups(self, ranked: jax.Array) -> jax.Array:
+        """f32[T, X] with minus infinity in place of the experts of groups that are not chosen."""
+        count = self.routing.groups
+        if count == self.routing.chosen_groups:
+            return ranked
+        groups = ranked.reshape(ranked.shape[0], count, -1)
+        best = jax.lax.top_k(groups, self.routing.group_best)[0].sum(-1)
+        chosen = jax.lax.top_k(best, self.routing.chosen_groups)[1]
+        is_chosen = (chosen[:, :, None] == jnp.arange(count)).any(1)
+        return jnp.where(is_chosen[:, :, None], groups, -jnp.inf).reshape(ranked.shape)
+
+
+class GroupedMixture(MixtureOfExperts):
+    """Experts of a `GroupedRouter`, and the shared experts as one block that every token goes through whole."""
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        mixture = config.mixture
+        assert mixture is not None
+        size = mixture.shared_intermediate_size
+        super().__init__(build, replace(config, mixture=replace(mixture, shared_intermediate_size=0)))
+        self.gate = GroupedRouter(build, config, mixture)
+        self.shared_experts = GatedMLP(build, replace(config, intermediate_size=size)) if size else None
+
+    def _shared(self, x: jax.Array) -> jax.Array | None:
+        return None if self.shared_experts is None else self.shared_experts.partials(x)
