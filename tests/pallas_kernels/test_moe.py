@@ -64,5 +64,5 @@ def test_all_tokens_may_choose_the_same_expert() -> None:
 
 
 def test_unknown_implementation_is_named() -> None:
-    with pytest.raises(ValueError, match="'cutlass'; choose auto, reference or xla"):
+    with pytest.raises(ValueError, match="'cutlass'; choose auto, reference, xla or triton"):
         run(*MANY.make(0).args, implementation="cutlass")
