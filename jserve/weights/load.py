@@ -24,6 +24,7 @@ from jserve.layers.expert_source import FirstFound
 from jserve.layers.source import Index, Source, absolute_name, spellings
 from jserve.quant import QuantizedWeight, Scheme
 from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_quantized
+from pallas_kernels.moe import PackedExperts
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def parameters(model: nnx.Module) -> list[Parameter]:
         meta, value = variable.get_metadata(), variable.get_value()
         *module, name = map(str, path)
         arrays, axes = {"": value}, {"": meta["axes"]}
-        if isinstance(value, QuantizedWeight):
+        if isinstance(value, QuantizedWeight | PackedExperts):
             arrays, axes = value.arrays(), meta["axes"].arrays()
         for part, array in arrays.items():
             split, scheme = tuple(axes[part]), meta.get("scheme")
@@ -169,7 +170,8 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         parameter = group[0]
         if parameter.scheme is not None:
-            return _put(group, mesh, dummy_quantized({each.part: each.form for each in group}, pool))
+            forms = {each.part: each.form for each in group}
+            return _put(group, mesh, dummy_quantized(parameter.scheme, forms, pool))
 
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 
 from ..paged_attention.target import Target
+from .packed import PackedExperts, dequantize
 from .reference import reference
 from .xla import moe_xla
 
-__all__ = ["IMPLEMENTATIONS", "moe"]
+__all__ = ["IMPLEMENTATIONS", "PackedExperts", "dequantize", "moe"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ def moe(
     x: jax.Array,
     expert_ids: jax.Array,
     weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | PackedExperts,
+    down: jax.Array | PackedExperts,
     gate_up_bias: jax.Array | None = None,
     down_bias: jax.Array | None = None,
     *,
@@ -42,6 +43,7 @@ def moe(
         weights: f32[T, J].
         gate_up: [X, E, 2, F], gate before up; down: [X, F, E]; both float32, bfloat16 or float16. On a CPU give
             the bits of bfloat16 as uint16: XLA:CPU would convert all experts to float32 before it reads one.
+            Either may be in 8 or 4 bits, as `PackedExperts` [X, 2, F, E] and [X, E, F].
         gate_up_bias: [X, 2, F]; down_bias: [X, E]; None where there is none; else in the same type.
         activate: (gate, up), each f32[n, F], to f32[n, F]; elementwise.
         implementation: "auto", "reference", "xla" or "triton". "auto" is triton on an NVIDIA GPU where it supports

@@ -17,6 +17,7 @@ from jax.experimental.pallas import triton as plt
 
 from ..paged_attention.target import H200, Target
 from ..paged_attention.triton_tile import Ref, output, power_of_two
+from .packed import PackedExperts
 from .route import Route, num_tiles, route
 from .triton_tiling import Product, Tiling, choose_rows, choose_tiling
 
@@ -27,8 +28,8 @@ def moe_triton(
     x: jax.Array,
     expert_ids: jax.Array,
     weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | PackedExperts,
+    down: jax.Array | PackedExperts,
     gate_up_bias: jax.Array | None = None,
     down_bias: jax.Array | None = None,
     *,
@@ -37,6 +38,8 @@ def moe_triton(
     interpret: bool = False,
 ) -> jax.Array:
     """Shapes as in `moe`; returns f32[T, E]. Raises NotImplementedError naming the supported types."""
+    if isinstance(gate_up, PackedExperts) or isinstance(down, PackedExperts):
+        raise NotImplementedError("the Triton kernels want experts in floating point; got some in 8 or 4 bits")
     gate_up, down = _as_float(gate_up), _as_float(down)
     _check_support(x, gate_up, down, activate)
     (T, E), J = x.shape, expert_ids.shape[1]

@@ -42,6 +42,17 @@ def test_nothing_as_large_as_all_experts_is_computed(gpu: bool, dtype: str) -> N
     assert compiled.memory_analysis().temp_size_in_bytes < MANY.X * MANY.E * MANY.F
 
 
+@pytest.mark.parametrize("scale", ["float16", "float32", "bits"])
+@pytest.mark.parametrize("packed", ["int8", "fp8", "int4", "mxfp4"])
+def test_packed_experts_are_widened_one_at_a_time(packed: str, scale: str) -> None:
+    case = replace(MANY, dtype="float32", packed=packed, group=16, F=64)
+    x, ids, weights, *stacks = case.make(0).args
+    if scale != "bits":
+        stacks = [replace(stack, scale=jnp.zeros_like(stack.scale, scale)) for stack in stacks]
+    compiled = jax.jit(run).lower(x, ids, weights, *stacks).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 3 * case.E * case.F * 4, "a few of 64 experts"
+
+
 def test_a_token_gets_the_same_alone_and_among_others_and_whatever_its_place() -> None:
     case = Case("batch", T=40, J=3, X=6, E=64, F=48, dtype="float32")
     x, ids, weights, *stacks = case.make(1).args
