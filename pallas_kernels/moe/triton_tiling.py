@@ -4,7 +4,7 @@ Never from what a router chose: a token's result must not depend on its neighbou
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,29 @@ import jax.numpy as jnp
 from ..paged_attention.target import Target
 from ..paged_attention.triton_tile import power_of_two
 
-__all__ = ["Product", "Tiling", "choose_rows", "choose_tiling"]
+__all__ = ["Packing", "Product", "Tiling", "choose_rows", "choose_tiling"]
 
 FEWEST_ROWS = 16  # of a tensor core's tile
 MOST_ROWS = 128
 PROGRAMS_PER_CORE = 2  # fewer leave the loads of a small batch waiting on one SM and others idle
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How weights lie: in floating point, or packed in `groups` of inputs; see `PackedExperts`."""
+
+    kind: str = ""
+    groups: int = 1
+    has_zero: bool = False
+
+    @property
+    def planes(self) -> int:
+        """2 where even and odd inputs share a byte; K / planes is then the number of columns."""
+        return 2 if self.kind in ("int4", "mxfp4") else 1
+
+    @property
+    def num_arrays(self) -> int:
+        return (2 if self.kind else 1) + self.has_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +49,15 @@ class Product:
     K: int
     N: int
     P: int
+    packing: Packing
     activate: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    out_planes: int = 1
+    """2 where the next product has its inputs in two planes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """One program: M rows times N outputs (of each of the P weights), K inputs a step."""
+    """One program: M rows times N outputs (of each of the P weights), K columns of inputs a step."""
 
     M: int
     N: int
@@ -62,14 +83,21 @@ def choose_tiling(product: Product, M: int, pairs: int, dtype: jnp.dtype, target
     are on the way to each SM. Many rows are bound by the tensor cores: as square as the sums allow.
     """
     if jnp.dtype(dtype) == jnp.float32:
-        return Tiling(M, 32 if product.P == 1 else 16, 16, 4, 2)
+        return _fit_groups(product, Tiling(M, 32 if product.P == 1 else 16, 16, 4, 2))
     if M <= 32:
         tiles = min(pairs, product.X)
         N = 64
         while N > 16 and tiles * -(-product.N // N) < PROGRAMS_PER_CORE * target.num_cores:
             N //= 2
-        return Tiling(M, N, 64 if N == 64 else 128, 4, 4 if target.has_wgmma else 3)
+        return _fit_groups(product, Tiling(M, N, 64 if N == 64 else 128, 4, 4 if target.has_wgmma else 3))
     N = 128 // product.P
-    if target.has_wgmma:
-        return Tiling(M, N, 64, 8 if M == 128 else 4, 3)
-    return Tiling(M, N, 32, 8 if M == 128 else 4, 3)
+    K = 64 if target.has_wgmma else 32
+    return _fit_groups(product, Tiling(M, N, K, 8 if M == 128 else 4, 3))
+
+
+def _fit_groups(product: Product, tiling: Tiling) -> Tiling:
+    """Blocks of columns that lie in one group, down to the 16 that a tensor core takes; else of whole groups."""
+    each = product.K // product.packing.planes // product.packing.groups
+    while product.packing.groups > 1 and tiling.K > 16 and each % tiling.K:
+        tiling = replace(tiling, K=tiling.K // 2)
+    return tiling

@@ -133,7 +133,9 @@ def test_the_plan_counts_the_packed_bytes_of_experts_and_devices_hold_them(
 
 def test_experts_in_activation_order_are_refused(folder: Path, tmp_path: Path) -> None:
     packed, _ = write(folder, tmp_path, compressed_act_order(16))
-    with pytest.raises(CheckpointError, match="experts in activation order .* are not supported; supported are groups"):
+    with pytest.raises(
+        CheckpointError, match=r"experts in activation order .* are not supported; supported are groups"
+    ):
         prepared_and_weights(packed)
 
 
