@@ -255,8 +255,8 @@ def _refuse_scaled(name: str, tensors: Mapping[str, TensorInfo]) -> None:
     """A tensor that is read as it is must not be one that only its scales make whole."""
     if name.endswith(".weight") and any(f"{name}{suffix}" in tensors for suffix in ("_scale", "_scale_inv")):
         raise CheckpointError(
-            f"{tensors[name].file}: {name} is quantized, which is supported of linear layers inside the model "
-            "alone, not of the token table, the output projection and norms; quantize the model without it"
+            f"{tensors[name].file}: {name} is quantized, which is supported of linear layers and experts inside the "
+            "model alone, not of the token table, the output projection and norms; quantize the model without it"
         )
 
 

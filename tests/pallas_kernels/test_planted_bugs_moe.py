@@ -15,12 +15,15 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels import KernelInputs
+from pallas_kernels.moe import PackedExperts
 from pallas_kernels.moe.cases import CASES
 from pallas_kernels.moe.reference import reference
 
 FOLDER = Path(pallas_kernels.__file__).parent
 BY_NAME = {case.name: case for case in CASES}
-KERNELS, ROUTE = "triton_moe.py", "route.py"
+KERNELS, ROUTE, WEIGHTS = "triton_moe.py", "route.py", "triton_weights.py"
+INT4, CUT = "decode_int4_f32", "decode_mxfp4_cut_f32"
+PLANES = "lax.div(n, product.N // 2), lax.rem(n, product.N // 2)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,14 @@ MUTANTS = (
     Mutant("last row of an expert lost", KERNELS, "is_row = row < end", "is_row = row < end - 1"),
     Mutant("tiles of an expert all alike", KERNELS, "+ (tile - before) * M", "+ 0 * tile * M", "prefill_f32"),
     Mutant("expert found a tile late", KERNELS, "is_over = last <= tile", "is_over = last < tile"),
-    Mutant("inputs past the end read", KERNELS, "product.K % tiling.K == 0, ", "True, "),
-    Mutant("last inputs never read", KERNELS, "jnp.int32(pl.cdiv(product.K, tiling.K))", "product.K // tiling.K"),
+    Mutant("inputs past the end read", WEIGHTS, "None if columns % tiling.K == 0 else k <", "None if True else k <"),
+    Mutant("last inputs never read", WEIGHTS, "jnp.int32(pl.cdiv(columns, tiling.K))", "columns // tiling.K"),
     Mutant("what nobody wrote is summed", KERNELS, "jnp.where(is_here[:, :, None]", "jnp.where(True"),
+    Mutant("halves of a byte exchanged", WEIGHTS, "small_float(raw & 15), small", "small_float(raw >> 4), small", CUT),
+    Mutant("scales of the first group", WEIGHTS, "lax.div(block * tiling.K, each)", "0 * block", INT4),
+    Mutant("zero points ignored", WEIGHTS, "[code - zero for code", "[code for code", INT4),
+    Mutant("scales of the first groups", WEIGHTS, "g = block * count", "g = 0 * block * count", CUT),
+    Mutant("planes one after the other", KERNELS, "lax.rem(n, 2), lax.div(n, 2)", PLANES, CUT),
     Mutant("tiles rounded down", ROUTE, "-(-jnp.diff(start) // M)", "jnp.diff(start) // M"),
     Mutant("tiles before an expert alone", ROUTE, "<= expert[:X, None]", "< expert[:X, None]"),
     Mutant("expert starts after itself", ROUTE, "ids[None, :] < expert[:, None]", "ids[None, :] <= expert[:, None]"),
@@ -64,12 +72,22 @@ def _disagreement(package: str, case_name: str) -> float:
     """Largest error of a package's Triton kernels on one case, as a multiple of the tolerance."""
     inputs, expected = _expected(case_name)
     kernel = importlib.import_module(f"{package}.moe.triton_moe").moe_triton
-    got = np.asarray(jax.jit(functools.partial(kernel, **inputs.static, interpret=True))(*inputs.args))
+    packed = importlib.import_module(f"{package}.moe.packed").PackedExperts  # a copy has a class of its own
+    args = [packed(a.values, a.scale, a.zero, a.kind) if isinstance(a, PackedExperts) else a for a in inputs.args]
+    got = np.asarray(jax.jit(functools.partial(kernel, **inputs.static, interpret=True))(*args))
     error = np.abs(got - expected) / np.maximum(1, np.abs(expected))
     return float(np.nan_to_num(error, nan=np.inf).max() / BY_NAME[case_name].tolerance)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_"))
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(
+            mutant, marks=[pytest.mark.slow] if "prefill" in mutant.case else [], id=mutant.bug.replace(" ", "_")
+        )
+        for mutant in MUTANTS
+    ],
+)
 def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch):
     name = f"moe_mutant_{MUTANTS.index(mutant)}"
     shutil.copytree(FOLDER, tmp_path / name, ignore=shutil.ignore_patterns("cases.py", "__pycache__"))

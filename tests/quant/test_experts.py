@@ -45,6 +45,7 @@ FORMATS: dict[str, Stored] = {
     "fp8, blocks larger than the weight": fp8_blocks(128, 128),
     "fp8, tensor, static": fp8_tensor(static=True),
 }
+QUICK = ("gptq, asymmetric", "awq", "fp8, blocks")
 
 
 def is_quantized(name: str) -> bool:
@@ -86,7 +87,9 @@ def loaded_experts(folder: Path, split: tuple[int, int]) -> dict[str, np.ndarray
     return {name: np.asarray(dequantize(weight)) for name, weight in found.items()}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FORMATS]
+)
 def test_stored_experts_mean_what_the_format_says(folder: Path, tmp_path: Path, name: str) -> None:
     packed, floats = write(folder, tmp_path, FORMATS[name])
     expected = {key: value.numpy() for key, value in tensors_of(floats).items()}
@@ -101,7 +104,12 @@ def test_stored_experts_mean_what_the_format_says(folder: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("kind", "split"),
-    [("int8", (2, 1)), ("int4", (2, 1)), ("fp8", (2, 2)), pytest.param("int4", (1, 1), marks=pytest.mark.slow)],
+    [
+        ("int4", (2, 1)),
+        ("fp8", (2, 2)),
+        pytest.param("int8", (2, 1), marks=pytest.mark.slow),
+        pytest.param("int4", (1, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_logits_are_those_of_experts_rounded_on_load(
     folder: Path, tmp_path: Path, kind: str, split: tuple[int, int]
