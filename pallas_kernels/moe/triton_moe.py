@@ -169,5 +169,5 @@ def _check_support(
     if x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         raise NotImplementedError(f"the Triton kernels want bfloat16, float16 or float32; got {x.dtype}")
     one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    if " erf " in str(jax.make_jaxpr(activate)(one, one)):
+    if " erf" in str(jax.make_jaxpr(activate)(one, one)):
         raise NotImplementedError("the Triton kernels support activations without erf, such as silu and gelu's tanh")

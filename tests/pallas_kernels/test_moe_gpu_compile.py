@@ -6,6 +6,7 @@ Compiled, not executed: what runs is shown only by the same cases on a GPU (benc
 import functools
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -96,8 +97,9 @@ def test_every_real_shape_compiles_for_every_gpu(shape: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["h200", "a100"])
-def test_float32_compiles_without_spills(kind: str) -> None:
-    _compile(WIDE, kind)
+@pytest.mark.parametrize("packed", ["", pytest.param("mxfp4", marks=pytest.mark.slow)])
+def test_float32_compiles_without_spills(packed: str, kind: str) -> None:
+    _compile(replace(WIDE, packed=packed, group=32), kind)
 
 
 def test_experts_dealt_out_over_eight_gpus_need_no_collective() -> None:
