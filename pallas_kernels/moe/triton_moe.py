@@ -100,9 +100,8 @@ def _kernel(
     product: Product,
     tiling: Tiling,
 ) -> None:
-    *refs, out_ref = refs
-    count = product.packing.num_arrays
-    weight_refs, bias_ref = refs[:count], refs[count:]
+    count, out_ref = product.packing.num_arrays, refs[-1]
+    weight_refs, bias_ref = refs[:count], refs[count:-1]
     expert, row, end = _find_tile(start_ref, last_ref, product.X, tiling.M)
     row = row + lax.iota(jnp.int32, tiling.M)
     is_row = row < end

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..paged_attention.target import Target
-from . import packed
-from .packed import PackedExperts
+from .packed import PackedExperts, product
 from .reference import as_float32
 
 __all__ = ["moe_xla"]
@@ -92,7 +91,7 @@ def _tiles(ids: jax.Array, X: int, C: int) -> _Tiles:
 def _product(rows: jax.Array, stack: jax.Array | PackedExperts, expert: jax.Array) -> jax.Array:
     """rows: [C, inputs] times stack[expert], [inputs, outputs], or packed [outputs, inputs]; f32[C, outputs]."""
     if isinstance(stack, PackedExperts):
-        return packed.product(rows, stack.expert(expert))
+        return product(rows, stack.expert(expert))
     if Target.current().platform == "cpu":
         return _product_on_cpu(rows.astype(jnp.float32), stack, expert)
     weight = lax.dynamic_index_in_dim(stack, expert, keepdims=False)
