@@ -80,18 +80,24 @@ class Build:
         """A parameter that is filled later from `source`, split over the tensor axis along axis `shard`."""
         return self._split(source, shape, {} if shard is None else {shard: TENSOR_AXIS})
 
-    def stack(self, source: Source, shape: tuple[int, ...], inner: int | None = None) -> nnx.Param[jax.Array]:
+    def stack(
+        self, source: Source, shape: tuple[int, ...], inner: int | None = None, quantized: Source | None = None
+    ) -> nnx.Param[jax.Array]:
         """A parameter of all experts, whose first axis they are; axis `inner` is each expert's inner size.
 
-        Of bfloat16 the bits in uint16 on a CPU: see `pallas_kernels.moe`.
+        Of bfloat16 the bits in uint16 on a CPU: see `pallas_kernels.moe`. `quantized` is where quantized checkpoints
+        keep it.
         """
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         told = replace(self, dtype=jnp.dtype("uint16")) if on_cpu and self.dtype == jnp.bfloat16 else self
-        return told._split(source, shape, {0: EXPERT_AXIS} | ({} if inner is None else {inner: INNER_AXIS}))
+        over: dict[int, Any] = {0: EXPERT_AXIS} | ({} if inner is None else {inner: INNER_AXIS})
+        return told._split(source, shape, over, quantized=quantized)
 
-    def _split(self, source: Source, shape: tuple[int, ...], over: dict[int, Any]) -> nnx.Param[jax.Array]:
+    def _split(
+        self, source: Source, shape: tuple[int, ...], over: dict[int, Any], **metadata: Any
+    ) -> nnx.Param[jax.Array]:
         axes = tuple(over.get(axis) for axis in range(len(shape)))
-        return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source)
+        return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes, source=source, **metadata)
 
     def matrix(self, source: Source, shape: tuple[int, ...], shard: int | None) -> nnx.Param[jax.Array]:
         """A parameter for products, of at least two axes."""

@@ -26,6 +26,20 @@ class FirstFound:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputsFirst:
+    """Another source with the inputs last, as quantized experts lie."""
+
+    source: Source
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        return self.source.names()
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        experts, *outputs, inputs = index
+        return np.moveaxis(self.source.read(read, (experts, inputs, *outputs)), 1, -1)
+
+
+@dataclass(frozen=True, slots=True)
 class EachExpert:
     """`[outputs, inputs]` of each expert, as most checkpoints have it: `prefix`, its number, "." and a suffix."""
 

@@ -4,6 +4,7 @@ Every device sees all tokens and computes what its experts, or its slices of the
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ from jax.sharding import PartitionSpec
 
 from jserve.batch import LayerKV, StepContext
 from jserve.config import MixtureConfig, ModelConfig
-from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, TENSOR_AXIS, Build
+from jserve.layers.build import EXPERT_AXIS, TENSOR_AXIS, Build
 from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound
 from jserve.layers.mlp import ACTIVATIONS, GatedMLP, checked_activation
 from jserve.layers.source import InputsFirst, Source, Tensor
-from pallas_kernels.moe import moe
+from pallas_kernels.moe import PackedExperts, moe
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,31 @@ class Router(nnx.Module):
         return experts, weights
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertSource:
+    """Where a weight of all experts comes from."""
+
+    floats: Source
+    quantized: Source
+    """In checkpoints whose `quantization_config` covers it: tensors `[.., outputs, inputs]` that it replaces."""
+
+
 class Experts(nnx.Module):
     """down(act(gate(x)) * up(x)) of X experts, stacked: `[X, E, 2, F]` and `[X, F, E]`.
 
     They lie inputs first also where other weights do not: a product over one expert copies it in any case, and
-    then XLA:CPU is twice as quick at 2 to 32 rows.
+    then XLA:CPU is twice as quick at 2 to 32 rows. `layers.quantized` puts `PackedExperts` in their place, which lie
+    outputs first.
     """
 
     def __init__(
-        self, build: Build, config: ModelConfig, mixture: MixtureConfig, gate_up: Source, down: Source
+        self, build: Build, config: ModelConfig, mixture: MixtureConfig, gate_up: ExpertSource, down: ExpertSource
     ) -> None:
         count, hidden, inner = mixture.num_experts, config.hidden_size, mixture.intermediate_size
-        self.gate_up_proj = build.stack(gate_up, (count, hidden, 2, inner), inner=3)
-        self.down_proj = build.stack(down, (count, inner, hidden), inner=1)
+        shape = (count, hidden, 2, inner)
+        self.gate_up_proj = build.stack(gate_up.floats, shape, inner=3, quantized=gate_up.quantized)
+        self.down_proj = build.stack(down.floats, (count, inner, hidden), inner=1, quantized=down.quantized)
+        self.count = count // build.expert_parallel
         self.activation = checked_activation(config.hidden_act)
         self.build = build
 
@@ -83,10 +96,10 @@ class Experts(nnx.Module):
             x: jax.Array,
             experts: jax.Array,
             weights: jax.Array,
-            arrays: tuple[jax.Array, ...],
+            arrays: tuple[Any, ...],
             partial: jax.Array | None,
         ) -> jax.Array:
-            first = jax.lax.axis_index(EXPERT_AXIS) * arrays[0].shape[0]
+            first = jax.lax.axis_index(EXPERT_AXIS) * self.count
             y = self._local(x, experts - first, weights, arrays)
             return jax.lax.psum((y if partial is None else y + partial[0]).astype(x.dtype), TENSOR_AXIS)
 
@@ -101,14 +114,20 @@ class Experts(nnx.Module):
         """Between the two products, elementwise in float32."""
         return ACTIVATIONS[self.activation](gate) * up
 
-    def _local(self, x: jax.Array, experts: jax.Array, weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
+    def _local(self, x: jax.Array, experts: jax.Array, weights: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
         return moe(x, experts, weights, *arrays, activate=self.activate)
 
-    def _arrays(self) -> tuple[jax.Array, ...]:
-        return self.gate_up_proj[...], self.down_proj[...]
+    def _arrays(self) -> tuple[Any, ...]:
+        return tuple(parameter.get_value() for parameter in self._parameters())
 
-    def _specs(self) -> tuple[PartitionSpec, ...]:
-        return PartitionSpec(EXPERT_AXIS, None, None, INNER_AXIS), PartitionSpec(EXPERT_AXIS, INNER_AXIS)
+    def _specs(self) -> tuple[Any, ...]:
+        """How devices share the arrays."""
+        axes = [parameter.get_metadata()["axes"] for parameter in self._parameters()]
+        return tuple(split if isinstance(split, PackedExperts) else PartitionSpec(*split) for split in axes)
+
+    def _parameters(self) -> tuple[nnx.Param[Any], ...]:
+        """In the order of `moe`'s arguments."""
+        return self.gate_up_proj, self.down_proj
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +157,14 @@ class MixtureOfExperts(nnx.Module):
         router = tuple(InputsFirst(Tensor(name, (count, hidden))) for name in (f"{prefix}gate.weight", "weight"))
         self.gate = Router(build, config, mixture, FirstFound(router))
         pair, folder = (f"{names.gate}.weight", f"{names.up}.weight"), f"{prefix}experts."
+        each = EachExpert(count, pair, (inner, hidden), folder)
+        each_down = EachExpert(count, (f"{names.down}.weight",), (hidden, inner), folder)
         self.experts = Experts(
             build,
             config,
             mixture,
-            FirstFound(
-                (
-                    EachExpert(count, pair, (inner, hidden), folder),
-                    AllExperts("gate_up_proj", count, inner, hidden, parts=2),
-                )
-            ),
-            FirstFound(
-                (
-                    EachExpert(count, (f"{names.down}.weight",), (hidden, inner), folder),
-                    AllExperts("down_proj", count, hidden, inner),
-                )
-            ),
+            ExpertSource(FirstFound((each, AllExperts("gate_up_proj", count, inner, hidden, parts=2))), each),
+            ExpertSource(FirstFound((each_down, AllExperts("down_proj", count, hidden, inner))), each_down),
         )
         size = mixture.shared_intermediate_size
         self.shared_expert = GatedMLP(build, replace(config, intermediate_size=size)) if size else None

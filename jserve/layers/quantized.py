@@ -7,10 +7,22 @@ from typing import Any
 from flax import nnx
 
 from jserve.errors import CheckpointError
+from jserve.layers.expert_source import FirstFound, OutputsFirst
 from jserve.layers.latent_attention import LatentHeads
 from jserve.layers.linear import Linear
-from jserve.layers.source import InputsFirst, absolute_name, spellings
-from jserve.quant import OnLoad, Quantization, Scheme, abstract_weight, fit_devices, shardings
+from jserve.layers.moe import Experts
+from jserve.layers.source import InputsFirst, Source, absolute_name, spellings
+from jserve.quant import (
+    OfExperts,
+    OnLoad,
+    Quantization,
+    Scheme,
+    abstract_experts,
+    abstract_weight,
+    expert_shardings,
+    fit_devices,
+    shardings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,8 @@ class WeightPlan:
         if quantization is None or isinstance(quantization, OnLoad):
             return None if quantization is None else cls(quantization)
         wide = ("float16", "bfloat16", "float32", "float64")
-        floats = [name for name, info in tensors.items() if name.endswith(".weight") and info.dtype in wide]
+        names = (".weight", ".experts.gate_up_proj", ".experts.down_proj")
+        floats = [name for name, info in tensors.items() if name.endswith(names) and info.dtype in wide]
         return cls(quantization, frozenset(name.removesuffix(".weight") for name in floats))
 
     def scheme(self, modules: tuple[str, ...]) -> Scheme | None:
@@ -51,12 +64,15 @@ class WeightPlan:
 
 
 def quantize(model: nnx.Module, plan: WeightPlan) -> None:
-    """Replace the weights of an abstract model's linear layers by quantized ones, as the plan says."""
+    """Replace the weights of an abstract model's linear layers and experts by quantized ones, as the plan says."""
     for path, module in list(nnx.iter_modules(model)):
         if isinstance(module, Linear):
             _quantize(module, tuple(map(str, path)), plan)
         elif isinstance(module, LatentHeads) and not isinstance(plan.quantization, OnLoad):
             module.key, module.value = (_read_quantized(part, path, plan) for part in (module.key, module.value))
+        elif isinstance(module, Experts):
+            for name in ("gate_up_proj", "down_proj"):
+                _quantize_experts(module, name, tuple(map(str, path)), plan)
 
 
 def _read_quantized(part: nnx.Param[Any], path: tuple[Any, ...], plan: WeightPlan) -> nnx.Param[Any]:
@@ -75,8 +91,7 @@ def _quantize(linear: Linear, path: tuple[str, ...], plan: WeightPlan) -> None:
     source, axes = meta["source"], meta["axes"]
     if isinstance(source, InputsFirst):
         source, shape, axes = source.source, (*shape[1:], shape[0]), (*axes[1:], axes[0])
-    modules = tuple(absolute_name(path, name).removesuffix(".weight") for name in source.names())
-    scheme = plan.scheme(modules)
+    scheme = plan.scheme(_modules(path, source))
     inputs = shape[-1]
     layout = scheme.layout(inputs) if scheme is not None else None
     if scheme is None or layout is None:
@@ -84,3 +99,26 @@ def _quantize(linear: Linear, path: tuple[str, ...], plan: WeightPlan) -> None:
     layout = fit_devices(layout, inputs, linear.build.tensor_parallel if axes[-1] is not None else 1)
     weight = abstract_weight(layout, shape[:-1], inputs)
     linear.weight = nnx.Param(weight, axes=shardings(layout, axes), source=source, scheme=scheme)  # type: ignore[arg-type]
+
+
+def _quantize_experts(experts: Experts, name: str, path: tuple[str, ...], plan: WeightPlan) -> None:
+    variable = getattr(experts, name)
+    meta, (count, inputs, *outputs) = variable.get_metadata(), variable.get_value().shape
+    expert_axis, inputs_axis, *outputs_axes = meta["axes"]
+    found = meta["source"] if isinstance(plan.quantization, OnLoad) else meta["quantized"]
+    each = plan.scheme(_modules(path, found))
+    build = experts.build
+    parts = build.tensor_parallel // build.expert_parallel if inputs_axis is not None else 1
+    scheme = None if each is None else OfExperts(each, parts)
+    layout = None if scheme is None else scheme.layout(inputs)
+    if layout is None:
+        return
+    ways = found.ways if isinstance(found, FirstFound) else (found,)
+    source = FirstFound(tuple(OutputsFirst(way) for way in ways))
+    weight = abstract_experts(layout, (count, *outputs), inputs)
+    axes = expert_shardings(layout, (expert_axis, *outputs_axes, inputs_axis))
+    setattr(experts, name, nnx.Param(weight, axes=axes, source=source, scheme=scheme))
+
+
+def _modules(path: tuple[str, ...], source: Source) -> tuple[str, ...]:
+    return tuple(absolute_name(path, name).removesuffix(".weight") for name in source.names())

@@ -1,19 +1,18 @@
 """gpt-oss: attention sinks, a window on every other layer, and experts with biases and a clamped gate, in MXFP4."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from jserve.config import MixtureConfig, ModelConfig
 from jserve.layers.attention import Attention
-from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, Build
-from jserve.layers.expert_source import AllBiases, AllExperts, FirstFound
-from jserve.layers.moe import Experts, Routed, Router
-from jserve.layers.mxfp4 import Mxfp4Experts
+from jserve.layers.build import INNER_AXIS, Build
+from jserve.layers.expert_source import AllBiases, AllExperts
+from jserve.layers.moe import Experts, ExpertSource, Routed, Router
 from jserve.layers.source import Tensor
 from jserve.models.causal_lm import CausalLM
 from jserve.models.mixtral import MixtureDecoderLayer
@@ -36,12 +35,15 @@ class GptOssExperts(Experts):
     def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig) -> None:
         count, hidden, inner = mixture.num_experts, config.hidden_size, mixture.intermediate_size
         both, down = "gate_up_proj", "down_proj"
-        packed = Mxfp4Experts(both, count, inner, hidden, parts=2), Mxfp4Experts(down, count, hidden, inner)
-        plain = (
-            AllExperts(both, count, inner, hidden, parts=2, inputs_first=True, interleaved=True),
-            AllExperts(down, count, hidden, inner, inputs_first=True),
+        gate_up = AllExperts(both, count, inner, hidden, parts=2, interleaved=True)
+        last = AllExperts(down, count, hidden, inner)
+        super().__init__(
+            build,
+            config,
+            mixture,
+            ExpertSource(replace(gate_up, inputs_first=True), gate_up),
+            ExpertSource(replace(last, inputs_first=True), last),
         )
-        super().__init__(build, config, mixture, FirstFound((plain[0], packed[0])), FirstFound((plain[1], packed[1])))
         self.gate_up_proj_bias = build.stack(
             AllBiases(f"{both}_bias", count, inner, parts=2, interleaved=True), (count, 2, inner), inner=2
         )
@@ -52,17 +54,14 @@ class GptOssExperts(Experts):
         gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
         return (up + 1) * gate * jax.nn.sigmoid(self.slope * gate)
 
-    def _local(self, x: jax.Array, experts: jax.Array, weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
+    def _local(self, x: jax.Array, experts: jax.Array, weights: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
         *others, down_bias = arrays
         if self.build.tensor_parallel > self.build.expert_parallel:  # of the slices of an expert one adds it
             down_bias = jnp.where(jax.lax.axis_index(INNER_AXIS) == 0, down_bias, 0)
         return super()._local(x, experts, weights, (*others, down_bias))
 
-    def _arrays(self) -> tuple[jax.Array, ...]:
-        return (*super()._arrays(), self.gate_up_proj_bias[...], self.down_proj_bias[...])
-
-    def _specs(self) -> tuple[PartitionSpec, ...]:
-        return (*super()._specs(), PartitionSpec(EXPERT_AXIS, None, INNER_AXIS), PartitionSpec(EXPERT_AXIS))
+    def _parameters(self) -> tuple[nnx.Param[Any], ...]:
+        return (*super()._parameters(), self.gate_up_proj_bias, self.down_proj_bias)
 
 
 class GptOssMixture(nnx.Module):

@@ -5,19 +5,23 @@ or of a model: `layers/quantized.py` puts quantized weights where a model has fl
 """
 
 from jserve.quant.detect import detect
+from jserve.quant.experts import OfExperts, abstract_experts, expert_shardings
 from jserve.quant.on_load import OnLoad
 from jserve.quant.scheme import Parts, Quantization, Scheme
 from jserve.quant.weight import Layout, QuantizedWeight, abstract_weight, fit_devices, shardings
 
 __all__ = [
     "Layout",
+    "OfExperts",
     "OnLoad",
     "Parts",
     "Quantization",
     "QuantizedWeight",
     "Scheme",
+    "abstract_experts",
     "abstract_weight",
     "detect",
+    "expert_shardings",
     "fit_devices",
     "shardings",
 ]

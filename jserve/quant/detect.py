@@ -9,6 +9,7 @@ from jserve.quant.awq import read_awq
 from jserve.quant.compressed_tensors import read_compressed_tensors
 from jserve.quant.fp8 import read_fp8
 from jserve.quant.gptq import read_gptq
+from jserve.quant.mxfp4 import Mxfp4
 from jserve.quant.on_load import METHODS, OnLoad
 from jserve.quant.scheme import Quantization
 
@@ -18,12 +19,10 @@ STORED: Mapping[str, Callable[[Mapping[str, Any], str], Quantization]] = {
     "gptq": read_gptq,
     "fp8": read_fp8,
     "fbgemm_fp8": read_fp8,
+    "mxfp4": lambda _stored, _scale_dtype: Mxfp4(),
 }
 """By `quant_method`: reads `quantization_config`, told in which type scales are, or raises CheckpointError."""
 HALVES = ("float16", "bfloat16")
-
-DEQUANTIZED = ("mxfp4",)
-"""Experts that are dequantized while they are read: see `layers/mxfp4.py`."""
 
 
 def detect(
@@ -46,11 +45,9 @@ def detect(
             )
         return OnLoad(asked)
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-    if method in DEQUANTIZED and asked in (None, method):
-        return None
-    if method not in (*STORED, *DEQUANTIZED) or not isinstance(stored, Mapping):
+    if method not in STORED or not isinstance(stored, Mapping):
         raise CheckpointError(
-            f"{source}: the weights are quantized by {method!r}; supported are {', '.join((*STORED, *DEQUANTIZED))}. "
+            f"{source}: the weights are quantized by {method!r}; supported are {', '.join(STORED)}. "
             "Take the model's unquantized weights, and --quantization to quantize them while loading"
         )
     if asked not in (None, method):

@@ -20,7 +20,7 @@ class Layout:
     """Which arrays a weight has. Hashable; equal for all weights of a kind."""
 
     kind: str
-    """ "int4", "int8" or "fp8"."""
+    """ "int4", "int8" or "fp8"; of experts also "mxfp4"."""
     group_size: int = 0
     """Inputs that share a scale; 0 where all inputs of an output do."""
     asymmetric: bool = False

@@ -189,7 +189,8 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     attention = 4 * (heads + 2 * kv_heads) + 2 * width * heads
     mlp = (8 + width) * config.intermediate_size
     # Two steps' last hidden states are there at once: one is read while the next is computed.
-    step = tokens * (8 * width * config.hidden_size + max(attention, mlp) // parts)
+    widest = max(max(attention, mlp) // parts, _mixture_temporaries(config, build))
+    step = tokens * (8 * width * config.hidden_size + widest)
     if build.mesh.devices.flat[0].platform == "cpu":
         # Attention in float32, and what XLA:CPU was seen to keep of each layer to the end of the step.
         kept = tokens * config.hidden_size + 512 * kv_heads
@@ -200,6 +201,18 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     logits = 4 * rows * config.vocab_size
     scored = 4 * max(1, min(readout.SCORE_ROWS, tokens) // parts) * config.vocab_size
     return max(step, 2 * logits, 3 * scored) + logits
+
+
+def _mixture_temporaries(config: ModelConfig, build: Build) -> int:
+    """Bytes a token of what a mixture's products hold on one device: of each expert that it is sent to, the inner
+    values and the result, and where XLA computes it the token once more.
+    """
+    mixture = config.mixture
+    if mixture is None:
+        return 0
+    width = jnp.dtype(build.activations).itemsize
+    inner = width * mixture.intermediate_size * build.expert_parallel // build.tensor_parallel
+    return mixture.experts_per_token * (inner + (4 + width) * config.hidden_size)
 
 
 def device_limit(device: jax.Device) -> int:

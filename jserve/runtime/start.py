@@ -29,7 +29,7 @@ from jserve.layers.quantized import WeightPlan
 from jserve.models.bert import Encoder
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve, resolve_encoder
-from jserve.quant import detect
+from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
 from jserve.runtime.baked import baked_sizes
 from jserve.runtime.encode import plan_encoder
@@ -333,11 +333,11 @@ def _bytes_per_device(model: CausalLM, mesh: Mesh, of: jnp.dtype | None = None) 
 
 
 def _largest_dequantized(model: CausalLM, build: Build) -> int:
-    """Bytes of the largest quantized weight on a device, written out in the type of the activations."""
+    """Bytes of the largest quantized weight on a device, of experts that of one, in the type of the activations."""
+    found = [(p, p.sharding(build.mesh).shard_shape(p.shape)) for p in parameters(model) if p.part == "values"]
     sizes = [
-        math.prod(p.sharding(build.mesh).shard_shape(p.shape)) * (2 if p.dtype == jnp.uint8 else 1)
-        for p in parameters(model)
-        if p.part == "values"
+        math.prod(shape[1:] if isinstance(p.scheme, OfExperts) else shape) * (2 if p.dtype == jnp.uint8 else 1)
+        for p, shape in found
     ]
     return max(sizes, default=0) * build.activations.itemsize
 

@@ -25,6 +25,7 @@ from jserve.layers.fused_source import Part
 from jserve.layers.source import Index, Source, absolute_name, spellings
 from jserve.quant import QuantizedWeight, Scheme
 from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_dequantized, read_quantized
+from pallas_kernels.moe import PackedExperts
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def parameters(model: nnx.Module) -> list[Parameter]:
         meta, value = variable.get_metadata(), variable.get_value()
         *module, name = map(str, path)
         arrays, axes = {"": value}, {"": meta["axes"]}
-        if isinstance(value, QuantizedWeight):
+        if isinstance(value, QuantizedWeight | PackedExperts):
             arrays, axes = value.arrays(), meta["axes"].arrays()
         for part, array in arrays.items():
             split, scheme = tuple(axes[part]), meta.get("scheme")
@@ -181,7 +182,9 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         parameter = group[0]
         if parameter.part:
-            return _put(group, mesh, dummy_quantized({each.part: each.form for each in group}, pool))
+            assert parameter.scheme is not None
+            forms = {each.part: each.form for each in group}
+            return _put(group, mesh, dummy_quantized(parameter.scheme, forms, pool))
 
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))
@@ -265,8 +268,8 @@ def _refuse_scaled(name: str, tensors: Mapping[str, TensorInfo]) -> None:
     """A tensor that is read as it is must not be one that only its scales make whole."""
     if name.endswith(".weight") and any(f"{name}{suffix}" in tensors for suffix in ("_scale", "_scale_inv")):
         raise CheckpointError(
-            f"{tensors[name].file}: {name} is quantized, which is supported of linear layers inside the model "
-            "alone, not of the token table, the output projection and norms; quantize the model without it"
+            f"{tensors[name].file}: {name} is quantized, which is supported of linear layers and experts inside the "
+            "model alone, not of the token table, the output projection and norms; quantize the model without it"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -33,8 +34,7 @@ def read_quantized(
     scheme: Scheme, source: Source, read: ReadTensor, forms: Mapping[str, ArrayForm]
 ) -> dict[str, np.ndarray]:
     """All arrays of one weight on the host, by the names and of the forms that the model has."""
-    values = forms["values"]
-    inputs = values.shape[-1] * (2 if values.dtype == np.uint8 else 1)
+    values, inputs = forms["values"], _inputs(forms)
     names = [name for name in ("values", "scale", "zero") if name in forms]
     arrays = {name: np.empty(forms[name].shape, forms[name].dtype) for name in names}
     for outputs in chunks(values.shape[:-1], inputs):
@@ -70,24 +70,33 @@ def chunks(outputs: tuple[int, ...], inputs: int) -> Iterator[Index]:
         yield tuple(slice(low, min(low + step, size)) for low, step, size in zip(corner, steps, outputs, strict=True))
 
 
-def dummy_quantized(forms: Mapping[str, ArrayForm], pool: np.ndarray) -> dict[str, np.ndarray]:
+def dummy_quantized(scheme: Scheme, forms: Mapping[str, ArrayForm], pool: np.ndarray) -> dict[str, np.ndarray]:
     """Random values whose weights deviate by 0.02, as those of float layers do. pool: f32[many], likewise."""
-    values = forms["values"]
-    spread = {"uint8": 4.61, "int8": 73.6}.get(values.dtype.name, 1.0)
-    noise = (pool * 50).astype(ml_dtypes.float8_e4m3fn)
-    if values.dtype != noise.dtype:
+    values, scale = forms["values"], forms["scale"]
+    layout = scheme.layout(_inputs(forms))
+    assert layout is not None
+    spread = {"int4": 4.61, "int8": 73.6, "mxfp4": 2.93, "fp8": 1.0}[layout.kind]
+    if layout.kind == "fp8":
+        noise = (pool * 50).astype(ml_dtypes.float8_e4m3fn)
+    else:
         # The fraction of a large multiple is spread evenly over all codes; -128 is not one of them.
         noise = np.maximum((np.modf(np.abs(pool) * 1e4)[0] * 256).astype(np.uint8), 1)
-        noise = noise if values.dtype == np.uint8 else (noise - 128).astype(np.uint8).view(np.int8)
+        noise = (noise - 128).astype(np.uint8) if layout.kind == "int8" else noise
     arrays = {
-        "values": np.resize(noise, values.shape),
-        "scale": np.full(forms["scale"].shape, 0.02 / spread, forms["scale"].dtype),
+        "values": np.resize(noise.view(values.dtype), values.shape),
+        "scale": np.full(scale.shape, 0.02 / spread, jnp.dtype(layout.scale_dtype)).view(scale.dtype),
     }
     if "zero" in forms:
-        arrays["zero"] = np.full(forms["zero"].shape, 8 if values.dtype == np.uint8 else 0, np.int8)
+        arrays["zero"] = np.full(forms["zero"].shape, 8 if layout.kind == "int4" else 0, np.int8)
     if "group_index" in forms:
         (inputs,) = forms["group_index"].shape
         arrays["group_index"] = (np.arange(inputs) * forms["scale"].shape[-1] // inputs).astype(np.int32)
     if "input_scale" in forms:
         arrays["input_scale"] = np.full((), 0.05, np.float32)
     return arrays
+
+
+def _inputs(forms: Mapping[str, ArrayForm]) -> int:
+    """Of the weight: uint8 are pairs of codes."""
+    values = forms["values"]
+    return values.shape[-1] * (2 if values.dtype == np.uint8 else 1)

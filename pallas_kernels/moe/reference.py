@@ -8,6 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from .packed import PackedExperts, dequantize
+
 __all__ = ["as_float32", "reference"]
 
 
@@ -15,8 +17,8 @@ def reference(
     x: jax.Array,
     expert_ids: jax.Array,
     weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | PackedExperts,
+    down: jax.Array | PackedExperts,
     gate_up_bias: jax.Array | None = None,
     down_bias: jax.Array | None = None,
     *,
@@ -25,14 +27,20 @@ def reference(
     """Shapes as in `moe`; returns f32[T, E]."""
     (T, E), J, X = x.shape, expert_ids.shape[1], gate_up.shape[0]
 
+    def weight_of(stack: jax.Array | PackedExperts, e: jax.Array) -> jax.Array:
+        """[inputs, ...outputs] of one expert."""
+        if not isinstance(stack, PackedExperts):
+            return as_float32(stack[e])
+        return jnp.moveaxis(dequantize(jax.tree.map(lambda array: array[e], stack)), -1, 0)
+
     def one(pair: tuple[jax.Array, ...]) -> jax.Array:
         token, expert, weight = pair
         e = jnp.clip(expert, 0, X - 1)
-        both = jnp.einsum("e,ecf->cf", token, as_float32(gate_up[e]), precision="highest")
+        both = jnp.einsum("e,ecf->cf", token, weight_of(gate_up, e), precision="highest")
         if gate_up_bias is not None:
             both += as_float32(gate_up_bias[e])
         inner = activate(both[:1], both[1:])[0]
-        out = jnp.einsum("f,fe->e", inner, as_float32(down[e]), precision="highest")
+        out = jnp.einsum("f,fe->e", inner, weight_of(down, e), precision="highest")
         if down_bias is not None:
             out += as_float32(down_bias[e])
         return jnp.where(expert == e, weight * out, 0)

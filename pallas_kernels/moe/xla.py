@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..paged_attention.target import Target
+from .packed import PackedExperts, product
 from .reference import as_float32
 
 __all__ = ["moe_xla"]
@@ -37,16 +38,17 @@ def moe_xla(
     x: jax.Array,
     expert_ids: jax.Array,
     weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: jax.Array | PackedExperts,
+    down: jax.Array | PackedExperts,
     gate_up_bias: jax.Array | None = None,
     down_bias: jax.Array | None = None,
     *,
     activate: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """Shapes as in `moe`; returns f32[T, E]."""
-    (T, E), J = x.shape, expert_ids.shape[1]
-    X, _, _, F = gate_up.shape
+    (T, E), J, X = x.shape, expert_ids.shape[1], gate_up.shape[0]
+    if not isinstance(gate_up, PackedExperts):
+        gate_up = gate_up.reshape(X, E, -1)
     ids = jnp.where((expert_ids >= 0) & (expert_ids < X), expert_ids, X).reshape(-1)
     order = jnp.argsort(ids, stable=True)
     C = _tile_rows(T, J, X)
@@ -55,8 +57,7 @@ def moe_xla(
 
     def tile(i: jax.Array, out: jax.Array) -> jax.Array:
         expert, row = tiles.expert[i], tiles.row[i]
-        both = _product(lax.dynamic_slice_in_dim(rows, row, C), gate_up.reshape(X, E, 2 * F), expert)
-        both = both.reshape(C, 2, F)
+        both = _product(lax.dynamic_slice_in_dim(rows, row, C), gate_up, expert).reshape(C, 2, -1)
         if gate_up_bias is not None:
             both += as_float32(lax.dynamic_index_in_dim(gate_up_bias, expert, keepdims=False))
         y = _product(activate(both[:, 0], both[:, 1]).astype(x.dtype), down, expert)
@@ -87,8 +88,10 @@ def _tiles(ids: jax.Array, X: int, C: int) -> _Tiles:
     return _Tiles(expert.astype(jnp.int32), row.astype(jnp.int32), last[-1])
 
 
-def _product(rows: jax.Array, stack: jax.Array, expert: jax.Array) -> jax.Array:
-    """rows: [C, inputs] times stack[expert]: [inputs, outputs]; f32[C, outputs]."""
+def _product(rows: jax.Array, stack: jax.Array | PackedExperts, expert: jax.Array) -> jax.Array:
+    """rows: [C, inputs] times stack[expert], [inputs, outputs], or packed [outputs, inputs]; f32[C, outputs]."""
+    if isinstance(stack, PackedExperts):
+        return product(rows, stack.expert(expert))
     if Target.current().platform == "cpu":
         return _product_on_cpu(rows.astype(jnp.float32), stack, expert)
     weight = lax.dynamic_index_in_dim(stack, expert, keepdims=False)

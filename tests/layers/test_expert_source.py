@@ -2,14 +2,10 @@
 
 import itertools
 
-import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jserve.layers.expert_source import AllBiases, AllExperts, EachExpert
-from jserve.layers.mxfp4 import Mxfp4Experts, dequantize
 from jserve.layers.source import Index, Source
 
 X, E, F = 3, 64, 6
@@ -18,10 +14,6 @@ PAIR = RNG.standard_normal((X, E, 2, F), np.float32)
 """gate and up, as the parameter has them"""
 DOWN = RNG.standard_normal((X, F, E), np.float32)
 BIAS = RNG.standard_normal((X, 2, F), np.float32)
-BLOCKS = RNG.integers(0, 256, (X, 2 * F, E // 32, 16), np.uint8)
-SCALES = RNG.integers(100, 140, (X, 2 * F, E // 32), np.uint8)
-UNPACKED = convert_moe_packed_tensors(torch.from_numpy(BLOCKS), torch.from_numpy(SCALES)).float().numpy()
-"""[X, E, 2F], gate and up in turn"""
 
 TENSORS = {
     **{f"{x}.gate.weight": PAIR[x, :, 0].T for x in range(X)},
@@ -33,8 +25,6 @@ TENSORS = {
     "down_inputs_first": DOWN,
     "bias": BIAS.reshape(X, 2 * F),
     "bias_in_turn": BIAS.swapaxes(1, 2).reshape(X, 2 * F),
-    "packed_blocks": BLOCKS,
-    "packed_scales": SCALES,
 }
 SOURCES: dict[str, tuple[Source, np.ndarray]] = {
     "gate and up of each": (EachExpert(X, ("gate.weight", "up.weight"), (F, E)), PAIR),
@@ -45,7 +35,6 @@ SOURCES: dict[str, tuple[Source, np.ndarray]] = {
     "down of all, inputs first": (AllExperts("down_inputs_first", X, E, F, inputs_first=True), DOWN),
     "bias": (AllBiases("bias", X, F, parts=2), BIAS),
     "bias in turn": (AllBiases("bias_in_turn", X, F, parts=2, interleaved=True), BIAS),
-    "packed": (Mxfp4Experts("packed", X, F, E, parts=2), UNPACKED.reshape(X, E, F, 2).swapaxes(2, 3)),
 }
 
 
@@ -60,15 +49,3 @@ def test_any_slice_is_that_of_the_whole(case: str) -> None:
     bounds = [[slice(0, size), slice(size // 2, size), slice(1, 2)] for size in whole.shape]
     for index in itertools.product(*bounds):
         np.testing.assert_array_equal(source.read(read, index).astype(np.float32), whole[index], err_msg=str(index))
-
-
-def test_every_mxfp4_value_is_exact() -> None:
-    """All bytes with all exponents but those whose values bfloat16 cannot hold; 255 stands for NaN."""
-    exponents = np.arange(4, 250, dtype=np.uint8)
-    blocks = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), (1, len(exponents), 16, 16))
-    scales = np.broadcast_to(exponents[None, :, None], (1, len(exponents), 16))
-    found = dequantize(blocks, scales)
-    assert found.dtype == ml_dtypes.bfloat16
-    pairs = torch.from_numpy(blocks.copy()), torch.from_numpy(scales.copy())
-    expected = convert_moe_packed_tensors(*pairs, dtype=torch.float32).numpy().swapaxes(1, 2)
-    np.testing.assert_array_equal(found.astype(np.float32), expected)

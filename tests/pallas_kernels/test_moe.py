@@ -13,6 +13,8 @@ import pytest
 from pallas_kernels.gpu_target import abstract_gpus, gpu_topology, why_unavailable
 from pallas_kernels.moe import moe
 from pallas_kernels.moe.cases import Case, silu_gate
+from pallas_kernels.moe.triton_tiling import Packing, Product, choose_rows, choose_tiling
+from pallas_kernels.paged_attention.target import H200
 
 MANY = Case("many experts", T=4, J=2, X=64, E=64, F=48)
 run = functools.partial(moe, activate=silu_gate)
@@ -42,6 +44,17 @@ def test_nothing_as_large_as_all_experts_is_computed(gpu: bool, dtype: str) -> N
     assert compiled.memory_analysis().temp_size_in_bytes < MANY.X * MANY.E * MANY.F
 
 
+@pytest.mark.parametrize("scale", ["float16", "float32", "bits"])
+@pytest.mark.parametrize("packed", ["int8", "fp8", "int4", "mxfp4"])
+def test_packed_experts_are_widened_one_at_a_time(packed: str, scale: str) -> None:
+    case = replace(MANY, dtype="float32", packed=packed, group=16, F=64)
+    x, ids, weights, *stacks = case.make(0).args
+    if scale != "bits":
+        stacks = [replace(stack, scale=jnp.zeros_like(stack.scale, scale)) for stack in stacks]
+    compiled = jax.jit(run).lower(x, ids, weights, *stacks).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 3 * case.E * case.F * 4, "a few of 64 experts"
+
+
 def test_a_token_gets_the_same_alone_and_among_others_and_whatever_its_place() -> None:
     case = Case("batch", T=40, J=3, X=6, E=64, F=48, dtype="float32")
     x, ids, weights, *stacks = case.make(1).args
@@ -63,6 +76,31 @@ def test_all_tokens_may_choose_the_same_expert() -> None:
     assert (np.abs(expected).max(1) > 0).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("T", [1, 8, 64])
+def test_a_few_tokens_leave_no_part_of_the_gpu_idle(T: int, dtype: str) -> None:
+    """Qwen3-30B-A3B on an H200, with as many experts chosen as tokens of different texts choose on average."""
+    chosen = 128 * (1 - (1 - 8 / 128) ** T)
+    for K, N, P in ((2048, 768, 2), (768, 2048, 1)):
+        product = Product(X=128, J=8, K=K, N=N, P=P, packing=Packing())
+        tiling = choose_tiling(product, choose_rows(T, 8, 128, dtype), 8 * T, dtype, H200)
+        assert chosen * -(-N // tiling.N) >= H200.num_cores
+
+
+def test_what_the_triton_kernels_do_not_support_is_named() -> None:
+    def gelu_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return jax.nn.gelu(gate, approximate=False) * up
+
+    with pytest.raises(NotImplementedError, match="activations without erf, such as silu"):
+        moe(*MANY.make(0).args, activate=gelu_gate, implementation="triton")
+    odd = replace(MANY, packed="int8", group=24, E=96).make(0).args
+    with pytest.raises(NotImplementedError, match="groups of a power of two inputs; got 24"):
+        run(*odd, implementation="triton")
+    x, *others = MANY.make(0).args
+    with pytest.raises(NotImplementedError, match="in the type of the tokens, or packed; got bfloat16 for float16"):
+        run(x.astype(jnp.float16), *others, implementation="triton")
+
+
 def test_unknown_implementation_is_named() -> None:
-    with pytest.raises(ValueError, match="'cutlass'; choose auto, reference or xla"):
+    with pytest.raises(ValueError, match="'cutlass'; choose auto, reference, xla or triton"):
         run(*MANY.make(0).args, implementation="cutlass")

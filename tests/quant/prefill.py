@@ -21,7 +21,11 @@ PAGE = 16
 
 
 def prepared_and_weights(
-    folder: Path, quantization: str | None = None, parts: int = 1, kv_cache_dtype: str = "auto"
+    folder: Path,
+    quantization: str | None = None,
+    parts: int = 1,
+    kv_cache_dtype: str = "auto",
+    expert_parts: int = 1,
 ) -> tuple[Prepared, tuple[jax.Array, ...]]:
     asked = EngineConfig(
         model=str(folder),
@@ -29,13 +33,14 @@ def prepared_and_weights(
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=parts,
+        expert_parallel_size=expert_parts,
         max_num_seqs=2,
         max_num_batched_tokens=64,
         page_size=PAGE,
         kv_cache_memory_bytes=4 << 20,
     )
     with closing(open_checkpoint(folder)) as checkpoint:
-        mesh = platform.make_mesh(parts)
+        mesh = platform.make_mesh(parts, expert_parts)
         prepared = prepare(asked, checkpoint, mesh)
         return prepared, load(prepared.model, checkpoint, mesh)
 
@@ -46,9 +51,10 @@ def prefill_logits(
     quantization: str | None = None,
     parts: int = 1,
     kv_cache_dtype: str = "auto",
+    expert_parts: int = 1,
 ) -> np.ndarray:
     """f32[len(prompt), V]. The prompt has at most 64 tokens."""
-    prepared, weights = prepared_and_weights(folder, quantization, parts, kv_cache_dtype)
+    prepared, weights = prepared_and_weights(folder, quantization, parts, kv_cache_dtype, expert_parts)
     bucket = Bucket(len(prompt), 1)
     layout = StepLayout(bucket, prepared.shape.page_updates(bucket))
     step = make_step(prepared.model, prepared.config, prepared.shape, bucket)
