@@ -55,14 +55,14 @@ class Capacity:
 
     @property
     def tokens(self) -> int:
-        return self.shape.num_pages * self.shape.page_size
+        return self.shape.tokens_in(self.shape.num_pages)
 
     @property
     def tokens_that_fit(self) -> int:
         """Tokens that what is left of the memory could hold; a server takes no more than it can use."""
         plan = self.plan
         left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin
-        return left // plan.page_bytes * self.shape.page_size
+        return self.shape.tokens_in(left // plan.page_bytes)
 
 
 @dataclass(frozen=True)

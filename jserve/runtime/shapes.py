@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jserve.schedule.groups import Windows
+from jserve.schedule.groups import Windows, pages_held
 
 CPU_STEP_OVERHEAD = 36
 """Tokens whose products take as long as what each step does for its own sake: reading weights, small operations."""
@@ -54,6 +54,11 @@ class EngineShape:
     def pages_per_sequence(self) -> int:
         """P"""
         return -(-self.max_model_len // self.page_size)
+
+    def tokens_in(self, num_pages: int) -> int:
+        """How many tokens so many pages hold, in sequences of the greatest length."""
+        longest = self.pages_per_sequence
+        return num_pages * longest * self.page_size // pages_held(longest, self.windows, self.page_size)
 
     @property
     def num_groups(self) -> int:
