@@ -44,7 +44,7 @@ GPU_MEMORY = {
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What a server would do: `plan` is per device, `tokens` have room in its KV cache. `kv_bytes_per_token` is of
-    all devices together.
+    all devices together, and so is what a token takes that lies before the windows of layers that have some.
     """
 
     config: ModelConfig
@@ -52,6 +52,7 @@ class Capacity:
     plan: memory.MemoryPlan
     shape: EngineShape
     kv_bytes_per_token: int
+    kv_bytes_before_windows: int
 
     @property
     def tokens(self) -> int:
@@ -136,5 +137,6 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
         limit = int(limit * asked.gpu_memory_utilization)
     cache = family.cache(build, config)
     shape, plan = memory.plan_shape(asked, config, build, cache, packed + elements * dtype.itemsize, limit)
-    per_token = memory.page_bytes(cache, parts, 1) * parts
-    return Capacity(config, dtype.name, plan, shape, per_token)
+    of_group = plan.page_bytes * parts // shape.page_size
+    beyond = of_group * shape.windows.count(None)
+    return Capacity(config, dtype.name, plan, shape, of_group * shape.num_groups, beyond)

@@ -1,7 +1,8 @@
 """Shapes of real models on which paged attention is tested and timed, with hostile random inputs.
 
 Pages are handed out in random order; pages nobody owns, those before a row's window and the tail of each last page
-hold NaN; dead entries of the page table point anywhere, in range or not. An implementation that reads what it must not shows it.
+hold NaN; dead entries of the page table point anywhere, in range or not. An implementation that reads what it must
+not shows it.
 """
 
 from dataclasses import dataclass
