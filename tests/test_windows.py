@@ -83,8 +83,8 @@ def test_a_prefix_whose_windows_were_evicted_is_a_shorter_hit_or_none(world: Wor
 
 def test_preempted_sequences_with_windows_resume_with_the_same_tokens(world: World) -> None:
     core = world.core()
-    prompts = {f"r{n}": LONG[n : 30 + 4 * n] for n in range(4)}
-    world.check(core, prompts, 40)
+    prompts = {f"r{n}": LONG[n : 10 + 4 * n] for n in range(4)}
+    world.check(core, prompts, 56)
     assert core.stats().num_preemptions > 0
 
 

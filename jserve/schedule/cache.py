@@ -31,12 +31,16 @@ class Cache:
         self._tags = [bytes([group] * (group > 0)) for group in range(len(windows))]
         self._windowed = [group for group, window in enumerate(windows) if window is not None]
         self.has_windows = bool(self._windowed)
+        # Most models have one group that sees everything: for those, what every request or page goes through is short.
+        self._is_plain = windows == (None,)
         self._passed: list[Sequence] = []
 
     def find(self, chain: DigestChain, limit: int) -> list[PageTable]:
         """The longest prefix of at most `limit` pages with which a sequence can go on: groups that see everything
         have all of it, those with a window what its next token sees. References nothing.
         """
+        if self._is_plain:
+            return [PageTable(0, self.pool.match(chain, limit))]
         length = limit
         tables = [PageTable(0, []) for _ in self._windows]
         for table, tag, window in zip(tables, self._tags, self._windows, strict=True):
@@ -69,6 +73,8 @@ class Cache:
         """Pages that a sequence of `num_pages` takes from the rest while its prompt is computed, and one in each group
         if it `grows`. Never more than there are, so that a sequence alone is always admitted.
         """
+        if self._is_plain:
+            return min(num_pages - self.pool.count_used(found[0].pages) + grows, self.pool.num_pages)
         missing = self.num_groups * grows
         for table, window in zip(found, self._windows, strict=True):
             taken = num_pages - table.first
@@ -92,11 +98,8 @@ class Cache:
 
     def runs(self, sequence: Sequence) -> tuple[PageRun, ...]:
         """All of its pages."""
-        return tuple(
-            PageRun(group, table.first, tuple(table.pages))
-            for group, table in enumerate(sequence.tables)
-            if table.pages
-        )
+        tables = enumerate(sequence.tables)
+        return tuple([PageRun(group, table.first, tuple(table.pages)) for group, table in tables if table.pages])
 
     def give_back_passed(self) -> None:
         """Free what the sequences of the last `cover` calls saw in the step planned then, and don't any more."""
@@ -146,6 +149,9 @@ class Cache:
 
     def grow(self, sequence: Sequence) -> tuple[PageRun, ...]:
         """Take what `count_lacking` counts."""
+        if self._is_plain:
+            sequence.num_pages += 1
+            return (self._append(sequence, 0, 1),)
         place = sequence.num_computed // self.page_size
         sequence.num_pages = max(sequence.num_pages, place + 1)
         tables = enumerate(sequence.tables)
@@ -153,8 +159,9 @@ class Cache:
 
     def _append(self, sequence: Sequence, group: int, count: int) -> PageRun:
         table = sequence.tables[group]
-        run = PageRun(group, table.end, tuple(self.pool.allocate(count)))
-        table.pages += run.pages
+        pages = self.pool.allocate(count)
+        run = PageRun(group, table.first + len(table.pages), tuple(pages))
+        table.pages += pages
         return run
 
     def name(self, sequence: Sequence) -> None:
