@@ -74,7 +74,7 @@ class Cache:
         if it `grows`. Never more than there are, so that a sequence alone is always admitted.
         """
         if self._is_plain:
-            return min(num_pages - self.pool.count_used(found[0].pages) + grows, self.pool.num_pages)
+            return num_pages - self.pool.count_used(found[0].pages) + grows
         missing = self.num_groups * grows
         for table, window in zip(found, self._windows, strict=True):
             taken = num_pages - table.first
