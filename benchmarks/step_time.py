@@ -43,6 +43,7 @@ from jserve.errors import JserveError
 from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.start import Started, start_runner
+from jserve.schedule.groups import pages_held
 
 WARMUP_STEPS = 3
 
@@ -112,10 +113,10 @@ class Bench:
     def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
         """Decode steps at about `context` tokens a row, the largest batch first; the rest is then aborted."""
         shape, spare = self._started.shape, 4 * self._steps * (len(batches) + 1)
-        pages = shape.num_pages // -(-(context + spare) // shape.page_size)
+        pages = shape.num_pages // pages_held(-(-(context + spare) // shape.page_size), shape.windows, shape.page_size)
         fitting = [batch for batch in sorted(batches, reverse=True) if batch <= pages]
         for batch in sorted(set(batches) - set(fitting), reverse=True):
-            room = f"the KV cache holds {shape.num_pages * shape.page_size:,} tokens"
+            room = f"the KV cache holds {shape.tokens_in(shape.num_pages):,} tokens"
             yield StepTime("decode", batch, batch, context, skipped=f"{batch} x {context:,} do not fit: {room}")
         if not fitting:
             return
@@ -222,7 +223,8 @@ def needed(started: Started, rows: int, tokens: int, context: int) -> tuple[floa
     pairs = rows * context if tokens == rows else tokens * (tokens + 1) / 2
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs / parts
     flops = 2 * (body * tokens + table * rows) / width + attention
-    return body + table + rows * context * per_token, flops
+    seen = sum(min(context, window or context) for window in started.shape.windows)
+    return body + table + rows * seen * per_token, flops
 
 
 def measure_limits(dtype: str, seconds: float) -> DeviceLimits:

@@ -1,7 +1,7 @@
 """The pytrees that cross `jit`: what a step is given, what it keeps, and what it returns.
 
-Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_num_seqs`), P pages per
-sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
+Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_num_seqs`), C cache groups, P pages
+per sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class StepInput:
     context_len: jax.Array
     """i32[S]; tokens of the row in the KV cache, those of this step included; 0 for padding rows."""
     page_updates: jax.Array
-    """i32[U, 3]; (slot, index in the slot's page table, page); slot R for padding."""
+    """i32[U, 3]; (row of the page tables, index in the row, page); row C * R for padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,9 @@ class EngineState:
     """What lives on the device from step to step; donated to every step."""
 
     kv: tuple[LayerKV, ...]
+    """Of each lane, in which every cache group keeps a layer; where there is one group, of each layer."""
     page_table: jax.Array
-    """i32[R, P]; page ids of each slot in order."""
+    """i32[C * R, P]; page ids of each slot in order, one group after the other."""
 
     def like(self, leaves: Sequence[jax.Array]) -> Self:
         """A state of the same structure, from its `leaves`."""
@@ -66,7 +67,7 @@ class EngineState:
 
     @property
     def leaves(self) -> tuple[jax.Array, ...]:
-        """The arrays of each layer, then the page table: what a program is called with. Making the tree of 32
+        """The arrays of each lane, then the page table: what a program is called with. Making the tree of 32
         layers from the results of a step would cost more than the rest of the step's host time.
         """
         return tuple(jax.tree.leaves(self))
@@ -75,7 +76,7 @@ class EngineState:
 @pytree
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What all layers of one step share; computed once."""
+    """What all layers of a cache group share in one step; computed once."""
 
     positions: jax.Array
     """i32[T]"""
@@ -90,7 +91,7 @@ class StepContext:
     ropes: tuple[tuple[jax.Array, jax.Array], ...]
     """cos and sin, f32[T, R / 2], for each of `ModelConfig.ropes`; R dimensions of a head are rotated."""
     attention_plans: tuple[AttentionPlan | None, ...]
-    """One for each of `ModelConfig.windows`, where the attention implementation has use for it."""
+    """One for each of `ModelConfig.windows` that the group has, where the attention implementation has use for it."""
 
 
 @pytree

@@ -91,6 +91,7 @@ class EngineCore:
             max_model_len=shape.max_model_len,
             eos_token_ids=started.eos_token_ids,
             enable_prefix_caching=enable_prefix_caching,
+            windows=shape.windows,
             step_sizes=self.runner.mixed_sizes,
             step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )

@@ -33,6 +33,7 @@ class Inspection:
     tensor_parallel_size: int
     dtype: str | None = None
     kv_bytes_per_token: int | None = None
+    kv_bytes_before_windows: int | None = None
     tokens_that_fit: int | None = None
     tokens_of_server: int | None = None
     max_model_len: int | None = None
@@ -93,6 +94,7 @@ def _with_capacity(found: Inspection, contents: Contents, asked: EngineConfig) -
         "runs": True,
         "dtype": capacity.dtype,
         "kv_bytes_per_token": capacity.kv_bytes_per_token,
+        "kv_bytes_before_windows": capacity.kv_bytes_before_windows,
         "tokens_that_fit": capacity.tokens_that_fit,
         "tokens_of_server": capacity.tokens,
         "max_model_len": capacity.shape.max_model_len,
@@ -147,9 +149,14 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
         return rows
     return [
         *rows,
-        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token"),
+        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token{_before_windows(found)}"),
         ("fits", f"{found.tokens_that_fit:,} tokens; a server of the default flags {_as_contexts(found)}"),
     ]
+
+
+def _before_windows(found: Inspection) -> str:
+    before = found.kv_bytes_before_windows
+    return "" if before == found.kv_bytes_per_token else f", {before:,} where it lies before the window"
 
 
 def _as_contexts(found: Inspection) -> str:

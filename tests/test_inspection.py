@@ -15,11 +15,12 @@ from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 from jserve.cli import main, run
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
-from jserve.inspection import Inspection, inspect
+from jserve.inspection import Inspection, inspect, print_table
 from jserve.runtime import capacity, memory, platform
 from jserve.runtime.start import prepare
 from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import add_model
+from tests.worlds import make_model
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,17 @@ def test_devices_share_weights_and_cache(folder: Path, parts: int) -> None:
     assert whole.memory["weights"] >= found.memory["weights"] >= whole.memory["weights"] // parts
     left = found.memory["limit"] - sum(found.memory[name] for name in ("weights", "temporaries", "sampling", "margin"))
     assert found.tokens_that_fit == pytest.approx(left // (kv // parts), abs=64)
+
+
+def test_tokens_before_a_window_take_what_layers_without_one_keep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"sliding_window": 16, "sliding_window_pattern": 2, "head_dim": 16}
+    found = look(make_model(tmp_path, "Gemma3ForCausalLM", **fields), "h100")
+    layer = 2 * 2 * 16 * 2  # keys and values, heads, dimensions, bytes
+    assert (found.kv_bytes_per_token, found.kv_bytes_before_windows) == (2 * layer, layer)
+    print_table(found)
+    assert "256 bytes per token, 128 where it lies before the window" in capsys.readouterr().out
 
 
 def test_gpu_takes_the_checkpoints_type(folder: Path) -> None:

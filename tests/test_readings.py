@@ -220,7 +220,7 @@ def test_preempted_half_way_nothing_is_lost_or_read_twice(one_device: World) -> 
                 assert core.add(waiting.pop()) is None
             for sequence in core.scheduler._sequences.values():
                 is_half_read = 0 < sequence.next_read < sequence.end_read
-                preempted_reading += is_half_read and not sequence.pages
+                preempted_reading += is_half_read and not sequence.tables
 
         deltas = run_all(core, [], come)
         while waiting:  # those that had not come when the others were done

@@ -47,7 +47,8 @@ GPU_MEMORY = {
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What a server would do: `plan` is per device, `tokens` have room in its KV cache. `kv_bytes_per_token` is of
-    all devices together; 0 of an encoder, which has no cache.
+    all devices together, 0 of an encoder, which has no cache; and so is what a token takes that lies before the
+    windows of layers that have some.
     """
 
     config: ModelConfig
@@ -55,10 +56,11 @@ class Capacity:
     plan: memory.MemoryPlan
     shape: EngineShape
     kv_bytes_per_token: int
+    kv_bytes_before_windows: int
 
     @property
     def tokens(self) -> int:
-        return self.shape.num_pages * self.shape.page_size
+        return self.shape.tokens_in(self.shape.num_pages)
 
     @property
     def tokens_that_fit(self) -> int:
@@ -67,7 +69,7 @@ class Capacity:
         if not self.kv_bytes_per_token:
             return 0
         left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin
-        return left // plan.page_bytes * self.shape.page_size
+        return self.shape.tokens_in(left // plan.page_bytes)
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,9 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
     limit = _limit(asked, device)
     cache = family.cache(build, config)
     shape, plan = memory.plan_shape(asked, config, build, cache, packed + elements * dtype.itemsize, limit)
-    per_token = memory.page_bytes(cache, parts, 1) * parts
-    return Capacity(config, dtype.name, plan, shape, per_token)
+    of_group = plan.page_bytes * parts // shape.page_size
+    beyond = of_group * shape.windows.count(None)
+    return Capacity(config, dtype.name, plan, shape, of_group * shape.num_groups, beyond)
 
 
 def _estimate_encoder(
@@ -162,7 +165,7 @@ def _estimate_encoder(
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
     build = Build(dtype, platform.activation_dtype(dtype, kind), paper)  # type: ignore[arg-type]
     shape, plan = plan_encoder(asked, config, build, elements * dtype.itemsize, _limit(asked, device))
-    return Capacity(config, dtype.name, plan, shape, 0)
+    return Capacity(config, dtype.name, plan, shape, 0, 0)
 
 
 def _limit(asked: EngineConfig, device: str) -> int:

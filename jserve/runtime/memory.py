@@ -5,7 +5,7 @@ state and a margin. Nothing is allocated after ready.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -20,8 +20,10 @@ from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
 from jserve.log import writes_json
 from jserve.runtime import readout
+from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
+from jserve.schedule.groups import longest_sequence
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +65,12 @@ class MemoryPlan:
         return self.kv_pages // self.page_bytes
 
 
-Cache = Iterable[Iterable[CacheArray]]
-"""Of `CausalLM.cache`."""
+Cache = Sequence[tuple[CacheArray, ...]]
+"""Of `CausalLM.cache`, or of the lanes of a `CacheLayout`."""
 
 
 def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
-    """Bytes of one page of all layers on one device."""
+    """Bytes of one page of all these layers, or lanes, on one device."""
     return page_size * sum(
         array.heads // (tensor_parallel if array.sharded else 1) * array.width * array.dtype.itemsize
         for layer in cache
@@ -103,7 +105,9 @@ def plan_shape(
             "token a step; raise the one or lower the other"
         )
     size = asked.page_size or default.page_size
-    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2)
+    windows = choose_windows(config.layer_windows, alike=len(set(cache)) == 1)
+    lanes = CacheLayout.of(config.layer_windows, windows).of_lanes(cache)
+    shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2, windows=windows)
     plan = MemoryPlan(
         limit=limit,
         weights=weights,
@@ -111,7 +115,7 @@ def plan_shape(
         sampling=seqs * config.vocab_size * 7,
         margin=0 if on_cpu else MARGIN,
         kv_pages=0,
-        page_bytes=page_bytes(cache, build.tensor_parallel, size),
+        page_bytes=page_bytes(lanes, build.tensor_parallel, size),
     )
     pages = _choose_pages(asked, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
@@ -139,7 +143,9 @@ def _longest(asked: EngineConfig, config: ModelConfig) -> int:
 def _choose_pages(asked: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
     needed = plan.weights + plan.temporaries + plan.sampling + plan.margin
     left = plan.limit - needed
-    useful = shape.max_num_seqs * shape.pages_per_sequence * plan.page_bytes
+    # What windows have left is not lost: it stays for prompts that begin alike.
+    useful = shape.max_num_seqs * shape.num_groups * shape.pages_per_sequence * plan.page_bytes
+    fewest = 2 * shape.num_groups
     if asked.kv_cache_memory_bytes is not None:
         given = asked.kv_cache_memory_bytes
         if given > left:
@@ -150,10 +156,10 @@ def _choose_pages(asked: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_
     else:
         given = min(left, useful, CPU_KV_BYTES) if on_cpu else min(left, useful)
     pages = given // plan.page_bytes if given > 0 else 0
-    if pages < 2:
+    if pages < fewest:
         raise OutOfMemoryError(
             f"no memory is left for the KV cache: {_numbers(plan)}, and two pages need "
-            f"{gib(2 * plan.page_bytes)}; lower --max-num-batched-tokens or --max-num-seqs, use "
+            f"{gib(fewest * plan.page_bytes)}; lower --max-num-batched-tokens or --max-num-seqs, use "
             "--tensor-parallel-size over more devices"
             + ("" if on_cpu else ", or raise --gpu-memory-utilization")
             + (f", or raise {KV_BYTES_FLAG}" if asked.kv_cache_memory_bytes is not None else "")
@@ -163,8 +169,8 @@ def _choose_pages(asked: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_
 
 def _fit_length(asked: EngineConfig, shape: EngineShape) -> EngineShape:
     """One sequence must fit in the pool: shorten an automatic length, refuse one that was asked for."""
-    room = shape.num_pages * shape.page_size
-    if shape.max_model_len <= room:
+    room = longest_sequence(shape.num_pages, shape.windows, shape.page_size, shape.max_model_len)
+    if shape.max_model_len == room:
         return shape
     if asked.max_model_len is not None:
         raise OutOfMemoryError(
@@ -233,7 +239,7 @@ def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:
     table.add_column("what")
     table.add_column("size", justify="right")
     table.add_column("holds")
-    tokens = shape.num_pages * shape.page_size
+    tokens = shape.tokens_in(shape.num_pages)
     longest = max(1, tokens // shape.max_model_len)
     rows = {
         "weights": (plan.weights, ""),

@@ -96,8 +96,8 @@ def pack_batch(plan: StepPlan, rows: Rows, bucket: Bucket, shape: EngineShape) -
         context_len[row] += length
     query_start[count + 1 :] = end
     updates = updates.reshape(-1, 3)
-    updates[:, 0] = shape.max_num_seqs
-    pending = page_updates(plan)
+    updates[:, 0] = shape.num_groups * shape.max_num_seqs
+    pending = page_updates(plan, shape.max_num_seqs)
     fitting = min(len(pending), len(updates))
     updates[:fitting] = pending[:fitting]
     return PackedBatch(packed, slots, context_len, pending[fitting:])
@@ -120,18 +120,18 @@ def _fill_tokens(token_ids: np.ndarray, plan: StepPlan) -> None:
         place = end
 
 
-def page_updates(plan: StepPlan) -> np.ndarray:
-    """i32[..., 3]: (slot, index in the page table, page) of every page that the plan's rows gained."""
-    slots: list[int] = []
+def page_updates(plan: StepPlan, num_slots: int) -> np.ndarray:
+    """i32[..., 3]: (row of the page tables, index in the row, page) of every page that the plan's rows gained."""
+    rows: list[int] = []
     places: list[int] = []
     pages: list[int] = []
     for chunk in [*(plan.chunks[row] for row in plan.notable), *plan.chunks[plan.num_decodes :]]:
-        if chunk.page_updates:
-            count = len(chunk.page_updates)
-            slots += [chunk.slot] * count
-            places += range(chunk.first_page, chunk.first_page + count)
-            pages += chunk.page_updates
-    return np.array([slots, places, pages], np.int32).T
+        for run in chunk.page_updates:
+            count = len(run.pages)
+            rows += [run.group * num_slots + chunk.slot] * count
+            places += range(run.first, run.first + count)
+            pages += run.pages
+    return np.array([rows, places, pages], np.int32).T
 
 
 class SlotSampling:

@@ -20,6 +20,7 @@ from jserve.models.causal_lm import CausalLM
 from jserve.protocol import MAX_CHOSEN
 from jserve.runtime import readout, sampling
 from jserve.runtime.executables import Program
+from jserve.runtime.layout import CacheLayout
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout, make_step
@@ -278,14 +279,16 @@ class Programs:
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""
         shape = self.shape
+        layout = CacheLayout.of(self.config.layer_windows, shape.windows)
 
         def pages(array: CacheArray) -> Any:
             place = NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS if array.sharded else None))
             size = (shape.num_pages, array.heads, shape.page_size, array.width)
             return jax.ShapeDtypeStruct(size, array.dtype, sharding=place)
 
-        kv = tuple(tuple(map(pages, layer)) for layer in self.family.cache(self.build, self.config))
-        return EngineState(kv, self._integers(shape.max_num_seqs, shape.pages_per_sequence))
+        lanes = layout.of_lanes(self.family.cache(self.build, self.config))
+        kv = tuple(tuple(map(pages, lane)) for lane in lanes)
+        return EngineState(kv, self._integers(shape.num_groups * shape.max_num_seqs, shape.pages_per_sequence))
 
     def abstract_sampling(self) -> SamplingState:
         """Shapes and shardings of the sampling state."""

@@ -348,7 +348,7 @@ class Runner:
 
     def _install_pages(self, updates: np.ndarray) -> None:
         for start in range(0, len(updates), PAGE_UPDATE_ROWS):
-            part = np.full((PAGE_UPDATE_ROWS, 3), self.shape.max_num_seqs, np.int32)
+            part = np.full((PAGE_UPDATE_ROWS, 3), self.shape.num_groups * self.shape.max_num_seqs, np.int32)
             chosen = updates[start : start + PAGE_UPDATE_ROWS]
             part[: len(chosen)] = chosen
             *kv, table = self._state

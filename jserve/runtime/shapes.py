@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from jserve.schedule.groups import Windows, pages_held
+
 CPU_STEP_OVERHEAD = 36
 """Tokens whose products take as long as what each step does for its own sake: reading weights, small operations."""
 GPU_STEP_OVERHEAD = 256
@@ -45,14 +47,27 @@ class EngineShape:
     weight's size where 8 GPUs share the model). Compiled, not timed, on a GPU.
     """
 
+    windows: Windows = (None,)
+    """Of the cache groups, which all have N pages together; see `schedule.groups`."""
+
     @property
     def pages_per_sequence(self) -> int:
         """P"""
         return -(-self.max_model_len // self.page_size)
 
+    def tokens_in(self, num_pages: int) -> int:
+        """How many tokens so many pages hold, in sequences of the greatest length."""
+        longest = self.pages_per_sequence
+        return num_pages * longest * self.page_size // pages_held(longest, self.windows, self.page_size)
+
+    @property
+    def num_groups(self) -> int:
+        """C"""
+        return len(self.windows)
+
     def page_updates(self, bucket: Bucket) -> int:
         """U, how many new page-table entries a step of this bucket can carry."""
-        return bucket.tokens // self.page_size + 2 * bucket.rows
+        return self.num_groups * (bucket.tokens // self.page_size + bucket.rows) + bucket.rows
 
     def buckets(self) -> list[Bucket]:
         """All buckets, the ones that must exist before serving first: together those serve any plan."""

@@ -6,11 +6,13 @@
 A mixed step also returns what its layers end with, for those who read more of the prompt than its last token.
 
 A layer is an inner `jax.jit` that is called once per layer: traced once per kind of layer, and the compiler
-sees the layers unrolled, each with its own weights and its own pages (nothing stacked, nothing copied).
+sees the layers unrolled, each with its own weights and its own pages (nothing stacked, nothing copied). Layers of
+different cache groups may have their pages in the same arrays, which one after the other updates in place.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -22,8 +24,9 @@ from jserve.batch import EngineState, LayerKV, StepContext, StepInput
 from jserve.config import ModelConfig
 from jserve.layers.rope import inverse_frequencies, rope_table
 from jserve.models.causal_lm import CausalLM, DecoderLayer
+from jserve.runtime.layout import CacheLayout
 from jserve.runtime.shapes import Bucket, EngineShape
-from pallas_kernels.paged_attention import prepare
+from pallas_kernels.paged_attention import AttentionPlan, prepare
 
 Weights = tuple[jax.Array, ...]
 Vector = TypeVar("Vector", jax.Array, np.ndarray)
@@ -66,6 +69,7 @@ def make_step(
     graph, abstract = nnx.split(model, nnx.Param)
     structure = jax.tree.structure(abstract)
     layout = StepLayout(bucket, shape.page_updates(bucket))
+    cache = CacheLayout.of(config.layer_windows, shape.windows)
     ropes = [inverse_frequencies(rope, config.head_dim, shape.max_model_len) for rope in config.ropes]
 
     def step(
@@ -76,35 +80,26 @@ def make_step(
         slot, index, page = batch.page_updates.T
         page_table = state.page_table.at[slot, index].set(page, mode="drop")
         row, positions = _locate(batch, bucket)
-        rows = jnp.take(page_table, batch.slots, axis=0, mode="clip")
-        context = StepContext(
-            positions=positions,
-            write_slots=_write_slots(batch, page_table, row, positions, shape),
-            page_table=rows,
-            query_start=batch.query_start,
-            context_len=batch.context_len,
-            ropes=tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes),
-            attention_plans=tuple(
-                prepare(
-                    rows,
-                    batch.query_start,
-                    batch.context_len,
-                    tokens=bucket.tokens,
-                    pages=shape.num_pages,
-                    page_size=shape.page_size,
-                    sliding_window=window,
-                    decode=bucket.is_decode,
-                    implementation=implementation,
-                )
-                for window in config.windows
-            ),
-        )
+        rope_tables = tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes)
+        tables = page_table.reshape(shape.num_groups, -1, shape.pages_per_sequence)
+        contexts = []
+        for group in range(shape.num_groups):
+            rows = jnp.take(tables[group], batch.slots, axis=0, mode="clip")
+            context = StepContext(
+                positions=positions,
+                write_slots=_write_slots(batch, tables[group], row, positions, shape),
+                page_table=rows,
+                query_start=batch.query_start,
+                context_len=batch.context_len,
+                ropes=rope_tables,
+                attention_plans=_attention_plans(batch, rows, bucket, shape, config, group, implementation),
+            )
+            contexts.append(context)
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
         x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids), positions)
-        kv = []
-        for layer, pages in zip(built.layers, state.kv, strict=True):
-            x, pages = _apply_layer(*nnx.split(layer), x, pages, context)
-            kv.append(pages)
+        kv = list(state.kv)
+        for layer, group, lane in zip(built.layers, cache.groups, cache.lanes, strict=True):
+            x, kv[lane] = _apply_layer(*nnx.split(layer), x, kv[lane], contexts[group])
         state = EngineState(tuple(kv), page_table)
         if bucket.is_decode:
             return state, built.logits(x), None
@@ -131,6 +126,31 @@ def _locate(batch: StepInput, bucket: Bucket) -> tuple[jax.Array, jax.Array]:
     row = jnp.searchsorted(batch.query_start[1:], token, side="right", method="compare_all")
     row = jnp.minimum(row, bucket.rows - 1)
     return row, jnp.maximum(batch.context_len[row] - batch.query_start[row + 1] + token, 0)
+
+
+def _attention_plans(
+    batch: StepInput,
+    page_table: jax.Array,
+    bucket: Bucket,
+    shape: EngineShape,
+    config: ModelConfig,
+    group: int,
+    implementation: str,
+) -> tuple[AttentionPlan | None, ...]:
+    """See `StepContext`; page_table: i32[S, P] of the group."""
+    of_group = config.windows if shape.num_groups == 1 else (shape.windows[group],)
+    plan = partial(
+        prepare,
+        page_table,
+        batch.query_start,
+        batch.context_len,
+        tokens=bucket.tokens,
+        pages=shape.num_pages,
+        page_size=shape.page_size,
+        decode=bucket.is_decode,
+        implementation=implementation,
+    )
+    return tuple(plan(sliding_window=window) if window in of_group else None for window in config.windows)
 
 
 def _write_slots(

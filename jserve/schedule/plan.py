@@ -8,6 +8,15 @@ from jserve.protocol import TokenLogprobs
 from jserve.schedule.sequence import Sequence
 
 
+class PageRun(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """Neighbouring pages in a sequence's table of one cache group."""
+
+    group: int
+    first: int
+    """Index in the table of `pages[0]`."""
+    pages: tuple[int, ...]
+
+
 # A msgspec struct, not a dataclass: a step of 256 decodes makes 256 of these, and a frozen dataclass took
 # 0.68 us each to make where this took 0.05 us.
 class ScheduledChunk(msgspec.Struct, frozen=True, gc=False, eq=False):
@@ -28,10 +37,8 @@ class ScheduledChunk(msgspec.Struct, frozen=True, gc=False, eq=False):
     in a prompt's earlier chunks, which sample nothing."""
     is_first: bool
     """First chunk since (re)admission: the slot's page table and sampling state start anew."""
-    page_updates: tuple[int, ...]
-    """Pages appended to the sequence's table since its last chunk, including shared ones when `is_first`."""
-    first_page: int
-    """Index in the page table where `page_updates` go; without meaning if there are none."""
+    page_updates: tuple[PageRun, ...]
+    """Pages appended to the sequence's tables since its last chunk, including shared ones when `is_first`."""
     reads: tuple[int, int] | None = None
     """Positions [first, end) of the chunk whose hidden states the request is about, beyond the next token."""
 

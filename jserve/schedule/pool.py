@@ -84,16 +84,22 @@ class PagePool:
             self._index[digest] = page
             self._digests[page] = digest
 
-    def match(self, chain: DigestChain, limit: int) -> list[int]:
-        """The longest run of pages, at most `limit`, that hold the prefix of `chain`. References nothing."""
+    def match(self, chain: DigestChain, limit: int, tag: bytes = b"") -> list[int]:
+        """The longest run of pages, at most `limit`, that hold the prefix of `chain`, named by its digests and
+        `tag`. References nothing.
+        """
         pages: list[int] = []
         index = self._index
         for digest in chain.digests(limit):
-            page = index.get(digest)
+            page = index.get(digest + tag)
             if page is None:
                 break
             pages.append(page)
         return pages
+
+    def find(self, digest: bytes) -> int | None:
+        """The page of this name."""
+        return self._index.get(digest)
 
     def count_used(self, pages: Iterable[int]) -> int:
         """How many of these pages somebody holds already: sharing those takes nothing from the rest."""

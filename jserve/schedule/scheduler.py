@@ -7,7 +7,8 @@ that `schedule` returns is dispatched. Then a page may be shared as soon as the 
 and reused as soon as the plans that read it are.
 
 A sequence's pages for all tokens known at admission are taken at admission: a prompt that started is never
-stuck half way, and only generation asks for further pages, one at a time.
+stuck half way, and only generation asks for further pages, one at a time. `Cache` tells how layers with a window
+differ, which keep only what they see.
 """
 
 import heapq
@@ -18,11 +19,12 @@ from operator import attrgetter
 
 from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
+from jserve.schedule.cache import Cache
 from jserve.schedule.embedding import unit_vector
 from jserve.schedule.fill import filled
+from jserve.schedule.groups import Windows, longest_sequence
 from jserve.schedule.limits import LengthLimits
-from jserve.schedule.plan import ScheduledChunk, StepPlan, StepTokens
-from jserve.schedule.pool import PagePool
+from jserve.schedule.plan import PageRun, ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence, Status
 from jserve.schedule.waiting import WaitingQueue
 
@@ -33,9 +35,10 @@ class Scheduler:
     """Continuous batching over a fixed pool of pages. Driven from one thread.
 
     One step ahead (or more): `schedule` may be called again before `update` of the plan before. `num_pages`
-    pages of `page_size` tokens; at most `max_num_seqs` sequences run, in slots 0 to max_num_seqs - 1; a step
-    computes at most `max_num_batched_tokens` tokens. `step_sizes` tells the tokens, ascending, to which steps of so
-    many rows are padded, and `step_overhead` how many tokens cost as much as a further step, see `filled`.
+    pages of `page_size` tokens for cache groups of these `windows`; at most `max_num_seqs` sequences run, in slots
+    0 to max_num_seqs - 1; a step computes at most `max_num_batched_tokens` tokens. `step_sizes` tells the tokens,
+    ascending, to which steps of so many rows are padded, and `step_overhead` how many tokens cost as much as a further
+    step, see `filled`.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Scheduler:
         max_model_len: int,
         eos_token_ids: frozenset[int],
         enable_prefix_caching: bool,
+        windows: Windows = (None,),
         step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
         step_overhead: int = 0,
     ) -> None:
@@ -56,15 +60,15 @@ class Scheduler:
                 f"max_num_seqs is {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens}; "
                 "both must be at least 1"
             )
-        self._pool = PagePool(num_pages, page_size)
+        self._cache = Cache(num_pages, page_size, windows, max_num_batched_tokens, shares=enable_prefix_caching)
+        self._pool = self._cache.pool
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         # Beside running answers prompts get half a step, so that none of them waits as long as a lone chunk takes.
         # Twice the sequences at the least: however many decode, some prompt gets on.
         self._mixed_budget = min(max_num_batched_tokens, max(max_num_batched_tokens // 2, 2 * max_num_seqs))
-        self._limits = LengthLimits(max_model_len, num_pages * page_size)
+        self._limits = LengthLimits(max_model_len, longest_sequence(num_pages, windows, page_size, max_model_len))
         self._eos_token_ids = eos_token_ids
-        self._caches = enable_prefix_caching
         self._step_sizes = step_sizes
         self._step_overhead = step_overhead
         self._sequences: dict[str, Sequence] = {}
@@ -139,6 +143,7 @@ class Scheduler:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
         chunks: list[ScheduledChunk] = []
         notable: list[int] = []
+        self._cache.give_back_passed()
         others = self._schedule_decodes(chunks, notable)
         num_tokens = num_decodes = len(chunks)
         num_tokens += self._schedule_prompts(chunks, others)
@@ -207,7 +212,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError naming the first broken invariant. For tests: cost grows with everything."""
-        self._pool.check([sequence.pages for sequence in self._running])
+        self._cache.check(self._running)
         ranks = [sequence.rank for sequence in self._running]
         assert ranks == sorted(ranks), f"running sequences are out of order: {ranks}"
         slots = [sequence.slot for sequence in self._running]
@@ -219,8 +224,7 @@ class Scheduler:
             is_running = sequence.status is Status.RUNNING
             assert sequence.status is not Status.FINISHED, f"{name} is finished but still known"
             assert is_running == (id(sequence) in running), f"{name} is {sequence.status} but listed otherwise"
-            assert is_running or not sequence.pages, f"{name} waits but holds pages"
-            assert sequence.num_computed <= len(sequence.pages) * self._pool.page_size, f"{name} lacks a page"
+            assert is_running or not sequence.tables, f"{name} waits but holds pages"
             assert len(sequence.token_ids) + sequence.num_pending <= sequence.max_total, f"{name} is too long"
 
     def _schedule_decodes(self, chunks: list[ScheduledChunk], notable: list[int]) -> list[Sequence]:
@@ -230,7 +234,8 @@ class Scheduler:
         one more. A preemption takes the list's last sequence, at the worst the one at hand: never one that
         already has a chunk.
         """
-        page_size = self._pool.page_size
+        cache = self._cache
+        page_size = cache.page_size
         others: list[Sequence] = []
         for sequence in self._running:
             start, num_pending = sequence.num_computed, sequence.num_pending
@@ -238,15 +243,13 @@ class Scheduler:
             if end - start != 1 or end >= sequence.max_total:
                 others.append(sequence)
                 continue
-            page_updates: tuple[int, ...] = ()
-            first_page = 0
+            page_updates: tuple[PageRun, ...] = ()
             if start % page_size == 0:
-                self._name_pages(sequence)
-                first_page = len(sequence.pages)
-                if first_page * page_size == start:
+                cache.name(sequence)
+                if sequence.num_pages * page_size == start or cache.has_windows:
                     if not self._make_room(sequence):
                         break
-                    page_updates = (self._grow(sequence),)
+                    page_updates = self._grow(sequence)
             if page_updates or not num_pending:
                 notable.append(len(chunks))
             sequence.num_computed = end
@@ -254,9 +257,7 @@ class Scheduler:
             output_index = end - sequence.num_prompt
             if output_index <= 0:
                 self._prompt_tokens_computed += 1
-            chunks.append(
-                ScheduledChunk(sequence, sequence.slot, start, 1, True, output_index, False, page_updates, first_page)
-            )
+            chunks.append(ScheduledChunk(sequence, sequence.slot, start, 1, True, output_index, False, page_updates))
         return others
 
     def _schedule_prompts(self, chunks: list[ScheduledChunk], running: list[Sequence]) -> int:
@@ -264,7 +265,8 @@ class Scheduler:
         order, while all lasts. Returns the tokens planned.
         """
         num_decodes = len(chunks)
-        budget = room = (self._mixed_budget if chunks else self._max_num_batched_tokens) - num_decodes
+        room = (self._mixed_budget if chunks else self._max_num_batched_tokens) - num_decodes
+        num_planned = 0
         held: Sequence | None = None  # the last one has no chunk yet: it may get less than there is room for
         length, is_first = 0, False
         for sequence in running:
@@ -274,8 +276,11 @@ class Scheduler:
             if sequence.num_uncomputed > (not sequence.request.ends_with_prompt):
                 if held is not None:
                     chunks.append(self._prompt_chunk(held, length, is_first=False))
-                held, length = sequence, min(sequence.num_uncomputed, room)
-                room -= length
+                wanted = min(sequence.num_uncomputed, room)
+                length = self._fitting(sequence, wanted)
+                held = sequence if length else None
+                num_planned += length
+                room = room - length if length == wanted else 0
         while room and self._free_slots:
             waiting = self._waiting.first()
             if waiting is None or waiting.num_pending:
@@ -285,14 +290,22 @@ class Scheduler:
                 held = None
             if not self._admit(waiting):
                 break
-            held, length, is_first = waiting, min(waiting.num_uncomputed, room), True
-            room -= length
+            wanted = min(waiting.num_uncomputed, room)
+            held, length, is_first = waiting, self._fitting(waiting, wanted), True
+            num_planned += length
+            room = room - length if length == wanted else 0
         if held is not None:
-            excess = self._excess(num_decodes + budget - room, len(chunks) + 1, num_decodes)
+            excess = self._excess(num_decodes + num_planned, len(chunks) + 1, num_decodes)
             if excess < length:
-                length, room = length - excess, room + excess
+                length, num_planned = length - excess, num_planned - excess
             chunks.append(self._prompt_chunk(held, length, is_first=is_first))
-        return budget - room
+        return num_planned
+
+    def _fitting(self, sequence: Sequence, length: int) -> int:
+        """How many of a prompt's next `length` tokens have pages. Where those are not all, no other prompt is planned
+        after it: two that both lack pages would wait for each other.
+        """
+        return self._cache.count_fitting(sequence, length, self._num_spare) if self._cache.has_windows else length
 
     def _excess(self, num_tokens: int, num_rows: int, num_decodes: int) -> int:
         """How many of a step's tokens would cost more in padding than in the next step."""
@@ -300,14 +313,15 @@ class Scheduler:
         return num_tokens - filled(num_tokens, num_decodes, sizes, self._step_overhead)
 
     def _prompt_chunk(self, sequence: Sequence, length: int, *, is_first: bool) -> ScheduledChunk:
-        start = sequence.num_computed
+        cache, start = self._cache, sequence.num_computed
         end = start + length
         samples = length == sequence.num_uncomputed and not sequence.request.ends_with_prompt
         sequence.num_computed = end
         sequence.num_pending += samples
         num_prompt = sequence.num_prompt
         self._prompt_tokens_computed += max(0, min(end, num_prompt) - start)
-        self._name_pages(sequence)
+        page_updates = cache.cover(sequence, end) if cache.has_windows else ()
+        cache.name(sequence)
         return ScheduledChunk(
             sequence=sequence,
             slot=sequence.slot,
@@ -316,34 +330,29 @@ class Scheduler:
             samples=samples,
             output_index=end - num_prompt,
             is_first=is_first,
-            page_updates=tuple(sequence.pages) if is_first else (),
-            first_page=0,
+            page_updates=cache.runs(sequence) if is_first else page_updates,
             reads=sequence.take_reads(start, end),
         )
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give the queue's head a slot and its pages, unless running sequences would soon miss them."""
-        pool = self._pool
-        num_spare = pool.num_available - self._num_growing
+        cache, num_spare = self._cache, self._num_spare
         if sequence is self._blocked and num_spare < self._blocked_on:
             return False
         num_known = len(sequence.token_ids)
         # The last token is always computed anew: its logits give the next one.
-        limit = (num_known - 1) // pool.page_size if self._caches else 0
+        limit = (num_known - 1) // cache.page_size if cache.shares else 0
         if sequence.next_read < sequence.end_read:
-            limit = min(limit, sequence.next_read // pool.page_size)  # what is to be read must be computed
-        shared = pool.match(sequence.chain, limit)
-        num_total = pool.pages_for(num_known)
-        needed = num_total - pool.count_used(shared) + (num_total < sequence.max_pages)
+            limit = min(limit, sequence.next_read // cache.page_size)  # what is to be read must be computed
+        found = cache.find(sequence.chain, limit)
+        num_pages = self._pool.pages_for(num_known)
+        needed = cache.count_missing(found, num_pages, grows=num_pages < sequence.max_pages)
         if num_spare < needed:
             self._blocked, self._blocked_on = sequence, needed
             return False
         self._blocked = None
         self._waiting.pop()
-        pool.share(shared)
-        sequence.pages = shared + pool.allocate(num_total - len(shared))
-        sequence.num_named = len(shared)
-        sequence.num_computed = len(shared) * pool.page_size
+        cache.admit(sequence, found, num_pages)
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.status = Status.RUNNING
         insort(self._running, sequence, key=_by_rank)
@@ -355,33 +364,32 @@ class Scheduler:
     def _record_first_admission(self, sequence: Sequence) -> None:
         sequence.scheduled_at = time.time()
         sequence.num_cached = sequence.num_computed
-        if self._caches and (sequence.next_read or not sequence.end_read):
+        if self._cache.shares and (sequence.next_read or not sequence.end_read):
             self._prefix_queries += sequence.num_prompt
             self._prefix_hits += sequence.num_cached
 
+    @property
+    def _num_spare(self) -> int:
+        """Available pages that no running sequence may soon ask for."""
+        return self._pool.num_available - self._cache.num_groups * self._num_growing
+
     def _make_room(self, sequence: Sequence) -> bool:
-        """Preempt the least important until a page is available. False if that was `sequence` itself."""
-        while not self._pool.num_available:
+        """Preempt the least important until the pages that a decode lacks are available. False if that was `sequence`
+        itself.
+        """
+        count = self._cache.count_lacking(sequence)
+        while self._pool.num_available < count:
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _grow(self, sequence: Sequence) -> int:
-        (page,) = self._pool.allocate(1)
-        sequence.pages.append(page)
-        self._num_growing -= not sequence.may_grow
-        return page
-
-    def _name_pages(self, sequence: Sequence) -> None:
-        """Offer the pages that dispatched steps fill with known tokens to the prefix index."""
-        if not self._caches:
-            return
-        num_full = min(sequence.num_computed, len(sequence.token_ids)) // self._pool.page_size
-        for position in range(sequence.num_named, num_full):
-            self._pool.register(sequence.pages[position], sequence.chain.digest(position))
-        sequence.num_named = num_full
+    def _grow(self, sequence: Sequence) -> tuple[PageRun, ...]:
+        did_grow = sequence.may_grow
+        runs = self._cache.grow(sequence)
+        self._num_growing -= did_grow and not sequence.may_grow
+        return runs
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue: its tokens stay, those in flight still come home, its KV is computed again."""
@@ -394,10 +402,8 @@ class Scheduler:
 
     def _leave_running(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        self._name_pages(sequence)
         self._num_growing -= sequence.may_grow
-        self._pool.free(sequence.pages)
-        sequence.pages = []
+        self._cache.free(sequence)
         heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
 

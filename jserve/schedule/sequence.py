@@ -9,6 +9,7 @@ from msgspec import structs
 
 from jserve.constrain.row import RowConstraint
 from jserve.protocol import FinishReason, Request, TokenLogprobs
+from jserve.schedule.groups import PageTable
 from jserve.schedule.prefix import DigestChain
 
 
@@ -35,7 +36,7 @@ class Sequence:
     max_total: int
     """Most tokens, prompt included, that it may reach."""
     max_pages: int
-    """Most pages it may hold. The last token generated is never fed back and needs no place."""
+    """Most pages of tokens. The last token generated is never fed back and needs no place."""
     rank: tuple[int, int]
     """(priority, order of arrival): smaller is served first and preempted last. Never changes."""
     eos_ids: frozenset[int]
@@ -55,7 +56,10 @@ class Sequence:
     """Tokens whose KV is written by steps already dispatched."""
     num_pending: int = 0
     """Sampled tokens that are still on the device."""
-    pages: list[int] = field(default_factory=list)
+    tables: list[PageTable] = field(default_factory=list)
+    """Its pages, of each cache group; empty when not running."""
+    num_pages: int = 0
+    """Pages of tokens that it has room for, or takes as its prompt is computed: the end of its tables."""
     slot: int = -1
     """Row of the device's state; -1 when not running."""
     num_named: int = 0
@@ -76,8 +80,8 @@ class Sequence:
 
     @property
     def may_grow(self) -> bool:
-        """Whether it may need another page than those it holds."""
-        return len(self.pages) < self.max_pages
+        """Whether it may need room for more than `num_pages`."""
+        return self.num_pages < self.max_pages
 
     @classmethod
     def of(

@@ -47,7 +47,8 @@ def paged_attention(
         q: [T, H, D].
         k_pages, v_pages: [N, K, B, D], in q's dtype; or the bits of bfloat16 in uint16, which "xla" reads; or
             int8, or the bits of float8_e4m3fn in uint8, with scales.
-        page_table: i32[S, P], page ids of each row in order; entries past the live range may be anything.
+        page_table: i32[S, P], page ids of each row in order; entries past the live range may be anything, those of
+            pages before the window any pages, whatever these hold.
         query_start: i32[S+1]; row s owns tokens query_start[s]:query_start[s+1], later tokens are padding.
         context_len: i32[S], tokens in the KV of a row including this step's; 0 for padding rows.
         sinks: [H] or None; a score of each head, neither scaled nor capped, that takes part in the softmax and

@@ -1,7 +1,8 @@
 """Shapes of real models on which paged attention is tested and timed, with hostile random inputs.
 
-Pages are handed out in random order; pages nobody owns and the tail of each last page hold NaN; dead entries
-of the page table point anywhere, in range or not. An implementation that reads what it must not shows it.
+Pages are handed out in random order; pages nobody owns, those before a row's window and the tail of each last page
+hold NaN; dead entries of the page table point anywhere, in range or not. An implementation that reads what it must
+not shows it.
 """
 
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class Case:
             ids, free = free[:pages], free[pages:]
             page_table[s, :pages] = ids
             for i, page in enumerate(ids):
+                if (i + 1) * self.B <= self._first_visible(row):
+                    continue  # by now it could be another row's
                 live = min(self.B, row.context_len - i * self.B)
                 k_pages[page, :, :live] = rng.standard_normal((self.K, live, self.D), np.float32)
                 v_pages[page, :, :live] = rng.standard_normal((self.K, live, self.D), np.float32)

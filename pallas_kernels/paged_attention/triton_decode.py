@@ -139,7 +139,8 @@ def _attend(refs: tuple[Ref, ...], blocks: tuple[jax.Array, jax.Array], head: He
     position = jnp.full((tiling.M,), length - 1, jnp.int32)
     empty = Softmax.empty(tiling.M, head.padded_D)
     pages, where = (k_ref, v_ref, table_ref, *scales), (row, kv_head)
-    return attend(empty, q, position, pages, where, blocks, length, head=head, tiling=tiling)
+    low = None if head.sliding_window is None else length - head.sliding_window
+    return attend(empty, q, position, pages, where, blocks, length, low=low, head=head, tiling=tiling)
 
 
 def _query_index(row: jax.Array, kv_head: jax.Array, head: Head, M: int) -> tuple[tuple[jax.Array, ...], jax.Array]:

@@ -140,13 +140,15 @@ def _kernel(
         tiling=tiling,
     )
     end = lax.div(stop + (tiling.C - 1), tiling.C)
+    low = None
     if head.sliding_window is None:
         # Blocks that end at or before the first query's position need no mask: most of a long context.
         masked_from = jnp.minimum(lax.div(jnp.maximum(tile.position + 1, 0), tiling.C), end)
         softmax = run(softmax, blocks=(jnp.int32(0), masked_from), stop=None)
     else:
-        masked_from = lax.div(jnp.maximum(tile.position + 1 - head.sliding_window, 0), tiling.C)
-    softmax = run(softmax, blocks=(masked_from, end), stop=stop)
+        low = tile.position + 1 - head.sliding_window
+        masked_from = lax.div(jnp.maximum(low, 0), tiling.C)
+    softmax = run(softmax, blocks=(masked_from, end), stop=stop, low=low)
     sink = load_sink(sinks, kv_head * head.G + lax.rem(lax.iota(jnp.int32, tiling.M), head.G))
     plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 

@@ -143,6 +143,7 @@ def attend(
     blocks: tuple[jax.Array, jax.Array],
     stop: jax.Array | None,
     *,
+    low: jax.Array | None = None,
     head: Head,
     tiling: Tiling,
 ) -> Softmax:
@@ -151,7 +152,8 @@ def attend(
     q: [M, padded_D] with zeros past D; position: i32[M], the last position each row may see; pages: k_pages,
     v_pages, page_table and, of 8 bits, k_scale and v_scale; where: (row of the page table, KV head); stop: keys
     at and past it are never read. stop None promises that every row of the tile sees every key of these blocks,
-    and saves the masks.
+    and saves the masks. low: no row sees keys before it, and their pages may by now be another sequence's; None
+    without a window.
     """
     k_ref, v_ref, table_ref, *scales = pages
     row, kv_head = where
@@ -174,6 +176,9 @@ def attend(
         shares = weights
         if scales:
             shares = weights * _load_scale(scales[1], page, kv_head, key_position, stop, head)[None, :]
+        if low is not None and tiling.C > head.B:  # else the first block is in a page that is seen
+            seen = key_position >= low  # the others may hold NaN, which a weight of 0 keeps
+            v, shares = jnp.where(seen[:, None], v, 0), jnp.where(seen[None, :], shares, 0)
         o = softmax.o * shrink[:, None] + plt.dot(shares.astype(v.dtype), v, precision=precision)
         return Softmax(o, m, softmax.l * shrink + weights.sum(1)), page_of(block + 1)
 

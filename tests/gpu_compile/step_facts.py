@@ -31,6 +31,7 @@ from jserve.models.registry import resolve
 from jserve.quant import OnLoad
 from jserve.runtime import sampling
 from jserve.runtime.executables import Program
+from jserve.runtime.layout import choose_windows
 from jserve.runtime.memory import estimate_temporaries
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import Bucket, EngineShape
@@ -77,7 +78,8 @@ def programs(gpus: int, layers: int, seqs: int, tokens: int, model: str, quantiz
     family, config = resolve({**fields, "num_hidden_layers": layers}, source=model)
     mesh = mesh_over(gpu_topology(GPU, gpus))
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
-    shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size)
+    windows = choose_windows(config.layer_windows, alike=True)
+    shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size, windows=windows)
     weights = None if quantization is None else WeightPlan(OnLoad(quantization))
     return Programs(family, config, build, shape, weights)
 

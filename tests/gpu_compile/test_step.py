@@ -53,6 +53,17 @@ each_step = pytest.mark.parametrize("name", [DECODE, MIXED])
 each_mesh = pytest.mark.parametrize("gpus", [1, 8])
 
 
+@pytest.mark.slow
+def test_arrays_that_cache_groups_share_are_written_in_place() -> None:
+    """Gemma 2: two lanes for four layers, each written by a layer with a window and one without."""
+    whole = facts(1, LAYERS, "--model", "gemma-2-2b", "--buckets", "32x32", "--samplers", "")
+    program = whole["programs"][DECODE]
+    assert program["aliased"] == whole["kv_bytes"] + whole["table_bytes"]
+    assert program["page_writes"] == 2 * LAYERS
+    assert program["copies"] == []
+    assert program["temporaries"] < 3 * MIB
+
+
 @each_mesh
 @each_step
 def test_pages_are_written_in_place_and_no_weight_is_copied(gpus: int, name: str) -> None:

@@ -30,6 +30,7 @@ MUTANTS = (
         ">= position[:, None] - window",
         "mixed_window_f32",
     ),
+    Mutant("values before the window kept", TILE, "if low is not None and", "if False and", "mixed_window_sinks"),
     Mutant("soft cap ignored", TILE, "if head.soft_cap is None:", "if True:", "decode_window_soft_cap_d256"),
     Mutant("sum of values not rescaled", TILE, "softmax.o * shrink[:, None]", "softmax.o", "prefill_chunk_f32"),
     Mutant("sum of weights not rescaled", TILE, "softmax.l * shrink", "softmax.l", "prefill_chunk_f32"),

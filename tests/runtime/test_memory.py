@@ -98,6 +98,35 @@ def test_no_more_pages_than_all_sequences_can_use() -> None:
     assert shape.num_pages == 3 * 7
 
 
+GEMMA = {"sliding_window": 32, "sliding_window_pattern": 3, "num_hidden_layers": 6}
+
+
+def test_pages_of_a_model_with_windows_are_of_one_layer_of_each_group() -> None:
+    """Two layers see everything, four have a window: two lanes, three groups."""
+    shape, found = plan(platform="gpu", config=model(**GEMMA), page_size=16)
+    assert shape.windows == (None, 32, 32)
+    assert found.page_bytes == plan(platform="gpu", config=model(num_hidden_layers=2), page_size=16)[1].page_bytes
+
+
+def test_windows_make_room_for_longer_sequences() -> None:
+    """A pool that holds 8 times the greatest length in layers that see everything holds it about as often with
+    windows, and a third as often where layers keep all.
+    """
+    longest = 4096
+    of_all, of_gemma = model(num_hidden_layers=6), model(**GEMMA)
+    asked: dict[str, Any] = {"kv_cache_memory_bytes": 48 * MIB, "page_size": 16, "platform": "gpu"}
+    whole, windowed = (plan(config=config, **asked)[0] for config in (of_all, of_gemma))
+    assert (whole.max_model_len, windowed.max_model_len) == (longest, longest)
+    assert windowed.tokens_in(windowed.num_pages) > 2.9 * whole.tokens_in(whole.num_pages)
+    assert whole.tokens_in(whole.num_pages) == whole.num_pages * 16
+
+
+def test_automatic_length_with_windows_is_the_longest_whose_pages_fit() -> None:
+    shape, _ = plan(kv_cache_memory_bytes=MIB, page_size=16, config=model(**GEMMA))
+    held_by_windows = 2 * 3
+    assert shape.max_model_len == (shape.num_pages - held_by_windows) * 16 < 4096
+
+
 def test_automatic_length_is_the_models_where_it_fits() -> None:
     assert plan()[0].max_model_len == 4096
 

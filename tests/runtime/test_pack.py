@@ -12,7 +12,7 @@ from jserve.runtime.pack import FIELDS, PackedBatch, Rows, SlotSampling, bias_ro
 from jserve.runtime.sampling import INTEGER_FIELDS, Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout
-from jserve.schedule.plan import ScheduledChunk, StepPlan
+from jserve.schedule.plan import PageRun, ScheduledChunk, StepPlan
 from jserve.schedule.sequence import Sequence
 
 SHAPE = EngineShape(
@@ -36,7 +36,6 @@ def chunk(of: Sequence, slot: int, start: int, length: int, **fields: Any) -> Sc
         "output_index": end - of.num_prompt,
         "is_first": start == 0,
         "page_updates": (),
-        "first_page": 0,
     }
     return ScheduledChunk(of, slot, start, length, **{**defaults, **fields})
 
@@ -45,8 +44,8 @@ def plan_of(*chunks: ScheduledChunk) -> StepPlan:
     return StepPlan(chunks, sum(part.length for part in chunks))
 
 
-def pack(plan: StepPlan, bucket: Bucket = BUCKET) -> PackedBatch:
-    return pack_batch(plan, Rows.of(plan), bucket, SHAPE)
+def pack(plan: StepPlan, bucket: Bucket = BUCKET, shape: EngineShape = SHAPE) -> PackedBatch:
+    return pack_batch(plan, Rows.of(plan), bucket, shape)
 
 
 def pack_sampling(slots: SlotSampling, plan: StepPlan) -> np.ndarray:
@@ -58,8 +57,8 @@ def needs(slots: SlotSampling, plan: StepPlan) -> Variant | None:
     return None if found is None else found.variant
 
 
-def unpack(packed: np.ndarray, bucket: Bucket = BUCKET) -> dict[str, np.ndarray]:
-    layout = StepLayout(bucket, SHAPE.page_updates(bucket))
+def unpack(packed: np.ndarray, bucket: Bucket = BUCKET, shape: EngineShape = SHAPE) -> dict[str, np.ndarray]:
+    layout = StepLayout(bucket, shape.page_updates(bucket))
     assert packed.shape == (layout.size,)
     assert packed.dtype == np.int32
     batch = layout.split(packed)  # type: ignore[arg-type]
@@ -86,8 +85,8 @@ def test_tokens_that_are_still_on_the_device_are_minus_one() -> None:
 
 
 def test_page_updates_name_slot_place_and_page() -> None:
-    first = chunk(sequence(list(range(6))), 3, 0, 6, page_updates=(40, 41))
-    later = chunk(sequence(list(range(9)), 8), 1, 8, 1, page_updates=(7,), first_page=2)
+    first = chunk(sequence(list(range(6))), 3, 0, 6, page_updates=(PageRun(0, 0, (40, 41)),))
+    later = chunk(sequence(list(range(9)), 8), 1, 8, 1, page_updates=(PageRun(0, 2, (7,)),))
     packed = pack(plan_of(later, first))
     updates = unpack(packed.vector)["page_updates"]
     assert updates[:3].tolist() == [[1, 2, 7], [3, 0, 40], [3, 1, 41]]
@@ -95,12 +94,21 @@ def test_page_updates_name_slot_place_and_page() -> None:
     assert not len(packed.late_updates)
 
 
+def test_page_updates_of_cache_groups_go_to_tables_of_their_own() -> None:
+    shape = replace(SHAPE, windows=(None, 6, 6))
+    first = chunk(sequence(list(range(30))), 3, 28, 2, page_updates=(PageRun(0, 0, (40, 41)), PageRun(2, 5, (8, 9))))
+    packed = pack(plan_of(first), shape=shape)
+    updates = unpack(packed.vector, shape=shape)["page_updates"]
+    assert updates[:4].tolist() == [[3, 0, 40], [3, 1, 41], [2 * 4 + 3, 5, 8], [2 * 4 + 3, 6, 9]]
+    assert (updates[4:, 0] == 3 * 4).all()
+
+
 def test_page_updates_beyond_the_bucket_come_back_in_order() -> None:
     """A prompt with a long shared prefix brings more pages than its few tokens have room for."""
     bucket = Bucket(2, 2)
     room = SHAPE.page_updates(bucket)
     pages = tuple(range(20, 20 + room + 5))
-    packed = pack(plan_of(chunk(sequence([1]), 2, 0, 1, page_updates=pages)), bucket)
+    packed = pack(plan_of(chunk(sequence([1]), 2, 0, 1, page_updates=(PageRun(0, 0, pages),))), bucket)
     late = packed.late_updates
     entries = [*unpack(packed.vector, bucket)["page_updates"].tolist(), *late.tolist()]
     assert entries == [[2, index, page] for index, page in enumerate(pages)]
@@ -108,7 +116,7 @@ def test_page_updates_beyond_the_bucket_come_back_in_order() -> None:
 
 
 def test_decodes_that_are_known_as_such_are_packed_alike() -> None:
-    known = chunk(sequence([5, 6, 7, 8, 9], 3), 2, 4, 1, page_updates=(33,), first_page=1)
+    known = chunk(sequence([5, 6, 7, 8, 9], 3), 2, 4, 1, page_updates=(PageRun(0, 1, (33,)),))
     pending = chunk(sequence([5, 6, 7]), 1, 3, 1)
     prompt = chunk(sequence([11, 12, 13, 14, 15, 16]), 0, 1, 4, samples=False)
     slots = SlotSampling(SHAPE)

@@ -1,18 +1,20 @@
-"""A device of two integer "layers" behind the real scheduler, and the loop that drives both.
+"""A device of two integer "layers" for each cache group behind the real scheduler, and the loop that drives both.
 
-KV slots hold what the tables made them hold: layer 0 the token, layer 1 a hash of all of layer 0 up to here,
-as read through the page table; the next token is a hash of all of layer 1, and layer 1 is what is read of a
-prompt. So a wrong table, a page that was
-freed, shared or evicted too early, a stale last token or a wrong output index gives other tokens than
+KV slots hold what the tables made them hold: layer 0 the token, layer 1 a hash of what the group's window leaves of
+layer 0 up to here, as read through the page table; the next token is a hash of the layers 1, as far as they are seen,
+and layer 1 is what is read of a prompt. All groups keep their layers in the same arrays. So a wrong table, a page that
+was freed, shared or evicted too early, a stale last token or a wrong output index gives other tokens than
 `tokens_alone`, which has neither pages nor slots.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta, TokenLogprobs
+from jserve.schedule.groups import Windows, pages_held
 from jserve.schedule.plan import Reading, ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
 
@@ -20,29 +22,43 @@ EOS = 0
 MAX_STEPS = 3000
 
 
-def first_layer(position: int, token: int) -> int:
-    return hash((position, token))
+def first_layer(group: int, position: int, token: int) -> int:
+    return hash((position, token + 10_000 * group))
 
 
 def second_layer(first: list[int]) -> int:
     return hash(tuple(first))
 
 
-def next_token(second: list[int], output_index: int) -> int:
+def next_token(second: list[list[int]], output_index: int) -> int:
     """End of sequence about once in 12 tokens; otherwise one of 4 to 1003 (prompts use 1 to 3)."""
-    mixed = hash((output_index, *second))
+    mixed = hash((output_index, *chain(*second)))
     return EOS if mixed % 12 == 0 else 4 + mixed % 1000
 
 
-def tokens_alone(request: Request, *, max_total: int) -> list[int]:
+def first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def layers_alone(tokens: list[int], windows: Windows) -> list[list[int]]:
+    """The second layer of each group, at all positions."""
+    layers = []
+    for group, window in enumerate(windows):
+        first = [first_layer(group, position, token) for position, token in enumerate(tokens)]
+        layers.append([second_layer(first[first_seen(p, window) : p + 1]) for p in range(len(tokens))])
+    return layers
+
+
+def tokens_alone(request: Request, *, max_total: int, windows: Windows = (None,)) -> list[int]:
     """What the request generates when it is the only one on a device without pages."""
     tokens, num_prompt, sampling = list(request.token_ids), len(request.token_ids), request.sampling
     stops = {*sampling.stop_token_ids, *([] if sampling.ignore_eos else [EOS])}
     while len(tokens) < max_total:
-        first = [first_layer(position, token) for position, token in enumerate(tokens)]
-        second = [second_layer(first[: position + 1]) for position in range(len(tokens))]
+        second = layers_alone(tokens, windows)
+        last = len(tokens) - 1
+        seen = [layer[first_seen(last, window) :] for layer, window in zip(second, windows, strict=True)]
         output_index = len(tokens) - num_prompt
-        tokens.append(next_token(second, output_index))
+        tokens.append(next_token(seen, output_index))
         if tokens[-1] in stops and output_index >= sampling.min_tokens:
             break
     return tokens[num_prompt:]
@@ -53,20 +69,19 @@ def as_float(held: int) -> float:
     return float(held % 1000)
 
 
-def reads_alone(request: Request) -> list[float]:
+def reads_alone(request: Request, windows: Windows = (None,)) -> list[float]:
     """What is read of the request's prompt, position by position, on a device without pages."""
-    first = [first_layer(position, token) for position, token in enumerate(request.token_ids)]
-    second = [as_float(second_layer(first[: position + 1])) for position in range(len(first))]
+    second = [as_float(sum(column)) for column in zip(*layers_alone(list(request.token_ids), windows), strict=True)]
     return {"last": second[-1:], "mean": second, "": second[:-1]}[request.pooling]
 
 
 class SimulatedDevice:
     """Sees plans only: its tables are made of `page_updates`, its unknown tokens come from `last_token`."""
 
-    def __init__(self, *, num_pages: int, page_size: int, max_num_seqs: int) -> None:
-        self.page_size = page_size
+    def __init__(self, *, num_pages: int, page_size: int, max_num_seqs: int, windows: Windows) -> None:
+        self.page_size, self.windows = page_size, windows
         self.layers = [[-1] * (num_pages * page_size) for _ in range(2)]
-        self.tables: list[list[int]] = [[] for _ in range(max_num_seqs)]
+        self.tables: list[list[dict[int, int]]] = [[{} for _ in windows] for _ in range(max_num_seqs)]
         self.last_token = [-1] * max_num_seqs
 
     def run(self, plan: StepPlan) -> StepTokens:
@@ -74,44 +89,53 @@ class SimulatedDevice:
         inputs = []
         for chunk in plan.chunks:
             if chunk.is_first:
-                self.tables[chunk.slot] = []
+                self.tables[chunk.slot] = [{} for _ in self.windows]
                 self.last_token[chunk.slot] = -1
-            table = self.tables[chunk.slot]
-            if chunk.page_updates:
-                assert chunk.first_page == len(table), "page updates leave a hole in the table"
-                table.extend(chunk.page_updates)
+            for run in chunk.page_updates:
+                table = self.tables[chunk.slot][run.group]
+                assert run.pages
+                assert not table or run.first == max(table) + 1, "page updates leave a hole in the table"
+                table.update(enumerate(run.pages, run.first))
             known = chunk.sequence.token_ids
             for position in range(chunk.start, chunk.start + chunk.length):
                 token = known[position] if position < len(known) else self.last_token[chunk.slot]
                 inputs.append((chunk.slot, position, token))
-        for slot, position, token in inputs:
-            self.layers[0][self._place(slot, position)] = first_layer(position, token)
-        for slot, position, _ in inputs:
-            self.layers[1][self._place(slot, position)] = second_layer(self._read(0, slot, position))
+        for group in range(len(self.windows)):
+            for slot, position, token in inputs:
+                self.layers[0][self._place(slot, group, position)] = first_layer(group, position, token)
+            for slot, position, _ in inputs:
+                seen = self._read(0, slot, group, position)
+                self.layers[1][self._place(slot, group, position)] = second_layer(seen)
         sampled = []
         for chunk in plan.chunks:
             token = -7
             if chunk.samples:
-                second = self._read(1, chunk.slot, chunk.start + chunk.length - 1)
+                last = chunk.start + chunk.length - 1
+                second = [self._read(1, chunk.slot, group, last) for group in range(len(self.windows))]
                 token = self.last_token[chunk.slot] = next_token(second, chunk.output_index)
             sampled.append(token)
         assert plan.reads == any(chunk.reads is not None for chunk in plan.chunks)
         return StepTokens(sampled, readings=tuple(map(self._reading, (c for c in plan.chunks if c.reads is not None))))
 
     def _reading(self, chunk: ScheduledChunk) -> Reading:
-        """As a score or a vector of each position, what the last layer holds there."""
+        """As a score or a vector of each position, what the last layers hold there."""
         assert chunk.reads is not None
         assert chunk.start <= chunk.reads[0] < chunk.reads[1] <= chunk.start + chunk.length
-        held = [self.layers[1][self._place(chunk.slot, position)] for position in range(*chunk.reads)]
+        held = [
+            sum(self.layers[1][self._place(chunk.slot, group, position)] for group in range(len(self.windows)))
+            for position in range(*chunk.reads)
+        ]
         if chunk.sequence.request.pooling:
             return Reading(chunk, [], np.array([sum(map(as_float, held)), 1.0], "<f4").tobytes())
         return Reading(chunk, [TokenLogprobs(as_float(value), 1, [], []) for value in held])
 
-    def _place(self, slot: int, position: int) -> int:
-        return self.tables[slot][position // self.page_size] * self.page_size + position % self.page_size
+    def _place(self, slot: int, group: int, position: int) -> int:
+        return self.tables[slot][group][position // self.page_size] * self.page_size + position % self.page_size
 
-    def _read(self, layer: int, slot: int, last: int) -> list[int]:
-        return [self.layers[layer][self._place(slot, position)] for position in range(last + 1)]
+    def _read(self, layer: int, slot: int, group: int, last: int) -> list[int]:
+        """What the token at position `last` sees of a layer."""
+        first = first_seen(last, self.windows[group])
+        return [self.layers[layer][self._place(slot, group, position)] for position in range(first, last + 1)]
 
 
 def check_plan(plan: StepPlan, *, budget: int, max_num_seqs: int) -> None:
@@ -145,6 +169,7 @@ class World:
         max_model_len: int = 64,
         caching: bool = True,
         depth: int = 1,
+        windows: Windows = (None,),
         step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
         step_overhead: int = 0,
     ) -> None:
@@ -157,11 +182,16 @@ class World:
             max_model_len=max_model_len,
             eos_token_ids=frozenset({EOS}),
             enable_prefix_caching=caching,
+            windows=windows,
             step_sizes=step_sizes,
             step_overhead=step_overhead,
         )
-        self.device = SimulatedDevice(num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs)
-        self.longest = min(max_model_len, num_pages * page_size + 1)
+        self.windows = windows
+        self.device = SimulatedDevice(
+            num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs, windows=windows
+        )
+        fitting = [size for size in range(max_model_len) if pages_held(size, windows, page_size) <= num_pages]
+        self.longest = min(max_model_len, max(fitting) * page_size + 1)
         self.in_flight: deque[tuple[StepPlan, StepTokens]] = deque()
         self.requests: dict[str, Request] = {}
         self.aborted: set[str] = set()
@@ -247,7 +277,7 @@ class World:
                 longest = min(longest, len(request.token_ids) + max_tokens)
             if request.ends_with_prompt:
                 longest = len(request.token_ids)
-            alone = tokens_alone(request, max_total=longest)
+            alone = tokens_alone(request, max_total=longest, windows=self.windows)
             if request_id in self.aborted:
                 alone = alone[: len(self.tokens(request_id))]
             else:
@@ -261,7 +291,7 @@ class World:
         assert all(delta.prompt_logprobs is None and not delta.embedding for delta in deltas[1:])
         if not deltas:
             return
-        first, expected = deltas[0], reads_alone(request)
+        first, expected = deltas[0], reads_alone(request, self.windows)
         if request.pooling:
             total = np.array([sum(expected), self.num_parts[request.request_id]])
             found = np.frombuffer(first.embedding, "<f4")

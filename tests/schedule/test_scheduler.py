@@ -130,12 +130,9 @@ def test_a_step_is_a_decode_step_only_when_all_chunks_have_length_one() -> None:
 def test_page_updates_of_all_chunks_make_up_the_page_table() -> None:
     world = World()
     world.add("a", [1, 2, 3], max_tokens=6, ignore_eos=True)
-    updates = [plan.chunks[0] for _ in range(6) if (plan := world.step())]
-    assert [(chunk.first_page, len(chunk.page_updates)) for chunk in updates if chunk.page_updates] == [
-        (0, 2),
-        (2, 1),
-        (3, 1),
-    ]
+    chunks = [plan.chunks[0] for _ in range(6) if (plan := world.step())]
+    runs = [run for chunk in chunks for run in chunk.page_updates]
+    assert [(run.group, run.first, len(run.pages)) for run in runs] == [(0, 0, 2), (0, 2, 1), (0, 3, 1)]
 
 
 def test_the_last_token_has_no_page_because_it_is_never_fed_back() -> None:

@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jserve.protocol import Pooling
+from jserve.schedule.groups import Windows, pages_held
 from tests.schedule.simulated_device import World
 
 _HEADS = ([], [1, 2], [1, 2, 3, 1], [1, 2, 3, 1, 2, 2], [3, 3, 3, 3])
+WINDOWS = ((None,), (None,), (4,), (None, 3), (None, 1, 1), (None, None, 6), (None, 5, 2), (7, 7))
+"""Of cache groups: of one model that sees everything, of one with a window, and of mixed ones."""
 _prompts = st.builds(
     lambda head, tail: [*head, *tail] or [1],
     st.sampled_from(_HEADS),
@@ -22,6 +25,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(
         num_pages=st.integers(4, 12),
+        windows=st.sampled_from(WINDOWS),
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 9),
         caching=st.sampled_from([True, True, False]),
@@ -29,10 +33,18 @@ class AnyOrder(RuleBasedStateMachine):
         step_sizes=st.sampled_from([(), (2, 4, 8), (3, 5, 9)]),
     )
     def begin(
-        self, num_pages: int, max_num_seqs: int, budget: int, caching: bool, depth: int, step_sizes: tuple[int, ...]
+        self,
+        num_pages: int,
+        windows: Windows,
+        max_num_seqs: int,
+        budget: int,
+        caching: bool,
+        depth: int,
+        step_sizes: tuple[int, ...],
     ) -> None:
         self.world = World(
-            num_pages=num_pages,
+            num_pages=num_pages + 2 * len(windows),
+            windows=windows,
             max_num_seqs=max_num_seqs,
             budget=budget,
             max_model_len=20,
@@ -86,10 +98,11 @@ AnyOrder.TestCase.settings = settings(max_examples=400, stateful_step_count=30, 
 TestAnyOrder = AnyOrder.TestCase
 
 
-def _random_world(rng: random.Random) -> World:
+def _random_world(rng: random.Random, windows: Windows = (None,), spare: int = 0) -> World:
     """A world under pressure: more requests than slots or pages, arriving and aborted at any time."""
     world = World(
-        num_pages=rng.randint(6, 14),
+        num_pages=pages_held(rng.randint(6, 14), windows, 2) + spare,
+        windows=windows,
         max_num_seqs=rng.randint(2, 6),
         budget=rng.randint(2, 12),
         max_model_len=24,
@@ -130,3 +143,17 @@ def test_random_worlds_under_pressure_give_everyone_the_tokens_they_get_alone() 
     # The cases that are hard are reached, many times each.
     assert min(preemptions, hits, stops) > 1000
     assert preempted_twice > 50
+
+
+def test_random_worlds_with_windows_give_everyone_the_tokens_they_get_alone() -> None:
+    preemptions = hits = stops = 0
+    for seed in range(500):
+        rng = random.Random(seed)
+        world = _random_world(rng, rng.choice(WINDOWS[2:]), spare=rng.randint(0, 6))
+        world.run()
+        world.check_outcome()
+        stats = world.scheduler.stats()
+        preemptions += stats.num_preemptions
+        hits += stats.prefix_hits
+        stops += sum(deltas[-1].finish_reason == "stop" for deltas in world.deltas.values() if deltas)
+    assert min(10 * preemptions, hits, stops) > 1000
