@@ -84,13 +84,17 @@ class WeightTile:
     def _scaled(self, codes: jax.Array, block: jax.Array, part: int) -> jax.Array:
         product, shape = self.product, codes.shape
         k = block * self.tiling.inputs + product.codes_per_byte * lax.iota(jnp.int32, self.width) + part
-        order = self.group_index
-        group = lax.div(k, product.group) if order is None else load(order, (k,), k < product.K)
+        group = lax.div(k, product.group) if self.group_index is None else self._load_index(k)
         n = self._outputs()
         mask = (n < product.N) & lax.broadcast_in_dim(k < product.K, shape, (1,))
         of = self._load_groups((n, lax.broadcast_in_dim(group, shape, (1,))), mask)
         numbers = self._numbers(codes).astype(jnp.float32)
         return ((numbers if of.shift is None else numbers - of.shift) * of.scale).astype(self.dtype)
+
+    def _load_index(self, k: jax.Array) -> jax.Array:
+        """The groups that inputs name. A file with others than there are must not make the kernel read elsewhere."""
+        index = load(self.group_index, (k,), k < self.product.K)
+        return jnp.clip(index, 0, self.product.G - 1)
 
     def _load_groups(self, where: tuple[jax.Array, jax.Array], mask: jax.Array) -> Group:
         scale = load(self.scale, where, mask).astype(jnp.float32)

@@ -56,7 +56,7 @@ MUTANTS = (
         "m < product.T",
         "int4_channels_tail_f16",
     ),
-    Mutant("activation order ignored", WEIGHT, "if order is None else", "if True else", "int4_act_order"),
+    Mutant("activation order ignored", WEIGHT, "if self.group_index is None else", "if True else", "int4_act_order"),
     Mutant("both halves of the low one's group", WEIGHT, "self.width) + part", "self.width)", "int4_act_order"),
     Mutant(
         "small groups a part too wide",
