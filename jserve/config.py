@@ -66,6 +66,39 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+QUANTIZE_BITS = {"awq": (4,), "gptq": (4, 8)}
+"""What `jserve quantize --method` offers, with the bits that the format's layout has."""
+
+
+class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What `jserve quantize` is told. None means automatic."""
+
+    model: str
+    method: str
+    bits: int = 4
+    group_size: int | None = None
+    samples: int = 64
+    sequence_length: int = 512
+    steps: int = 60
+    """Of Adam, for each group of linear layers that share an input; awq alone."""
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, tuple(QUANTIZE_BITS))
+        if self.bits not in QUANTIZE_BITS[self.method]:
+            supported = " and ".join(map(str, QUANTIZE_BITS[self.method]))
+            raise ConfigError(f"--bits is {self.bits} but the layout of --method {self.method} holds {supported}")
+        for name in ("group_size", "samples"):
+            _positive(name, getattr(self, name))
+        if self.sequence_length < 2:
+            raise ConfigError(f"--sequence-length is {self.sequence_length} but must be at least 2")
+        if self.steps < 0 or not 0 < self.learning_rate <= 1:
+            raise ConfigError(
+                f"--steps is {self.steps} and --learning-rate {self.learning_rate}, but steps must be at least 0 and "
+                "the rate above 0 and at most 1"
+            )
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"--{name} is {value!r} but must be one of {', '.join(allowed)}")

@@ -71,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="jserve",
         usage="jserve [serve] --model PATH [options]\n       jserve compile --model PATH --output DIR [options]\n"
         "       jserve convert SRC DST [--dtype TYPE]\n"
+        "       jserve quantize SRC DST --method awq|gptq [options]\n"
+        "       jserve perplexity MODEL FILE [options]\n"
         "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]",
         description="Serve a language model over an OpenAI-compatible API.",
         formatter_class=_Formatter,
