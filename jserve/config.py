@@ -16,7 +16,7 @@ from jserve.errors import CheckpointError, ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int8-w8a8", "fp8", "int4")
 """What weights can be rounded to while they are loaded."""
-STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8")
+STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8", "jserve")
 """What checkpoints can be quantized in; `--quantization` may say so."""
 KV_CACHE_DTYPES = ("auto", "fp8", "int8")
 """What keys and values are kept in; `auto` is the type of the activations."""

@@ -7,7 +7,7 @@ import msgspec
 
 from jserve.api.options import Parser, kv_cache_dtype, parse
 from jserve.api.sizes import parse_count
-from jserve.config import DTYPES, KV_CACHE_DTYPES, QUANTIZE_BITS, EngineConfig, QuantizeConfig
+from jserve.config import DTYPES, KV_CACHE_DTYPES, QUANTIZATIONS, QUANTIZE_BITS, EngineConfig, QuantizeConfig
 
 _COMPILE_HELP = """usage: jserve compile --model PATH --output DIR [options of the server]
 
@@ -80,8 +80,14 @@ def parse_convert(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
         default="auto",
         help="type of weights (default: the checkpoint's; bfloat16 of a GGUF)",
     )
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="round the weights of linear layers (default: as the checkpoint has them)",
+    )
     options = parser.parse_args(list(argv))
-    return EngineConfig(model=options.source, dtype=options.dtype), options.target
+    config = EngineConfig(model=options.source, dtype=options.dtype, quantization=options.quantization)
+    return config, options.target
 
 
 _PERPLEXITY_HELP = """usage: jserve perplexity MODEL FILE [--sequence-length N] [--json] [options of the server]

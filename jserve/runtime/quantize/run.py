@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jserve.checkpoint import Checkpoint, open_checkpoint
+from jserve.checkpoint import Checkpoint, find_ollama_model, is_ollama_name, keep_ollama_model, open_checkpoint
 from jserve.config import ModelConfig, QuantizeConfig
 from jserve.errors import ConfigError
 from jserve.models.registry import resolve
@@ -73,6 +73,8 @@ def quantize(asked: QuantizeConfig, text: str, folder: Path, progress: Progress)
         else:
             write_json(out.part / "generation_config.json", checkpoint.generation_config())
             save_tokenizer(tokenizer, out.part)
+            if is_ollama_name(asked.model):
+                keep_ollama_model(find_ollama_model(asked.model), out.part)
         stored = config_of(asked.method, asked.bits, size)
         written = out.finish({**checkpoint.config(), "quantization_config": stored})
     return Done(size, tokens.size, written, errors)
@@ -267,6 +269,6 @@ class _Chosen:
 
 def _nearest(weight: jnp.ndarray, bits: int, size: int) -> Codes:
     """Symmetric groups rounded to the nearest."""
-    grouped = weight.reshape(len(weight), -1, size)
-    scale = jnp.maximum(jnp.abs(grouped).max(-1) * 2 / (2**bits - 1), 1e-30)
-    return Codes(symmetric_codes(grouped, scale[..., None], bits), scale, jnp.full_like(scale, 2.0 ** (bits - 1)))
+    grouped, middle = weight.reshape(len(weight), -1, size), 2.0 ** (bits - 1)
+    scale = jnp.maximum(jnp.abs(grouped).max(-1) * 2 / (2 * middle - 1), 1e-30)
+    return Codes(symmetric_codes(grouped, scale[..., None], middle), scale, jnp.full_like(scale, middle))
