@@ -23,7 +23,7 @@ def compensate(weight: jax.Array, gram: jax.Array, *, bits: int, size: int) -> C
             break
     else:
         factor = jnp.eye(len(gram), dtype=jnp.float32)  # inputs that say nothing: plain rounding
-    return _compensate(weight, factor, jnp.diagonal(gram), bits=bits, size=size)
+    return _compensate(weight, factor, jnp.diagonal(gram), jnp.float32(2 ** (bits - 1)), size=size)
 
 
 @jax.jit
@@ -36,10 +36,9 @@ def _inverse_factor(gram: jax.Array, damping: float) -> jax.Array:
     return jnp.linalg.cholesky((inverse + inverse.T) / 2).T
 
 
-@partial(jax.jit, static_argnames=("bits", "size"))
-def _compensate(weight: jax.Array, factor: jax.Array, importance: jax.Array, *, bits: int, size: int) -> Codes:
+@partial(jax.jit, static_argnames="size")
+def _compensate(weight: jax.Array, factor: jax.Array, importance: jax.Array, middle: jax.Array, *, size: int) -> Codes:
     outputs, inputs = weight.shape
-    middle = 2.0 ** (bits - 1)
     column = jnp.arange(inputs)
 
     def round_group(group: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple:
@@ -49,12 +48,12 @@ def _compensate(weight: jax.Array, factor: jax.Array, importance: jax.Array, *, 
         part = jax.lax.dynamic_slice(weight, (0, first), (outputs, size))
         rows = jax.lax.dynamic_slice(factor, (first, 0), (size, inputs))
         corner = jax.lax.dynamic_slice(rows, (0, first), (size, size))
-        scale = symmetric_scale(part, bits, jax.lax.dynamic_slice(importance, (first,), (size,)))
+        scale = symmetric_scale(part, middle, jax.lax.dynamic_slice(importance, (first,), (size,)))
 
         def round_input(place: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple:
             part, chosen, errors = carry
             value = part[:, place]
-            code = symmetric_codes(value, scale, bits)
+            code = symmetric_codes(value, scale, middle)
             error = (value - (code - middle) * scale) / corner[place, place]
             # The factor has zeros left of its diagonal: what is rounded already stays.
             part = part - error[:, None] * corner[place]

@@ -52,25 +52,26 @@ def round_asymmetric(
     return Codes(jnp.clip(_round(grouped / scale[..., None]) + zero[..., None], 0, 15), scale, zero)
 
 
-def symmetric_scale(group: jax.Array, bits: int, importance: jax.Array) -> jax.Array:
+def symmetric_scale(group: jax.Array, middle: jax.Array, importance: jax.Array) -> jax.Array:
     """f32[N], the scales about zero that change one group, [N, size], least.
 
-    importance: [size], of each input. The range is that of the largest value, or a share of it.
+    middle: the code of zero, half of all. importance: [size], of each input. The range is that of the largest value,
+    or a share of it.
     """
-    whole = jnp.abs(group).max(-1) * 2 / (2**bits - 1)
+    whole = jnp.abs(group).max(-1) * 2 / (2 * middle - 1)
 
     def error(shrink: jax.Array) -> jax.Array:
         scale = _in_float16(whole * shrink)[:, None]
-        changed = (symmetric_codes(group, scale, bits) - 2 ** (bits - 1)) * scale - group
+        changed = (symmetric_codes(group, scale, middle) - middle) * scale - group
         return (changed * changed * importance).sum(-1)
 
     best = jnp.argmin(jax.lax.map(error, jnp.asarray(SHRINKS)), axis=0)
     return _in_float16(whole * jnp.asarray(SHRINKS)[best])
 
 
-def symmetric_codes(weight: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
+def symmetric_codes(weight: jax.Array, scale: jax.Array, middle: jax.Array | float) -> jax.Array:
     """Codes about their middle, which is zero."""
-    return jnp.clip(jnp.rint(weight / scale) + 2 ** (bits - 1), 0, 2**bits - 1)
+    return jnp.clip(jnp.rint(weight / scale) + middle, 0, 2 * middle - 1)
 
 
 def output_error(change: jax.Array, gram: jax.Array) -> jax.Array:
