@@ -211,7 +211,7 @@ def test_start_takes_it_up(target: Path) -> None:
     assert replace(prepared.build, thin=False).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("kind", ["int4", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [None, pytest.param("int4", marks=pytest.mark.slow)])
 def test_answers_are_those_of_the_source(source: Path, tmp_path: Path, executables: str, kind: str | None) -> None:
     """Greedy, in float32, of which the source's bfloat16 weights are exact."""
     folder = tmp_path / "model"
