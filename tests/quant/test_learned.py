@@ -229,7 +229,7 @@ def test_what_cannot_be_quantized_is_refused(
         quantize(config(folder, "awq"), TEXT, quantized["awq", 4][0], lambda *_: None)
     with pytest.raises(ConfigError, match=r"--bits is 8 but the layout of --method awq holds 4"):
         config(folder, "awq", 8)
-    gpt2 = make_model(tmp_path / "gpt2", "GPT2LMHeadModel", vocab_size=640)
+    gpt2 = make_model(tmp_path / "gpt2", "GPT2LMHeadModel", vocab_size=640, num_key_value_heads=4)
     train_byte_level("qwen2").save(str(gpt2 / "tokenizer.json"))
     refused(config(gpt2, "gptq"), "is kept inputs first")
 
