@@ -42,6 +42,17 @@ def run(argv: Sequence[str]) -> None:
 
         convert_into(*parse_convert(argv[1:]))
         return
+    if argv[:1] == ["quantize"]:
+        from jserve.api.subcommands import parse_quantize
+        from jserve.quantization import quantize_into
+
+        quantize_into(*parse_quantize(argv[1:]))
+        return
+    if argv[:1] == ["perplexity"]:
+        from jserve.api.subcommands import parse_perplexity
+
+        tell_perplexity(*parse_perplexity(argv[1:]))
+        return
     from jserve.api.options import parse
     from jserve.api.subcommands import parse_compile
 
@@ -81,6 +92,21 @@ def convert_into(config: EngineConfig, folder: Path) -> None:
     from jserve.conversion import convert
 
     convert(config, folder)
+
+
+def tell_perplexity(config: EngineConfig, file: Path, length: int, as_json: bool) -> None:
+    """`jserve perplexity`: print how well a model predicts a text."""
+    from jserve.text.corpus import read_text
+
+    set_up_logging(config.log_level, config.log_format)
+    text = read_text(file, "FILE")
+    from jserve.perplexity import measure
+
+    found = measure(config, text, length)
+    if as_json:
+        print(found.as_json())
+    else:
+        print(f"perplexity {found.value:.4f}, {found.nats_per_token:.5f} nats a token over {found.tokens:,} tokens")
 
 
 def inspect_model(config: EngineConfig, device: str, as_json: bool) -> None:

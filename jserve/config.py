@@ -16,7 +16,7 @@ from jserve.errors import CheckpointError, ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int8-w8a8", "fp8", "int4")
 """What weights can be rounded to while they are loaded."""
-STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8", "mxfp4")
+STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8", "mxfp4", "jserve")
 """What checkpoints can be quantized in; `--quantization` may say so."""
 KV_CACHE_DTYPES = ("auto", "fp8", "int8")
 """What keys and values are kept in; `auto` is the type of the activations."""
@@ -63,6 +63,39 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"--gpu-memory-utilization is {self.gpu_memory_utilization} but must be above 0 and at most 1"
+            )
+
+
+QUANTIZE_BITS = {"awq": (4,), "gptq": (4, 8)}
+"""What `jserve quantize --method` offers, with the bits that the format's layout has."""
+
+
+class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What `jserve quantize` is told. None means automatic."""
+
+    model: str
+    method: str
+    bits: int = 4
+    group_size: int | None = None
+    samples: int = 64
+    sequence_length: int = 512
+    steps: int = 60
+    """Of Adam, for each group of linear layers that share an input; awq alone."""
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, tuple(QUANTIZE_BITS))
+        if self.bits not in QUANTIZE_BITS[self.method]:
+            supported = " and ".join(map(str, QUANTIZE_BITS[self.method]))
+            raise ConfigError(f"--bits is {self.bits} but the layout of --method {self.method} holds {supported}")
+        for name in ("group_size", "samples"):
+            _positive(name, getattr(self, name))
+        if self.sequence_length < 2:
+            raise ConfigError(f"--sequence-length is {self.sequence_length} but must be at least 2")
+        if self.steps < 0 or not 0 < self.learning_rate <= 1:
+            raise ConfigError(
+                f"--steps is {self.steps} and --learning-rate {self.learning_rate}, but steps must be at least 0 and "
+                "the rate above 0 and at most 1"
             )
 
 

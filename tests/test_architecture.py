@@ -18,7 +18,8 @@ FLOORS = [
     {"jserve.runtime"},
     {"jserve.encoding"},
     {"jserve.engine"},
-    {"jserve.inspection", "jserve.conversion", "jserve.llm"},
+    {"jserve.inspection", "jserve.conversion", "jserve.quantization", "jserve.llm"},
+    {"jserve.perplexity"},
     {"jserve.cli"},
     {"jserve.__main__", "jserve"},
 ]

@@ -70,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jserve",
         usage="jserve [serve] --model PATH [options]\n       jserve compile --model PATH --output DIR [options]\n"
-        "       jserve convert SRC DST [--dtype TYPE]\n"
+        "       jserve convert SRC DST [--dtype TYPE] [--quantization KIND]\n"
+        "       jserve quantize SRC DST --method awq|gptq [options]\n"
+        "       jserve perplexity MODEL FILE [options]\n"
         "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]",
         description="Serve a language model over an OpenAI-compatible API.",
         formatter_class=_Formatter,

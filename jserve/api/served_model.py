@@ -20,7 +20,14 @@ from jserve.api.model_files import ModelFiles
 from jserve.api.model_speech import ModelSpeech
 from jserve.api.settings import ServerSettings
 from jserve.api.template_renderer import TemplateRenderer
-from jserve.checkpoint import Embedder, OllamaModel, find_ollama_model, is_ollama_name, open_checkpoint
+from jserve.checkpoint import (
+    Embedder,
+    OllamaModel,
+    find_ollama_model,
+    is_ollama_name,
+    kept_ollama_model,
+    open_checkpoint,
+)
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, RequestError, UnknownModelError
 from jserve.text.chat_template import ChatTemplate
@@ -74,7 +81,8 @@ class ServedModel:
     @classmethod
     def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
         """Read what the text side needs. Blocking; run it in a thread."""
-        ollama = find_ollama_model(settings.model) if is_ollama_name(settings.model) else None
+        is_pulled = is_ollama_name(settings.model)
+        ollama = find_ollama_model(settings.model) if is_pulled else kept_ollama_model(Path(settings.model))
         if ollama is not None and (unused := ollama.describe_unused()):
             logger.warning("%s", unused)
         tokenizer = load_tokenizer(settings.model)

@@ -11,7 +11,13 @@ from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_convert
 from jserve.checkpoint.embedder import Embedder
 from jserve.checkpoint.gguf_split import first_part, without_later_parts
 from jserve.checkpoint.mapped_file import MappedFile
-from jserve.checkpoint.ollama_store import OllamaModel, find_ollama_model, is_ollama_name
+from jserve.checkpoint.ollama_store import (
+    OllamaModel,
+    find_ollama_model,
+    is_ollama_name,
+    keep_ollama_model,
+    kept_ollama_model,
+)
 from jserve.errors import CheckpointError
 
 __all__ = [
@@ -23,6 +29,8 @@ __all__ = [
     "find_ollama_model",
     "is_gguf_file",
     "is_ollama_name",
+    "keep_ollama_model",
+    "kept_ollama_model",
     "open_checkpoint",
     "weight_files",
 ]

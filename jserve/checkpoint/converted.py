@@ -1,15 +1,18 @@
-"""The directory that `jserve convert` writes: configuration, tokenizer, and weights for `weights/converted.py`.
+"""The directory that `jserve convert` writes: configuration, tokenizer, and weights as they are served.
 
     jserve.json             this format's version, and every array's name, shape and type
     config.json, generation_config.json, tokenizer.json, tokenizer_config.json
-    weights/                an Orbax checkpoint of the arrays
+    ollama.json             of a model of Ollama's store: system prompt, parameters and the like
+    weights/                an Orbax checkpoint of the arrays, each uncompressed in a file of its own (zarr)
 
 Arrays are parameters as they are served, query, key and value in one. Names are that of the first tensor of the
-source that an array is made of.
+source that an array is made of, with the part of a quantized weight; `config.json` then says the layout of each.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.json_file import read_json
+from jserve.checkpoint.mapped_file import MappedFile
 from jserve.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,12 +28,16 @@ if TYPE_CHECKING:
 
 MANIFEST = "jserve.json"
 WEIGHTS = "weights"
-VERSION = 1
-_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "uint8", "int4", "int32", "uint32")
+VERSION = 2
+_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1, "uint8": 1, "int32": 4}
+"""Bytes of a number."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class ConvertedCheckpoint:
-    """A `Checkpoint` whose tensors are whole parameters; `weights.converted` reads them."""
+    """A `Checkpoint` whose tensors are whole parameters, read from mapped files."""
 
     format = "orbax"
 
@@ -61,7 +69,17 @@ class ConvertedCheckpoint:
         return MappingProxyType(self._infos)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray[Any, Any]:
-        raise CheckpointError(f"{self.path} holds whole parameters, of which {name} is not read by itself")
+        import ml_dtypes  # noqa: F401 (numpy then knows bfloat16 by name)
+        import numpy as np
+
+        info = self._infos[name]
+        with MappedFile(info.file) as file:
+            if index and info.shape:
+                row = file.size // info.shape[0]
+                rows = range(*index[0].indices(info.shape[0]))
+                file.will_need(rows.start * row, len(rows) * row)
+            found: np.ndarray[Any, Any] = np.frombuffer(file.buffer, info.dtype).reshape(info.shape)[index]
+        return found
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -71,8 +89,20 @@ class ConvertedCheckpoint:
         if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 2**40 for size in shape):
             raise CheckpointError(f"{self.path / MANIFEST}: array {name!r} has no proper shape")
         if dtype not in _DTYPES:
-            raise CheckpointError(f"{self.path / MANIFEST}: array {name!r} has type {dtype!r}; known are {_DTYPES}")
-        return TensorInfo(tuple(shape), dtype, self.path / MANIFEST, dtype)
+            known = ", ".join(_DTYPES)
+            raise CheckpointError(f"{self.path / MANIFEST}: array {name!r} has type {dtype!r}; known are {known}")
+        if not _NAME.fullmatch(name):
+            raise CheckpointError(f"{self.path / MANIFEST}: {name!r} is no name of an array")
+        # As zarr calls the only piece of an array.
+        file = self.path / WEIGHTS / name / ".".join("0" * max(1, len(shape)))
+        wanted = math.prod(shape) * _DTYPES[dtype]
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error.strerror}); convert the model again") from None
+        if size != wanted:
+            raise CheckpointError(f"{file} has {size:,} bytes but must have {wanted:,}; convert the model again")
+        return TensorInfo(tuple(shape), dtype, file, dtype)
 
 
 def is_converted(path: Path) -> bool:

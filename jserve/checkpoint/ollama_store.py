@@ -6,6 +6,7 @@ layers. Names and manifests are written by others: no part of either leads out o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 _LAYER = "application/vnd.ollama.image."
 _SERVICE_STORE = Path("/usr/share/ollama/.ollama/models")
 """Where Ollama's Linux service keeps its models."""
+KEPT = "ollama.json"
+"""In a folder that is made of a pulled model: what its manifest says besides the weights."""
+_TEXTS = ("name", "template", "system", "license")
 _MAX_TEXT = 4 << 20
 """Bytes of a layer that is text: templates and system prompts have kilobytes."""
 
@@ -108,6 +112,26 @@ def find_ollama_model(model: str | Path) -> OllamaModel:
         + (f"these are: {listed}" if pulled else "there are none")
         + f". Run `ollama pull {name.shown}`, or set OLLAMA_MODELS to its store"
     )
+
+
+def keep_ollama_model(model: OllamaModel, folder: Path) -> None:
+    """Write the texts and parameters of a pulled model's manifest into a folder that is made of it."""
+    kept = {name: getattr(model, name) for name in (*_TEXTS, "parameters", "messages")}
+    (folder / KEPT).write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def kept_ollama_model(folder: Path) -> OllamaModel | None:
+    """What `keep_ollama_model` wrote, None where it wrote nothing. Raises CheckpointError where it is damaged."""
+    path = folder / KEPT
+    if not path.is_file():
+        return None
+    content = read_json(path, limit=_MAX_TEXT)
+    texts = {name: content.get(name, "") for name in _TEXTS}
+    parameters, messages = content.get("parameters", {}), content.get("messages", [])
+    is_whole = all(isinstance(text, str) for text in texts.values()) and isinstance(parameters, dict)
+    if not is_whole or not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise CheckpointError(f"{path} is not what jserve writes: texts, parameters and messages of a model of Ollama")
+    return OllamaModel(manifest=path, gguf=Path(), parameters=parameters, messages=tuple(messages), **texts)
 
 
 def _stores() -> list[Path]:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jserve.checkpoint import Checkpoint, open_checkpoint
+from jserve.checkpoint import Checkpoint, find_ollama_model, is_ollama_name, keep_ollama_model, open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import Build
+from jserve.layers.quantized import WeightPlan
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
-from jserve.quant import detect
+from jserve.quant import OnLoad, detect
 from jserve.runtime import platform
 from jserve.runtime.encoder_runner import EncoderPrograms
 from jserve.runtime.programs import Programs
@@ -30,9 +31,10 @@ from jserve.weights.load import Progress, load, load_bits, load_dummy, parameter
 def check_weights(model: nnx.Module, programs: Programs | EncoderPrograms, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where the files are not those of this model; reads no weights."""
     if checkpoint.format == "orbax" and isinstance(programs, Programs):
-        if programs.weights is not None:
+        if programs.weights is not None and isinstance(programs.weights.quantization, OnLoad):
             raise ConfigError(
-                f"{checkpoint.path} is converted already: --quantization needs the model that it is made of"
+                f"{checkpoint.path} is converted already: --quantization is for jserve convert, and the model that it "
+                "is made of"
             )
         converted.check(_as_stored(programs), checkpoint)
     else:
@@ -68,8 +70,10 @@ def load_thin_weights(
 def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], None]) -> int:
     """`jserve convert`: write a model as it is served. Returns the bytes of its arrays.
 
-    Weights keep the checkpoint's type unless `asked.dtype` says otherwise; the whole model passes through the
-    host's memory. Raises StartupError where the model is not supported or the folder is there.
+    Weights keep the checkpoint's type unless `asked.dtype` says otherwise, and are quantized where the checkpoint or
+    `asked.quantization` has them so; the whole model passes through the host's memory.
+
+    Raises StartupError where the model is not supported or the folder is there.
     """
     if folder.exists():
         raise ConfigError(f"{folder} exists; remove it, or name another folder")
@@ -78,19 +82,22 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
         if checkpoint.format == "orbax":
             raise ConfigError(f"{asked.model} is converted already")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
-        if detect(checkpoint.config(), None, checkpoint.tensors(), source=checkpoint.path) is not None:
-            raise ConfigError(f"{asked.model} has quantized weights, which are not converted; serve it as it is")
+        quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
+        weights = WeightPlan.of(quantization, checkpoint.tensors())
         tokenizer = load_tokenizer(asked.model)
         dtype = jnp.dtype(config.dtype if asked.dtype == "auto" else asked.dtype)
-        programs = Programs(family, config, Build(dtype, dtype, mesh), EngineShape(1, 2, 1, 1, 1, config.vocab_size))
+        shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
+        programs = Programs(family, config, Build(dtype, dtype, mesh), shape, weights)
         model = programs.abstract_model()
         arrays = load(model, checkpoint, mesh, progress)
         converted.write(folder, model, arrays, checkpoint, dtype.name)
         save_tokenizer(tokenizer, folder)
+        if is_ollama_name(asked.model):
+            keep_ollama_model(find_ollama_model(asked.model), folder)
     return sum(array.nbytes for array in arrays)
 
 
 def _as_stored(programs: Programs) -> CausalLM:
     """The abstract model of one device, inputs first: the form in which `convert` writes it."""
     build = replace(programs.build, mesh=platform.make_mesh(1), thin=False, bits=False)
-    return Programs(programs.family, programs.config, build, programs.shape).abstract_model()
+    return Programs(programs.family, programs.config, build, programs.shape, programs.weights).abstract_model()

@@ -8,7 +8,9 @@ the stored array is brought into that shape on the host.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,33 @@ from jserve.checkpoint import Checkpoint
 from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
+from jserve.quant import Layout, fit_devices
+from jserve.quant.kept import config_of
+from jserve.quant.scheme import consecutive
 from jserve.weights.load import Parameter, Progress, in_parallel, parameters, place
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 32 << 20
-"""Of a stored piece: a device that holds an eighth of an array reads little more than that."""
+WITHOUT_OUTPUTS = ("group_index", "input_scale")
+"""Arrays of a quantized weight that have no axis of heads."""
 
 
 def name_of(parameter: Parameter) -> str:
     """The same in every model of one checkpoint, whatever its mesh."""
-    return parameter.key[0]
+    return f"{parameter.key[0]}.{parameter.part}" if parameter.part else parameter.key[0]
+
+
+def layouts_of(model: nnx.Module) -> dict[str, Layout]:
+    """Of all quantized weights, by each of the checkpoint's modules that they are made of."""
+    found: dict[str, Layout] = {}
+    for parameter in parameters(model):
+        if parameter.scheme is not None and parameter.part == "values":
+            inputs = parameter.shape[-1] * (2 if parameter.dtype == jnp.uint8 else 1)
+            layout = parameter.scheme.layout(inputs)
+            assert layout is not None
+            names = (parameter.absolute(name).removesuffix(".weight") for name in parameter.source.names())
+            found |= dict.fromkeys(names, fit_devices(layout, inputs, 1))
+    return found
 
 
 def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
@@ -46,10 +64,12 @@ def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkp
         raise CheckpointError(f"{checkpoint.path}: two parameters are made of the same tensor first; cannot convert it")
     folder.mkdir(parents=True)
     try:
-        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False)) as writer:
-            writer.save((folder / WEIGHTS).resolve(), args=ocp.args.PyTreeSave(tree, save_args=chunks))
-        _write_json(folder / "config.json", checkpoint.config() | {"dtype": dtype})
+        # A file for each array, as it lies in memory: mapped, nothing is copied that no device wants.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)) as writer:
+            writer.save((folder / WEIGHTS).resolve(), args=ocp.args.PyTreeSave(tree))
+        layouts = layouts_of(model)
+        kept = {"quantization_config": config_of(layouts)} if layouts else {}
+        _write_json(folder / "config.json", checkpoint.config() | {"dtype": dtype} | kept)
         _write_json(folder / "generation_config.json", checkpoint.generation_config())
         listed = {name: {"shape": array.shape, "dtype": array.dtype.name} for name, array in tree.items()}
         _write_json(folder / MANIFEST, {"version": VERSION, "source": str(checkpoint.path), "arrays": listed})
@@ -66,15 +86,17 @@ def read(
     `stored` is the model as it was converted: for one device. Raises CheckpointError where they do not belong together.
     """
     there = {name_of(parameter): parameter for parameter in check(stored, checkpoint)}
-    arrays = _Arrays(checkpoint.path / WEIGHTS)
 
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         return [fetch_one(parameter) for parameter in group]
 
     def fetch_one(parameter: Parameter) -> jax.Array:
-        array = arrays.open(name_of(parameter))
-        origin = there[name_of(parameter)]
-        if origin.shape == parameter.shape and origin.source == parameter.source:
+        origin = there.get(name_of(parameter))
+        if origin is None:  # groups that only this mesh cuts
+            return place(parameter, mesh, _consecutive(parameter, there))
+        array = partial(checkpoint.read, name_of(parameter))
+        is_alike = origin.source == parameter.source or parameter.part in WITHOUT_OUTPUTS
+        if origin.shape == parameter.shape and is_alike:
             return place(parameter, mesh, array)
         whole = _padded(_reorder(origin.source, parameter.source)(array(())), parameter.shape)
         return place(parameter, mesh, lambda index: whole[index])
@@ -82,38 +104,12 @@ def read(
     return in_parallel(parameters(model), fetch, progress)
 
 
-class _Arrays:
-    """Slices of the arrays of an Orbax checkpoint, through the library that Orbax itself reads with, whose import
-    takes a twentieth of the time.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import tensorstore
-
-        self._folder = folder
-        self._library = tensorstore
-        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
-
-    def open(self, name: str) -> Callable[[Index], np.ndarray]:
-        """A function that reads a slice."""
-        try:
-            store = {"driver": "ocdbt", "base": f"file://{self._folder.resolve()}", "path": f"{name}/"}
-            array = self._library.open({"driver": "zarr", "kvstore": store}, open=True, context=self._context).result()
-        except (ValueError, OSError) as error:
-            raise self._damaged(name, error) from None
-
-        def read(index: Index) -> np.ndarray:
-            try:
-                found: np.ndarray = array[index].read().result()
-            except (ValueError, OSError) as error:
-                raise self._damaged(name, error) from None
-            return found
-
-        return read
-
-    def _damaged(self, name: str, error: Exception) -> CheckpointError:
-        first = str(error).splitlines()[0][:300]
-        return CheckpointError(f"{self._folder}: array {name} cannot be read ({first}); convert the model again")
+def _consecutive(parameter: Parameter, there: Mapping[str, Parameter]) -> Callable[[Index], np.ndarray]:
+    """The group of each input of a weight whose groups are neighbours."""
+    (inputs,) = parameter.shape
+    groups = there[name_of(replace(parameter, part="scale"))].shape[-1]
+    whole = consecutive(inputs, -(-inputs // groups))
+    return lambda index: whole[index]
 
 
 def check(stored: nnx.Module, checkpoint: Checkpoint) -> list[Parameter]:

@@ -1,30 +1,42 @@
 """`jserve convert`: the same arrays on every mesh as from the source, its tokenizer, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 from jserve.api.model_files import ModelFiles
-from jserve.checkpoint import open_checkpoint
+from jserve.api.served_model import ServedModel
+from jserve.api.settings import ServerSettings
+from jserve.checkpoint import kept_ollama_model, open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.build import Build
 from jserve.models.registry import resolve
+from jserve.quant import Layout
+from jserve.quant.kept import config_of, read_kept
 from jserve.runtime.fill import check_weights, convert, load_thin_weights, load_weights
 from jserve.runtime.platform import make_mesh
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
+from jserve.runtime.start import prepare
 from jserve.text.load import load_tokenizer
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state
-from tests.text.tokenizer_maker import CHATML, SAMPLES, train_byte_level
+from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.ollama_maker import add_model
+from tests.quant.writers import awq
+from tests.text.tokenizer_maker import CHATML, SAMPLES, save_byte_level_gguf, train_byte_level
+from tests.worlds import greedy, run, start_engine, tokens_of
 
 VOCAB = 95  # no multiple of any mesh
 
@@ -130,11 +142,14 @@ def edited(target: Path, tmp_path: Path, file: str, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": 2}, "has version 2 but this jserve reads 1"),
+        ({"version": 1}, "has version 1 but this jserve reads 2"),
         ({"arrays": {}}, "lists no arrays"),
         ({"arrays": {"x": {"shape": [-1], "dtype": "float32"}}}, "no proper shape"),
         ({"arrays": {"x": {"shape": [1], "dtype": "object"}}}, "has type 'object'"),
-        ({"arrays": {"x": {"shape": [1], "dtype": "float32"}}}, "is missing but config.json implies"),
+        ({"arrays": {"../x": {"shape": [1], "dtype": "float32"}}}, "is no name of an array"),
+        ({"arrays": {"x": {"shape": [1], "dtype": "float32"}}}, r"x/0 cannot be read \(No such file"),
+        ({"arrays": {"model.norm.weight": {"shape": [64], "dtype": "float32"}}}, "has 128 bytes but must have 256"),
+        ({"arrays": {"model.norm.weight": {"shape": [64], "dtype": "bfloat16"}}}, "is missing but config.json implies"),
     ],
 )
 def test_damaged_manifest_is_refused(target: Path, tmp_path: Path, changes: Any, said: str) -> None:
@@ -152,11 +167,131 @@ def test_weights_that_are_gone_are_refused(target: Path, tmp_path: Path) -> None
         filled(copy, 1, "float32")
 
 
+def arrays_on(folder: Path, parts: int, quantization: str | None = None) -> list[np.ndarray]:
+    """All weights of a server on so many devices."""
+    mesh, checkpoint = make_mesh(parts), open_checkpoint(folder)
+    asked = EngineConfig(
+        model=str(folder),
+        dtype="float32",
+        quantization=quantization,
+        tensor_parallel_size=parts,
+        kv_cache_memory_bytes=4 << 20,
+    )
+    prepared = prepare(asked, checkpoint, mesh)
+    check_weights(prepared.model, prepared.programs, checkpoint)
+    weights = load_weights(asked, prepared.model, prepared.programs, checkpoint, mesh, lambda *_: None)
+    return [np.asarray(array) for array in weights]
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8-w8a8"])
+def test_weights_rounded_before_are_those_rounded_while_loading(source: Path, tmp_path: Path, kind: str) -> None:
+    """Two devices cut groups of 48 inputs, and four keep each KV head twice."""
+    folder = tmp_path / kind
+    convert(EngineConfig(model=str(source), quantization=kind), folder, lambda *_: None)
+    for parts in (1, 2, 4):
+        expected, found = arrays_on(source, parts, kind), arrays_on(folder, parts)
+        assert any(array.dtype in (np.uint8, np.int8) for array in found)
+        for array, other in zip(expected, found, strict=True):
+            assert array.dtype == other.dtype
+            np.testing.assert_array_equal(array, other)
+    with pytest.raises(ConfigError, match="already quantized by jserve"):
+        arrays_on(folder, 1, "int8")
+
+
+def test_float_weights_that_are_converted_are_not_rounded_after(target: Path) -> None:
+    with pytest.raises(ConfigError, match="--quantization is for jserve convert"):
+        arrays_on(target, 1, "int4")
+
+
 def test_start_takes_it_up(target: Path) -> None:
     """Through the runtime's own path: a bfloat16 model on a CPU has float32 weights and bits beside them."""
-    from jserve.runtime.start import prepare
-
     checkpoint = open_checkpoint(target)
     prepared = prepare(EngineConfig(model=str(target)), checkpoint, make_mesh(1))
     assert prepared.build.thin
     assert replace(prepared.build, thin=False).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", [None, pytest.param("int4", marks=pytest.mark.slow)])
+def test_answers_are_those_of_the_source(source: Path, tmp_path: Path, executables: str, kind: str | None) -> None:
+    """Greedy, in float32, of which the source's bfloat16 weights are exact."""
+    folder = tmp_path / "model"
+    convert(EngineConfig(model=str(source), quantization=kind), folder, lambda *_: None)
+    prompts = {"long": list(range(3, 44)), "short": [5]}
+    expected, found = (
+        {name: tokens_of(deltas) for name, deltas in run(core, prompts, greedy(16)).items()}
+        for core in (
+            start_engine(source, executables, early=True, quantization=kind),
+            start_engine(folder, executables, early=True),
+        )
+    )
+    assert found == expected
+    assert len(set(expected["long"])) > 2
+
+
+def test_a_quantized_checkpoint_keeps_its_weights(source: Path, tmp_path: Path) -> None:
+    """AWQ's words of eight outputs become the served layout; a module in floating point stays so."""
+    stored, folder = tmp_path / "awq", tmp_path / "model"
+    shutil.copytree(source, stored)
+    tensors = load_torch(stored / "model.safetensors")
+    form = awq(16)
+    for name in [name for name in tensors if name.endswith("proj.weight") and "down_proj" not in name]:
+        packed, _ = form.write(tensors.pop(name).float())
+        tensors |= {f"{name.removesuffix('weight')}{part}": value for part, value in packed.items()}
+    save_torch({name: value.contiguous() for name, value in tensors.items()}, stored / "model.safetensors")
+    config = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps(config | {"quantization_config": form.config}))
+    convert(EngineConfig(model=str(stored)), folder, lambda *_: None)
+    for parts in (1, 2):
+        expected, found = arrays_on(stored, parts), arrays_on(folder, parts)
+        assert {np.dtype("uint8"), np.dtype("float32")} <= {array.dtype for array in found}
+        for array, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"kind": "int2"},
+        {"group_size": -1},
+        {"group_size": "16"},
+        {"activations": ["float"]},
+        {"scale_dtype": "object"},
+    ],
+)
+def test_damaged_layouts_are_refused(layout: dict[str, Any]) -> None:
+    whole = config_of({"model.layers.0.mlp.down_proj": Layout("int4", 16, True)})
+    assert read_kept(whole, "float32").scheme("model.layers.0.mlp.down_proj") is not None
+    whole["modules"]["model.layers.0.mlp.down_proj"] |= layout
+    with pytest.raises(CheckpointError, match="convert the model again"):
+        read_kept(whole, "float32")
+    with pytest.raises(CheckpointError, match="lists no modules"):
+        read_kept({"modules": []}, "float32")
+
+
+def test_what_an_ollama_manifest_says_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = save_byte_level_gguf(tmp_path / "tokens.gguf", train_byte_level("gpt-2"), "gpt-2")
+    fields = gguf.GGUFReader(tokens).fields
+    metadata = {name: fields[name].contents() for name in fields if name.startswith("tokenizer.ggml")}
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_state(), CONFIG, metadata=metadata)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
+    says = {
+        "system": "Answer in verse.",
+        "params": {"temperature": 0.25, "stop": ["END"]},
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+        "template": "{{ .System }} {{ .Prompt }}",  # Go; the file has none
+    }
+    add_model(tmp_path / "store", file, **says)
+    folder = tmp_path / "model"
+    convert(EngineConfig(model="ollama:tiny"), folder, lambda *_: None)
+    before, after = (
+        ServedModel.load(ServerSettings(model=model), EngineConfig(model=model))
+        for model in ("ollama:tiny", str(folder))
+    )
+    question = [{"role": "user", "content": "go"}]
+    assert after.with_presets(question)[0] == {"role": "system", "content": "Answer in verse."}
+    assert after.with_presets(question) == before.with_presets(question)
+    assert after.defaults == before.defaults
+    assert after.template.sources == before.template.sources
+    (folder / "ollama.json").write_text(json.dumps({"system": 3}))
+    with pytest.raises(CheckpointError, match=r"ollama\.json is not what jserve writes"):
+        kept_ollama_model(folder)

@@ -1,0 +1,81 @@
+"""`jserve quantize`: runs it with a progress bar, and tells what it cost."""
+
+import logging
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from jserve.checkpoint import open_checkpoint, weight_files
+from jserve.config import QuantizeConfig
+from jserve.errors import StartupError
+from jserve.log import set_up_logging
+from jserve.text.corpus import OWN_TEXT, read_text
+
+logger = logging.getLogger(__name__)
+
+
+def quantize_into(config: QuantizeConfig, folder: Path, text: Path | None, evaluate: Path | None) -> None:
+    """Write `folder` and print a table. Raises StartupError where that is not possible."""
+    set_up_logging("info", "text")
+    content = read_text(text or OWN_TEXT, "--text")
+    if evaluate is not None:
+        read_text(evaluate, "--evaluate")  # an hour later would be late
+    from jserve.runtime.platform import choose_platform
+
+    choose_platform(0.92)
+    from tqdm import tqdm
+
+    from jserve.runtime.quantize import quantize
+
+    clock = time.perf_counter()
+    with tqdm(desc="Quantizing layers", unit="") as bar:
+
+        def report(done: int, total: int, detail: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(detail, refresh=False)
+            bar.update(done - bar.n)
+
+        done = quantize(config, content, folder, report)
+    logger.info(
+        "%s: groups of %d, learned on %d tokens in %.0f s: jserve --model %s",
+        *(folder, done.group_size, done.tokens, time.perf_counter() - clock, folder),
+    )
+    errors = [sum(getattr(layer, name) for layer in done.layers) / len(done.layers) for name in ("nearest", "written")]
+    rows = [
+        ("size of weights", _size(config.model), _size(str(folder))),
+        ("output error, nearest to learned", f"{errors[0]:.2e}", f"{errors[1]:.2e}"),
+    ]
+    if evaluate is not None:
+        before, after = (f"{_perplexity(model, evaluate):.4f}" for model in (config.model, str(folder)))
+        rows.append((f"perplexity on {evaluate.name}", before, after))
+    _print_table(rows)
+
+
+def _size(model: str) -> str:
+    with closing(open_checkpoint(model)) as checkpoint:
+        return f"{sum(file.stat().st_size for file in weight_files(checkpoint)) / 2**20:,.1f} MiB"
+
+
+def _perplexity(model: str, text: Path) -> float:
+    """In a process of its own, which gives all its memory back."""
+    command = [sys.executable, "-m", "jserve", "perplexity", model, str(text), "--json"]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if ran.returncode:
+        raise StartupError(f"the perplexity of {model} could not be measured; see above")
+    return float(msgspec.json.decode(ran.stdout)["perplexity"])
+
+
+def _print_table(rows: list[tuple[str, str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "before", "after"):
+        table.add_column(title, justify="right" if title else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
