@@ -19,11 +19,17 @@ MUTANTS = (
     Mutant("two passes too few", KERNEL, "PASSES = 8", "PASSES = 6", "top_p_alone"),
     Mutant("elements past the end counted", KERNEL, "other=-1.0", "other=1.0", "both_odd_vocabulary"),
     Mutant("last block left out", KERNEL, "blocks = -(-vocab // BLOCK)", "blocks = vocab // BLOCK", "top_k_alone"),
-    Mutant("top-p of everything", KERNEL, "total(lambda x: jnp.where(x >= kth, x, 0.0))", "total(lambda x: x)", "both_odd_vocabulary"),
+    Mutant(
+        "top-p of everything",
+        KERNEL,
+        "total(lambda x: jnp.where(x >= kth, x, 0.0))",
+        "total(lambda x: x)",
+        "both_odd_vocabulary",
+    ),
     Mutant("nucleus a step too small", KERNEL, "(sums >= needed)", "(sums > needed)", "top_k_alone"),
     Mutant("top-k forgotten", KERNEL, "jnp.maximum(kth, nucleus)", "nucleus", "top_k_alone"),
     Mutant("row of another", KERNEL, "plt.load(k_ref.at[row])", "plt.load(k_ref.at[row * 0])", "both_odd_vocabulary"),
-)  # fmt: skip
+)
 
 
 @functools.cache
