@@ -7,7 +7,6 @@ import functools
 import math
 import re
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.gpu_target import abstract_gpus, gpu_topology, why_unavailable
-from pallas_kernels.moe import PackedExperts, moe
+from pallas_kernels.moe import moe
 from pallas_kernels.moe.cases import CASES, Case, silu_gate
 from pallas_kernels.moe.route import COMPARED
 
@@ -35,32 +34,9 @@ def clamped_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
     return (up + 1) * gate * jax.nn.sigmoid(1.702 * gate)
 
 
-def _abstract(case: Case) -> list[Any]:
-    """The arguments of `moe`, without arrays."""
-    array = jax.ShapeDtypeStruct
-    routed = [array((case.T, case.J), kind) for kind in (jnp.int32, jnp.float32)]
-    stacks: list[Any] = [array(shape, case.dtype) for shape in ((case.X, case.E, 2, case.F), (case.X, case.F, case.E))]
-    if case.packed:
-        stacks = [_packed(case, (case.X, 2, case.F), case.E), _packed(case, (case.X, case.E), case.F)]
-    biases = [array(shape, case.dtype) for shape in ((case.X, 2, case.F), (case.X, case.E)) if case.biases]
-    return [array((case.T, case.E), case.dtype), *routed, *stacks, *biases]
-
-
-def _packed(case: Case, outputs: tuple[int, ...], inputs: int) -> PackedExperts:
-    pairs = case.packed in ("int4", "mxfp4")
-    groups = (*outputs, inputs // case.group if case.group else 1)
-    array: Any = jax.ShapeDtypeStruct
-    return PackedExperts(
-        values=array((*outputs, inputs // 2), "uint8") if pairs else array((*outputs, inputs), "int8"),
-        scale=array(groups, "uint8" if case.packed == "mxfp4" else "uint16" if case.group else "float32"),
-        zero=array(groups, "int8") if case.asymmetric else None,
-        kind=case.packed,
-    )
-
-
 def _compile(case: Case, kind: str) -> jax.stages.Compiled:
     place = jax.sharding.SingleDeviceSharding(gpu_topology(kind)[0])
-    args = jax.tree.map(lambda arg: jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place), _abstract(case))
+    args = jax.tree.map(lambda arg: jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place), case.shapes().args)
     run = functools.partial(moe, activate=clamped_gate if case.biases else silu_gate, implementation="triton")
     with abstract_gpus(kind):
         return jax.jit(run).trace(*args).lower(lowering_platforms=("cuda",)).compile(compiler_options=NO_SPILLS)
@@ -106,7 +82,7 @@ def test_experts_dealt_out_over_eight_gpus_need_no_collective() -> None:
     mesh = Mesh(np.array(gpu_topology("h200", 8)), ("expert",))
     whole, dealt = PartitionSpec(), PartitionSpec("expert")
     specs = (whole, whole, whole, dealt, dealt)
-    shapes = _abstract(BY_NAME["qwen3_30b_a3b_decode_32"])
+    shapes = BY_NAME["qwen3_30b_a3b_decode_32"].shapes().args
     args = [
         jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=NamedSharding(mesh, spec))
         for arg, spec in zip(shapes, specs, strict=True)
