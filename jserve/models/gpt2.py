@@ -58,6 +58,7 @@ class GPT2Model(nnx.Module):
 
 
 class GPT2LMHeadModel(CausalLM):
+    layer_type = GPT2Block
     config_defaults: ClassVar = {
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,

@@ -43,6 +43,7 @@ class GPTNeoXModel(nnx.Module):
 
 
 class GPTNeoXForCausalLM(CausalLM):
+    layer_type = GPTNeoXLayer
     config_defaults: ClassVar = {
         "attention_bias": True,
         "hidden_act": "gelu",

@@ -16,7 +16,7 @@ from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.quantized import WeightPlan
 from jserve.models.causal_lm import CausalLM
-from jserve.models.registry import resolve
+from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import OnLoad, detect
 from jserve.runtime import platform
 from jserve.runtime.encoder_runner import EncoderPrograms
@@ -81,6 +81,8 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
     with closing(open_checkpoint(asked.model)) as checkpoint:
         if checkpoint.format == "orbax":
             raise ConfigError(f"{asked.model} is converted already")
+        if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
+            raise ConfigError(f"{asked.model} is an encoder, which is not converted; serve it as it is")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
         quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
         weights = WeightPlan.of(quantization, checkpoint.tensors())

@@ -59,7 +59,8 @@ class DecoderLayers:
         self.names = resolve_names(self._wanted, checkpoint.tensors())
         paths = {id(module): tuple(map(str, path)) for path, module in nnx.iter_modules(self._model)}
         self._paths = [paths[id(layer)] for layer in self._model.layers]
-        self._empty = jax.tree.map(lambda pages: jnp.zeros(pages.shape, pages.dtype), programs.abstract_state().kv[0])
+        kv = programs.abstract_state().kv
+        self._empty = jax.tree.map(lambda pages: jnp.zeros(pages.shape, pages.dtype), kv)
         self._context = _context(config, shape)
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class DecoderLayers:
         def trace(weights: Any, x: jax.Array) -> jax.Array:
             built = nnx.merge(nnx.graphdef(layer), weights)
             notes = _note(built)
-            y, _ = built(x, self._empty, self._context)
+            y, _ = built(x, self._empty[number], self._context)
             answers = {id(note.answer): path for path, note in notes.items() if not isinstance(note.module, Linear)}
             for path, note in notes.items():
                 if isinstance(note.module, Linear) and id(note.given) in answers:
@@ -114,7 +115,7 @@ class DecoderLayers:
         graph, state = self._tree(number, weights)
         total: tuple[Seen, ...] | None = None
         for row in x:
-            seen = _observe(graph, state, jnp.asarray(row), self._empty, self._context)
+            seen = _observe(graph, state, jnp.asarray(row), self._empty[number], self._context)
             total = seen if total is None else jax.tree.map(jnp.add, total, seen)
         assert total is not None
         return dict(zip(linear_paths(self.layer(number)), total, strict=True))
@@ -122,7 +123,8 @@ class DecoderLayers:
     def advance(self, number: int, weights: tuple[jax.Array, ...], x: np.ndarray) -> np.ndarray:
         """The layer's outputs. x: f32[S, L, E]."""
         graph, state = self._tree(number, weights)
-        return np.stack([np.asarray(_apply(graph, state, jnp.asarray(row), self._empty, self._context)) for row in x])
+        empty, context = self._empty[number], self._context
+        return np.stack([np.asarray(_apply(graph, state, jnp.asarray(row), empty, context)) for row in x])
 
     def _tree(self, number: int, weights: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         graph, abstract = nnx.split(self.layer(number), nnx.Param)

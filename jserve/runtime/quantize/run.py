@@ -11,7 +11,7 @@ import numpy as np
 from jserve.checkpoint import Checkpoint, find_ollama_model, is_ollama_name, keep_ollama_model, open_checkpoint
 from jserve.config import ModelConfig, QuantizeConfig
 from jserve.errors import ConfigError
-from jserve.models.registry import resolve
+from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import detect
 from jserve.quant.written import Rounded, config_of, tensors_of
 from jserve.runtime.quantize.awq import Result, learn
@@ -58,6 +58,8 @@ class Done:
 def quantize(asked: QuantizeConfig, text: str, folder: Path, progress: Progress) -> Done:
     """Write `folder`, learned on `text`. Raises StartupError where the model, the text or the sizes do not allow it."""
     with FolderWriter(folder) as out, closing(open_checkpoint(asked.model)) as checkpoint:
+        if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
+            raise ConfigError(f"{asked.model} is an encoder; jserve quantize supports decoders")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
         _refuse(asked.model, checkpoint, config)
         tokenizer = load_tokenizer(asked.model)
@@ -88,6 +90,8 @@ def _refuse(model: str, checkpoint: Checkpoint, config: ModelConfig) -> None:
         raise ConfigError(f"{model} has quantized weights already; take the model's unquantized weights")
     if config.mixture is not None:
         raise ConfigError(f"{model} is a mixture of experts; jserve quantize supports dense models")
+    if config.latent is not None:
+        raise ConfigError(f"{model} keeps latents in its cache; jserve quantize supports models with keys and values")
     if isinstance(raw.get("text_config"), dict):
         raise ConfigError(f"{model} has parts that are no text model; jserve quantize supports text models")
 
