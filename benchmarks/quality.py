@@ -1,11 +1,12 @@
-"""What each form of weights and of the KV cache costs a model in quality: perplexity, and greedy tokens that stay the same.
+"""What each form of weights, or of the KV cache, costs a model in quality: perplexity, and greedy tokens that stay.
 
     python -m benchmarks.quality MODEL --also awq=FOLDER --also gptq=FOLDER --out result.json --markdown table.md
 
 For every form, in a process of its own: the perplexity on a text in stretches, as `jserve perplexity` has it; its own
 greedy tokens after the first half of some stretches, and how many of these agree with float32's before the first that
-differs. Forms are float32 and bfloat16 weights, each `--quantization` and `--kv-cache-dtype`, and folders of `jserve quantize` given with
-`--also`. The text is Paradise Lost, Book I (Milton, 1667); `jserve quantize` learns on another by itself.
+differs. Forms are float32 and bfloat16 weights, each `--quantization` and `--kv-cache-dtype`, and folders of
+`jserve quantize` given with `--also`. The text is Paradise Lost, Book I (Milton, 1667); `jserve quantize` learns on
+another by itself.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jserve.config_fields import Fields
 from jserve.deepseek_config import GroupRouting, LatentConfig
 from jserve.errors import CheckpointError, ConfigError
 
@@ -255,7 +256,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
     )
 
 
-def _token_ids(reader: "Fields", name: str) -> tuple[int, ...]:
+def _token_ids(reader: Fields, name: str) -> tuple[int, ...]:
     """One id, a list of them or none."""
     value = reader.get(name)
     ids = [] if value is None else value if isinstance(value, list) else [value]
@@ -264,7 +265,7 @@ def _token_ids(reader: "Fields", name: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _mixture(raw: dict[str, Any], reader: "Fields", layers: int) -> MixtureConfig | None:
+def _mixture(raw: dict[str, Any], reader: Fields, layers: int) -> MixtureConfig | None:
     """Experts under the names that families have for them; None where there are none."""
     count = next((name for name in ("num_local_experts", "num_experts") if raw.get(name)), None)
     if count is None:
@@ -330,12 +331,12 @@ def _dictionary(raw: dict[str, Any], name: str, source: Path | str) -> dict[str,
     return value
 
 
-def _attention_scale(reader: "Fields") -> float | None:
+def _attention_scale(reader: Fields) -> float | None:
     scalar = reader.optional_number("query_pre_attn_scalar")
     return reader.optional_number("attention_multiplier") if scalar is None else scalar**-0.5
 
 
-def _layer_types(reader: "Fields", layers: int) -> list[str] | None:
+def _layer_types(reader: Fields, layers: int) -> list[str] | None:
     """One of LAYER_TYPES for each layer; None where the configuration does not tell layers apart."""
     types = reader.for_each_layer("layer_types", layers)
     if types is None:
@@ -347,9 +348,7 @@ def _layer_types(reader: "Fields", layers: int) -> list[str] | None:
     return types
 
 
-def _layer_windows(
-    raw: dict[str, Any], reader: "Fields", types: list[str] | None, layers: int
-) -> tuple[int | None, ...]:
+def _layer_windows(raw: dict[str, Any], reader: Fields, types: list[str] | None, layers: int) -> tuple[int | None, ...]:
     if raw.get("use_sliding_window") is False:
         return (None,) * layers
     window = reader.optional_integer("sliding_window")
@@ -362,7 +361,7 @@ def _layer_windows(
 
 
 def _layer_ropes(
-    raw: dict[str, Any], reader: "Fields", types: list[str] | None, layers: int, source: Path | str
+    raw: dict[str, Any], reader: Fields, types: list[str] | None, layers: int, source: Path | str
 ) -> tuple[RopeConfig | None, ...]:
     """`no_rope_layers` is 1 for each layer that has a rotary embedding: SmolLM3 named it."""
     whole = read_rope(raw, source=source)
@@ -385,77 +384,3 @@ def _local_rope(raw: dict[str, Any], whole: RopeConfig, source: Path | str) -> R
         return whole
     theta = Fields(raw, source).number("rope_local_base_freq", default=whole.theta)
     return RopeConfig(theta, partial=whole.partial, interleaved=whole.interleaved)
-
-
-class Fields:
-    """Checked access to a configuration dictionary."""
-
-    def __init__(self, raw: dict[str, Any], source: Path | str) -> None:
-        self._raw = raw
-        self._source = source
-
-    def get(self, name: str) -> Any:
-        return self._raw.get(name)
-
-    def integer(self, name: str, *, default: int | None = None, most: int | None = None) -> int:
-        value = self._raw.get(name)
-        if value is None:
-            value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive integer")
-        if most is not None and value > most:
-            raise CheckpointError(f"{self._source}: {name} is {value:,}; at most {most:,} are read")
-        return value
-
-    def optional_integer(self, name: str) -> int | None:
-        """None where it is missing, null or 0."""
-        return self.integer(name) if self._raw.get(name) else None
-
-    def integers(self, name: str) -> set[int]:
-        """Whole numbers from 0 on; none where it is missing or null."""
-        value = self._raw.get(name) or []
-        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            raise self.unlike(name, "a list of numbers from 0 on")
-        return set(value)
-
-    def text(self, name: str, *, default: str) -> str:
-        value = self._raw.get(name)
-        if value is None:
-            value = default
-        if not isinstance(value, str):
-            raise self.unlike(name, "text")
-        return value
-
-    def for_each_layer(self, name: str, layers: int) -> list[Any] | None:
-        """A list with one entry for each layer; None where it is missing, null or empty."""
-        value = self._raw.get(name)
-        if not value:
-            return None
-        if not isinstance(value, list) or len(value) != layers:
-            count = f"has {len(value)} entries" if isinstance(value, list) else f"is {value!r}"
-            raise self.wrong(name, f"{count} but must be a list of one for each of {layers} layers")
-        return list(value)
-
-    def wrong(self, name: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: {name} {problem}")
-
-    def number(self, name: str, *, default: float) -> float:
-        value = self.optional_number(name)
-        return default if value is None else value
-
-    def optional_number(self, name: str) -> float | None:
-        value = self._raw.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive number")
-        return float(value)
-
-    def unlike(self, name: str, must_be: str) -> CheckpointError:
-        return self.wrong(name, f"is {self._raw.get(name)!r} but must be {must_be}")
-
-    def one_of(self, name: str, allowed: tuple[Any, ...]) -> Any:
-        value = self._raw.get(name)
-        if value not in allowed:
-            raise self.wrong(name, f"is {value!r}; supported are {', '.join(map(str, allowed))}")
-        return value

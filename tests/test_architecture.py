@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"pallas_kernels", "jserve.batch", "jserve.protocol", "jserve.errors", "jserve.version", "jserve.log"}
     | {"jserve.deepseek_config"},
-    {"jserve.quant", "jserve.config", "jserve.ipc", "jserve.checkpoint", "jserve.progress"},
+    {"jserve.quant", "jserve.config", "jserve.config_fields", "jserve.ipc", "jserve.checkpoint", "jserve.progress"},
     {"jserve.constrain"},
     {"jserve.layers", "jserve.schedule", "jserve.text"},
     {"jserve.models", "jserve.api"},
@@ -29,6 +29,7 @@ HOST_FILES = (
     "errors.py",
     "ipc.py",
     "config.py",
+    "config_fields.py",
     "deepseek_config.py",
     "log.py",
     "cli.py",

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jserve.batch import CacheArray
-from jserve.config import MOST_EXPERTS, MOST_LAYERS, Fields, ModelConfig, RopeConfig
+from jserve.config import MOST_EXPERTS, MOST_LAYERS, ModelConfig, RopeConfig
+from jserve.config_fields import Fields
 from jserve.deepseek_config import GroupRouting, LatentConfig
 from jserve.layers.build import Build
 from jserve.layers.grouped_router import GroupedMixture

@@ -166,6 +166,6 @@ def test_offline_api_honours_every_constraint(world: World, executables: str) ->
 )
 def test_offline_api_refuses_tokens_that_do_not_exist(world: World, fields: dict[str, Any], text: str) -> None:
     llm = LLM.__new__(LLM)
-    llm.core, llm.tokenizer = world.core(), world.tokenizer
+    llm.core, llm.tokenizer, llm.started = world.core(), world.tokenizer, world.started
     with pytest.raises(RequestError, match=text):
         llm.generate([[3, 4]], SamplingParams(**fields), use_tqdm=False)

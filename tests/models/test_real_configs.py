@@ -6,14 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from jserve.config import ModelConfig
 from jserve.deepseek_config import GroupRouting
 from jserve.errors import CheckpointError
-from jserve.layers.build import TENSOR_AXIS, Build
+from jserve.layers.build import Build, mesh_over
 from jserve.models.registry import resolve
 from jserve.runtime.memory import page_bytes
 from jserve.runtime.programs import Programs
@@ -29,7 +27,7 @@ def config_of(name: str) -> ModelConfig:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_model_has_as_many_parameters_as_the_checkpoint(name: str) -> None:
     family, config = resolve(PUBLISHED[name].fields, source=name)
-    mesh = Mesh(np.array(jax.devices()[:1]), (TENSOR_AXIS,))
+    mesh = mesh_over(jax.devices()[:1])
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
     model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
     named = {p.absolute(tensor): shape for p in parameters(model) for tensor, shape in p.source.names().items()}

@@ -5,7 +5,6 @@ As in test_planted_bugs.py; what the kernels share with paged attention is tried
 
 import functools
 import importlib
-import shutil
 from pathlib import Path
 
 import jax
@@ -16,9 +15,8 @@ import pallas_kernels.latent_attention as op
 from pallas_kernels import KernelInputs
 from pallas_kernels.latent_attention.cases import CASES
 from pallas_kernels.latent_attention.reference import reference
-from tests.pallas_kernels.test_planted_bugs import Mutant
+from tests.pallas_kernels.planted_bugs import Mutant
 
-FOLDER = Path(op.__file__).parent
 BY_NAME = {case.name: case for case in CASES}
 TILE, DECODE, PREFILL = "triton_tile.py", "triton_decode.py", "triton_prefill.py"
 
@@ -104,15 +102,8 @@ def _parameters() -> list:
 
 @pytest.mark.parametrize("mutant", _parameters())
 def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"latent_mutant_{(*MUTANTS, *TWINS).index(mutant)}"
-    for folder in (FOLDER, FOLDER.parent / "paged_attention"):
-        shutil.copytree(folder, tmp_path / name / folder.name, ignore=shutil.ignore_patterns("cases.py", "__pycache__"))
-    path = tmp_path / name / FOLDER.name / mutant.file
-    source = path.read_text()
-    assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}"
-    path.write_text(source.replace(mutant.old, mutant.new))
-    monkeypatch.syspath_prepend(tmp_path)
-    assert _disagreement(f"{name}.{FOLDER.name}", mutant.case) > 1
+    package = mutant.plant("latent_attention", tmp_path, monkeypatch)
+    assert _disagreement(f"{package}.latent_attention", mutant.case) > 1
 
 
 @pytest.mark.parametrize("case_name", ["decode_h80", "mixed_f32"])

@@ -258,7 +258,7 @@ def test_loading_a_gguf_or_a_byte_level_directory_imports_neither_transformers_n
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"ggml__model": "bert", "ggml__tokens": ["a"]}, "tokenizer.ggml.model is 'bert'"),
+        ({"ggml__model": "t5", "ggml__tokens": ["a"]}, "tokenizer.ggml.model is 't5'"),
         ({"ggml__model": "gpt2"}, r"tokenizer\.ggml\.tokens is missing"),
         (
             {"ggml__model": "gpt2", "ggml__tokens": ["a"], "ggml__merges": ["a a"], "ggml__pre": "chameleon"},

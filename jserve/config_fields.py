@@ -1,0 +1,80 @@
+"""Checked access to the fields of a model's configuration, an untrusted file. Imports no jax."""
+
+from pathlib import Path
+from typing import Any
+
+from jserve.errors import CheckpointError
+
+
+class Fields:
+    """Checked access to a configuration dictionary."""
+
+    def __init__(self, raw: dict[str, Any], source: Path | str) -> None:
+        self._raw = raw
+        self._source = source
+
+    def get(self, name: str) -> Any:
+        return self._raw.get(name)
+
+    def integer(self, name: str, *, default: int | None = None, most: int | None = None) -> int:
+        value = self._raw.get(name)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive integer")
+        if most is not None and value > most:
+            raise CheckpointError(f"{self._source}: {name} is {value:,}; at most {most:,} are read")
+        return value
+
+    def optional_integer(self, name: str) -> int | None:
+        """None where it is missing, null or 0."""
+        return self.integer(name) if self._raw.get(name) else None
+
+    def integers(self, name: str) -> set[int]:
+        """Whole numbers from 0 on; none where it is missing or null."""
+        value = self._raw.get(name) or []
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise self.unlike(name, "a list of numbers from 0 on")
+        return set(value)
+
+    def text(self, name: str, *, default: str) -> str:
+        value = self._raw.get(name)
+        if value is None:
+            value = default
+        if not isinstance(value, str):
+            raise self.unlike(name, "text")
+        return value
+
+    def for_each_layer(self, name: str, layers: int) -> list[Any] | None:
+        """A list with one entry for each layer; None where it is missing, null or empty."""
+        value = self._raw.get(name)
+        if not value:
+            return None
+        if not isinstance(value, list) or len(value) != layers:
+            count = f"has {len(value)} entries" if isinstance(value, list) else f"is {value!r}"
+            raise self.wrong(name, f"{count} but must be a list of one for each of {layers} layers")
+        return list(value)
+
+    def wrong(self, name: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: {name} {problem}")
+
+    def number(self, name: str, *, default: float) -> float:
+        value = self.optional_number(name)
+        return default if value is None else value
+
+    def optional_number(self, name: str) -> float | None:
+        value = self._raw.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive number")
+        return float(value)
+
+    def unlike(self, name: str, must_be: str) -> CheckpointError:
+        return self.wrong(name, f"is {self._raw.get(name)!r} but must be {must_be}")
+
+    def one_of(self, name: str, allowed: tuple[Any, ...]) -> Any:
+        value = self._raw.get(name)
+        if value not in allowed:
+            raise self.wrong(name, f"is {value!r}; supported are {', '.join(map(str, allowed))}")
+        return value
