@@ -89,7 +89,10 @@ def choose_tiling(product: Product, M: int, pairs: int, dtype: jnp.dtype, target
         N = 64
         while N > 16 and tiles * -(-product.N // N) < PROGRAMS_PER_CORE * target.num_cores:
             N //= 2
-        return _fit_groups(product, Tiling(M, N, 64 if N == 64 else 128, 4, 4 if target.has_wgmma else 3))
+        # Codes of 4 bits and their zero points spill on sm_100a with four warps.
+        spills = product.packing.kind == "int4" and target.capability >= (10, 0)
+        warps, stages = 8 if spills else 4, 4 if target.has_wgmma else 3
+        return _fit_groups(product, Tiling(M, N, 64 if N == 64 else 128, warps, stages))
     N = 128 // product.P
     K = 64 if target.has_wgmma else 32
     return _fit_groups(product, Tiling(M, N, K, 8 if M == 128 else 4, 3))

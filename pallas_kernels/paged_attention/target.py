@@ -40,10 +40,11 @@ class Target:
             device = jax.local_devices()[0]
             major, minor = (int(part) for part in device.compute_capability.split("."))
             return cls("gpu", device.core_count, (major, minor), device.device_kind)
-        # Only compiling. An abstract device has no capability; of those in gpu_target the A100 is older.
+        # Only compiling. An abstract device has no capability; of those in gpu_target A100 and B200 are no Hopper.
         assert abstract is not None
-        old = "A100" in abstract.device_kind
-        capability = (8, 0) if old else H200.capability
+        kinds = {"A100": (8, 0), "B200": (10, 0)}
+        found = (capability for kind, capability in kinds.items() if kind in abstract.device_kind)
+        capability = next(found, H200.capability)
         return cls("gpu", abstract.num_cores or H200.num_cores, capability, abstract.device_kind)
 
 

@@ -20,8 +20,8 @@ from ..paged_attention.triton_tile import output
 
 __all__ = ["kept_threshold_triton"]
 
-BLOCK = 1024
-"""Elements that are compared at once: with 16 thresholds and 8 warps 64 comparisons a thread."""
+BLOCK = 512
+"""Elements that are compared at once: with 16 thresholds and 8 warps 32 comparisons a thread."""
 WAYS = 16
 PASSES = 8
 """WAYS ** PASSES is more than there are floats from 0 to the largest."""
@@ -41,7 +41,7 @@ def kept_threshold_triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *
         functools.partial(_kernel, vocab=vocab),
         grid=(rows,),
         out_shape=output((rows,), jnp.float32, mass),
-        compiler_params=plt.CompilerParams(num_warps=NUM_WARPS, num_stages=2),
+        compiler_params=plt.CompilerParams(num_warps=NUM_WARPS, num_stages=1),
         interpret=interpret,
         name="kept_threshold",
     )(mass, top_k.astype(jnp.int32), top_p.astype(jnp.float32))
