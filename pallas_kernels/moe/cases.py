@@ -21,6 +21,9 @@ __all__ = ["CASES", "Case"]
 # inner values, half an ulp each (2^-9 and 2^-12). With biases single inner values are large: of 150 seeds of
 # "decode_biases" the largest error was 0.015 and half were over 0.0066; without, in float16, the largest was 0.0006.
 TOLERANCES = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 2e-2}
+# Weights in groups are rounded to the type as well before they are multiplied. In float16 half of 150 seeds were over
+# 0.0009 and the largest error was 0.0018; in bfloat16 the largest of 60 seeds was 0.0194.
+GROUP_TOLERANCES = {"float32": 2e-5, "float16": 2.5e-3, "bfloat16": 3e-2}
 
 
 def silu_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
@@ -49,7 +52,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCES[self.dtype]
+        return (GROUP_TOLERANCES if self.group else TOLERANCES)[self.dtype]
 
     @property
     def flops(self) -> int:

@@ -99,7 +99,7 @@ def test_documents_reach_a_template_that_shows_them(server: LiveServer, trusting
         ("{{ 'x' | center(10000000000) }}", "needs more than 1024 MiB"),
         (
             "{% set s = namespace(x='xx') %}{% for i in range(40) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
-            "MiB of memory",
+            "MiB of memory|more than 2 s",  # whichever it comes to first
         ),
         ("{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "RecursionError"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
@@ -112,6 +112,6 @@ def test_documents_reach_a_template_that_shows_them(server: LiveServer, trusting
 )
 def test_a_hostile_template_fails_alone(trusting: LiveServer, template: str, text: str) -> None:
     message = undisturbed(trusting, lambda: _error(trusting, chat_template=template)["message"], PACE_S)
-    assert text in message
+    assert any(part in message for part in text.split("|"))
     assert "/etc" not in message
     assert _content(trusting) == "user\nhi", "the model's own template goes on"
