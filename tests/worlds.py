@@ -1,6 +1,7 @@
 """Tiny random models made by transformers, and engines over them."""
 
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,17 @@ def reference_logits(model: Any, tokens: list[int]) -> np.ndarray:
         return model(torch.tensor([tokens])).logits[0].numpy()
 
 
-def reference_greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """`count` greedy tokens, no stopping."""
+def reference_greedy(model: Any, prompt: list[int], count: int, guess: list[int] | None = None) -> list[int]:
+    """`count` greedy tokens, no stopping. A `guess` that is right takes one pass over it in place of `count`."""
     tokens = list(prompt)
+    if guess:
+        chosen = reference_logits(model, prompt + guess[:count])[len(prompt) - 1 :].argmax(-1).tolist()
+        right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(guess[:count], chosen, strict=False)))
+        tokens += chosen[:right]
     cache = None
     step = torch.tensor([tokens])
     with torch.no_grad():
-        for _ in range(count):
+        while len(tokens) < len(prompt) + count:
             out = model(step, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             tokens.append(int(out.logits[0, -1].argmax()))
