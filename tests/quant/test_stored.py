@@ -233,7 +233,9 @@ def test_a_group_that_does_not_exist_is_refused(folder: Path, tmp_path: Path, st
     """An index beyond its array reads its last entry, without an error."""
     packed, _ = write(folder, tmp_path, stored)
     tensors = tensors_of(packed)
-    name = next(name for name in tensors if name.endswith(("0.self_attn.o_proj.g_idx", "0.self_attn.o_proj.weight_g_idx")))
+    name = next(
+        name for name in tensors if name.endswith(("0.self_attn.o_proj.g_idx", "0.self_attn.o_proj.weight_g_idx"))
+    )
     assert int(tensors[name].max()) == 3
     tensors[name][5] = wrong
     save_file(tensors, packed / "model.safetensors")
