@@ -41,15 +41,22 @@ _PLAIN = {
     28: BlockType("F64", 1, 8, np.dtype(np.float64)),
     30: BlockType("BF16", 1, 2, np.dtype(ml_dtypes.bfloat16)),
 }
+MXFP4 = BlockType("MXFP4", 32, 17)
+MXFP4_PAIRS = BlockType("MXFP4 (pairs)", 32, 17)
+"""Ollama's first files of gpt-oss: two neighbours in a byte, as published, where GGML has values of both halves.
+The number was that of a format which no GGUF file ever had.
+"""
 _OWN = {
     2: BlockType("Q4_0", 32, 18),
     3: BlockType("Q4_1", 32, 20),
     6: BlockType("Q5_0", 32, 22),
     7: BlockType("Q5_1", 32, 24),
+    4: MXFP4_PAIRS,
     8: BlockType("Q8_0", 32, 34),
     12: BlockType("Q4_K", 256, 144),
     13: BlockType("Q5_K", 256, 176),
     14: BlockType("Q6_K", 256, 210),
+    39: MXFP4,
 }
 
 
@@ -168,6 +175,24 @@ def _decode_q6_k(blocks: Bytes, out: Floats) -> None:
     values *= scale[..., None]
 
 
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""The values of MXFP4's codes (OCP Microscaling Formats v1.0, section 5.3.3)."""
+
+
+def _decode_mxfp4(blocks: Bytes, out: Floats) -> None:
+    _fours(blocks, out, np.concatenate([blocks[:, 1:] & 0x0F, blocks[:, 1:] >> 4], axis=1))
+
+
+def _decode_mxfp4_pairs(blocks: Bytes, out: Floats) -> None:
+    _fours(blocks, out, np.stack([blocks[:, 1:] & 0x0F, blocks[:, 1:] >> 4], axis=2).reshape(-1, 32))
+
+
+def _fours(blocks: Bytes, out: Floats, codes: Bytes) -> None:
+    """Codes u8[n, 32] times each block's power of two."""
+    scale = blocks[:, :1].view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+    np.multiply(_E2M1[codes], scale, out=out)
+
+
 _DECODERS: dict[str, Callable[[Bytes, Floats], None]] = {
     "Q4_0": _decode_q4_0,
     "Q4_1": _decode_q4_1,
@@ -177,6 +202,8 @@ _DECODERS: dict[str, Callable[[Bytes, Floats], None]] = {
     "Q4_K": _decode_q4_k,
     "Q5_K": _decode_q5_k,
     "Q6_K": _decode_q6_k,
+    MXFP4.name: _decode_mxfp4,
+    MXFP4_PAIRS.name: _decode_mxfp4_pairs,
 }
 
 

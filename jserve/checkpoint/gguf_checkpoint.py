@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from jserve.checkpoint.base import Index, TensorInfo
-from jserve.checkpoint.dequantize import BlockType, block_type, dequantize
+from jserve.checkpoint.dequantize import BlockType, block_type
 from jserve.checkpoint.embedder import with_gguf_embedder
 from jserve.checkpoint.gguf_config import build_config, build_generation_config, family_of, read_heads
 from jserve.checkpoint.gguf_families import huggingface_tensors
 from jserve.checkpoint.gguf_file import GgufFile, GgufTensor
+from jserve.checkpoint.gguf_joined import Readable
 from jserve.checkpoint.gguf_split import open_other_parts
-from jserve.checkpoint.gguf_views import AsStored, HeadsTogether, InputsFirst, RotatedInPairs, View
+from jserve.checkpoint.gguf_stored import Stored
+from jserve.checkpoint.gguf_views import AsStored, HeadsTogether, InputsFirst, RotatedInPairs, SomeHeads, View
 from jserve.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
@@ -30,24 +31,10 @@ FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.
 """Tensors that are configuration: what `gguf_config` makes of a rotary embedding's scaling."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where a tensor lies and how to read it."""
-
-    file: GgufFile
-    tensor: GgufTensor
-    kind: BlockType
-    view: View
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.view.shape(self.tensor.shape)
-
-
 class GgufCheckpoint:
     """A `Checkpoint` of one GGUF file or all parts of one, of which `path` is the first.
 
-    Quantized tensors come out as float32; only the rows asked for.
+    Quantized tensors come out as float32, only the rows asked for; gpt-oss's experts in MXFP4 stay packed.
     """
 
     format = "gguf"
@@ -55,7 +42,7 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = GgufFile(path)
-        self._stored: dict[str, _Stored] = {}
+        found: dict[str, Stored] = {}
         self._factors: dict[str, list[float]] = {}
         self._parts = [self._file]
         try:
@@ -63,7 +50,8 @@ class GgufCheckpoint:
             self._parts += open_other_parts(self._file)
             for file in self._parts:
                 for tensor in file.tensors.values():
-                    self._add(file, tensor)
+                    self._add(file, tensor, found)
+            self._stored: dict[str, Readable] = self._family.join(found)
             self._config = build_config(
                 self._file.metadata,
                 {name: stored.shape for name, stored in self._stored.items()},
@@ -75,12 +63,7 @@ class GgufCheckpoint:
             self.close()
             raise
         self._infos = {
-            name: TensorInfo(
-                stored.shape,
-                (stored.kind.dtype or np.dtype(np.float32)).name,
-                stored.file.path,
-                stored.kind.name,
-            )
+            name: TensorInfo(stored.shape, stored.dtype.name, stored.origin.file.path, stored.origin.kind.name)
             for name, stored in self._stored.items()
         }
 
@@ -94,8 +77,7 @@ class GgufCheckpoint:
         return MappingProxyType(self._infos)
 
     def read(self, name: str, index: Index = ()) -> Array:
-        stored = self._stored[name]
-        values = stored.view.read(lambda part: self._read(stored, part), stored.tensor.shape, index)
+        values = self._stored[name].read(index)
         values.flags.writeable = False
         return values
 
@@ -103,37 +85,11 @@ class GgufCheckpoint:
         for file in self._parts:
             file.close()
 
-    def _read(self, stored: _Stored, index: tuple[Any, ...]) -> Array:
-        """`index` may name rows by number in every axis but the last."""
-        raw, kind = self._blocks(stored), stored.kind
-        if kind.dtype is not None:
-            part: Array = raw[index]
-            return part
-        axes = len(stored.tensor.shape)
-        full = (*index, *[slice(None)] * (axes - len(index)))
-        first, stop, cut = _block_range(full[-1], stored.tensor.shape[-1], kind)
-        blocks = raw[(*full[:-1], slice(first, stop))]
-        values = dequantize(blocks.reshape(-1, kind.size), kind)
-        return values.reshape(*blocks.shape[:-2], (stop - first) * kind.values)[..., cut]
-
-    def _blocks(self, stored: _Stored) -> Array:
-        """The tensor as stored: its values, or u8[..., blocks in a row, bytes in a block]."""
-        tensor, kind = stored.tensor, stored.kind
-        if kind.dtype is not None:
-            shape, dtype = tensor.shape, kind.dtype
-        else:
-            shape, dtype = (
-                (*tensor.shape[:-1], tensor.shape[-1] // kind.values, kind.size),
-                np.dtype(np.uint8),
-            )
-        flat = np.frombuffer(stored.file.file.buffer, dtype, math.prod(shape), tensor.offset)
-        return flat.reshape(shape)
-
-    def _add(self, file: GgufFile, tensor: GgufTensor) -> None:
+    def _add(self, file: GgufFile, tensor: GgufTensor, stored: dict[str, Stored]) -> None:
         kind = _check_tensor(file, tensor)
         if tensor.name in FACTORS:
-            stored = _Stored(file, tensor, kind, AsStored())
-            self._factors[tensor.name] = [float(factor) for factor in self._read(stored, ()).ravel()]
+            factors = Stored(file, tensor, kind, AsStored()).read(())
+            self._factors[tensor.name] = [float(factor) for factor in factors.ravel()]
             return
         heads, kv_heads = read_heads(self._file.metadata, source=self.path)
         found = dict(huggingface_tensors(self._family, tensor.name, tensor.shape, heads=heads, kv_heads=kv_heads))
@@ -144,12 +100,12 @@ class GgufCheckpoint:
                 "load the model from its Hugging Face directory"
             )
         for name, view in found.items():
-            if name in self._stored:
+            if name in stored:
                 raise CheckpointError(
                     f"{file.path}: tensor {tensor.name!r} stands in another part too; the files are damaged"
                 )
             _check_view(file, tensor, view)
-            self._stored[name] = _Stored(file, tensor, kind, view)
+            stored[name] = Stored(file, tensor, kind, view)
 
 
 def _check_view(file: GgufFile, tensor: GgufTensor, view: View) -> None:
@@ -159,6 +115,10 @@ def _check_view(file: GgufFile, tensor: GgufTensor, view: View) -> None:
         raise CheckpointError(
             f"{file.path}: tensor {tensor.name!r} has {tensor.shape[0]} rows, which {heads} heads "
             "of an even size cannot share"
+        )
+    if isinstance(view, SomeHeads) and tensor.shape[0] % view.heads:
+        raise CheckpointError(
+            f"{file.path}: tensor {tensor.name!r} has {tensor.shape[0]} rows, which {view.heads} heads cannot share"
         )
     if isinstance(view, InputsFirst) and len(tensor.shape) != 2:
         raise CheckpointError(
@@ -178,17 +138,3 @@ def _check_tensor(file: GgufFile, tensor: GgufTensor) -> BlockType:
         )
     file.file.require(tensor.offset, count // kind.values * kind.size, f"tensor {tensor.name!r}")
     return kind
-
-
-def _block_range(part: Any, length: int, kind: BlockType) -> tuple[int, int, slice]:
-    """The blocks of a row that hold `part` of its values, and where in them those values lie."""
-    assert isinstance(part, slice), "only rows are chosen by number"
-    start, stop, step = part.indices(length)
-    if step != 1:
-        return 0, length // kind.values, part
-    first = min(start, stop) // kind.values
-    return (
-        first,
-        math.ceil(stop / kind.values),
-        slice(start - first * kind.values, stop - first * kind.values),
-    )

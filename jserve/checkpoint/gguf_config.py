@@ -20,6 +20,8 @@ _END_TOKENS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>"}
 )
 """Tokens that end an answer by their name. llama.cpp stops at them too: many files name only one `eos`."""
+_HARMONY_END_TOKENS = frozenset({"<|return|>", "<|call|>", "<|endoftext|>"})
+"""Of gpt-oss, where <|end|> ends a message of the answer and another follows."""
 _CONTROL = 3
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,7 +57,8 @@ def build_config(metadata: Mapping[str, Any], shapes: Shapes, *, factors: Factor
     hidden = keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", default=hidden // heads)
     rotary = keys.integer("rope.dimension_count", default=head_dim)
-    _check_values(keys, head_dim)
+    if not family.latent:
+        _check_values(keys, head_dim)
     eos = _end_tokens(metadata)
     eps = "layer_norm_epsilon" if keys.get("attention.layer_norm_epsilon") else "layer_norm_rms_epsilon"
     config = {
@@ -82,7 +85,7 @@ def build_config(metadata: Mapping[str, Any], shapes: Shapes, *, factors: Factor
         "torch_dtype": "bfloat16",
     }
     further = further_fields(family.architecture, keys, config, shapes)
-    if rotary != head_dim and "partial_rotary_factor" not in further:
+    if rotary != head_dim and not family.latent and "partial_rotary_factor" not in further:
         raise keys.wrong("rope.dimension_count", f"rotating a part of the head's {head_dim} is not supported")
     return config | further
 
@@ -120,9 +123,14 @@ def _end_tokens(metadata: Mapping[str, Any]) -> list[int]:
     """Every token that ends an answer, the file's own `eos` first."""
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     tokens, types = metadata.get("tokenizer.ggml.tokens", ()), metadata.get("tokenizer.ggml.token_type", ())
-    named = (
-        number
+    control = {
+        token: number
         for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind == _CONTROL and token in _END_TOKENS
-    )
+        if kind == _CONTROL and token in _END_TOKENS | _HARMONY_END_TOKENS
+    }
+    is_harmony = {"<|return|>", "<|call|>"} <= control.keys()
+    ending = _HARMONY_END_TOKENS if is_harmony else _END_TOKENS
+    named = [number for token, number in control.items() if token in ending]
+    if is_harmony:
+        ids = [number for number in ids if number != control.get("<|end|>")]
     return list(dict.fromkeys(number for number in (*ids, *named) if isinstance(number, int)))

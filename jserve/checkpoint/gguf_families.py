@@ -1,6 +1,6 @@
 """Which tensors files of each `general.architecture` have, under llama.cpp's names and Hugging Face's.
 
-What a family's configuration has beyond the common keys stands in `gguf_config`. Sources: `MODEL_TENSORS` of the
+What a family's configuration has beyond the common keys stands in `gguf_family_config`. Sources: `MODEL_TENSORS` of the
 `gguf` package, and the classes of llama.cpp's converter.
 """
 
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from jserve.checkpoint.gguf_joined import Join, join_experts, join_latent
 from jserve.checkpoint.gguf_views import (
     AsStored,
     HeadsTogether,
@@ -18,6 +19,7 @@ from jserve.checkpoint.gguf_views import (
     OneLess,
     OneRow,
     RotatedInPairs,
+    SomeHeads,
     View,
 )
 
@@ -43,6 +45,26 @@ _ROTATED: Mapping[str, ViewOfHeads] = {
     "attn_q": lambda heads, kv_heads: RotatedInPairs(heads),
     "attn_k": lambda heads, kv_heads: RotatedInPairs(kv_heads),
 }
+_SHARED_EXPERTS = {f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")}
+_LATENT = {
+    "attn_q": "self_attn.q_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_output": "self_attn.o_proj",
+    **{f"attn_{part}_b": f"self_attn.{part}_b_proj" for part in ("k", "v", "kv")},
+}
+_GPT_OSS = {
+    **_ATTENTION,
+    **_NORMS,
+    "attn_out": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    **{f"ffn_{part}_exps": f"mlp.experts.{part}_proj" for part in ("gate", "up", "gate_up", "down")},
+}
+"""Both of llama.cpp's names and Ollama's, which has `ffn_norm`, `attn_out` and in its first files `attn_qkv`."""
 _MIXTRAL_EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
 
 
@@ -58,6 +80,14 @@ class Family:
     """Of tensors that have another form than Hugging Face's, by their name in a file."""
     offset_norms: bool = False
     """Whether Hugging Face adds 1 to the weight of each norm."""
+    whole: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of a layer that Hugging Face names without ".weight" or ".bias"."""
+    fused_heads: bool = False
+    """Whether `attn_qkv` stands for projections that are three tensors."""
+    latent: bool = False
+    """Whether attention has latents, so that keys and values differ in size."""
+    join: Join = dict
+    """What makes Hugging Face's tensors of those of a file where one is kept in several."""
 
     def view(self, part: str, suffix: str, heads: int, kv_heads: int) -> View:
         """How the tensor `part` of a file is read."""
@@ -106,6 +136,23 @@ FAMILIES = {
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
         },
+    ),
+    **dict.fromkeys(
+        ("gpt-oss", "gptoss"),
+        Family(
+            "GptOssForCausalLM",
+            _GPT_OSS,
+            whole={"attn_sinks": "self_attn.sinks"},
+            fused_heads=True,
+            join=join_experts,
+        ),
+    ),
+    "deepseek2": Family(
+        "DeepseekV2ForCausalLM",
+        {**_LATENT, **_GATED, **_NORMS, **_EXPERTS, **_SHARED_EXPERTS},
+        whole={"exp_probs_b": "mlp.gate.e_score_correction_bias"},
+        latent=True,
+        join=join_latent,
     ),
     "granite": Family("GraniteForCausalLM", _LLAMA, views=_ROTATED),
     "smollm3": Family("SmolLM3ForCausalLM", _LLAMA, views=_ROTATED),
@@ -170,9 +217,9 @@ FAMILIES = {
         layers="encoder.layer",
     ),
 }
-"""By `general.architecture`; "mixtral" is "llama" with experts, which is how files have it."""
+"""By `general.architecture`; "mixtral" is "llama" with experts, which is how files have it, "gptoss" is Ollama's."""
 
-_LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+?)(?:\.(weight|bias))?")
 _TOP_NAME = re.compile(r"(\w+)\.(weight|bias)")
 
 
@@ -182,7 +229,14 @@ def huggingface_tensors(
     """The tensors of Hugging Face that one of a file stands for, and how each is read; none where it is unknown."""
     if match := _LAYER_NAME.fullmatch(name):
         layer, part, suffix = match.groups()
-        stem, prefix = family.layer.get(part), f"{family.layers}.{int(layer)}."
+        prefix = f"{family.layers}.{int(layer)}."
+        if part in family.whole:
+            yield f"{prefix}{family.whole[part]}", AsStored()
+            return
+        if part == "attn_qkv" and family.fused_heads and suffix:
+            yield from _projections(prefix, suffix, heads, kv_heads)
+            return
+        stem = family.layer.get(part) if suffix else None
     elif match := _TOP_NAME.fullmatch(name):
         (part, suffix), prefix = match.groups(), ""
         stem = family.top.get(part)
@@ -195,3 +249,11 @@ def huggingface_tensors(
             yield f"{prefix}{stem.replace('*', str(number))}.{suffix}", OneExpert(number)
         return
     yield f"{prefix}{stem}.{suffix}", family.view(part, suffix, heads, kv_heads)
+
+
+def _projections(prefix: str, suffix: str, heads: int, kv_heads: int) -> Iterator[tuple[str, View]]:
+    """All queries, then all keys, then all values."""
+    first, total = 0, heads + 2 * kv_heads
+    for part, count in zip("qkv", (heads, kv_heads, kv_heads), strict=True):
+        yield f"{prefix}self_attn.{part}_proj.{suffix}", SomeHeads(total, first, count)
+        first += count

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jserve.checkpoint.gguf_keys import Keys
+from jserve.checkpoint.gguf_keys import Keys, shortest_decimal
+from jserve.checkpoint.gguf_rope import yarn
 
 Fields = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -17,6 +18,13 @@ Further = Callable[[Keys, Fields, Shapes], Fields]
 
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 """The 27B models scale scores by their width over their heads, the others by the head's size."""
+
+_SOFTMAX, _SIGMOID = 1, 2
+"""Of llama.cpp's gating functions."""
+_LOG_FACTOR = 0.1
+"""What llama.cpp's converter multiplies `mscale_all_dim` with."""
+_DEEPSEEK_GROUPS = {(60, 160): (8, 3), (61, 256): (8, 4)}
+"""Groups of experts, and chosen ones, of DeepSeek-V2 and V3 by layers and experts: older files do not say."""
 
 
 def further_fields(architecture: str, keys: Keys, common: Fields, shapes: Shapes) -> Fields:
@@ -163,6 +171,62 @@ def _smollm3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     return {"no_rope_layer_interval": 4}
 
 
+def _gpt_oss(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    """Ollama's files do not name YaRN. Its corrections are not rounded, which no file says."""
+    factor = keys.decimal("rope.scaling.factor", default=1.0)
+    packed = any(name.endswith("_blocks") for name in shapes)
+    return {
+        **_experts("num_local_experts", keys),
+        "rope_theta": keys.decimal("rope.freq_base", default=150_000.0),
+        "rope_scaling": {**yarn(keys, factor), "truncate": False} if factor != 1.0 else None,
+        "sliding_window": keys.integer("attention.sliding_window", default=128),
+        **({"quantization_config": {"quant_method": "mxfp4"}} if packed else {}),
+    }
+
+
+def _deepseek(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    """DeepSeek-V2, and where experts are scored by a sigmoid V3."""
+    if keys.get("attention.temperature_scale"):
+        raise keys.wrong("attention.temperature_scale", "scores that depend on positions are not supported")
+    if keys.get("expert_gating_func", _SOFTMAX) not in (_SOFTMAX, _SIGMOID):
+        raise keys.wrong("expert_gating_func", "supported are 1 (softmax) and 2 (sigmoid)")
+    is_v3 = keys.get("expert_gating_func") == _SIGMOID
+    rotated = keys.integer("rope.dimension_count")
+    key_dim = keys.integer("attention.key_length_mla", default=keys.integer("attention.key_length")) - rotated
+    if key_dim < 1:
+        raise keys.wrong("rope.dimension_count", "must be less than the dimensions of a key")
+    experts = keys.integer("expert_count")
+    silent = _DEEPSEEK_GROUPS.get((common["num_hidden_layers"], experts), (1, 1))
+    groups = keys.integer("expert_group_count", default=silent[0])
+    return {
+        **_experts("n_routed_experts", keys),
+        "architectures": ["DeepseekV3ForCausalLM" if is_v3 else "DeepseekV2ForCausalLM"],
+        "scoring_func": "sigmoid" if is_v3 else "softmax",
+        "topk_method": "noaux_tc" if is_v3 else "group_limited_greedy" if groups > 1 else "greedy",
+        "n_group": groups,
+        "topk_group": keys.integer("expert_group_used_count", default=silent[1]),
+        "norm_topk_prob": bool(keys.get("expert_weights_norm", False)),
+        "routed_scaling_factor": keys.decimal("expert_weights_scale", default=1.0),
+        "n_shared_experts": keys.count("expert_shared_count"),
+        "first_k_dense_replace": keys.count("leading_dense_block_count"),
+        "moe_intermediate_size": _expert_size(keys, shapes),
+        "kv_lora_rank": keys.integer("attention.kv_lora_rank"),
+        "q_lora_rank": keys.count("attention.q_lora_rank") or None,
+        "qk_rope_head_dim": rotated,
+        "qk_nope_head_dim": key_dim,
+        "v_head_dim": keys.integer("attention.value_length_mla", default=keys.integer("attention.value_length")),
+        "rope_scaling": _deepseek_rope(keys, common["rope_scaling"]),
+    }
+
+
+def _deepseek_rope(keys: Keys, scaling: Fields | None) -> Fields | None:
+    """With the factor on the scores. Published models give the same for that on the rotated part, so files have one."""
+    if scaling is None or not keys.get("rope.scaling.yarn_log_multiplier"):
+        return scaling
+    scale = shortest_decimal(keys.decimal("rope.scaling.yarn_log_multiplier", default=1.0) / _LOG_FACTOR)
+    return {**scaling, "mscale": scale, "mscale_all_dim": scale}
+
+
 def _window(keys: Keys) -> int | None:
     """None where it is missing or 0."""
     return keys.integer("attention.sliding_window") if keys.get("attention.sliding_window") else None
@@ -173,14 +237,25 @@ def _partial(keys: Keys, common: Fields) -> Fields:
     return {"partial_rotary_factor": rotary / common["head_dim"]}
 
 
-_MIXTURES = frozenset({"MixtralForCausalLM", "OlmoeForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"})
+_MIXTURES = frozenset(
+    {
+        "DeepseekV2ForCausalLM",
+        "GptOssForCausalLM",
+        "MixtralForCausalLM",
+        "OlmoeForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "Qwen3MoeForCausalLM",
+    }
+)
 _FURTHER: Mapping[str, Further] = {
     "BertModel": _bert,
     "Cohere2ForCausalLM": _cohere2,
+    "DeepseekV2ForCausalLM": _deepseek,
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _gpt_neox,
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
+    "GptOssForCausalLM": _gpt_oss,
     "GraniteForCausalLM": _granite,
     "MixtralForCausalLM": _mixtral,
     "Olmo2ForCausalLM": _olmo2,

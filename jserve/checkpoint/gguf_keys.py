@@ -26,6 +26,10 @@ class Keys:
     def get(self, name: str, default: Any = None) -> Any:
         return self.metadata.get(f"{self.architecture}.{name}", default)
 
+    def count(self, name: str) -> int:
+        """A number that may be 0, as it is where the key is missing."""
+        return self.integer(name) if self.get(name, 0) != 0 else 0
+
     def integer(self, name: str, *, default: int | None = None) -> int:
         value = self.get(name, default)
         if isinstance(value, list) and value and all(item == value[0] for item in value):

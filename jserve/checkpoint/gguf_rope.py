@@ -30,11 +30,12 @@ def rope_scaling(keys: Keys, factors: Factors, rotary: int) -> dict[str, Any] | 
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        return _yarn(keys, factor)
+        return yarn(keys, factor)
     raise keys.wrong("rope.scaling.type", "supported are none, linear and yarn")
 
 
-def _yarn(keys: Keys, factor: float) -> dict[str, Any]:
+def yarn(keys: Keys, factor: float) -> dict[str, Any]:
+    """YaRN's parameters, those that the file names."""
     scaling: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,

@@ -70,6 +70,27 @@ class HeadsTogether:
 
 
 @dataclass(frozen=True, slots=True)
+class SomeHeads:
+    """Rows of some neighbouring heads out of a tensor of `heads`: queries, keys or values out of all of them."""
+
+    heads: int
+    first: int
+    count: int
+
+    def _rows(self, stored: Shape) -> range:
+        size = stored[0] // self.heads
+        return range(self.first * size, (self.first + self.count) * size)
+
+    def shape(self, stored: Shape) -> Shape:
+        return (len(self._rows(stored)), *stored[1:])
+
+    def read(self, read: Read, stored: Shape, index: Index) -> Array:
+        rows = self._rows(stored)
+        wanted = rows[index[0]] if index else rows
+        return read((slice(wanted.start, wanted.stop), *index[1:]))
+
+
+@dataclass(frozen=True, slots=True)
 class InputsFirst:
     """A matrix that Hugging Face keeps the other way round (GPT-2)."""
 

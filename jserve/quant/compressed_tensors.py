@@ -60,7 +60,9 @@ class PackedWeight(StoredScheme):
         return stored_zero(by_group[:, within].T, self.bits)
 
     def read_group_index(self, source: Source, read: Read, inputs: int) -> Array:
-        return shared_index(source, read, "weight_g_idx") if self.act_order else consecutive(inputs, self.group_size)
+        if not self.act_order:
+            return consecutive(inputs, self.group_size)
+        return shared_index(source, read, "weight_g_idx", self.layout(inputs).groups(inputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,9 @@ class GptqWeight(StoredScheme):
         return stored_zero((found.astype("int16") + self.zero_offset) & (2**self.bits - 1), self.bits).T
 
     def read_group_index(self, source: Source, read: Read, inputs: int) -> Array:
-        return shared_index(source, read, "g_idx") if self.act_order else consecutive(inputs, self.group_size)
+        if not self.act_order:
+            return consecutive(inputs, self.group_size)
+        return shared_index(source, read, "g_idx", self.layout(inputs).groups(inputs))
 
 
 @dataclass(frozen=True, slots=True)

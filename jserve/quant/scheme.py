@@ -127,9 +127,19 @@ def stems(source: Source) -> list[str]:
     return [name.removesuffix("weight") for name in source.names()]
 
 
-def shared_index(source: Source, read: Read, tensor: str) -> Array:
-    """The group index that all parts of a fused weight have in common. Raises CheckpointError where they differ."""
+def shared_index(source: Source, read: Read, tensor: str, groups: int) -> Array:
+    """The group index that all parts of a fused weight have in common.
+
+    Raises CheckpointError where they differ, or name what is none of the groups.
+    """
     found = [(stem, np.asarray(read(f"{stem}{tensor}", ())).astype(np.int32)) for stem in stems(source)]
+    for stem, index in found:
+        wrong = index[(index < 0) | (index >= groups)]
+        if wrong.size:
+            raise CheckpointError(
+                f"{stem}{tensor} names group {wrong[0]} but the groups are 0 to {groups - 1}; the file is damaged, or "
+                "quantization_config has another group_size than its quantizer"
+            )
     for stem, index in found[1:]:
         if not np.array_equal(index, found[0][1]):
             raise CheckpointError(

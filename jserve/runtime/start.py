@@ -269,7 +269,8 @@ def _build(
     activations = platform.activation_dtype(dtype, kind)
     chosen = Build(dtype, activations, mesh, kv_cache=asked.kv_cache_dtype, thin=thin)
     kv = _kv_cache_name(chosen)
-    logger.info("weights in %s, activations in %s, KV cache in %s", chosen.dtype, chosen.activations, kv)
+    rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
+    logger.info("weights %s%s, activations in %s, KV cache in %s", rounded, chosen.dtype, chosen.activations, kv)
     return chosen, model if chosen == build else abstract(chosen)
 
 

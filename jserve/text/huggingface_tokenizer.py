@@ -27,6 +27,9 @@ from jserve.text.wordpiece import VOCABULARY, WORDPIECE_ROLES, read_wordpiece
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _VERBATIM_CLASSES = frozenset({"PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"})
+TEKKEN = "tekken.json"
+_TEKKEN_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+"""What Mistral's own file names no roles for; its library puts `<s>` before every text (mistral-common, tekken.py)."""
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -149,8 +152,14 @@ def _wrap(backend: Backend, directory: Path, config: Mapping[str, Any]) -> Token
 
 
 def _has_other_tokenizer(directory: Path) -> bool:
-    names = (*_SENTENCEPIECE_FILES, "vocab.json", "tekken.json", "tiktoken.model")
+    names = (*_SENTENCEPIECE_FILES, "vocab.json", TEKKEN, "tiktoken.model")
     return any((directory / name).exists() for name in names)
+
+
+def _is_tekken_alone(directory: Path) -> bool:
+    """Whether Mistral's own file is all that says how text becomes tokens."""
+    others = ("tokenizer.json", "vocab.json", *_SENTENCEPIECE_FILES)
+    return (directory / TEKKEN).exists() and not any((directory / name).exists() for name in others)
 
 
 def _load_with_transformers(directory: Path, config: dict[str, Any]) -> Tokenizer:
@@ -169,4 +178,8 @@ def _load_with_transformers(directory: Path, config: dict[str, Any]) -> Tokenize
     backend.no_truncation()
     backend.no_padding()
     found = {role: str(token) for role in ROLES if (token := getattr(loaded, role, None)) is not None}
+    if _is_tekken_alone(directory):
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        found = {role: token for role, token in _TEKKEN_ROLES.items() if token in known} | found
+        set_bos_and_eos(backend, found.get("bos_token"), None)
     return _wrap(backend, directory, config | found)

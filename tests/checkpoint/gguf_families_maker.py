@@ -18,17 +18,28 @@ BLOCK = "model.layers.{}.mlp.experts.{}_proj.weight"
 MIXTRAL = {"w1": "gate", "w2": "down", "w3": "up"}
 
 
-def write_family(path: Path, folder: Path, architecture: str) -> Path:
-    """The model in `folder` as one file, in float32."""
+def write_family(
+    path: Path, folder: Path, architecture: str, *, old: bool = False, packed: dict[str, np.ndarray] | None = None
+) -> Path:
+    """The model in `folder` as one file, in float32; `packed` are tensors in MXFP4 in place of its own.
+
+    `old`: as files were before DeepSeek's keys and values of latents lay apart.
+    """
+    packed = packed or {}
     config = json.loads((folder / "config.json").read_text())
     state = load_file(folder / "model.safetensors")
     writer = gguf.GGUFWriter(str(path), architecture)
     _write_keys(writer, architecture, config, state)
+    if architecture == "deepseek2":
+        _write_latent_keys(writer, config, old=old)
     names = gguf.get_tensor_name_map(_architecture(architecture), _get(config, "num_hidden_layers", "n_layer"))
-    for name, values in _tensors(architecture, config, state).items():
+    for name, values in _tensors(architecture, config, state, old=old).items():
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert known is not None, f"{name} has no name in GGUF files"
-        writer.add_tensor(known, np.ascontiguousarray(values.squeeze(), np.float32))
+        if known not in packed:
+            writer.add_tensor(known, np.ascontiguousarray(values.squeeze(), np.float32))
+    for name, blocks in packed.items():
+        writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
     _write_factors(writer, config)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -58,7 +69,7 @@ def _write_keys(
     writer.add_head_count(heads)
     if config.get("num_key_value_heads") and architecture not in ("gpt2", "gptneox"):
         writer.add_head_count_kv(config["num_key_value_heads"])
-    if head_dim != hidden // heads:
+    if head_dim != hidden // heads and architecture != "deepseek2":
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     eps = _get(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
@@ -85,8 +96,34 @@ def _write_keys(
             name == "sliding_window" and config.get("use_sliding_window") is False
         ):
             add(config[name])
-    if experts := _get(config, "num_local_experts", "num_experts"):
+    if experts := _get(config, "num_local_experts", "num_experts", "n_routed_experts"):
         writer.add_expert_count(experts)
+
+
+def _write_latent_keys(writer: gguf.GGUFWriter, config: dict[str, Any], *, old: bool) -> None:
+    """`DeepseekV2Model.set_gguf_parameters`, and what all models of groups have."""
+    rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    key, value = config["qk_nope_head_dim"] + rotated, config["v_head_dim"]
+    writer.add_kv_lora_rank(rank)
+    if config.get("q_lora_rank"):
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_key_length(key if old else rank + rotated)
+    writer.add_value_length(value if old else rank)
+    if not old:
+        writer.add_key_length_mla(key)
+        writer.add_value_length_mla(value)
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    if config.get("norm_topk_prob"):
+        writer.add_expert_weights_norm(True)
+    if config.get("n_group"):
+        writer.add_expert_group_count(config["n_group"])
+        writer.add_expert_group_used_count(config["topk_group"])
+    if config["architectures"] == ["DeepseekV3ForCausalLM"]:
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if scale := (config.get("rope_parameters") or {}).get("mscale_all_dim"):
+        writer.add_rope_scaling_yarn_log_mul(0.1 * scale)
 
 
 def _write_rope(writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], head_dim: int) -> None:
@@ -94,11 +131,20 @@ def _write_rope(writer: gguf.GGUFWriter, architecture: str, config: dict[str, An
     rope = rope.get("full_attention", rope)
     if "rope_theta" in rope:
         writer.add_rope_freq_base(rope["rope_theta"])
+    if architecture == "deepseek2":
+        head_dim = config["qk_rope_head_dim"]
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     writer.add_rope_dimension_count(int(head_dim * partial))
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "beta_fast" in rope:
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
     if rope.get("rope_type") == "longrope":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
@@ -110,19 +156,52 @@ def _write_factors(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
 
 
-def _tensors(architecture: str, config: dict[str, Any], state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _tensors(
+    architecture: str, config: dict[str, Any], state: dict[str, np.ndarray], *, old: bool
+) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
     for name, values in state.items():
+        if architecture == "gpt-oss":
+            tensors |= _of_gpt_oss(name, values)
+            continue
+        if name.endswith(".kv_b_proj.weight") and not old:
+            tensors |= _of_latents(config, name, values)
+            continue
         if ".experts." in name:
             head, _, tail = name.partition(".experts.")
             number, part, _ = tail.split(".")
             part = MIXTRAL.get(part, part.removesuffix("_proj"))
             experts.setdefault(BLOCK.format(head.split(".")[2], part), {})[int(number)] = values
             continue
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         tensors[name] = _changed(architecture, config, name, values)
     stacked = {name: np.stack([of[number] for number in sorted(of)]) for name, of in experts.items()}
     return tensors | stacked
+
+
+def _of_gpt_oss(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """`GptOssModel.modify_tensors`."""
+    if name.endswith(".sinks"):
+        return {f"{name}.weight": values}
+    if ".mlp.experts." not in name:
+        return {name: values}
+    stem, suffix = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
+    rows = values if suffix == "bias" else values.swapaxes(1, 2)
+    if "gate_up_proj" not in name:
+        return {f"{stem}.{suffix}": rows}
+    halves = {"gate_proj": rows[:, ::2], "up_proj": rows[:, 1::2]}
+    return {f"{stem.replace('gate_up_proj', half)}.{suffix}": part for half, part in halves.items()}
+
+
+def _of_latents(config: dict[str, Any], name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """`DeepseekV2Model.modify_tensors`."""
+    heads, keys = config["num_attention_heads"], config["qk_nope_head_dim"]
+    of_heads = values.reshape(heads, keys + config["v_head_dim"], -1)
+    return {
+        name.replace("kv_b_proj", "k_b_proj"): of_heads[:, :keys].swapaxes(1, 2),
+        name.replace("kv_b_proj", "v_b_proj"): of_heads[:, keys:],
+    }
 
 
 def _changed(architecture: str, config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:

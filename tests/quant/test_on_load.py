@@ -128,6 +128,15 @@ def test_rounding_errs_by_half_a_step_at_most(kind: str) -> None:
     assert not found[1, 2].any()
 
 
+@pytest.mark.parametrize(("asked", "said"), [("int8", "quantized (int8), the others in float32"), (None, "in float32")])
+def test_the_log_says_how_weights_are_kept(
+    folder: Path, asked: str | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "jserve.runtime.start"):
+        prepared_and_weights(folder, asked)
+    assert f"weights {said}, activations in float32, KV cache in float32" in caplog.messages
+
+
 def test_inputs_that_are_no_whole_groups_stay_in_floating_point(tmp_path: Path) -> None:
     fields = {"hidden_size": 36, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
     _, weights = prepared_and_weights(make_model(tmp_path, "LlamaForCausalLM", **fields), "int4")

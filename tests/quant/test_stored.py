@@ -227,6 +227,22 @@ def test_projections_of_one_input_must_share_their_order(folder: Path, tmp_path:
         prepared_and_weights(packed)
 
 
+@pytest.mark.parametrize("wrong", [-1, 4, 2**30])
+@pytest.mark.parametrize("stored", [gptq(4, 16, symmetric=True, act_order=True), compressed_act_order(16)])
+def test_a_group_that_does_not_exist_is_refused(folder: Path, tmp_path: Path, stored: Stored, wrong: int) -> None:
+    """An index beyond its array reads its last entry, without an error."""
+    packed, _ = write(folder, tmp_path, stored)
+    tensors = tensors_of(packed)
+    name = next(
+        name for name in tensors if name.endswith(("0.self_attn.o_proj.g_idx", "0.self_attn.o_proj.weight_g_idx"))
+    )
+    assert int(tensors[name].max()) == 3
+    tensors[name][5] = wrong
+    save_file(tensors, packed / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"g_idx names group {wrong} but the groups are 0 to 3"):
+        prepared_and_weights(packed)
+
+
 def test_a_missing_scale_is_named(folder: Path, tmp_path: Path) -> None:
     packed, _ = write(folder, tmp_path, gptq(4, 32, symmetric=True))
     tensors = tensors_of(packed)
