@@ -72,17 +72,7 @@ MUTANTS = tuple(
         ("query sees the next token", "seen = key <= at", "seen = key <= at + 1", "soft_cap_f16_g3"),
         ("window one too wide", "seen &= key > at -", "seen &= key >= at -", "window_sinks_g8"),
         ("dead values kept", "jnp.where(row < live,", "jnp.where(row <= live,", "soft_cap_f16_g3"),
-        ("mask dropped a page late", "jnp.maximum(position + 1, 0)", "position + 65", "long_context_reuses_places"),
         ("sink of another head", "row >= g * launch.W", "row >= g", "window_sinks_g8"),
-        ("place not waited for", "step >= launch.stages", "step > launch.stages", "long_context_reuses_places"),
-        ("keys not waited for", 'barrier_wait(shared["k_here"]', 'barrier_arrive(shared["k_free"]', "one_head_b128"),
-        ("larger parts overwritten", "mine & -(2 * size)", "mine & -(4 * size)", "soft_cap_f16_g3"),
-        (
-            "sum of values not rescaled",
-            "o *= lax.broadcast_in_dim(shrink",
-            "o += 0 * lax.broadcast_in_dim(shrink",
-            "window_sinks_g8",
-        ),
     )
 )
 
@@ -94,10 +84,7 @@ def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch: pyte
     package = mutant.plant("paged_attention", tmp_path, monkeypatch)
     case = INTERPRETED[mutant.case]
     inputs = case.make(11)
-    try:
-        got, raced = _interpret(package, inputs)
-    except Exception:  # the interpreter refuses a barrier that is used wrongly
-        return
+    got, raced = _interpret(package, inputs)
     assert raced or _error(got, inputs, case) > 1
 
 
