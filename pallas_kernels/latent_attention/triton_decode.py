@@ -2,7 +2,7 @@
 
 A program serves up to M of the query heads of one row, which all share its keys. A batch too small to fill the GPU
 is split along the keys, and the kernel that combines the parts of paged attention combines these too.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

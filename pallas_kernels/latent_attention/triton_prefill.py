@@ -1,7 +1,8 @@
 """Latent attention for prefill chunks and mixed batches: one launch over ragged rows, causal.
 
 A program serves M pairs of a query and a head: all heads of some queries of one row, or where a query has more than
-M heads, some heads of one query. Pallas Triton. Compiled and interpreted, never executed on a GPU.
+M heads, some heads of one query. Pallas Triton.
+Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 As in `paged_attention.triton_tile`, but a block is loaded once: it is key and value. 576 is no power of two, which
 Triton's blocks must be, so a score is two products, over the 512 that are also the value and the 64 that turn.
-Compiled and interpreted, never executed on a GPU.
+Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 from dataclasses import dataclass

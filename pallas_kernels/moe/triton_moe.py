@@ -3,7 +3,7 @@
 The first gathers the tokens of its rows and activates gate and up before they leave the registers; the second weighs
 its rows and writes them to their tokens' places, where one sum over the experts of a token ends the mixture. A program
 owns one tile of rows of one expert and some outputs; programs past the live tiles read no weights.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

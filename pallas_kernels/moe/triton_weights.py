@@ -2,7 +2,7 @@
 
 Packed weights are widened in registers, a block at a time, and never written anywhere. Codes of 4 bits make two
 products a block, of the even inputs and of the odd ones, which rows therefore hold apart.
-Compiled and interpreted, never executed on a GPU.
+Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

@@ -1,7 +1,8 @@
 """Attention over a paged KV cache: one operation for decode, prefill chunks and mixed batches.
 
 Owns the choice of an implementation and nothing else. `reference.py` is the definition, `xla.py` runs
-everywhere, `triton_decode.py` and `triton_prefill.py` are the kernels for NVIDIA GPUs.
+everywhere, `triton_decode.py` and `triton_prefill.py` are the kernels for NVIDIA GPUs, and `mosaic_prefill.py` is one
+more for Hopper, which takes over only where it was measured to be faster.
 """
 
 import functools
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 
+from .mosaic_support import check_support, has_won
 from .reference import reference
 from .target import Target
 from .xla import AttentionPlan, attend, make_plan, paged_attention_xla, write_kv, write_pages
@@ -55,9 +57,10 @@ def paged_attention(
             has no value (gpt-oss): it adds exp(sink) to the sum that the weights are divided by.
         k_scale, v_scale: f32[N, K, B, 1], what a token's key and value of 8 bits are multiplied by; else None.
         decode: static promise that T == S and row s owns exactly token s (context_len 0: a padding row).
-        implementation: "auto", "reference", "xla" or "triton". "auto" is triton on an NVIDIA GPU where it
-            supports the shapes (else xla, with the reason logged once), and xla everywhere else. "triton"
-            on a CPU runs the Pallas interpreter: the same arithmetic, and slow.
+        implementation: "auto", "reference", "xla", "triton" or "mosaic". "auto" is triton on an NVIDIA GPU where
+            it supports the shapes (else xla, with the reason logged once), or mosaic where the table of this
+            device says that it is faster; and xla everywhere else. "triton" and "mosaic" on a CPU run Pallas'
+            interpreters: the same arithmetic, and slow.
         plan: what `prepare` returned for the same step and window; spares each layer the same work.
 
     Returns:
@@ -85,7 +88,9 @@ def paged_attention(
             return paged_attention_xla(*args, **static)
         case "triton":
             return _triton(*args, **static)
-    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference, xla or triton")
+        case "mosaic":
+            return _mosaic(*args, **static)
+    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference, xla, triton or mosaic")
 
 
 def prepare(
@@ -122,7 +127,7 @@ def _fastest(*args: Any, **static: Any) -> jax.Array:
     if Target.current().platform != "gpu":
         return paged_attention_xla(*args, **static)
     try:
-        return _triton(*args, **static)
+        return (_mosaic if _mosaic_has_won(*args, **static) else _triton)(*args, **static)
     except NotImplementedError as reason:
         _log_fallback(str(reason))
         return paged_attention_xla(*args, **static)
@@ -138,6 +143,32 @@ def _triton(*args: Any, decode: bool, **static: Any) -> jax.Array:
     return kernel(*args, **static, target=target, interpret=target.platform != "gpu")
 
 
+def _mosaic(*args: Any, decode: bool, **static: Any) -> jax.Array:
+    target = Target.current()
+    if decode:
+        raise NotImplementedError("the Mosaic kernel is for prefill and mixed batches; decode is Triton's")
+    q, k_pages, v_pages = args[:3]
+    check_support(q, k_pages, v_pages, args[7] is not None, target)  # before an import that an older JAX cannot make
+    from .mosaic_prefill import paged_attention_prefill
+
+    return paged_attention_prefill(*args, **static, target=target, interpret=target.platform != "gpu")
+
+
+def _mosaic_has_won(*args: Any, decode: bool, **static: Any) -> bool:
+    from .triton_tile import Head
+
+    q, k_pages, v_pages = args[:3]
+    target = Target.current()
+    head = Head(q.shape[1] // k_pages.shape[1], q.shape[2], k_pages.shape[2], **static)
+    if decode or not has_won(head.key(q.dtype), target):
+        return False
+    try:
+        check_support(q, k_pages, v_pages, args[7] is not None, target)
+    except NotImplementedError:  # such as an older JAX than that of the table, or too few tokens
+        return False
+    return True
+
+
 @functools.cache
 def _log_fallback(reason: str) -> None:
     logger.warning("paged attention runs on the slower XLA path: %s", reason)
@@ -146,4 +177,5 @@ def _log_fallback(reason: str) -> None:
 IMPLEMENTATIONS = {
     "xla": functools.partial(paged_attention, implementation="xla"),
     "triton": functools.partial(paged_attention, implementation="triton"),
+    "mosaic": functools.partial(paged_attention, implementation="mosaic"),
 }

@@ -2,7 +2,7 @@
 
 A program serves one KV head of one row with all G query heads in one tile, so each key is read once. A batch
 too small to fill the GPU is split along the KV range, and a second small kernel combines the parts.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

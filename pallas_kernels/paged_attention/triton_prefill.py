@@ -2,7 +2,7 @@
 
 A program serves one KV head of up to M // G queries of one row, with their G query heads packed in one tile.
 Rows are found inside the kernel, so no host or XLA work depends on how the batch is cut.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

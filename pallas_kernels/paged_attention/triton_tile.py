@@ -1,7 +1,8 @@
 """The inner loop that the decode and prefill kernels share: one tile of queries against a range of KV blocks.
 
 FlashAttention with the online softmax (Dao 2023, arXiv:2307.08691, section 3.1) in base 2, over paged keys.
-Knows nothing of grids, rows of a batch or splits. Compiled and interpreted, never executed on a GPU.
+Knows nothing of grids, rows of a batch or splits.
+Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import math

@@ -3,7 +3,7 @@
 A program holds sums of outputs x rows (the weight is the left side, which tensor cores take from registers)
 and goes over a share of the inputs; the shares of few rows, split so that all SMs are busy, are then summed
 by XLA. Codes are multiplied as exact small numbers and scaled once a block, so no weight is ever rounded.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """One program's share of a quantized weight: where its codes, scales and zero points lie, and what they stand for.
 
 Codes become numbers of the type that tensor cores multiply, exactly. Knows nothing of rows, splits or sums.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 XLA's halvings read the whole batch 62 times, from memory where it is larger than the cache. A program here compares
 each element with 15 thresholds at once, so that 8 passes find top-k's and 8 top-p's, over a row of half a megabyte
 that stays in the L2 cache. Rows share nothing: a row's threshold does not depend on its neighbours.
-Pallas Triton. Compiled and interpreted, never executed on a GPU.
+Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools

@@ -61,7 +61,12 @@ def leaves(tree: object) -> list[np.ndarray]:
 def test_kernel_matches_the_reference_on_the_device(kernel: Kernel, implementation: str, case: KernelCase) -> None:
     inputs, wanted = expected(kernel.name, case)
     function = functools.partial(kernel.implementations[implementation], **inputs.static)  # type: ignore[attr-defined]
-    found = leaves(jax.jit(function)(*inputs.args))  # type: ignore[attr-defined]
+    try:
+        found = leaves(jax.jit(function)(*inputs.args))  # type: ignore[attr-defined]
+    except NotImplementedError as reason:
+        if implementation != "mosaic":  # which takes few shapes, and a GPU and a JAX that not everyone has
+            raise
+        pytest.skip(str(reason))
     for got, want in zip(found, wanted, strict=True):
         assert np.isfinite(got).all(), f"not finite with seed {SEED}: something dead was read"
         error = float((np.abs(got - want) / np.maximum(1, np.abs(want))).max())

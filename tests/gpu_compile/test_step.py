@@ -145,6 +145,16 @@ def test_the_sampler_shares_out_its_rows_and_gathers_only_what_was_chosen(name: 
     assert shared["temporaries"] <= alone["temporaries"] / (5 if "edits" in name else 7) + (32 << 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "copies"),
+    [("sample 32 greedy", 0), ("sample 32 draws", 0), ("logprobs 32", 0), *zip(SAMPLERS[2:], (1, 2), strict=True)],
+)
+def test_the_logits_are_not_written_a_second_time_where_nothing_needs_it(name: str, copies: int) -> None:
+    """Filters need one array [S, V] of probabilities, in which our kernel finds the threshold; edits make another."""
+    logits = 4 * 32 * 128_256
+    assert step(1, name)["temporaries"] < (copies + 1 / 8) * logits
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_a_few_rows_are_brought_together_and_nothing_else_crosses(name: str) -> None:
     alone, shared = step(1, name), step(8, name)

@@ -1,6 +1,8 @@
 """Every implementation of every kernel folder gives what its reference gives, on inputs fresh in each run."""
 
+import ast
 import functools
+import re
 import secrets
 from pathlib import Path
 
@@ -8,11 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+import pallas_kernels
 from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, abstract_inputs, discover
 
 SEED = secrets.randbelow(2**32)
 KERNELS = {kernel.name: kernel for kernel in discover()}
 GPU_ONLY = ("triton", "mosaic")
+GPU_MODULES = [
+    path
+    for path in sorted(Path(pallas_kernels.__file__).parent.glob("*/*.py"))
+    if "pl.pallas_call" in path.read_text() or "plgpu.kernel" in path.read_text()
+]
 MOST_INTERPRETED = 7e10
 """Operations of a case that the interpreter on a CPU is still asked for, which take it a minute or two."""
 
@@ -63,9 +71,20 @@ def _run(kernel: Kernel, implementation: str, case: KernelCase, inputs) -> objec
 def test_implementation_matches_the_reference(kernel_name, implementation, index):
     kernel = KERNELS[kernel_name]
     case = kernel.cases[index]
+    if implementation == "mosaic":
+        _skip_unless_supported(kernel, case)
     inputs, expected = _expected(kernel_name, case)
     got = _run(kernel, implementation, case, inputs)
     jax.tree.map(lambda a, b: _assert_close(a, b, case.tolerance), got, expected)
+
+
+def _skip_unless_supported(kernel: Kernel, case: KernelCase) -> None:
+    """The Mosaic kernels take few shapes, and a JAX that not every Python has."""
+    inputs = abstract_inputs(case)
+    try:
+        jax.eval_shape(functools.partial(kernel.implementations["mosaic"], **inputs.static), *inputs.args)
+    except NotImplementedError as reason:
+        pytest.skip(str(reason))
 
 
 def _assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -110,6 +129,17 @@ def test_shapes_of_a_case_are_those_of_what_it_makes():
             assert made.static == shapes.static
             of_made = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made.args)
             assert of_made == shapes.args, f"{kernel.name} {case.name}"
+
+
+@pytest.mark.parametrize("path", GPU_MODULES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_gpu_kernel_says_where_it_was_compiled_interpreted_and_executed(path: Path):
+    """In its first words: for which targets, and on which machine and day, or that it never was."""
+    told = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+    compiled = re.search(r"[Cc]ompiled for ((?:sm_\d+a?(?:, | and )?)+)", told)
+    assert compiled, told
+    assert set(re.findall(r"sm_\w+", compiled[1])) <= {"sm_80", "sm_90a", "sm_100a"}
+    assert "interpreted" in told
+    assert re.search(r"never executed on a GPU|executed on (an? )?NVIDIA [\w ]+ \(\d{4}-\d\d-\d\d\)", told), told
 
 
 def test_every_kernel_has_a_quick_case():
