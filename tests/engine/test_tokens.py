@@ -1,129 +1,33 @@
 """The engine's core on a tiny real model: a request's tokens are its own, whatever happens around it."""
 
 import random
-import sys
-import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from jserve.config import EngineConfig
-from jserve.engine import EngineCore
-from jserve.protocol import Request, SamplingParams, TokenDelta
-from jserve.runtime.compiles import CompileCounter
-from jserve.runtime.runner import Runner
-from jserve.runtime.sampling import VARIANTS
-from jserve.runtime.shapes import Bucket
-from jserve.runtime.start import Started, start_runner
+from jserve.protocol import Request, SamplingParams
+from tests.engine.world import (
+    COUNT,
+    EDITS,
+    EOS,
+    PAGE,
+    PROMPTS,
+    VOCAB,
+    World,
+    check_empty,
+    run_mixed,
+)
 from tests.worlds import (
     add_few,
     greedy,
-    make_model,
-    reference,
     reference_greedy,
     reference_logits,
     run,
     start_engine,
     tokens_of,
 )
-
-VOCAB = 17
-"""Small enough that 20 logprobs are the whole distribution."""
-EOS = 2
-COUNT = 20
-PAGE = 4
-NUM_PAGES = 24
-PAGE_BYTES = 2 * 2 * 2 * PAGE * 8 * 4
-"""Keys and values, 2 layers, 2 KV heads, of 8 floats each."""
-
-
-def make_prompts() -> dict[str, list[int]]:
-    """Twelve prompts of 1 to 40 tokens, of which eight begin like another."""
-    rng = random.Random(4)
-    stems = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (21, 10)]
-    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (1, 7, 16, 40)]
-    prompts += [stem + [rng.randrange(3, VOCAB) for _ in range(length)] for stem in stems for length in (1, 3, 6, 11)]
-    return {f"r{number}": prompt for number, prompt in enumerate(prompts)}
-
-
-PROMPTS = make_prompts()
-
-
-class World:
-    """One started runner. `core()` puts a new scheduler, with an empty pool, over the same device state, so that
-    every test also finds what the ones before it left in pages and slots.
-    """
-
-    def __init__(self, started: Started, folder: Path) -> None:
-        self.started = started
-        self.model = reference(folder)
-        self.greedy = cache(lambda name: reference_greedy(self.model, PROMPTS[name], COUNT))
-
-    def core(self) -> EngineCore:
-        return EngineCore(self.started)
-
-    def expected(self, prompt: list[int], params: SamplingParams, count: int = COUNT) -> list[int]:
-        """Greedy tokens under edits, from transformers' logits and the definition of every edit."""
-        tokens: list[int] = []
-        stops = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
-        for index in range(count):
-            logits = reference_logits(self.model, prompt + tokens)[-1].astype(np.float64)
-            for token, bias in (params.logit_bias or {}).items():
-                logits[token] += bias
-            if index < params.min_tokens:
-                logits[list(stops)] = -np.inf
-            counts = np.bincount(tokens, minlength=VOCAB)
-            seen = (counts > 0) | (np.bincount(prompt, minlength=VOCAB) > 0)
-            penalty = params.repetition_penalty
-            logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-            logits -= counts * params.frequency_penalty + (counts > 0) * params.presence_penalty
-            tokens.append(int(logits.argmax()))
-            if tokens[-1] in stops and index >= params.min_tokens:
-                break
-        return tokens
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
-    folder = make_model(tmp_path_factory.mktemp("model"), "LlamaForCausalLM", vocab_size=VOCAB)
-    config = EngineConfig(
-        model=str(folder),
-        dtype="float32",
-        max_num_seqs=8,
-        max_num_batched_tokens=16,
-        max_model_len=64,
-        page_size=PAGE,
-        kv_cache_memory_bytes=NUM_PAGES * PAGE_BYTES,
-        compile_cache_dir=executables,
-    )
-    started = start_runner(config, lambda *_: None)
-    assert started.shape.num_pages == NUM_PAGES
-    add_few(started.runner)
-    return World(started, folder)
-
-
-def run_mixed(
-    core: EngineCore,
-    requests: dict[str, tuple[list[int], SamplingParams]],
-    between: Callable[[int], None] | None = None,
-) -> dict[str, list[TokenDelta]]:
-    """All at once, each with its own parameters."""
-    for name, (prompt, params) in requests.items():
-        assert core.add(Request(name, prompt, params)) is None
-    return run(core, {}, greedy(1), between)
-
-
-def check_empty(core: EngineCore) -> None:
-    core.scheduler.check()
-    stats = core.stats()
-    assert (stats.num_pages_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -228,16 +132,6 @@ def test_seeded_draws_are_the_same_whatever_the_batch(world: World) -> None:
         assert tokens_of(together[name]) == tokens, name
     assert tokens_of(together["greedy"]) == world.greedy("r1")
     assert len({tuple(tokens[:4]) for tokens in alone.values()}) > 6
-
-
-EDITS: list[dict[str, Any]] = [
-    {"repetition_penalty": 1.8},
-    {"frequency_penalty": 1.5},
-    {"presence_penalty": 2.0},
-    {"repetition_penalty": 0.7, "frequency_penalty": 2.0, "presence_penalty": -1.0},
-    {"logit_bias": {5: 100.0, 6: -100.0}},
-    {"logit_bias": {7: 3.0, 8: -3.0}, "frequency_penalty": 0.8},
-]
 
 
 @pytest.mark.parametrize("logprobs", [None, 20])
@@ -379,77 +273,3 @@ def test_abort_frees_pages_at_once(world: World) -> None:
     check_empty(core)
     assert core.is_idle
     assert tokens_of(run(core, {"r4": PROMPTS["r4"]}, greedy(COUNT))["r4"]) == world.greedy("r4")
-
-
-def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(world: World) -> None:
-    """Programs that are compiled behind come one by one, and requests do not wait for them."""
-    runner, small = world.started.runner, Bucket(4, 4)
-    programs = {program.name: program for program in runner.programs_optional()}
-    runner.add(programs[f"step {small}"])
-    penalised = greedy(6, frequency_penalty=1.0, logprobs=1)
-    requests = {name: (PROMPTS[name], penalised) for name in ("r0", "r1", "r2")}
-    expected = {name: world.expected(prompt, params, 6) for name, (prompt, params) in requests.items()}
-    before = runner.bucket_steps[small]
-    deltas = run_mixed(world.core(), requests)
-    assert {name: tokens_of(found) for name, found in deltas.items()} == expected
-    assert runner.bucket_steps[small] == before
-    runner.add(programs["sample 4 greedy"])
-    deltas = run(world.core(), {name: PROMPTS[name] for name in requests}, greedy(COUNT))
-    assert {name: tokens_of(found) for name, found in deltas.items()} == {name: world.greedy(name) for name in requests}
-    assert runner.bucket_steps[small] > before
-
-
-def test_programs_that_threads_add_at_once_are_all_there(world: World) -> None:
-    """A table that two threads replace at the same time must not lose an entry."""
-    started = world.started.runner
-    rows = sorted({bucket.rows for bucket in started.shape.buckets()})
-    names = [f"sample {count} {variant}" for count in rows for variant in VARIANTS]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(10):
-            runner = Runner(started._programs, started._store, started._mesh)
-            barrier = threading.Barrier(len(names))
-
-            def register(name: str, runner: Runner = runner, barrier: threading.Barrier = barrier) -> None:
-                barrier.wait()
-                runner._register(name, name)  # type: ignore[arg-type]
-
-            with ThreadPoolExecutor(len(names)) as pool:
-                list(pool.map(register, names))
-            assert {f"sample {count} {variant}" for count, variant in runner._samplers} == set(names)
-    finally:
-        sys.setswitchinterval(interval)
-
-
-def test_nothing_is_compiled_under_a_mixed_load(world: World) -> None:
-    core, rng = world.core(), random.Random(0)
-    kinds: list[dict[str, Any]] = [{}, {"temperature": 0.8, "seed": 1}, {"logprobs": 4}, *EDITS, {"min_tokens": 9}]
-    requests = {}
-    for number in range(40):
-        prompt = PROMPTS[rng.choice(sorted(PROMPTS))]
-        fields = {"temperature": 0.0, "max_tokens": rng.randrange(COUNT // 2, COUNT), **rng.choice(kinds)}
-        requests[f"q{number}"] = (prompt, SamplingParams(**fields))
-
-    def abort(step: int) -> None:
-        if step % 9 == 0:
-            core.abort([rng.choice(sorted(requests))])
-
-    with core.compiles.watch():
-        deltas = run_mixed(core, requests, abort)
-    assert core.stats().compiles_after_ready == core.compiles.count == 0
-    assert core.stats().num_preemptions > 0
-    assert len(deltas) > 30
-    check_empty(core)
-
-
-def test_compiles_of_the_watching_thread_are_counted_and_of_others_not() -> None:
-    counter, x = CompileCounter(), np.arange(3.0)
-    jax.jit(lambda x: x + 1.5)(x)
-    with counter.watch():
-        jax.jit(lambda x: x + 2.5)(x)
-        other = threading.Thread(target=lambda: jax.jit(lambda x: x + 3.5)(x).block_until_ready())
-        other.start()
-        other.join()
-    jax.jit(lambda x: x + 4.5)(x)
-    assert counter.count == 1
