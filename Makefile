@@ -75,10 +75,11 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	touch $@
 
 # torch is the reference that the tests compare with; pip, not uv, takes a build without CUDA where there is one.
+# The plugin and ptxas compile for GPUs on a machine without one.
 $(VENV)/test-installed: pyproject.toml | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(UV) --editable '.[test]'
-	test -n "$(EXTRA)" || $(UV) --no-deps jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX)
+	test -n "$(EXTRA)" || $(UV) --no-deps jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX) nvidia-cuda-nvcc-cu12
 	touch $@
 
 $(VENV)/bench-installed: pyproject.toml | $(VENV)/installed

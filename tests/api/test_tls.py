@@ -1,12 +1,11 @@
 """HTTPS with a certificate of one's own."""
 
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 
 from jserve.api.options import parse
 from jserve.errors import ConfigError
@@ -15,13 +14,14 @@ from tests.api.live_server import StartServer
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """Key and certificate of 127.0.0.1."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+    """Key and certificate of 127.0.0.1; `authority.pem` beside them vouches for it."""
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
-    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*make.split(), *extension], check=True, capture_output=True)
+    made.private_key_pem.write_to_path(str(key))
+    for part in made.cert_chain_pems:
+        part.write_to_path(str(certificate), append=True)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     return key, certificate
 
 
@@ -30,7 +30,9 @@ def test_answers_over_https_only(start_server: StartServer, files: tuple[Path, P
     live = start_server(wait=False, ssl_keyfile=key, ssl_certfile=certificate)
     url = live.url.replace("http:", "https:")
     assert live.server.url == url
-    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=str(certificate))) as client:
+    with httpx.Client(
+        base_url=url, verify=ssl.create_default_context(cafile=str(certificate.with_name("authority.pem")))
+    ) as client:
         live.wait_for(lambda: client.get("/ready").status_code == 200, 15)
         body = {"prompt": "abc", "max_tokens": 5, "stream": True}
         assert client.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
