@@ -28,6 +28,19 @@ SMALL = {
     "pad_token_id": 0,
 }
 
+LATENT = {
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "num_key_value_heads": 4,
+}
+"""Of a tiny DeepSeek: a latent cache, a dense layer, then experts."""
+
 
 def make_model(
     folder: Path, architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **fields: Any

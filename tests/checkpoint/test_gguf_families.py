@@ -13,7 +13,7 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import RopeConfig
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve
-from tests.worlds import make_model
+from tests.worlds import LATENT, make_model
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 GEMMA = {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16}
@@ -24,18 +24,7 @@ LONGROPE = {
     "long_factor": [2.0, 2.5, 3.0, 4.0],
     "original_max_position_embeddings": 64,
 }
-LATENT = {
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 10,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 3,
-    "num_key_value_heads": 4,
-    "n_shared_experts": 1,
-}
+DEEPSEEK = {**LATENT, "n_shared_experts": 1}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 MSCALE = {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32, "beta_slow": 1}
 
@@ -78,17 +67,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GptOssForCausalLM",
         {"num_local_experts": 4, "head_dim": 16, "sliding_window": 5, "rope_parameters": {**YARN, "truncate": False}},
     ),
-    "deepseek 2 lite": ("deepseek2", "DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None, "n_shared_experts": 2}),
+    "deepseek 2 lite": ("deepseek2", "DeepseekV2ForCausalLM", {**DEEPSEEK, "q_lora_rank": None, "n_shared_experts": 2}),
     "deepseek 2, groups": (
         "deepseek2",
         "DeepseekV2ForCausalLM",
-        {**LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy"}
+        {**DEEPSEEK, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy"}
         | {"routed_scaling_factor": 4.0, "rope_parameters": MSCALE},
     ),
     "deepseek 3": (
         "deepseek2",
         "DeepseekV3ForCausalLM",
-        {**LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "rope_parameters": MSCALE},
+        {**DEEPSEEK, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "rope_parameters": MSCALE},
     ),
     "granite": (
         "granite",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.worlds import (
+    LATENT,
     greedy,
     make_model,
     reference,
@@ -41,17 +42,6 @@ NEOX = {**APART, "hidden_size": 64}
 
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
 GPT_OSS = {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 0.5, "rope_parameters": YARN}
-LATENT = {
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 10,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 3,
-    "num_key_value_heads": 4,
-}
 MSCALE = {**YARN, "mscale": 0.8, "mscale_all_dim": 1.3, "beta_fast": 32, "beta_slow": 1}
 QWEN_MOE = {**MOE, "shared_expert_intermediate_size": 24}
 
