@@ -175,8 +175,10 @@ def _decode_q6_k(blocks: Bytes, out: Floats) -> None:
     values *= scale[..., None]
 
 
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""The values of MXFP4's codes (OCP Microscaling Formats v1.0, section 5.3.3)."""
+_E2M1_TWICE = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""Twice the values of MXFP4's codes (OCP Microscaling Formats v1.0, section 5.3.3)."""
+_E8M0_HALF = np.ldexp(np.float32(1), np.arange(256) - 128)
+"""Half of each scale: the last one whole, 2**128, is past float32. OCP calls it NaN, GGML reads it as here."""
 
 
 def _decode_mxfp4(blocks: Bytes, out: Floats) -> None:
@@ -189,8 +191,7 @@ def _decode_mxfp4_pairs(blocks: Bytes, out: Floats) -> None:
 
 def _fours(blocks: Bytes, out: Floats, codes: Bytes) -> None:
     """Codes u8[n, 32] times each block's power of two."""
-    scale = blocks[:, :1].view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
-    np.multiply(_E2M1[codes], scale, out=out)
+    np.multiply(_E2M1_TWICE[codes], _E8M0_HALF[blocks[:, :1]], out=out)
 
 
 _DECODERS: dict[str, Callable[[Bytes, Floats], None]] = {
