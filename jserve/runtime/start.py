@@ -9,10 +9,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -35,6 +35,7 @@ from jserve.runtime.baked import baked_sizes
 from jserve.runtime.encode import plan_encoder
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
+from jserve.runtime.host_attention import choose_attention
 from jserve.runtime.fill import check_weights, load_thin_weights, load_weights
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
@@ -95,8 +96,11 @@ class Prepared:
         return Runner(self.programs, store, mesh)
 
 
-def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared:
-    """Read the model's configuration and plan the memory. Raises StartupError where it does not fit."""
+def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Sequence[Path | None]) -> Prepared:
+    """Read the model's configuration and plan the memory. Raises StartupError where it does not fit.
+
+    `folders` hold compiled code; what is missing is stored in the last of them.
+    """
     device = mesh.devices.flat[0]
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
@@ -108,6 +112,9 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
     build, model = _build(asked, config, family, mesh, checkpoint, weights, generates=not embeds)
+    page_size = asked.page_size or memory.default_capacity(device.platform).page_size
+    build = replace(build, attention=choose_attention(build, config, page_size, folders))
+    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights).abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
     if build.thin and not build.outputs_first:
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
@@ -174,7 +181,8 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     baked = Path(asked.executables).expanduser() if asked.executables else None
     if baked is not None:
         asked = baked_sizes(asked, baked)
-    prepared = prepare(asked, checkpoint, mesh)
+    folders = (baked, _folder(asked))
+    prepared = prepare(asked, checkpoint, mesh, folders)
     config, build, model, shape, plan = (
         prepared.config,
         prepared.build,
@@ -184,7 +192,7 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     )
     if asked.load_format != "dummy":
         check_weights(model, prepared.programs, checkpoint)  # a wrong file is told before anything is compiled
-    store = ExecutableStore(_folder(asked), prepared.key, baked=baked)
+    store = ExecutableStore(folders[1], prepared.key, baked=baked)
     runner = prepared.runner(store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
