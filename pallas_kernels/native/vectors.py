@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "MAX_ROWS", "VECTORS", "load", "product", "store", "transpose", "weigh"]
+__all__ = ["LANES", "MAX_ROWS", "VECTORS", "dots", "load", "product", "store", "transpose", "weigh"]
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Numbers in a vector; LLVM splits what the CPU's registers cannot hold."""
@@ -174,6 +174,75 @@ def _block_product(caller: Any, R: int, N: int, form: int, fresh: bool) -> Any:
     for r in range(R):
         for n in range(N):
             _write(builder, builder.load(sums[r][n]), places[r], 4 * LANES * n)
+    builder.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)
+def dots(
+    typingctx: Any,
+    a: Any,
+    a_stride: Any,
+    b: Any,
+    b_stride: Any,
+    steps: Any,
+    c: Any,
+    c_stride: Any,
+    rows: Any,
+    columns: Any,
+    form: Any,
+) -> Any:
+    """C[r, n] = sum over steps * LANES numbers of A[r] times B[n], each with a sum of its own per lane until the end.
+
+    a, b, c: addresses; A has `rows` (1 .. MAX_ROWS) rows of float32, a_stride bytes apart, B has `columns` rows of
+    `form`, b_stride bytes apart, C has rows c_stride bytes apart. columns, form: constants.
+    """
+    if not all(isinstance(x, types.Literal) for x in (columns, form)):
+        return None
+    N, b_form = map(_literal, (columns, form))
+
+    def code(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
+        *given, rows = args[:8]
+        after = builder.append_basic_block("after")
+        choice = builder.switch(rows, after)
+        for R in range(1, MAX_ROWS + 1):
+            block = builder.append_basic_block(f"rows{R}")
+            choice.add_case(_I64(R), block)
+            builder.position_at_end(block)
+            builder.call(_block_dots(builder, R, N, b_form), given)
+            builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 8, columns, form), code
+
+
+def _block_dots(caller: Any, R: int, N: int, form: int) -> Any:
+    """A function of the module for R rows and N columns; its sums are R * N registers."""
+    kind = ir.FunctionType(ir.VoidType(), [_I64] * 7)
+    function = cgutils.get_or_insert_function(caller.module, kind, f"dots_{R}_{N}_{form}")
+    if function.blocks:
+        return function
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    a, a_stride, b, b_stride, steps, c, c_stride = function.args
+    sums = [[cgutils.alloca_once_value(builder, _number(0)) for _ in range(N)] for _ in range(R)]
+    lefts = [builder.add(a, builder.mul(a_stride, _I64(r))) for r in range(R)]
+    rights = [builder.add(b, builder.mul(b_stride, _I64(n))) for n in range(N)]
+    with cgutils.for_range(builder, steps) as step:
+        at = builder.mul(step.index, _I64(4 * LANES))
+        right_at = builder.mul(step.index, _I64((2 if form else 4) * LANES))
+        right = [_read_wide(builder, form, rights[n], right_at) for n in range(N)]
+        for r in range(R):
+            left = _read(builder, lefts[r], at)
+            for n in range(N):
+                builder.store(_call(builder, "fma", left, right[n], builder.load(sums[r][n])), sums[r][n])
+    for r in range(R):
+        row = builder.add(c, builder.mul(c_stride, _I64(r)))
+        for n in range(N):
+            whole = builder.load(sums[r][n])
+            total = _call(builder, "vector.reduce.fadd", ir.Constant(_F, 0.0), whole, result=_F, flags=("reassoc",))
+            _write(builder, total, row, 4 * n)
     builder.ret_void()
     return function
 
