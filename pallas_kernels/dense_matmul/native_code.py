@@ -18,17 +18,19 @@ from ..native.calls import (
     call,
     dimension,
     finish,
+    free,
     hold,
     is_question,
     leave,
     make_job,
+    malloc,
     num_threads,
     result,
     spread,
     take,
     wait,
 )
-from ..native.vectors import BFLOAT16, FLOAT32, LANES, MAX_ROWS, dots, load, store
+from ..native.vectors import BFLOAT16, FLOAT32, LANES, MAX_ROWS, dots, load, store, widen
 
 __all__ = ["KINDS", "compile_kernel"]
 
@@ -36,6 +38,8 @@ KINDS = {"float32": FLOAT32, "uint16": BFLOAT16}
 """Types of the weight: numbers, or the bits of bfloat16."""
 COLUMNS = 4
 """Outputs of a block that stays in registers."""
+WIDEN_ROWS = 12
+"""Rows from which weights are widened once, and not for every block of rows."""
 UNITS_PER_THREAD = 4
 LEAST_UNIT = 40_000
 """Multiplications of a unit at least: some 4 microseconds."""
@@ -48,32 +52,44 @@ def _make_participate(form: int) -> Any:
     width = 2 if form else 4
 
     @njit(error_model="numpy")
-    def block(x, weight, out, rows, inputs, outputs, first, last):
-        stride, steps = inputs * width, inputs // LANES
-        n = first
-        while n + COLUMNS <= last:
-            for r in range(0, rows, MAX_ROWS):
-                count = min(MAX_ROWS, rows - r)
-                dots(x + r * inputs * 4, inputs * 4, weight + n * stride, stride, steps, out + (r * outputs + n) * 4,
-                     outputs * 4, count, COLUMNS, form)  # fmt: skip
-            n += COLUMNS
-        while n < last:
-            for r in range(0, rows, MAX_ROWS):
-                count = min(MAX_ROWS, rows - r)
-                dots(x + r * inputs * 4, inputs * 4, weight + n * stride, stride, steps, out + (r * outputs + n) * 4,
-                     outputs * 4, count, 1, form)  # fmt: skip
-            n += 1
+    def columns_of(x, weight, out, rows, inputs, outputs, scratch):
+        """COLUMNS outputs of all rows, in blocks of nearly the same number of rows."""
+        b, stride, is_wide = weight, inputs * width, rows > WIDEN_ROWS and form != FLOAT32
+        if is_wide:
+            widen(weight, scratch, COLUMNS * (inputs // LANES), form)
+            b, stride = scratch, inputs * 4
+        r, blocks = 0, (rows + MAX_ROWS - 1) // MAX_ROWS
+        while blocks > 0:
+            count = (rows - r + blocks - 1) // blocks
+            left, target = x + r * inputs * 4, out + r * outputs * 4
+            if is_wide:
+                dots(left, inputs * 4, b, stride, inputs // LANES, target, outputs * 4, count, COLUMNS, FLOAT32)
+            else:
+                dots(left, inputs * 4, b, stride, inputs // LANES, target, outputs * 4, count, COLUMNS, form)
+            r += count
+            blocks -= 1
 
     @njit(error_model="numpy")
     def participate(job):
+        x, weight, out = load(job + X, I64), load(job + WEIGHT, I64), load(job + OUT, I64)
         rows, inputs, outputs = load(job + ROWS, I64), load(job + INPUTS, I64), load(job + OUTPUTS, I64)
         size = load(job + UNIT, I64)
         unit = take(job)
-        while unit >= 0:
-            block(load(job + X, I64), load(job + WEIGHT, I64), load(job + OUT, I64), rows, inputs, outputs,
-                  unit * size, min(outputs, (unit + 1) * size))  # fmt: skip
-            finish(job)
-            unit = take(job)
+        if unit >= 0:
+            scratch = malloc(COLUMNS * inputs * 4)
+            while unit >= 0:
+                n, last = unit * size, min(outputs, (unit + 1) * size)
+                while n + COLUMNS <= last:
+                    columns_of(x, weight + n * inputs * width, out + n * 4, rows, inputs, outputs, scratch)
+                    n += COLUMNS
+                while n < last:
+                    for r in range(rows):
+                        dots(x + r * inputs * 4, inputs * 4, weight + n * inputs * width, inputs * width,
+                             inputs // LANES, out + (r * outputs + n) * 4, outputs * 4, 1, 1, form)  # fmt: skip
+                    n += 1
+                finish(job)
+                unit = take(job)
+            free(scratch)
         leave(job)
         return I64
 

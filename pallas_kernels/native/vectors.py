@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "MAX_ROWS", "VECTORS", "dots", "load", "product", "store", "transpose", "weigh"]
+__all__ = ["LANES", "MAX_ROWS", "VECTORS", "dots", "load", "product", "store", "transpose", "weigh", "widen"]
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Numbers in a vector; LLVM splits what the CPU's registers cannot hold."""
@@ -47,6 +47,13 @@ def _read(builder: Any, address: Any, *offsets: Any, kind: ir.Type = _VECTOR, al
 
 def _write(builder: Any, value: Any, address: Any, *offsets: Any) -> None:
     builder.store(value, _pointer(builder, address, value.type, *offsets), align=4)
+
+
+def _prefetch(builder: Any, address: Any, *offsets: Any) -> None:
+    """Have memory brought near that will be read soon; any address will do."""
+    pointer = _pointer(builder, address, _BYTE, *offsets)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I, _I, _I])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [pointer, _I(0), _I(3), _I(1)])
 
 
 def _read_wide(builder: Any, form: int, address: Any, *offsets: Any) -> Any:
@@ -233,18 +240,60 @@ def _block_dots(caller: Any, R: int, N: int, form: int) -> Any:
         at = builder.mul(step.index, _I64(4 * LANES))
         right_at = builder.mul(step.index, _I64((2 if form else 4) * LANES))
         right = [_read_wide(builder, form, rights[n], right_at) for n in range(N)]
+        for n in range(N):
+            _prefetch(builder, rights[n], right_at, builder.mul(b_stride, _I64(N)))
         for r in range(R):
             left = _read(builder, lefts[r], at)
             for n in range(N):
                 builder.store(_call(builder, "fma", left, right[n], builder.load(sums[r][n])), sums[r][n])
     for r in range(R):
         row = builder.add(c, builder.mul(c_stride, _I64(r)))
+        totals = [builder.load(each) for each in sums[r]]
+        if N == 4:
+            _write(builder, _four_sums(builder, totals), row)
+            continue
         for n in range(N):
-            whole = builder.load(sums[r][n])
-            total = _call(builder, "vector.reduce.fadd", ir.Constant(_F, 0.0), whole, result=_F, flags=("reassoc",))
+            total = _call(builder, "vector.reduce.fadd", ir.Constant(_F, 0.0), totals[n], result=_F, flags=("reassoc",))
             _write(builder, total, row, 4 * n)
     builder.ret_void()
     return function
+
+
+def _four_sums(builder: Any, vectors: Sequence[Any]) -> Any:
+    """The sums of the lanes of each of four vectors, four numbers: halves of segments are added to each other."""
+
+    def halved(a: Any, b: Any, length: int) -> Any:
+        first = [start + i for start in range(0, 2 * LANES, length) for i in range(length // 2)]
+        low, high = (ir.Constant(_INTS, [at + shift for at in first[:LANES]]) for shift in (0, length // 2))
+        return builder.fadd(builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high))
+
+    ab, cd = halved(vectors[0], vectors[1], LANES), halved(vectors[2], vectors[3], LANES)
+    whole, length = halved(ab, cd, LANES // 2), LANES // 4
+    while length > 1:
+        kept = [min(lane + length // 2, LANES - 1) for lane in range(LANES)]
+        whole = builder.fadd(whole, builder.shuffle_vector(whole, whole, ir.Constant(_INTS, kept)))
+        length //= 2
+    ends = ir.Constant(ir.VectorType(_I, 4), [n * LANES // 4 for n in range(4)])
+    return builder.shuffle_vector(whole, whole, ends)
+
+
+@intrinsic(prefer_literal=True)
+def widen(typingctx: Any, source: Any, target: Any, count: Any, form: Any) -> Any:
+    """`count` * LANES numbers of `form` (a constant) at `source`, as float32 at `target`; what lies behind them is prefetched."""
+    if not isinstance(form, types.Literal):
+        return None
+    source_form = _literal(form)
+
+    def code(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
+        source, target, count = args[:3]
+        with cgutils.for_range(builder, count) as step:
+            at = builder.mul(step.index, _I64((2 if source_form else 4) * LANES))
+            values = _read_wide(builder, source_form, source, at)
+            _prefetch(builder, source, at, builder.mul(count, _I64((2 if source_form else 4) * LANES)))
+            _write(builder, values, target, builder.mul(step.index, _I64(4 * LANES)))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64, form), code
 
 
 @intrinsic(prefer_literal=True)
