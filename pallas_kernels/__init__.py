@@ -79,7 +79,9 @@ def discover(folder: Path | None = None, package: str = __name__) -> tuple[Kerne
     Raises IncompleteKernelError naming the folder and the missing part.
     """
     folder = folder or Path(__file__).parent
-    names = sorted(found.name for found in pkgutil.iter_modules([str(folder)]) if found.ispkg and found.name not in SHARED)
+    names = sorted(
+        found.name for found in pkgutil.iter_modules([str(folder)]) if found.ispkg and found.name not in SHARED
+    )
     return tuple(_load(f"{package}.{name}" if package else name, name) for name in names)
 
 

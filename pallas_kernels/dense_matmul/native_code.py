@@ -40,7 +40,7 @@ COLUMNS = 4
 """Outputs of a block that stays in registers."""
 WIDEN_ROWS = 12
 """Rows from which weights are widened once, and not for every block of rows."""
-UNITS_PER_THREAD = 4
+UNITS_PER_THREAD = 8
 LEAST_UNIT = 40_000
 """Multiplications of a unit at least: some 4 microseconds."""
 

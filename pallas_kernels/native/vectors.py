@@ -53,7 +53,9 @@ def _prefetch(builder: Any, address: Any, *offsets: Any) -> None:
     """Have memory brought near that will be read soon; any address will do."""
     pointer = _pointer(builder, address, _BYTE, *offsets)
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I, _I, _I])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [pointer, _I(0), _I(3), _I(1)])
+    builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [pointer, _I(0), _I(3), _I(1)]
+    )
 
 
 def _read_wide(builder: Any, form: int, address: Any, *offsets: Any) -> Any:
@@ -279,7 +281,7 @@ def _four_sums(builder: Any, vectors: Sequence[Any]) -> Any:
 
 @intrinsic(prefer_literal=True)
 def widen(typingctx: Any, source: Any, target: Any, count: Any, form: Any) -> Any:
-    """`count` * LANES numbers of `form` (a constant) at `source`, as float32 at `target`; what lies behind them is prefetched."""
+    """`count` * LANES numbers of `form` (a constant) at `source`, as float32 at `target`; prefetches what follows."""
     if not isinstance(form, types.Literal):
         return None
     source_form = _literal(form)

@@ -13,10 +13,38 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from ..native.calls import (
-    JOB, address_of, answer, argument, call, dimension, finish, free, hold, is_question, leave, make_job, malloc,
-    num_threads, result, spread, take, wait,
+    JOB,
+    address_of,
+    answer,
+    argument,
+    call,
+    dimension,
+    finish,
+    free,
+    hold,
+    is_question,
+    leave,
+    make_job,
+    malloc,
+    num_threads,
+    result,
+    spread,
+    take,
+    wait,
 )  # fmt: skip
-from ..native.vectors import BFLOAT16, FLOAT16, FLOAT32, LANES, MAX_ROWS, VECTORS, load, product, store, transpose, weigh
+from ..native.vectors import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    LANES,
+    MAX_ROWS,
+    VECTORS,
+    load,
+    product,
+    store,
+    transpose,
+    weigh,
+)
 
 __all__ = ["KINDS", "compile_kernel"]
 
