@@ -27,7 +27,7 @@ SUFFIX = ".native"
 """Of stored files."""
 _DIGEST_BYTES = 32
 _NAME_BYTES = 256  # of the handler's symbol, before the object code
-_INTERFACES = {(0, 1), (0, 2), (0, 3)}
+_INTERFACES = {(0, 3), (0, 4), (0, 5)}
 """Versions of XLA's foreign function interface whose layout `calls` knows."""
 _UNUSED = (
     "numba_gil_ensure", "numba_gil_release", "numba_unpickle", "numba_do_raise", "numba_runtime_build_excinfo_struct",
@@ -66,6 +66,9 @@ def load_kernel(kernel: str, kind: str, *folders: Path | None) -> bool:
             _loaded[target] = _register(target, body)
         except ImportError as error:
             logger.info("%s runs on XLA: %s; `pip install 'jserve[cpu]'` makes it faster", kernel, error)
+            return False
+        except NotImplementedError as error:
+            logger.warning("%s runs on XLA, which is slower: %s", kernel, error)
             return False
         except Exception:
             logger.warning("%s runs on XLA, which is slower: its native code failed", kernel, exc_info=True)
