@@ -35,8 +35,8 @@ _UNUSED = (
 )  # fmt: skip
 """What a function of Numba calls when it raises, which these never do."""
 
-_loaded: dict[str, object] = {}
-"""By target; XLA keeps addresses into it."""
+_loaded: dict[str, tuple[bytes, object]] = {}
+"""By target: what is stored of a kernel, and what XLA keeps addresses into."""
 _lock = threading.Lock()
 
 
@@ -59,11 +59,14 @@ def load_kernel(kernel: str, kind: str, *folders: Path | None) -> bool:
     """
     target = target_name(kernel, kind)
     with _lock:
-        if target in _loaded:
-            return True
         try:
-            body = _read_or_compile(kernel, kind, [folder for folder in folders if folder is not None])
-            _loaded[target] = _register(target, body)
+            paths = [folder / _file_name(kernel, kind) for folder in folders if folder is not None]
+            if target in _loaded:
+                if paths and not any(path.exists() for path in paths):
+                    _store(paths[-1], _loaded[target][0])
+                return True
+            body = _read_or_compile(kernel, kind, paths)
+            _loaded[target] = body, _register(target, body)
         except ImportError as error:
             logger.info("%s runs on XLA: %s; `pip install 'jserve[cpu]'` makes it faster", kernel, error)
             return False
@@ -76,31 +79,34 @@ def load_kernel(kernel: str, kind: str, *folders: Path | None) -> bool:
         return True
 
 
-def _read_or_compile(kernel: str, kind: str, folders: list[Path]) -> bytes:
+def _read_or_compile(kernel: str, kind: str, paths: list[Path]) -> bytes:
     """The handler's name in _NAME_BYTES, then the object code."""
-    name = f"{kernel}-{kind}-{_key(kernel)}{SUFFIX}"
-    for folder in folders:
+    for path in paths:
         try:
-            data = (folder / name).read_bytes()
+            data = path.read_bytes()
         except OSError:
             continue
         if hashlib.sha256(data[_DIGEST_BYTES:]).digest() == data[:_DIGEST_BYTES]:
             return data[_DIGEST_BYTES:]
-        logger.warning("%s is damaged; compiling again", folder / name)
+        logger.warning("%s is damaged; compiling again", path)
     begin = time.perf_counter()
     body = _compile(kernel, kind)
     logger.info("compiled %s for this CPU in %.1f s", kernel, time.perf_counter() - begin)
-    if folders:
-        _store(folders[-1] / name, hashlib.sha256(body).digest() + body)
+    if paths:
+        _store(paths[-1], body)
     return body
 
 
-def _store(path: Path, data: bytes) -> None:
+def _file_name(kernel: str, kind: str) -> str:
+    return f"{kernel}-{kind}-{_key(kernel)}{SUFFIX}"
+
+
+def _store(path: Path, body: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="part-") as folder:
             part = Path(folder, path.name)
-            part.write_bytes(data)
+            part.write_bytes(hashlib.sha256(body).digest() + body)
             os.replace(part, path)
     except OSError as error:
         logger.warning("native code could not be stored in %s (%s); the next start compiles again", path, error)
