@@ -48,11 +48,6 @@ CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=256, page_size=3
 GPU_CAPACITY = Capacity(max_num_seqs=256, max_num_batched_tokens=4096, page_size=64)
 
 
-def default_capacity(platform: str) -> Capacity:
-    """The sizes for a jax platform."""
-    return CPU_CAPACITY if platform == "cpu" else GPU_CAPACITY
-
-
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes per device."""
@@ -100,7 +95,7 @@ def plan_shape(
     """
     _check_kv_cache(asked, cache)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
-    default = default_capacity(build.mesh.devices.flat[0].platform)
+    default = CPU_CAPACITY if on_cpu else GPU_CAPACITY
     longest = _longest(asked, config)
     seqs = asked.max_num_seqs or default.max_num_seqs
     tokens = asked.max_num_batched_tokens or max(default.max_num_batched_tokens, 2 * seqs)

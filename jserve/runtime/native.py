@@ -20,7 +20,7 @@ Folders = Sequence[Path | None]
 """Where compiled code is looked for; what is missing is stored in the last of them."""
 
 
-def with_native_attention(build: Build, config: ModelConfig, page_size: int, folders: Folders) -> Build:
+def with_native_attention(build: Build, config: ModelConfig, folders: Folders) -> Build:
     """The build with an attention for its KV cache; elsewhere than on a CPU the kernels choose for themselves."""
     if build.mesh.devices.flat[0].platform != "cpu":
         return build
@@ -28,9 +28,9 @@ def with_native_attention(build: Build, config: ModelConfig, page_size: int, fol
     latent = config.latent
     try:
         if latent is None:
-            check_support(config.head_dim, page_size)
+            check_support(config.head_dim)
         else:
-            check_support(latent.rank + latent.rope_dim, page_size, latent.rank)
+            check_support(latent.rank + latent.rope_dim, latent.rank)
         has_code = load_kernel(ATTENTION, page_kind(pages), *folders)
     except NotImplementedError as error:
         logger.info("attention runs on XLA: %s", error)

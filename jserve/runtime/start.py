@@ -96,7 +96,7 @@ class Prepared:
         return Runner(self.programs, store, mesh)
 
 
-def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Folders) -> Prepared:
+def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Folders = ()) -> Prepared:
     """Read the model's configuration and plan the memory. Raises StartupError where it does not fit.
 
     `folders` hold compiled code; what is missing is stored in the last of them.
@@ -268,7 +268,7 @@ def _build(
         is_thin = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
         # Steps of few tokens are for answers.
         build = replace(build, thin=generates and is_thin and not build.bits)
-    build = with_native_attention(build, config, asked.page_size or memory.default_capacity(kind).page_size, folders)
+    build = with_native_attention(build, config, folders)
     rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
     logger.info(
         "weights %s%s, activations in %s, KV cache in %s; products: %s, attention: %s",

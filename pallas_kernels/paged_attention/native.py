@@ -13,7 +13,7 @@ __all__ = ["KERNEL", "check_support", "page_kind", "paged_attention_native"]
 KERNEL = "paged_attention"
 
 MULTIPLE = 16
-"""What head sizes and page sizes must be multiples of."""
+"""What head sizes must be multiples of."""
 
 
 def page_kind(dtype: jnp.dtype) -> str:
@@ -24,9 +24,9 @@ def page_kind(dtype: jnp.dtype) -> str:
     return name
 
 
-def check_support(head_dim: int, page_size: int, value_dim: int | None = None) -> None:
+def check_support(head_dim: int, value_dim: int | None = None) -> None:
     """Raise NotImplementedError where the native kernel does not take these sizes."""
-    for what, size in (("head size", head_dim), ("page size", page_size), ("value's size", value_dim or head_dim)):
+    for what, size in (("head size", head_dim), ("value's size", value_dim or head_dim)):
         if size % MULTIPLE:
             raise NotImplementedError(f"native attention wants a {what} that {MULTIPLE} divides, not {size}")
 
@@ -54,7 +54,7 @@ def paged_attention_native(
     """
     T, H, D = q.shape
     width = value_dim or D
-    check_support(D, k_pages.shape[2], width)
+    check_support(D, width)
     kind = page_kind(k_pages.dtype)
     require(KERNEL, kind)
     if k_pages.dtype == jnp.bfloat16:

@@ -60,7 +60,8 @@ SPREAD_COST = 200_000
 GROUPS = BLOCK // LANES
 WIDTH = VECTORS[0] * LANES
 F32, U8, U16, I32, I64 = np.float32(0), np.uint8(0), np.uint16(0), np.int32(0), np.int64(0)
-ONE, MASKED, TINY, EXPONENT = np.float32(1), np.float32(-1e30), np.float32(1e-30), np.float32(2.0**120)
+ONE, MASKED, TINY = np.float32(1), np.float32(-1e30), np.float32(1e-30)
+EXPONENT, SUBNORMAL = np.float32(2.0**120), np.float32(2.0**-9)
 # A job after its counters: 8 addresses, 2 of scales, 9 sizes and flags, then two float32.
 Q, K_PAGES, V_PAGES, TABLE, STARTS, LENGTHS, SINKS, OUT, K_SCALE, V_SCALE = range(JOB, JOB + 80, 8)
 SIZES, SCALE, CAP, FIELDS_BYTES = JOB + 80, JOB + 152, JOB + 156, 160
@@ -97,6 +98,13 @@ def _tiles(s, starts, lengths, decode, tile_queries):
 
 
 @njit(error_model="numpy")
+def _token(table, position, head, N, K, B):
+    """Where a position's key and value are, counted in tokens of one head; some place where the table is wrong."""
+    page = min(max(np.int64(load(table + position // B * 4, I32)), 0), N - 1)
+    return (page * K + head) * B + position % B
+
+
+@njit(error_model="numpy")
 def _tile_queries(G):
     return max(1, TILE_ROWS // G)
 
@@ -115,26 +123,31 @@ def _make_participate(kind: int) -> Any:
     scores_of, add_values = _multiply(FLOAT32, 1), _multiply(form, 0)
 
     @njit(error_model="numpy")
-    def widen(source, scale, low, high, target, D):
-        """LANES tokens of a page as a product reads them; zeros where not low <= i < high: these may be NaN."""
+    def copy_tokens(pages, scales, table, at, low, high, head, N, K, B, D, target):
+        """Positions from `at` on as a product reads them; zeros where not low <= position < high: these may be NaN."""
         for i in range(LANES):
             into = target + i * D * used_bytes
-            if i < low or i >= high:
+            if at + i < low or at + i >= high:
                 for d in range(0, D * used_bytes, 2):
                     store(into + d, U16)
-            elif not has_scales:
+                continue
+            token = _token(table, at + i, head, N, K, B)
+            source = pages + token * D * held_bytes
+            if not has_scales:
                 for d in range(0, D * used_bytes, 2):
-                    store(into + d, load(source + i * D * used_bytes + d, U16))
-            else:
-                size = load(scale + 4 * i, F32)
-                for d in range(D):
-                    bits = np.int32(load(source + i * D + d, U8))
-                    if kind == 3:
-                        value = np.float32(np.int8(bits))
-                    else:  # sign, 4 bits of exponent, 3 of mantissa; a multiplication also sets subnormals right
-                        store(into + 4 * d, np.int32((bits & 128) << 24 | (bits & 127) << 20))
-                        value = load(into + 4 * d, F32) * EXPONENT
-                    store(into + 4 * d, value * size)
+                    store(into + d, load(source + d, U16))
+                continue
+            size = load(scales + 4 * token, F32)
+            for d in range(D):
+                bits = np.int32(load(source + d, U8))
+                if kind == 3:
+                    value = np.float32(np.int8(bits))
+                elif bits & 0x78:  # sign, 4 bits of exponent, 3 of mantissa
+                    store(into + 4 * d, np.int32((bits & 0x80) << 24 | (bits & 0x7F) << 20))
+                    value = load(into + 4 * d, F32) * EXPONENT
+                else:
+                    value = np.float32(bits & 7) * (-SUBNORMAL if bits & 0x80 else SUBNORMAL)
+                store(into + 4 * d, value * size)
 
     @njit(error_model="numpy")
     def attend_tile(job, table, first, queries, position, head, sizes, scratch):
@@ -161,20 +174,20 @@ def _make_participate(kind: int) -> Any:
         for start in range(low // BLOCK * BLOCK, high, BLOCK):
             for i in range(GROUPS):
                 at = start + i * LANES
-                token = I64  # any place: what is read there is masked
-                if at + LANES > low and at < high:
-                    page = min(max(np.int64(load(table + at // B * 4, I32)), 0), N - 1)
-                    token = (page * K + head) * B + at % B
                 copy = values + i * LANES * D * used_bytes
+                is_copied = has_scales or B % LANES != 0
+                token = I64  # any place: what is read there is masked
+                if not is_copied and at + LANES > low and at < high:
+                    token = _token(table, at, head, N, K, B)
                 source, stride = k_pages + token * row_bytes, row_bytes
-                if has_scales:
-                    widen(source, k_scale + token * 4, 0, LANES, copy, D)
-                    source, stride = copy, D * 4
+                if is_copied:
+                    copy_tokens(k_pages, k_scale, table, at, low, high, head, N, K, B, D, copy)
+                    source, stride = copy, D * used_bytes
                 for d in range(0, D, LANES):
                     transpose(source + d * used_bytes, stride, keys + (d * BLOCK + i * LANES) * 4, BLOCK * 4, form)
                 source = v_pages + token * row_bytes
-                if has_scales or at < low or at + LANES > high:
-                    widen(source, v_scale + token * 4, low - at, high - at, copy, D)
+                if is_copied or at < low or at + LANES > high:
+                    copy_tokens(v_pages, v_scale, table, at, low, high, head, N, K, B, D, copy)
                     source = copy
                 store(value_bases + i * 8, source)
             scores_of(a, D * 4, key_bases, D // LANES, BLOCK * 4, scores, BLOCK * 4, 0, rows, BLOCK)

@@ -156,3 +156,18 @@ def test_calls_from_many_threads_give_the_same_numbers() -> None:
         thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 8])
+def test_pages_smaller_than_a_vector(page_size: int) -> None:
+    rng = np.random.default_rng()
+    count = 64 // page_size
+    pages = [jnp.asarray(rng.standard_normal((2 * count, 2, page_size, 32), np.float32)) for _ in range(2)]
+    table = jnp.asarray(rng.permutation(2 * count).reshape(2, count), jnp.int32)
+    args = (rng.standard_normal((25, 4, 32), np.float32), *pages, table)
+    args += (jnp.asarray([0, 20, 21]), jnp.asarray([33, 64]))
+    expected, found = (
+        jax.jit(lambda *args, i=i: paged_attention(*args, scale=0.2, sliding_window=19, implementation=i))(*args)
+        for i in ("reference", "native")
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-6)
