@@ -8,9 +8,9 @@ MODEL  ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
 ARGS   ?=
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv pip install --quiet --python $(BIN)/python
-# The CUDA extra that the driver allows; empty without an NVIDIA GPU.
+# The CUDA extra that the driver allows; without an NVIDIA GPU what makes a CPU fast.
 CUDA   := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
-EXTRA  := $(if $(CUDA),$(if $(filter 12,$(CUDA)),[cuda12],[cuda13]),)
+EXTRA  := $(if $(CUDA),$(if $(filter 12,$(CUDA)),[cuda12],[cuda13]),[cpu])
 JAX    = $(shell $(BIN)/python -c 'import jax; print(jax.__version__)')
 
 .PHONY: serve test lint types quick slow test-gpu-compile bench bench-load bench-gpu model install clean help
@@ -79,7 +79,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 $(VENV)/test-installed: pyproject.toml | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(UV) --editable '.[test]'
-	test -n "$(EXTRA)" || $(UV) --no-deps jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX) nvidia-cuda-nvcc-cu12
+	test -n "$(CUDA)" || $(UV) --no-deps jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX) nvidia-cuda-nvcc-cu12
 	touch $@
 
 $(VENV)/bench-installed: pyproject.toml | $(VENV)/installed

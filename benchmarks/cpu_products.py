@@ -10,6 +10,7 @@ array reaches here in one thread. Run it with nothing else on the machine.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,14 @@ import ml_dtypes
 import numpy as np
 
 from jserve.layers import thin
+from pallas_kernels.dense_matmul import dense_matmul
 
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
 LAYERS = 30
+THIN_ROWS = 2
+"""Up to so many rows engines without native code use `thin`."""
 Product = Callable[[jax.Array, jax.Array], jax.Array]
+native = partial(dense_matmul, implementation="native")
 
 
 def main() -> None:
@@ -55,9 +60,11 @@ def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray],
     found: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
         ("float32", 4, np.ascontiguousarray, plain),
         ("bfloat16", 2, outputs_first, narrow),
+        ("native float32", 4, lambda w: np.ascontiguousarray(w.T), native),
+        ("native bits", 2, lambda w: outputs_first(w).view(np.uint16), native),
     ]
-    if rows <= thin.THIN_TOKENS:
-        found.append(("bits of bfloat16", 2, lambda w: outputs_first(w).view(np.uint16), thin.product))
+    if rows <= THIN_ROWS:
+        found.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), thin.product))
     return found
 
 

@@ -1,8 +1,8 @@
-"""Kernels for the GPU, one folder per operation. Imports jax and numpy, and nothing of jserve.
+"""Kernels, one folder per operation, for GPUs and in part for CPUs. Imports nothing of jserve.
 
 A folder is a kernel when it holds `reference.py` (plain jnp: the definition), `cases.py` (real shapes) and
 an `__init__.py` that exports `IMPLEMENTATIONS`. One test and one benchmark walk `discover()`, so a kernel
-that lacks one of the parts cannot be shipped unnoticed.
+that lacks one of the parts cannot be shipped unnoticed. The folder `native` is no kernel: see there.
 """
 
 import importlib
@@ -15,6 +15,9 @@ from typing import Any, Protocol
 import jax
 
 __all__ = ["IncompleteKernelError", "Kernel", "KernelCase", "KernelInputs", "abstract_inputs", "discover"]
+
+SHARED = ("native",)
+"""Folders that kernels share."""
 
 
 class IncompleteKernelError(ImportError):
@@ -76,7 +79,9 @@ def discover(folder: Path | None = None, package: str = __name__) -> tuple[Kerne
     Raises IncompleteKernelError naming the folder and the missing part.
     """
     folder = folder or Path(__file__).parent
-    names = sorted(found.name for found in pkgutil.iter_modules([str(folder)]) if found.ispkg)
+    names = sorted(
+        found.name for found in pkgutil.iter_modules([str(folder)]) if found.ispkg and found.name not in SHARED
+    )
     return tuple(_load(f"{package}.{name}" if package else name, name) for name in names)
 
 

@@ -37,10 +37,12 @@ class Build:
     """Implementation of `pallas_kernels.paged_attention`."""
     kv_cache: str = "auto"
     """One of `config.KV_CACHE_DTYPES`."""
+    products: str = "xla"
+    """Implementation of `pallas_kernels.dense_matmul`, which multiplies float32 matrices and `bits`."""
     thin: bool = False
     """Steps of a few tokens have a model of their own: see `bits`. On one CPU device, where it is exact."""
     bits: bool = False
-    """Matrices are the bits of bfloat16 in uint16, which `layers.thin` multiplies."""
+    """Matrices are the bits of bfloat16 in uint16, multiplied as float32."""
 
     @property
     def tensor_parallel(self) -> int:
@@ -55,7 +57,12 @@ class Build:
     @property
     def outputs_first(self) -> bool:
         """Whether weights lie as in checkpoints, [*outputs, inputs]; both models then share one array."""
-        return self.bits or (self.thin and self.dtype == jnp.bfloat16)
+        return self.bits or self.products == "native" or (self.thin and self.dtype == jnp.bfloat16)
+
+    @property
+    def thin_tokens(self) -> int:
+        """Tokens of the largest step of the thin model; in larger ones XLA's products in bfloat16 are as quick."""
+        return (8 if self.products == "native" else 2) if self.thin else 0
 
     @property
     def kv_dtype(self) -> jnp.dtype:

@@ -16,6 +16,7 @@ from jserve.layers import thin
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.source import InputsFirst, Source
 from jserve.quant import QuantizedWeight
+from pallas_kernels.dense_matmul import dense_matmul, is_supported
 
 
 class Linear(nnx.Module):
@@ -132,11 +133,16 @@ class Embedding(nnx.Module):
 
 def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int) -> jax.Array:
     """x times a weight over the weight's axis `inputs`, both sides in the weight's dtype; float32."""
-    if build.bits:
-        # Not a conversion to bfloat16 and back, which the compiler may take for none.
-        rounded = jax.lax.reduce_precision(x, 8, 7) if build.dtype == jnp.bfloat16 else x
-        return thin.product(rounded, weight)
     outputs = weight.shape[:-1]
+    if build.bits and build.dtype == jnp.bfloat16:
+        # Not a conversion to bfloat16 and back, which the compiler may take for none.
+        x = jax.lax.reduce_precision(x, 8, 7)
+    is_native = build.products == "native" and (build.bits or build.dtype == jnp.float32)
+    if is_native and is_supported(x.shape[1]):
+        y = dense_matmul(x, weight.reshape(-1, weight.shape[-1]), implementation="native")
+        return y.reshape(-1, *outputs)
+    if build.bits:
+        return thin.product(x, weight)
     if inputs:
         # One axis of outputs: XLA:CPU writes a 16-bit weight out as float32 to bring several in order.
         weight, inputs = weight.reshape(-1, weight.shape[-1]), 1

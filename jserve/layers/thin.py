@@ -1,4 +1,4 @@
-"""Products of one or two rows with bfloat16 weights on a CPU, at the speed of the memory.
+"""Products of one or two rows with bfloat16 weights on a CPU, at the speed of the memory, where XLA has to do it.
 
 XLA:CPU has no fast program for them: a matvec of bfloat16 is emitted value by value, a reduction is not vectorised
 along what it sums, and a conversion that many readers share is written out as float32 first. Here the weights are
@@ -8,9 +8,6 @@ vectorised over `LANES` inputs, that reads each weight once, widens it in regist
 
 import jax
 import jax.numpy as jnp
-
-THIN_TOKENS = 2
-"""Tokens of the largest step that uses these products; from 4 on a GEMM is as quick."""
 
 LANES = (32, 64, 128, 256, 512, 16)
 MOST_TERMS = 48

@@ -30,7 +30,7 @@ def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
         raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
     mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
     with closing(open_checkpoint(asked.model, needs_weights=False)) as checkpoint:
-        prepared = prepare(asked, checkpoint, mesh)
+        prepared = prepare(asked, checkpoint, mesh, (folder,))
     runner = prepared.runner(ExecutableStore(folder, prepared.key), mesh)
     programs = runner.programs_missing()
     add_all(runner, programs, progress)

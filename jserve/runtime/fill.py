@@ -101,5 +101,5 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
 
 def _as_stored(programs: Programs) -> CausalLM:
     """The abstract model of one device, inputs first: the form in which `convert` writes it."""
-    build = replace(programs.build, mesh=platform.make_mesh(1), thin=False, bits=False)
+    build = replace(programs.build, mesh=platform.make_mesh(1), products="xla", thin=False, bits=False)
     return Programs(programs.family, programs.config, build, programs.shape, programs.weights).abstract_model()

@@ -15,7 +15,6 @@ from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan, quantize
-from jserve.layers.thin import THIN_TOKENS
 from jserve.models.causal_lm import CausalLM
 from jserve.protocol import MAX_CHOSEN
 from jserve.runtime import readout, sampling
@@ -46,14 +45,14 @@ class Programs:
 
     def abstract_model(self, *, bits: bool = False) -> CausalLM:
         """The model without arrays; with `bits` that of thin steps."""
-        model = nnx.eval_shape(partial(self.family, replace(self.build, bits=bits), self.config))
+        model = nnx.eval_shape(partial(self.family, replace(self.build, bits=bits or self.build.bits), self.config))
         if self.weights is not None:
             quantize(model, self.weights)
         return model
 
     def is_thin(self, bucket: Bucket) -> bool:
         """Whether steps of this bucket take the weights of the thin model."""
-        return self.build.thin and bucket.tokens <= THIN_TOKENS
+        return bucket.tokens <= self.build.thin_tokens
 
     def step(self, bucket: Bucket) -> Program:
         """(weights, `leaves` of the state, last_token, packed) to (leaves, logits, hidden); the state is donated."""

@@ -94,7 +94,7 @@ class Runner:
         self._others: dict[str, jax.stages.Compiled] = {}
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
-        self._weights: Weights = ()
+        self.weights: Weights = ()
         self.thin_weights: Weights = ()
         self._state: tuple[jax.Array, ...] = ()  # `EngineState.leaves`
         self._sampling: SamplingState | None = None
@@ -179,7 +179,7 @@ class Runner:
 
     def start(self, weights: Weights, thin: Weights = ()) -> None:
         """Take the weights, and those of thin steps, and allocate everything else; needs the required programs."""
-        self._weights, self.thin_weights = weights, thin
+        self.weights, self.thin_weights = weights, thin
         self.reset()
 
     def reset(self) -> None:
@@ -211,13 +211,13 @@ class Runner:
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
         step = self._steps[bucket]
-        weights = self.thin_weights if self._programs.is_thin(bucket) else self._weights
+        weights = self.thin_weights if self._programs.is_thin(bucket) else self.weights
         self._state, logits, hidden = step(weights, self._state, self._last_token, packed.vector)
         self.bucket_steps[bucket] += 1
         extra = None
         if wanted is not NOTHING:
             made = (logits, hidden)
-            extra = readings.launch(wanted, plan, bucket, self._others, self._weights, self._slots, made)
+            extra = readings.launch(wanted, plan, bucket, self._others, self.weights, self._slots, made)
         launched = Launched(plan, bucket, None, readings=extra)
         if needs is None or choice is None:
             return launched

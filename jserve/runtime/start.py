@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -36,6 +36,7 @@ from jserve.runtime.encode import plan_encoder
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
 from jserve.runtime.fill import check_weights, load_thin_weights, load_weights
+from jserve.runtime.native import Folders, has_native_products, with_native_attention
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
@@ -95,8 +96,11 @@ class Prepared:
         return Runner(self.programs, store, mesh)
 
 
-def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared:
-    """Read the model's configuration and plan the memory. Raises StartupError where it does not fit."""
+def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Folders = ()) -> Prepared:
+    """Read the model's configuration and plan the memory. Raises StartupError where it does not fit.
+
+    `folders` hold compiled code; what is missing is stored in the last of them.
+    """
     device = mesh.devices.flat[0]
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
@@ -107,7 +111,8 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh) -> Prepared
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
-    build, model = _build(asked, config, family, mesh, checkpoint, weights, generates=not embeds)
+    build = _build(asked, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
+    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights).abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
     if build.thin and not build.outputs_first:
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
@@ -174,7 +179,8 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     baked = Path(asked.executables).expanduser() if asked.executables else None
     if baked is not None:
         asked = baked_sizes(asked, baked)
-    prepared = prepare(asked, checkpoint, mesh)
+    folders = (baked, _folder(asked))
+    prepared = prepare(asked, checkpoint, mesh, folders)
     config, build, model, shape, plan = (
         prepared.config,
         prepared.build,
@@ -184,7 +190,7 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     )
     if asked.load_format != "dummy":
         check_weights(model, prepared.programs, checkpoint)  # a wrong file is told before anything is compiled
-    store = ExecutableStore(_folder(asked), prepared.key, baked=baked)
+    store = ExecutableStore(folders[1], prepared.key, baked=baked)
     runner = prepared.runner(store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
@@ -243,35 +249,37 @@ def _build(
     mesh: Mesh,
     checkpoint: Checkpoint,
     weights: WeightPlan | None,
+    folders: Folders,
     *,
     generates: bool,
-) -> tuple[Build, CausalLM]:
-    """The dtypes that the flags and the device lead to, and the abstract model of these."""
+) -> Build:
+    """The dtypes and kernels that the flags and the device lead to."""
     kind = mesh.devices.flat[0].platform
-
-    def abstract(build: Build) -> CausalLM:
-        shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
-        return Programs(family, config, build, shape, weights).abstract_model()
-
-    build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
-    model = abstract(build)
-    elements = _elements_per_device(model, mesh)
+    plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
+    shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
+    elements = _elements_per_device(Programs(family, config, plain, shape, weights).abstract_model(), mesh)
     dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
-    thin = (
-        generates  # steps of one or two tokens are for answers
-        and kind == "cpu"
-        and mesh.size == 1
-        and (
-            dtype == jnp.bfloat16
-            or (_is_exact_in_16_bits(asked, config, checkpoint) and platform.fits_twice(6 * elements))
-        )
-    )
-    activations = platform.activation_dtype(dtype, kind)
-    chosen = Build(dtype, activations, mesh, kv_cache=asked.kv_cache_dtype, thin=thin)
-    kv = _kv_cache_name(chosen)
+    build = Build(dtype, platform.activation_dtype(dtype, kind), mesh, kv_cache=asked.kv_cache_dtype)
+    if kind == "cpu" and mesh.size == 1:
+        is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(asked, config, checkpoint)
+        in_16_bits = is_exact or dtype == jnp.bfloat16
+        if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
+            build = replace(build, products="native", bits=is_exact)
+        is_thin = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
+        # Steps of few tokens are for answers.
+        build = replace(build, thin=generates and is_thin and not build.bits)
+    build = with_native_attention(build, config, folders)
     rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
-    logger.info("weights %s%s, activations in %s, KV cache in %s", rounded, chosen.dtype, chosen.activations, kv)
-    return chosen, model if chosen == build else abstract(chosen)
+    logger.info(
+        "weights %s%s, activations in %s, KV cache in %s; products: %s, attention: %s",
+        rounded,
+        "bfloat16, exact in float32" if build.bits else build.dtype,
+        build.activations,
+        _kv_cache_name(build),
+        build.products,
+        build.attention,
+    )
+    return build
 
 
 def _kv_cache_name(build: Build) -> str:
@@ -364,6 +372,8 @@ def _key(
         build.activations,
         build.kv_cache,
         build.attention,
+        build.products,
+        build.bits,
         config,
         family.__name__,
         shape,

@@ -2,7 +2,8 @@
 
 Every query head attends to the same keys, one of D = rank + rope numbers a token, and the value of a key is its
 first `rank` numbers. What makes queries of this width and brings results back to heads is the caller's.
-`reference.py` is the definition, `xla.py` runs everywhere, `triton_decode.py` and `triton_prefill.py` are the
+`reference.py` is the definition, `xla.py` runs everywhere, "native"
+is the code of `paged_attention` for CPUs, `triton_decode.py` and `triton_prefill.py` are the
 kernels for NVIDIA GPUs: compiled and interpreted, never executed on a GPU.
 
 Prefill too is absorbed. For each query, key and head that takes 2 * (576 + 512) operations at DeepSeek's sizes
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 
 from ..paged_attention import AttentionPlan
+from ..paged_attention.native import paged_attention_native
 from ..paged_attention.target import Target
 from .reference import reference
 from .xla import attend_latents, latent_attention_xla
@@ -54,7 +56,7 @@ def latent_attention(
         query_start: i32[S+1]; row s owns tokens query_start[s]:query_start[s+1], later tokens are padding.
         context_len: i32[S], tokens in the cache of a row including this step's; 0 for padding rows.
         decode: static promise that T == S and row s owns exactly token s (context_len 0: a padding row).
-        implementation: "auto", "reference", "xla" or "triton", as in `paged_attention`.
+        implementation: "auto", "reference", "xla", "native" or "triton", as in `paged_attention`.
         plan: what `paged_attention.prepare` returned for the same step; spares each layer the same work.
 
     Returns:
@@ -75,9 +77,11 @@ def latent_attention(
             return reference(*args, **static)
         case "xla":
             return latent_attention_xla(*args, **static)
+        case "native":
+            return _native(*args, **static)
         case "triton":
             return _triton(*args, **static)
-    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference, xla or triton")
+    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference, xla, native or triton")
 
 
 def _fastest(*args: Any, **static: Any) -> jax.Array:
@@ -100,6 +104,10 @@ def _triton(*args: Any, decode: bool, **static: Any) -> jax.Array:
     return kernel(*args, **static, target=target, interpret=target.platform != "gpu")
 
 
+def _native(q: jax.Array, pages: jax.Array, *rows: jax.Array, rank: int, scale: float, decode: bool) -> jax.Array:
+    return paged_attention_native(q, pages, pages, *rows, scale=scale, decode=decode, value_dim=rank)
+
+
 @functools.cache
 def _log_fallback(reason: str) -> None:
     logger.warning("latent attention runs on the slower XLA path: %s", reason)
@@ -107,5 +115,6 @@ def _log_fallback(reason: str) -> None:
 
 IMPLEMENTATIONS = {
     "xla": functools.partial(latent_attention, implementation="xla"),
+    "native": functools.partial(latent_attention, implementation="native"),
     "triton": functools.partial(latent_attention, implementation="triton"),
 }

@@ -1,8 +1,8 @@
 """Attention over a paged KV cache: one operation for decode, prefill chunks and mixed batches.
 
-Owns the choice of an implementation and nothing else. `reference.py` is the definition, `xla.py` runs
-everywhere, `triton_decode.py` and `triton_prefill.py` are the kernels for NVIDIA GPUs, and `mosaic_prefill.py` is one
-more for Hopper, which takes over only where it was measured to be faster.
+Owns the choice of an implementation and nothing else. `reference.py` is the definition, `xla.py` runs everywhere,
+`native.py` is code for the CPU of this machine, `triton_decode.py` and `triton_prefill.py` are the kernels for NVIDIA
+GPUs, and `mosaic_prefill.py` is one more for Hopper, which takes over only where it was measured to be faster.
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from .mosaic_support import check_support, has_won
+from .native import paged_attention_native
 from .reference import reference
 from .target import Target
 from .xla import AttentionPlan, attend, make_plan, paged_attention_xla, write_kv, write_pages
@@ -57,10 +58,11 @@ def paged_attention(
             has no value (gpt-oss): it adds exp(sink) to the sum that the weights are divided by.
         k_scale, v_scale: f32[N, K, B, 1], what a token's key and value of 8 bits are multiplied by; else None.
         decode: static promise that T == S and row s owns exactly token s (context_len 0: a padding row).
-        implementation: "auto", "reference", "xla", "triton" or "mosaic". "auto" is triton on an NVIDIA GPU where
-            it supports the shapes (else xla, with the reason logged once), or mosaic where the table of this
-            device says that it is faster; and xla everywhere else. "triton" and "mosaic" on a CPU run Pallas'
-            interpreters: the same arithmetic, and slow.
+        implementation: "auto", "reference", "xla", "native", "triton" or "mosaic". "auto" is triton on an NVIDIA GPU
+            where it supports the shapes (else xla, with the reason logged once), or mosaic where the table of this
+            device says that it is faster; and xla everywhere else. "native" is for CPUs, and faster there; it wants
+            Numba, or code that was compiled before, so who calls it has to ask (`native.library`). "triton" and
+            "mosaic" on a CPU run Pallas' interpreters: the same arithmetic, and slow.
         plan: what `prepare` returned for the same step and window; spares each layer the same work.
 
     Returns:
@@ -86,11 +88,15 @@ def paged_attention(
             return reference(*args, **static)
         case "xla":
             return paged_attention_xla(*args, **static)
+        case "native":
+            return paged_attention_native(*args, **static)
         case "triton":
             return _triton(*args, **static)
         case "mosaic":
             return _mosaic(*args, **static)
-    raise ValueError(f"unknown implementation {implementation!r}; choose auto, reference, xla, triton or mosaic")
+    raise ValueError(
+        f"unknown implementation {implementation!r}; choose auto, reference, xla, native, triton or mosaic"
+    )
 
 
 def prepare(
@@ -176,6 +182,7 @@ def _log_fallback(reason: str) -> None:
 
 IMPLEMENTATIONS = {
     "xla": functools.partial(paged_attention, implementation="xla"),
+    "native": functools.partial(paged_attention, implementation="native"),
     "triton": functools.partial(paged_attention, implementation="triton"),
     "mosaic": functools.partial(paged_attention, implementation="mosaic"),
 }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from jserve.runtime import native
 from tests.worlds import (
     LATENT,
     greedy,
@@ -219,23 +220,31 @@ def check_parity(case: str, folder: Path, executables: str, devices: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "has_native"),
     [
-        "llama, odd vocabulary and head size",
-        "qwen2, tied, some layers windowed",
-        "mixtral",
-        pytest.param("deepseek 3", marks=pytest.mark.slow),
+        ("llama, odd vocabulary and head size", True),
+        ("llama, odd vocabulary and head size", False),
+        ("qwen2, tied, some layers windowed", True),
+        ("mixtral", True),
+        pytest.param("mixtral", False, marks=pytest.mark.slow),
+        pytest.param("deepseek 3", True, marks=pytest.mark.slow),
     ],
 )
 def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
-    case: str, tmp_path: Path, executables: str
+    case: str, has_native: bool, tmp_path: Path, executables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One or two rows multiply bfloat16 bits, more of them float32 weights: the numbers are the same."""
+    """Weights are the bits of bfloat16; without native products those of one or two rows, and more of them multiply
+    float32 weights: the numbers are the same.
+    """
+    if not has_native:
+        monkeypatch.setattr(native, "load_kernel", lambda *_: False)
     architecture, fields = CASES[case]
     folder = make_model(tmp_path, architecture, dtype=torch.bfloat16, **fields)
     model = reference(folder)
     core = start_engine(folder, executables)
-    assert any(array.dtype == np.uint16 for array in core.runner.thin_weights)
+    thin, weights = core.runner.thin_weights, core.runner.weights
+    assert any(array.dtype == np.uint16 for array in (weights if has_native else thin))
+    assert has_native != bool(thin)
     expected = {name: reference_greedy(model, prompt, 64) for name, prompt in PROMPTS.items()}
     batches = [["long"], ["long", "middle"], list(PROMPTS)]
     for names in batches:

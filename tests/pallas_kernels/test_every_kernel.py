@@ -71,18 +71,18 @@ def _run(kernel: Kernel, implementation: str, case: KernelCase, inputs) -> objec
 def test_implementation_matches_the_reference(kernel_name, implementation, index):
     kernel = KERNELS[kernel_name]
     case = kernel.cases[index]
-    if implementation == "mosaic":
-        _skip_unless_supported(kernel, case)
+    if implementation in ("mosaic", "native"):
+        _skip_unless_supported(kernel, implementation, case)
     inputs, expected = _expected(kernel_name, case)
     got = _run(kernel, implementation, case, inputs)
     jax.tree.map(lambda a, b: _assert_close(a, b, case.tolerance), got, expected)
 
 
-def _skip_unless_supported(kernel: Kernel, case: KernelCase) -> None:
-    """The Mosaic kernels take few shapes, and a JAX that not every Python has."""
+def _skip_unless_supported(kernel: Kernel, implementation: str, case: KernelCase) -> None:
+    """Mosaic kernels take few shapes, and a JAX that not every Python has; native ones want multiples of 16."""
     inputs = abstract_inputs(case)
     try:
-        jax.eval_shape(functools.partial(kernel.implementations["mosaic"], **inputs.static), *inputs.args)
+        jax.eval_shape(functools.partial(kernel.implementations[implementation], **inputs.static), *inputs.args)
     except NotImplementedError as reason:
         pytest.skip(str(reason))
 

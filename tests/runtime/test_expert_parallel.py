@@ -84,7 +84,7 @@ def test_each_device_holds_its_share_of_the_experts(world: World) -> None:
         "down": (EXPERTS // world.expert_parts, inner, HIDDEN),
     }
     found: Counter[tuple[int, ...]] = Counter()
-    for parameter, leaf in zip(parameters(runner._programs.abstract_model()), runner._weights, strict=True):
+    for parameter, leaf in zip(parameters(runner._programs.abstract_model()), runner.weights, strict=True):
         for shard in leaf.addressable_shards:
             devices[shard.device] += shard.data.nbytes
             if parameter.module[-1] == "experts":

@@ -117,7 +117,7 @@ def test_each_device_holds_its_share_of_the_weights_and_no_more(world: World) ->
     """All matrices and their biases of split outputs are shared out; only norms are whole everywhere."""
     runner, plan = world.started.runner, world.started.plan
     devices: Counter[jax.Device] = Counter()
-    for parameter, leaf in zip(parameters(runner._programs.abstract_model()), runner._weights, strict=True):
+    for parameter, leaf in zip(parameters(runner._programs.abstract_model()), runner.weights, strict=True):
         is_norm = "norm" in parameter.module[-1]
         for shard in leaf.addressable_shards:
             assert shard.data.nbytes * (1 if is_norm else world.parts) == leaf.nbytes, parameter.module

@@ -1,0 +1,43 @@
+"""Which kernels an engine on a CPU gets: native code where there is some for this machine, else XLA."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from jserve.config import ModelConfig
+from jserve.layers.build import Build
+from pallas_kernels.dense_matmul import KERNEL as PRODUCT
+from pallas_kernels.native.library import load_kernel
+from pallas_kernels.paged_attention.native import KERNEL as ATTENTION
+from pallas_kernels.paged_attention.native import check_support, page_kind
+
+logger = logging.getLogger(__name__)
+
+Folders = Sequence[Path | None]
+"""Where compiled code is looked for; what is missing is stored in the last of them."""
+
+
+def with_native_attention(build: Build, config: ModelConfig, folders: Folders) -> Build:
+    """The build with an attention for its KV cache; elsewhere than on a CPU the kernels choose for themselves."""
+    if build.mesh.devices.flat[0].platform != "cpu":
+        return build
+    pages = {"auto": build.kv_dtype, "int8": jnp.dtype("int8"), "fp8": jnp.dtype("uint8")}[build.kv_cache]
+    latent = config.latent
+    try:
+        if latent is None:
+            check_support(config.head_dim)
+        else:
+            check_support(latent.rank + latent.rope_dim, latent.rank)
+        has_code = load_kernel(ATTENTION, page_kind(pages), *folders)
+    except NotImplementedError as error:
+        logger.info("attention runs on XLA: %s", error)
+        has_code = False
+    return replace(build, attention="native" if has_code else "xla")
+
+
+def has_native_products(kind: str, folders: Folders) -> bool:
+    """Whether products with weights of this type ("float32", or "uint16" for the bits of bfloat16) are native code."""
+    return load_kernel(PRODUCT, kind, *folders)
