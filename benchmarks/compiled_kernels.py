@@ -1,13 +1,15 @@
-"""What every Triton kernel takes of a GPU, compiled for three of them on a machine that has none.
+"""What every GPU kernel takes of a GPU, compiled for three of them on a machine that has none.
 
   the table         python -m benchmarks.compiled_kernels          writes results/compiled-kernels.json and .md
   a new kernel's    python -m benchmarks.compiled_kernels --match quant_matmul
+  Mosaic's part     python -m benchmarks.compiled_kernels --implementation mosaic          with JAX 0.12
 
 Compiles the real cases of each kernel folder that has a Triton implementation (quick ones are for the interpreter, and
 have shapes of no model), and reads XLA's dump and `ptxas -v`: registers a thread, shared memory a block, spilled bytes,
 and how many blocks one core (SM) holds at once. Needs the jax-cuda12-plugin or -cuda13 wheels without a GPU (see
 pallas_kernels/gpu_target.py) and a ptxas: of the CUDA toolkit, or of the wheels nvidia-cuda-nvcc-cu12 or triton.
-With --match the other rows of the file stay, if they are of the same jax and ptxas. Compiled, never executed: nothing
+With --match the other rows of the file stay, if they are of the same jax and ptxas. Mosaic's are a part of their own,
+with the jax and ptxas that made them, and of the cases that it supports: for Hopper. Compiled, never executed: nothing
 of this is a time. Status 1 where a kernel spills or does not compile.
 """
 
@@ -28,7 +30,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.kernel_resources import Launch, find_ptxas, launches, occupancy, ptxas_version, resources
+from benchmarks.kernel_resources import Launch, find_ptxas, launches, mosaic_launch, occupancy, ptxas_version, resources
 from pallas_kernels import Kernel, KernelCase, abstract_inputs, discover
 from pallas_kernels.gpu_target import GPUS, abstract_gpus, gpu_topology
 
@@ -67,19 +69,21 @@ class Refused:
 
 
 class Compiler:
-    """Compiles one case after the other and reads what XLA dumps of it."""
+    """Compiles one case after the other and reads what XLA, or Mosaic, dumps of it."""
 
-    def __init__(self, ptxas: Path, dump: Path) -> None:
+    def __init__(self, ptxas: Path, dump: Path, implementation: str = "triton") -> None:
         self._ptxas = ptxas
         self._dump = dump
+        self._implementation = implementation
 
     def rows(self, kernel: Kernel, case: KernelCase, gpu: str) -> Iterator[Row | Refused]:
         """Of each of our launches of a case, in their order."""
         inputs = abstract_inputs(case)
         device = jax.sharding.SingleDeviceSharding(gpu_topology(gpu)[0])
         args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), inputs.args)
-        run = jax.jit(functools.partial(kernel.implementations["triton"], **inputs.static))
+        run = jax.jit(functools.partial(kernel.implementations[self._implementation], **inputs.static))
         shutil.rmtree(self._dump, ignore_errors=True)
+        self._dump.mkdir()
         try:
             with abstract_gpus(gpu):
                 lowered = run.trace(*args).lower(lowering_platforms=("cuda",))
@@ -89,6 +93,10 @@ class Compiler:
             return
         except jax.errors.JaxRuntimeError as error:
             yield Refused(kernel.name, case.name, gpu, str(error).splitlines()[0], True)
+            return
+        if self._implementation == "mosaic":
+            for path in self._dump.glob("*.before_layout_inference.txt"):
+                yield self._row(kernel, case, gpu, mosaic_launch(path.read_text()))
             return
         ours = _names(lowered)
         for launch in launches(self._thunks()):
@@ -122,7 +130,7 @@ class Compiler:
             ptx = path.read_text()
             if f".entry {name}(" in ptx:
                 return resources(ptx, self._ptxas)[name]
-        raise LookupError(f"XLA dumped no PTX of {name!r} to {self._dump}; it launched it all the same")
+        raise LookupError(f"no PTX of {name!r} was dumped to {self._dump}; it is launched all the same")
 
 
 def _names(lowered: jax.stages.Lowered) -> set[str]:
@@ -135,12 +143,12 @@ def is_sound(found: Sequence[Row | Refused]) -> bool:
     return not any(each.spilled if isinstance(each, Row) else each.is_fault for each in found)
 
 
-def chosen(match: str) -> list[tuple[Kernel, KernelCase]]:
-    """The real cases of the kernels that have a Triton implementation."""
+def chosen(match: str, implementation: str = "triton") -> list[tuple[Kernel, KernelCase]]:
+    """The real cases of the kernels that have the implementation."""
     return [
         (kernel, case)
         for kernel in discover()
-        if "triton" in kernel.implementations
+        if implementation in kernel.implementations
         for case in kernel.cases
         if not case.quick and match in f"{kernel.name}/{case.name}"
     ]
@@ -151,6 +159,7 @@ def with_others(told: dict[str, Any], file: Path) -> dict[str, Any]:
     if not file.exists():
         return told
     before = json.loads(file.read_text())
+    told = told | {name: before[name] for name in ("mosaic",) if name in before}
     if (before["jax"], before["ptxas"]) != (told["jax"], told["ptxas"]):
         return told
     order = [(kernel.name, case.name) for kernel, case in chosen("")]
@@ -162,6 +171,17 @@ def with_others(told: dict[str, Any], file: Path) -> dict[str, Any]:
         return sorted(known, key=lambda e: (order.index((e["kernel"], e["case"])), list(TARGETS).index(e["gpu"])))
 
     return {**told, "rows": joined("rows"), "refused": joined("refused")}
+
+
+def with_mosaic(file: Path, rows: Sequence[Row], version: str) -> dict[str, Any]:
+    """The file's report with another part of Mosaic."""
+    part = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "jax": jax.__version__,
+        "ptxas": version,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    return {**json.loads(file.read_text()), "mosaic": part}
 
 
 def report(rows: Sequence[Row], refused: Sequence[Refused], version: str) -> dict[str, Any]:
@@ -191,16 +211,30 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for kernel in dict.fromkeys(row["kernel"] for row in found["rows"]):
         mine = [row for row in found["rows"] if row["kernel"] == kernel]
-        lines += ["", f"## {kernel}", "", f"| case | kernel | {' | '.join(g.upper() for g in found['targets'])} |"]
-        lines.append("|---" * (2 + len(found["targets"])) + "|")
-        for case, launch in dict.fromkeys((row["case"], row["launch"]) for row in mine):
-            same = {row["gpu"]: row for row in mine if (row["case"], row["launch"]) == (case, launch)}
-            cells = [_cell(same[gpu]) if gpu in same else "" for gpu in found["targets"]]
-            lines.append(f"| {case} | {launch} | {' | '.join(cells)} |")
+        lines += ["", f"## {kernel}", "", *_table(mine, list(found["targets"]))]
+    if mosaic := found.get("mosaic"):
+        lines += [
+            "",
+            "## paged_attention, Mosaic GPU",
+            "",
+            f"With jax {mosaic['jax']} and ptxas {mosaic['ptxas']}, for H200 alone. Registers are those of the launch:",
+            f"the kernel moves them from the warps that fetch to those that multiply. Bytes spilled: "
+            f"{sum(row['spilled'] for row in mosaic['rows'])}.",
+            "",
+            *_table(mosaic["rows"], ["h200"]),
+        ]
     if found["refused"]:
         lines += ["", "## Not compiled", "", "| kernel | case | GPU | why |", "|---|---|---|---|"]
         lines += [f"| {e['kernel']} | {e['case']} | {e['gpu'].upper()} | {e['reason']} |" for e in found["refused"]]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[dict[str, Any]], gpus: Sequence[str]) -> Iterator[str]:
+    yield f"| case | kernel | {' | '.join(gpu.upper() for gpu in gpus)} |"
+    yield "|---" * (2 + len(gpus)) + "|"
+    for case, launch in dict.fromkeys((row["case"], row["launch"]) for row in rows):
+        same = {row["gpu"]: row for row in rows if (row["case"], row["launch"]) == (case, launch)}
+        yield f"| {case} | {launch} | {' | '.join(_cell(same[gpu]) if gpu in same else '' for gpu in gpus)} |"
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -218,10 +252,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose kernel/case contains TEXT")
     parser.add_argument("--gpus", default=",".join(TARGETS), metavar="GPU,...", help="default: %(default)s")
+    parser.add_argument("--implementation", default="triton", choices=("triton", "mosaic"))
     parser.add_argument(
         "--out", type=Path, default=RESULTS, metavar="FILE", help="JSON; a .md goes beside it (default %(default)s)"
     )
     args = parser.parse_args(argv)
+    if args.implementation == "mosaic" and not args.out.exists():
+        parser.error(f"{args.out} is not there: Mosaic's part goes beside Triton's, which is written first")
     ptxas = find_ptxas()
     if ptxas is None:
         print("no ptxas is here: install the CUDA toolkit, or `pip install nvidia-cuda-nvcc-cu12`", file=sys.stderr)
@@ -231,16 +268,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Both are read when the first backend starts, below.
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={dump}"
+        if args.implementation == "mosaic":
+            os.environ["MOSAIC_GPU_DUMP_TO"] = str(dump)
         jax.config.update("jax_platforms", "cpu")
-        compiler = Compiler(ptxas, dump)
+        compiler = Compiler(ptxas, dump, args.implementation)
         found: list[Row | Refused] = []
-        for kernel, case in chosen(args.match):
+        for kernel, case in chosen(args.match, args.implementation):
             for gpu in args.gpus.split(","):
-                found += compiler.rows(kernel, case, gpu)
-                print(f"{kernel.name}/{case.name} {gpu}", file=sys.stderr, flush=True)
+                found += (now := list(compiler.rows(kernel, case, gpu)))
+                faults = [each.reason for each in now if isinstance(each, Refused) and each.is_fault]
+                print(f"{kernel.name}/{case.name} {gpu}", *faults, file=sys.stderr, flush=True)
     rows = [each for each in found if isinstance(each, Row)]
     refused = [each for each in found if isinstance(each, Refused)]
-    told = with_others(report(rows, refused, ptxas_version(ptxas)), args.out)
+    if args.implementation == "mosaic":
+        told = with_mosaic(args.out, rows, ptxas_version(ptxas))
+    else:
+        told = with_others(report(rows, refused, ptxas_version(ptxas)), args.out)
     args.out.write_text(json.dumps(told, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(markdown(told))
     return 0 if is_sound(found) else 1

@@ -4,6 +4,7 @@ The PTX is assembled once more by the ptxas that is found, whose version goes be
 """
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,17 @@ from pathlib import Path
 
 from pallas_kernels.gpu_target import Gpu
 
-__all__ = ["Launch", "Occupancy", "Resources", "find_ptxas", "launches", "occupancy", "ptxas_version", "resources"]
+__all__ = [
+    "Launch",
+    "Occupancy",
+    "Resources",
+    "find_ptxas",
+    "launches",
+    "mosaic_launch",
+    "occupancy",
+    "ptxas_version",
+    "resources",
+]
 
 WARP = 32
 REGISTERS_PER_CORE = 65_536
@@ -118,6 +129,20 @@ def launches(thunks: str) -> list[Launch]:
         Launch(name, (int(x), int(y), int(z)), int(a) * int(b) * int(c), int(shared))
         for name, x, y, z, a, b, c, shared in re.findall(pattern, thunks)
     ]
+
+
+def mosaic_launch(module: str) -> Launch:
+    """A kernel with its grid, out of Mosaic's dump `*.before_layout_inference.txt`."""
+    name = re.search(r"func\.func @(\w+)\(", module)
+    sizes = re.search(
+        r"gpu\.launch .*? blocks\(.*?\) in \((.*?)\) threads\(.*?\) in \((.*?)\) "
+        r"dynamic_shared_memory_size %c(\d+)",
+        module,
+    )
+    if name is None or sizes is None:
+        raise ValueError(f"Mosaic speaks of a launch in words that are new here: {module[:300]}")
+    (x, y, z), threads = ([int(size) for size in re.findall(r"= %c(\d+)", text)] for text in sizes.groups()[:2])
+    return Launch(f"{name[1]}_kernel", (x, y, z), math.prod(threads), int(sizes[3]))
 
 
 def occupancy(gpu: Gpu, threads: int, used: Resources, dynamic_shared: int) -> Occupancy:

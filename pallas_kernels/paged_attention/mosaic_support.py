@@ -50,5 +50,5 @@ def measured(key: str, target: Target, default: Pipeline) -> Pipeline:
 
 
 def has_won(key: str, target: Target) -> bool:
-    """Whether this device's table has the kernel for a key; it belongs there where `benchmarks.kernels` saw it win."""
+    """Whether this device's table has the kernel for a key; `benchmarks.tune` writes it there where it saw it win."""
     return bool(tuning.lookup(target.kind, TABLE, key, Pipeline(1)))

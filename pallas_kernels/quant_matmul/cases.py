@@ -163,4 +163,10 @@ _FULL = tuple(
     if activations == "float" or layer.startswith("llama_3_1_8b")
 )
 
-CASES: tuple[Case, ...] = _QUICK + _FULL
+_ACT_ORDER = tuple(
+    Case(f"{layer}_int4_act_order_{T}", T, *_LAYERS[layer], "int4", 128, act_order=True, quick=False)
+    for layer in ("llama_3_1_8b_gate_up", "llama_3_1_8b_down")
+    for T in (1, 64, 2048)
+)
+
+CASES: tuple[Case, ...] = _QUICK + _FULL + _ACT_ORDER

@@ -1,17 +1,30 @@
 """The committed table of compiled kernels is whole and says no spill, and its readers see what the compiler does."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from benchmarks.compiled_kernels import RESULTS, TARGETS, chosen, markdown
-from benchmarks.kernel_resources import Launch, Occupancy, Resources, find_ptxas, launches, occupancy, read_ptxas
+from benchmarks.kernel_resources import (
+    Launch,
+    Occupancy,
+    Resources,
+    find_ptxas,
+    launches,
+    mosaic_launch,
+    occupancy,
+    read_ptxas,
+)
 from pallas_kernels import discover
-from pallas_kernels.gpu_target import GPUS, why_unavailable
+from pallas_kernels.gpu_target import GPUS, abstract_gpus, why_unavailable
+from pallas_kernels.paged_attention import mosaic_support
+from pallas_kernels.paged_attention.target import Target
 
 ROOT = Path(__file__).parent.parent.parent
 PTXAS = """ptxas info    : 0 bytes gmem
@@ -28,6 +41,12 @@ THUNKS = """001: kCommandBuffer [source | sink]
     001: kCustomKernel [source | next=002 (1)] first grid: [6, 8, 8] threads: [128, 1, 1]  shared_memory: 71680 bytes
 002: kAllReduce [source | sink]
 003: kCustomKernel [source | sink] second_1 grid: [32, 8, 1] threads: [16, 2, 1]  shared_memory: 0 bytes
+"""
+MOSAIC = """module @prefill attributes {mosaic_gpu.arch_major = 9 : i32} {
+  func.func private @mosaic_gpu_init_tma_desc(!llvm.ptr, i64)
+  func.func @prefill_mosaic_gpu(%arg0: !llvm.ptr, %arg1: !llvm.ptr) attributes {llvm.emit_c_interface} {
+    %75 = gpu.launch async [%3] blocks(%arg2, %arg3, %arg4) in (%arg8 = %c8, %arg9 = %c66, %arg10 = %c1_0)\
+ threads(%arg5, %arg6, %arg7) in (%arg11 = %c384, %arg12 = %c1, %arg13 = %c1) dynamic_shared_memory_size %c198808_i32 {
 """
 
 
@@ -49,10 +68,25 @@ def test_every_triton_kernel_has_rows_for_every_gpu(committed: dict[str, Any]) -
 
 def test_no_kernel_of_the_table_spills_and_all_fit_their_gpu(committed: dict[str, Any]) -> None:
     assert not [each for each in committed["refused"] if each["is_fault"]]
-    for row in committed["rows"]:
+    for row in (*committed["rows"], *committed["mosaic"]["rows"]):
         assert (row["spilled"], row["local_memory"]) == (0, 0), row
         assert row["shared_memory"] <= GPUS[row["gpu"]].shared_memory, row
         assert row["blocks_per_core"] >= 1, row
+
+
+def test_every_real_case_that_mosaic_takes_is_in_the_table_for_hopper(committed: dict[str, Any]) -> None:
+    """Which those are is asked of the kernel itself, as if this JAX had it."""
+    wanted = set()
+    with patch.object(mosaic_support, "NEEDS_JAX", (0, 0)), abstract_gpus("h200"):
+        for _, case in chosen("", "mosaic"):
+            q, k_pages, v_pages, *_ = case.shapes().args
+            scaled = k_pages.dtype != q.dtype
+            with contextlib.suppress(NotImplementedError):
+                mosaic_support.check_support(q, k_pages, v_pages, scaled, Target.current())
+                wanted |= set() if case.decode else {case.name}
+    assert len(wanted) >= 7
+    told = [(row["case"], row["gpu"]) for row in committed["mosaic"]["rows"]]
+    assert sorted(told) == sorted((name, "h200") for name in wanted), "run it with --implementation mosaic"
 
 
 def test_table_for_a_person_says_what_the_json_says(committed: dict[str, Any]) -> None:
@@ -69,6 +103,12 @@ def test_ptxas_and_thunks_are_read_kernel_by_kernel() -> None:
     assert launches(THUNKS) == [Launch("first", (6, 8, 8), 128, 71680), Launch("second_1", (32, 8, 1), 32, 0)]
     with pytest.raises(ValueError, match="words that are new"):
         read_ptxas("Compiling entry function 'third' for 'sm_120': uses 12 registers")
+
+
+def test_a_launch_of_mosaic_is_read_from_its_dump() -> None:
+    assert mosaic_launch(MOSAIC) == Launch("prefill_mosaic_gpu_kernel", (8, 66, 1), 384, 198808)
+    with pytest.raises(ValueError, match="words that are new"):
+        mosaic_launch(MOSAIC.replace("dynamic_shared_memory_size", "dynamic"))
 
 
 @pytest.mark.parametrize(

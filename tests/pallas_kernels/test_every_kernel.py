@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 import pallas_kernels
 from pallas_kernels import IncompleteKernelError, Kernel, KernelCase, abstract_inputs, discover
@@ -92,6 +93,18 @@ def _assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> No
     assert np.isfinite(got).all(), f"not finite with seed {SEED}: something dead was read"
     error = (np.abs(got - expected) / np.maximum(1, np.abs(expected))).max()
     assert error <= tolerance, f"error {error:.2g} over {tolerance:.2g} with seed {SEED}"
+
+
+def test_the_interpreter_poisons_what_a_kernel_does_not_write():
+    """So that an output, or a part of one, that a kernel leaves out is not finite, or far off, in the test above."""
+
+    def writes_half(out):
+        out[:4] = jax.numpy.ones((4,), out.dtype)
+
+    for dtype in ("float32", "bfloat16"):
+        got = _float64(pl.pallas_call(writes_half, out_shape=jax.ShapeDtypeStruct((8,), dtype), interpret=True)())
+        assert (got[:4] == 1).all()
+        assert np.isnan(got[4:]).all()
 
 
 @pytest.mark.parametrize("missing", ["reference.py", "cases.py", "implementations"])

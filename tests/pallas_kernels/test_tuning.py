@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import tune
-from pallas_kernels import discover, tuning
-from pallas_kernels.paged_attention import triton_decode, triton_prefill
+from pallas_kernels import discover, paged_attention, tuning
+from pallas_kernels.gpu_target import abstract_gpus
+from pallas_kernels.paged_attention import mosaic_support, triton_decode, triton_prefill
 from pallas_kernels.paged_attention.cases import Case, Row
+from pallas_kernels.paged_attention.mosaic_support import NEEDS_JAX, TABLE, Pipeline
 from pallas_kernels.paged_attention.target import H200, Target
 from pallas_kernels.paged_attention.triton_tile import Head, Tiling
 from pallas_kernels.tuning import TuningError, read_table, table_path, tuned
@@ -20,6 +22,11 @@ from pallas_kernels.tuning import TuningError, read_table, table_path, tuned
 GPU = dataclasses.replace(H200, kind="NVIDIA H200")
 HEAD = Head(G=4, D=128, B=64, scale=0.1, sliding_window=None, soft_cap=None)
 KEY = "bfloat16 G4 D128 B64"
+needs_mosaic = pytest.mark.skipif(jax.__version_info__[:2] < NEEDS_JAX, reason=f"needs JAX {NEEDS_JAX}")
+
+[ATTENTION] = [kernel for kernel in discover() if kernel.name == "paged_attention"]
+PREFILL = Case("prefill", 32, 8, 128, 64, (Row(2048, 2048),))
+ASKED = tune.Question(TABLE, KEY, Pipeline(4), ATTENTION, (PREFILL,), "mosaic")
 
 
 @pytest.fixture(autouse=True)
@@ -113,11 +120,11 @@ def test_tables_that_are_committed_can_be_read(monkeypatch: pytest.MonkeyPatch) 
 
 def test_questions_are_found_by_tracing_the_real_cases() -> None:
     found = {(each.name, each.key): each for each in tune.questions("paged_attention/llama3_8b")}
-    assert set(found) == {
+    assert [at for at in found if at[0] != TABLE] == [
         ("paged_decode", KEY),
         ("paged_decode_splits", KEY),
         ("paged_prefill", KEY),
-    }
+    ]
     assert found["paged_decode", KEY].default == Tiling(16, 64, 4, 3)
     assert len(found["paged_decode", KEY].cases) == 3
 
@@ -150,16 +157,116 @@ def test_a_table_is_written_so_that_it_is_read_again() -> None:
 
 
 def test_candidates_that_give_other_values_or_do_not_run_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    [kernel] = [kernel for kernel in discover() if kernel.name == "paged_attention"]
     case = Case("short", 4, 1, 16, 16, (Row(1, 40),))
     monkeypatch.setattr(tune, "seconds_per_call", lambda function, args, seconds: 1.0)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # not those of the tests beside
-    asked = {name: (key, default) for name, key, default in tune._asked(kernel, case)}
+    asked = {name: (key, default) for name, key, default in tune._asked(ATTENTION, case, "triton")}
     key, default = asked["paged_decode"]
-    timer = tune.Timer(tune.Question("paged_decode", key, default, kernel, (case,)), 0.1, float("inf"))
+    timer = tune.Timer(tune.Question("paged_decode", key, default, ATTENTION, (case,)), 0.1, float("inf"), {})
     assert timer({"C": 16}) == 1.0
     assert timer({"M": 2}) is None  # of four query heads
     assert timer({"C": 7}) is None
+
+
+def is_chosen(case: Case, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether "auto" takes the Mosaic kernel for a case on an H200 with a JAX that has it."""
+    monkeypatch.setattr(mosaic_support, "NEEDS_JAX", (0, 10))
+    read_table.cache_clear()
+    with abstract_gpus("h200"):
+        inputs = case.shapes()
+        return paged_attention._mosaic_has_won(*inputs.args, None, None, None, **inputs.static)
+
+
+@pytest.mark.parametrize(
+    ("times", "kept"),
+    [
+        ({4: 0.9}, {"num_stages": 4}),  # the kernel's own choice, written out: an empty entry would not choose it
+        ({4: 0.97, 3: 0.9, 2: 0.8}, {"num_stages": 2}),
+        ({4: 1.2, 5: 0.7}, {"num_stages": 5}),
+        ({4: 0.951}, {}),  # faster, but by less than the margin
+        ({4: 1.3, 3: 1.2}, {}),
+        ({3: 0.5}, {}),  # its own choice does not compile, or gives other values
+    ],
+)
+def test_mosaic_gets_an_entry_and_is_chosen_only_where_it_beats_triton_by_the_margin(
+    times: Mapping[int, float], kept: Mapping[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(f"[paged_prefill.'{KEY}']\nM = 64\n[{TABLE}.'{KEY}']\nnum_stages = 1\n")  # of an earlier visit
+    told: list[tune.Entries] = []
+
+    def timer_of(question: tune.Question, entries: tune.Entries) -> tune.TimeOf:
+        told.append(dict(entries))
+        return lambda values: times.get(values["num_stages"])
+
+    tune.fill("NVIDIA H200", [ASKED], timer_of, float("inf"))
+    assert told[0]["paged_prefill", KEY] == {"M": 64}
+    read_table.cache_clear()
+    found = tune.known("NVIDIA H200")
+    assert found.pop((TABLE, KEY), {}) == kept
+    assert found == {("paged_prefill", KEY): {"M": 64}}
+    assert is_chosen(PREFILL, monkeypatch) == bool(kept)
+    assert not is_chosen(dataclasses.replace(PREFILL, H=16), monkeypatch)
+
+
+def test_a_contest_that_was_cut_off_leaves_what_the_table_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(f"[{TABLE}.'{KEY}']\nnum_stages = 3\n")
+    clock = iter([0.0, 9.0])
+    monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
+    tune.fill("NVIDIA H200", [ASKED], lambda question, entries: lambda values: None, 5.0)
+    assert is_chosen(PREFILL, monkeypatch)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> None:
+    """Times are what `seconds` makes of the program; its values count all the same."""
+    monkeypatch.setattr(
+        tune, "seconds_per_call", lambda function, args, budget: seconds(str(jax.make_jaxpr(function)(*args)))
+    )
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+
+
+def test_a_candidate_is_timed_beside_the_entries_that_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("short", 4, 1, 16, 16, (Row(1, 40),))
+    asked = {name: (key, default) for name, key, default in tune._asked(ATTENTION, case, "triton")}
+    programs: list[str] = []
+    timed(monkeypatch, lambda program: programs.append(program) or 1.0)
+    key, default = asked["paged_decode_splits"]
+    question = tune.Question("paged_decode_splits", key, default, ATTENTION, (case,))
+    tune.Timer(question, 0.1, float("inf"), {("paged_decode", key): {"num_warps": 2}})
+    assert "num_warps=2" in programs[0]
+
+
+@needs_mosaic
+def test_where_jax_has_mosaic_it_is_asked_after_triton() -> None:
+    found = tune.questions("paged_attention/llama3_8b")
+    assert [(each.name, each.key, each.implementation) for each in found][-1] == (TABLE, KEY, "mosaic")
+    assert found[-1].default == Pipeline(4)
+    assert {"llama3_8b_prefill_2k", "llama3_8b_mixed"} < {case.name for case in found[-1].cases}
+
+
+@needs_mosaic
+@pytest.mark.parametrize("slower", [{}, {"padded": 2.0}])
+def test_mosaic_is_timed_against_tuned_triton_and_counts_where_it_does_worst(
+    slower: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = (
+        Case("padded", 4, 1, 64, 64, (Row(64, 70),), padding_tokens=3),
+        Case("even", 4, 1, 64, 64, (Row(64, 70),)),
+    )
+    [(name, key, default)] = tune._asked(ATTENTION, cases[0], "mosaic")
+    triton: list[str] = []
+
+    def seconds(program: str) -> float:
+        if "paged_prefill_mosaic" in program:
+            return slower.get("padded", 0.5) if "[67,4,64]" in program else 0.5
+        triton.append(program)
+        return 1.0
+
+    timed(monkeypatch, seconds)
+    question = tune.Question(name, key, default, ATTENTION, cases, "mosaic")
+    timer = tune.Timer(question, 0.1, float("inf"), {("paged_prefill", key): {"num_warps": 2}})
+    assert all("num_warps=2" in program for program in triton)
+    assert timer({"num_stages": 2}) == slower.get("padded", 0.5)
+    assert len(triton) == 2
 
 
 def test_without_a_gpu_nothing_is_tuned(capsys: pytest.CaptureFixture[str]) -> None:
