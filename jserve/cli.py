@@ -110,7 +110,9 @@ def tell_perplexity(config: EngineConfig, file: Path, length: int, as_json: bool
 
 
 def inspect_model(config: EngineConfig, device: str, as_json: bool) -> None:
-    """`jserve inspect`: print what a model is and what it would take, from its headers."""
+    """`jserve inspect`: print what a model is and what it would take, from its headers. Exits with 1 where it would
+    not run.
+    """
     from jserve.inspection import inspect, print_table, to_json
 
     found = inspect(config, device)
@@ -118,3 +120,5 @@ def inspect_model(config: EngineConfig, device: str, as_json: bool) -> None:
         print(to_json(found))
     else:
         print_table(found)
+    if not found.runs:
+        sys.exit(1)

@@ -153,3 +153,11 @@ def test_command_prints_a_table_or_json(
         main(["inspect", str(tmp_path / "nowhere")])
     assert left.value.code == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_command_fails_for_a_model_that_would_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder, architectures=["Qwen3NextForCausalLM"])
+    with pytest.raises(SystemExit) as left:
+        run(["inspect", str(folder), "--json"])
+    assert left.value.code == 1
+    assert json.loads(capsys.readouterr().out)["runs"] is False

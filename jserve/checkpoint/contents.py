@@ -18,6 +18,9 @@ from jserve.checkpoint.gguf_file import GgufFile
 from jserve.checkpoint.safetensors_file import DTYPES
 from jserve.errors import CheckpointError
 
+_OF_GROUPS = (".scale", ".zero", ".group_index", ".input_scale")
+"""Arrays of a quantized weight beside its values, as `jserve convert` names them."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredAs:
@@ -73,7 +76,9 @@ def read_contents(path: str) -> Contents:
             architecture=str((config.get("architectures") or ["(none)"])[0]),
             config=config,
             files=tuple(weight_files(checkpoint)),
-            stored=_stored_as((info.stored, math.prod(info.shape), _size_of(info)) for info in tensors.values()),
+            stored=_stored_as(
+                (info.stored, _parameters_in(name, info), _size_of(info)) for name, info in tensors.items()
+            ),
             notes=_quantization_note(config),
         )
 
@@ -114,8 +119,20 @@ def _stored_as(rows: Iterable[tuple[str, int, int]]) -> tuple[StoredAs, ...]:
     return tuple(sorted(found, key=lambda kind: -kind.num_parameters))
 
 
+def _parameters_in(name: str, info: TensorInfo) -> int:
+    """Weights that a tensor holds. Of MXFP4, and of what `jserve convert` wrote, a byte has two of 4 bits, and what
+    belongs to groups of them is none.
+    """
+    count, in_bytes = math.prod(info.shape), info.dtype == "uint8"
+    if name.endswith(_OF_GROUPS) or (in_bytes and name.endswith("_scales")):
+        return 0
+    return 2 * count if in_bytes and name.endswith((".values", "_blocks")) else count
+
+
 def _size_of(info: TensorInfo) -> int:
     count = math.prod(info.shape)
+    if info.dtype == "uint8":  # also of a GGUF file's blocks that stay as they are
+        return count
     if info.stored in DTYPES:
         return count * DTYPES[info.stored].itemsize
     if info.stored == info.dtype:  # of `jserve convert`

@@ -33,7 +33,8 @@ _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8"
 """Bytes of a number."""
 
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(\[\w+\])?")
+"""Brackets tell apart what one tensor of the source became several arrays of."""
 
 
 class ConvertedCheckpoint:

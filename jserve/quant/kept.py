@@ -17,6 +17,8 @@ from jserve.quant.weight import VALUE_TYPES, Layout
 METHOD = "jserve"
 _ACTIVATIONS = ("float", "int8", "fp8")
 _SCALES = ("float32", "float16", "bfloat16")
+_KINDS = {**dict.fromkeys(VALUE_TYPES, _SCALES), "mxfp4": ("float8_e8m0fnu",)}
+"""With the types that their scales may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def read_kept(stored: Mapping[str, Any], scale_dtype: str) -> Kept:
 def _layout(module: str, entry: Any) -> Layout:
     with suppress(msgspec.ValidationError):
         found = msgspec.convert(entry, Layout)
-        known = found.kind in VALUE_TYPES and found.activations in _ACTIVATIONS and found.scale_dtype in _SCALES
+        known = found.scale_dtype in _KINDS.get(found.kind, ()) and found.activations in _ACTIVATIONS
         if known and found.group_size >= 0:
             return found
     raise CheckpointError(f"quantization_config of jserve: {module} has the layout {entry!r}; convert the model again")

@@ -44,6 +44,10 @@ def load_huggingface_tokenizer(directory: Path) -> Tokenizer:
             return _wrap(backend, directory, config)
     elif (directory / VOCABULARY).exists():
         return _wrap(read_wordpiece(directory / VOCABULARY, config), directory, WORDPIECE_ROLES | config)
+    elif not (directory / "config.json").exists():  # all else would be said of something that is no model
+        raise CheckpointError(
+            f"{directory} has no config.json; --model takes a directory in Hugging Face format or a .gguf file"
+        )
     elif not _has_other_tokenizer(directory):
         raise CheckpointError(
             f"{directory} has no tokenizer: neither tokenizer.json nor tokenizer.model, vocab.json or vocab.txt; "

@@ -24,7 +24,7 @@ from jserve.checkpoint import Checkpoint
 from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
-from jserve.quant import Layout, fit_devices
+from jserve.quant import Layout, OfExperts, fit_devices
 from jserve.quant.kept import config_of
 from jserve.quant.scheme import consecutive
 from jserve.weights.load import Parameter, Progress, in_parallel, parameters, place
@@ -59,7 +59,7 @@ def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkp
 
     if folder.exists():
         raise ConfigError(f"{folder} exists; remove it, or name another folder")
-    tree = {name_of(p): array for p, array in zip(parameters(model), arrays, strict=True)}
+    tree = {name_of(p): _by_value(array) for p, array in zip(parameters(model), arrays, strict=True)}
     if len(tree) < len(arrays):
         raise CheckpointError(f"{checkpoint.path}: two parameters are made of the same tensor first; cannot convert it")
     folder.mkdir(parents=True)
@@ -98,10 +98,20 @@ def read(
         is_alike = origin.source == parameter.source or parameter.part in WITHOUT_OUTPUTS
         if origin.shape == parameter.shape and is_alike:
             return place(parameter, mesh, array)
+        if isinstance(parameter.scheme, OfExperts):  # groups that this mesh cuts, with the scale repeated
+            whole = np.repeat(array(()), parameter.shape[-1] // origin.shape[-1], axis=-1)
+            return place(parameter, mesh, lambda index: whole[index])
         whole = _padded(_reorder(origin.source, parameter.source)(array(())), parameter.shape)
         return place(parameter, mesh, lambda index: whole[index])
 
     return in_parallel(parameters(model), fetch, progress)
+
+
+def _by_value(array: jax.Array) -> jax.Array:
+    """Bits of bfloat16, which experts have in memory, as the numbers that they are: not every device has the bits."""
+    if array.dtype != jnp.uint16:
+        return array
+    return jax.device_put(np.asarray(array).view(jnp.bfloat16), array.sharding, may_alias=True)
 
 
 def _consecutive(parameter: Parameter, there: Mapping[str, Parameter]) -> Callable[[Index], np.ndarray]:

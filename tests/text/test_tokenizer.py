@@ -298,6 +298,11 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_a_directory_without_anything_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json; --model takes"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):

@@ -1,0 +1,102 @@
+"""`jserve convert` of experts and latents: the arrays on every mesh are those that the source gives it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from jserve.checkpoint import open_checkpoint
+from jserve.config import EngineConfig
+from jserve.quant.kept import read_kept
+from jserve.runtime import fill
+from jserve.runtime.fill import check_weights, convert, load_weights
+from jserve.runtime.platform import make_mesh
+from jserve.runtime.start import prepare
+from tests.worlds import LATENT, make_model
+
+SPLITS = [(1, 1), (2, 1), (4, 2)]
+"""(--tensor-parallel-size, --expert-parallel-size); of 48 inputs in groups of 16 two devices cut one."""
+GPT_OSS = {"num_local_experts": 4, "head_dim": 16, "hidden_size": 64, "intermediate_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def _no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill, "load_tokenizer", lambda *_: None)
+    monkeypatch.setattr(fill, "save_tokenizer", lambda *_: None)
+
+
+def mixtral(folder: Path) -> Path:
+    return make_model(folder, "MixtralForCausalLM", dtype=torch.bfloat16, num_local_experts=4, num_hidden_layers=1)
+
+
+def deepseek(folder: Path) -> Path:
+    return make_model(folder, "DeepseekV3ForCausalLM", dtype=torch.bfloat16, n_group=4, topk_group=2, **LATENT)
+
+
+def gpt_oss_in_mxfp4(folder: Path) -> Path:
+    make_model(folder, "GptOssForCausalLM", dtype=torch.bfloat16, num_hidden_layers=1, **GPT_OSS)
+    tensors, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        count, inputs, outputs = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = rng.integers(0, 256, (count, outputs, inputs // 32, 16), np.uint8)
+        tensors[f"{name}_scales"] = rng.integers(121, 126, (count, outputs, inputs // 32), np.uint8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("{", '{"quantization_config": {"quant_method": "mxfp4"},', 1))
+    return folder
+
+
+def arrays_on(folder: Path, split: tuple[int, int], quantization: str | None = None) -> list[np.ndarray]:
+    """All weights of a server on so many devices."""
+    mesh, checkpoint = make_mesh(*split), open_checkpoint(folder)
+    asked = EngineConfig(
+        model=str(folder),
+        quantization=quantization,
+        tensor_parallel_size=split[0],
+        expert_parallel_size=split[1],
+        kv_cache_memory_bytes=4 << 20,
+    )
+    prepared = prepare(asked, checkpoint, mesh)
+    check_weights(prepared.model, prepared.programs, checkpoint)
+    weights = load_weights(asked, prepared.model, prepared.programs, checkpoint, mesh, lambda *_: None)
+    return [np.asarray(array) for array in weights]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "kept"),
+    [
+        (mixtral, None, {"float32"}),
+        (mixtral, "int4", {"uint8", "uint16"}),
+        (deepseek, "fp8", {"float8_e4m3fn", "int8"}),
+        (gpt_oss_in_mxfp4, None, {"uint8"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else ""),
+)
+def test_arrays_are_those_of_the_source(make: Any, kind: str | None, kept: set[str], tmp_path: Path) -> None:
+    source, folder = make(tmp_path / "source"), tmp_path / "converted"
+    convert(EngineConfig(model=str(source), quantization=kind), folder, lambda *_: None)
+    for split in SPLITS:
+        expected, found = arrays_on(source, split, kind), arrays_on(folder, split)
+        assert kept <= {array.dtype.name for array in found}
+        for array, other in zip(expected, found, strict=True):
+            assert array.dtype == other.dtype
+            np.testing.assert_array_equal(array, other)
+
+
+def test_files_hold_numbers_and_not_the_bits_that_one_device_has_of_them(tmp_path: Path) -> None:
+    """A GPU reads experts in bfloat16 that a CPU converted, and keeps as uint16."""
+    source, folder = mixtral(tmp_path / "source"), tmp_path / "converted"
+    convert(EngineConfig(model=str(source)), folder, lambda *_: None)
+    checkpoint, original = open_checkpoint(folder), open_checkpoint(source)
+    assert {info.dtype for info in checkpoint.tensors().values()} == {"bfloat16"}
+    first = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
+    expert = checkpoint.read(first)[0].astype(np.float32)
+    np.testing.assert_array_equal(expert.T, original.read(first).astype(np.float32))
+
+
+def test_mxfp4_has_scales_of_its_own_type() -> None:
+    layout = {"kind": "mxfp4", "group_size": 32, "scale_dtype": "float8_e8m0fnu"}
+    assert read_kept({"modules": {"experts": layout}}, "float32").scheme("experts") is not None
