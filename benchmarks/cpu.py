@@ -45,7 +45,7 @@ from benchmarks.servers import SERVERS, Field, Forms, Server, convert, install
 from benchmarks.speed_table import print_table, write_readme
 
 RESULTS = ROOT / "benchmarks" / "results"
-SERVING_S = 1020.0
+SERVING_S = 720.0
 GOODPUT_S = 210.0
 GOODPUT_SERVERS = ("jserve", "vllm")
 JSERVE_CHUNK = 256  # tokens of a step, jserve's default on a CPU
@@ -62,7 +62,7 @@ class Alone:
 
 
 ALONE = {
-    "start": Alone(("benchmarks.first_token", "--minutes", "6.5"), "startup.json", 400.0, ("--servers", "jserve")),
+    "start": Alone(("benchmarks.first_token", "--minutes", "5"), "startup.json", 330.0, ("--servers", "jserve")),
     "ceiling": Alone(
         ("benchmarks.host_ceiling", "--peer", "vllm", "--loads", "stream,whole,short"),
         "host-ceiling.json",

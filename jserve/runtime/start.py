@@ -273,7 +273,7 @@ def _build(
     logger.info(
         "weights %s%s, activations in %s, KV cache in %s; products: %s, attention: %s",
         rounded,
-        "bfloat16, exact in float32" if build.bits else build.dtype,
+        "float32, held in 16 bits" if build.bits else build.dtype,
         build.activations,
         _kv_cache_name(build),
         build.products,
