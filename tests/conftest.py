@@ -35,5 +35,8 @@ def real_encoder(real_gguf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def executables(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of stored executables for the whole run, so that equal engines compile once."""
-    return os.environ.get("JSERVE_TEST_EXECUTABLES") or str(tmp_path_factory.mktemp("executables"))
+    """A folder of stored executables for the whole run, all its processes, so that equal engines compile once."""
+    told = os.environ.get("JSERVE_TEST_EXECUTABLES")
+    if told is None and "PYTEST_XDIST_WORKER" in os.environ:
+        return str(tmp_path_factory.getbasetemp().parent / "executables")
+    return told or str(tmp_path_factory.mktemp("executables"))

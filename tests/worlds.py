@@ -14,6 +14,7 @@ from jserve.engine import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.runner import Runner
 from jserve.runtime.start import start_runner
+from tests.programs import HARDLY_OPTIMIZED, SHARED_PROGRAMS
 
 SMALL = {
     "vocab_size": 128,
@@ -99,11 +100,15 @@ def add_few(runner: Runner) -> None:
 
 
 def start_engine(model: Path | str, executables: str, *, early: bool = False, **options: Any) -> EngineCore:
-    """An engine of small shapes; `early` compiles the fewest programs."""
+    """An engine of small shapes. `early` compiles the fewest programs and hardly optimizes them: for what is compared
+    within a tolerance, or in tokens, with a reference, not for what must be equal in every bit.
+    """
     sizes = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
     sizes |= {"kv_cache_memory_bytes": 4 << 20, **options}
-    config = EngineConfig(model=str(model), compile_cache_dir=executables, **sizes)  # type: ignore[arg-type]
-    started = start_runner(config, lambda *_: None, early=early)
+    folder = f"{executables}/early" if early else executables
+    config = EngineConfig(model=str(model), compile_cache_dir=folder, **sizes)  # type: ignore[arg-type]
+    with SHARED_PROGRAMS.used(HARDLY_OPTIMIZED if early else None):
+        started = start_runner(config, lambda *_: None, early=early)
     return EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
 
 
