@@ -13,6 +13,12 @@ import pytest
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REAL_ENCODER = "all-MiniLM-L6-v2"
+LONGEST = {"test_every_kernel.py", "test_parity.py", "test_step.py"}
+"""Files that take minutes: first, so that no process works through one of them while the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
