@@ -27,8 +27,9 @@ lint: $(VENV)/test-installed
 types: $(VENV)/test-installed
 	$(BIN)/mypy
 
+# As many processes as cores, up to four; each runs whole files, whose tests share their engines and servers.
 quick: $(VENV)/test-installed model  ## the quick tests alone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/test-installed model  ## the tests that take minutes, with further clients
 	$(UV) --editable '.[test,clients]'

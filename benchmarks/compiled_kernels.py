@@ -30,7 +30,16 @@ from typing import Any
 
 import jax
 
-from benchmarks.kernel_resources import Launch, find_ptxas, launches, mosaic_launch, occupancy, ptxas_version, resources
+from benchmarks.kernel_resources import (
+    Launch,
+    dump_flags,
+    find_ptxas,
+    launches,
+    mosaic_launch,
+    occupancy,
+    ptxas_version,
+    resources,
+)
 from pallas_kernels import Kernel, KernelCase, abstract_inputs, discover
 from pallas_kernels.gpu_target import GPUS, abstract_gpus, gpu_topology
 
@@ -267,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dump = Path(folder, "dump")
         # Both are read when the first backend starts, below.
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-        os.environ["XLA_FLAGS"] = f"--xla_dump_to={dump}"
+        os.environ["XLA_FLAGS"] = dump_flags(dump)
         if args.implementation == "mosaic":
             os.environ["MOSAIC_GPU_DUMP_TO"] = str(dump)
         jax.config.update("jax_platforms", "cpu")

@@ -19,6 +19,7 @@ __all__ = [
     "Launch",
     "Occupancy",
     "Resources",
+    "dump_flags",
     "find_ptxas",
     "launches",
     "mosaic_launch",
@@ -63,6 +64,11 @@ class Occupancy:
 
     blocks: int
     limited_by: str
+
+
+def dump_flags(folder: Path) -> str:
+    """For XLA_FLAGS before the first backend starts: dump what is read here, PTX too, which JAX 0.12 leaves out."""
+    return f"--xla_dump_to={folder} --xla_dump_emitter_re=.*"
 
 
 def find_ptxas() -> Path | None:

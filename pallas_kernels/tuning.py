@@ -2,6 +2,7 @@
 
 A table is a file of `tuned/`, named by the kind of device and written by `python -m benchmarks.tune`; nothing is
 measured while serving. Where there is no table, or it does not name the kernel and key, the kernel's own choice stays.
+An entry of `paged_prefill_mosaic` says too that this kernel is the faster one: without it Triton's runs.
 No table has been measured yet.
 """
 

@@ -13,6 +13,12 @@ import pytest
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REAL_ENCODER = "all-MiniLM-L6-v2"
+LONGEST = {"test_every_kernel.py", "test_parity.py", "test_step.py"}
+"""Files that take minutes: first, so that no process works through one of them while the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -35,5 +41,8 @@ def real_encoder(real_gguf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def executables(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of stored executables for the whole run, so that equal engines compile once."""
-    return os.environ.get("JSERVE_TEST_EXECUTABLES") or str(tmp_path_factory.mktemp("executables"))
+    """A folder of stored executables for the whole run, all its processes, so that equal engines compile once."""
+    told = os.environ.get("JSERVE_TEST_EXECUTABLES")
+    if told is None and "PYTEST_XDIST_WORKER" in os.environ:
+        return str(tmp_path_factory.getbasetemp().parent / "executables")
+    return told or str(tmp_path_factory.mktemp("executables"))

@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import transformers
@@ -13,7 +14,8 @@ from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.runner import Runner
-from jserve.runtime.start import start_runner
+from jserve.runtime.start import Started, start_runner
+from tests.programs import HARDLY_OPTIMIZED, SHARED_PROGRAMS
 
 SMALL = {
     "vocab_size": 128,
@@ -98,13 +100,22 @@ def add_few(runner: Runner) -> None:
             runner.add(program)
 
 
+def start_shared(config: EngineConfig, *, early: bool = False) -> Started:
+    """A runner that shares programs with the others of this process. `early` compiles the fewest and hardly optimizes
+    them: for what is compared within a tolerance, or in tokens, with a reference, not for what is equal in every bit.
+    """
+    if early:
+        config = msgspec.structs.replace(config, compile_cache_dir=f"{config.compile_cache_dir}/early")
+    with SHARED_PROGRAMS.used(HARDLY_OPTIMIZED if early else None):
+        return start_runner(config, lambda *_: None, early=early)
+
+
 def start_engine(model: Path | str, executables: str, *, early: bool = False, **options: Any) -> EngineCore:
-    """An engine of small shapes; `early` compiles the fewest programs."""
+    """An engine of small shapes; `early` as of `start_shared`."""
     sizes = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
     sizes |= {"kv_cache_memory_bytes": 4 << 20, **options}
     config = EngineConfig(model=str(model), compile_cache_dir=executables, **sizes)  # type: ignore[arg-type]
-    started = start_runner(config, lambda *_: None, early=early)
-    return EngineCore(started, enable_prefix_caching=config.enable_prefix_caching)
+    return EngineCore(start_shared(config, early=early), enable_prefix_caching=config.enable_prefix_caching)
 
 
 def run(

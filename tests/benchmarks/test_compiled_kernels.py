@@ -128,10 +128,10 @@ def test_blocks_on_a_core(gpu: str, threads: int, registers: int, shared: int, b
 
 TODAY = """
 import dataclasses, json, os, sys
-os.environ["XLA_FLAGS"] = f"--xla_dump_to={sys.argv[1]}"
 from pathlib import Path
 from benchmarks.compiled_kernels import Compiler, chosen, is_sound
-from benchmarks.kernel_resources import find_ptxas, ptxas_version
+from benchmarks.kernel_resources import dump_flags, find_ptxas, ptxas_version
+os.environ["XLA_FLAGS"] = dump_flags(sys.argv[1])
 from pallas_kernels.paged_attention import triton_prefill
 from pallas_kernels.paged_attention.triton_tile import Tiling
 import jax

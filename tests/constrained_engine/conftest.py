@@ -3,11 +3,10 @@
 import pytest
 
 from jserve.config import EngineConfig
-from jserve.runtime.start import start_runner
 from jserve.text.tokenizer import Tokenizer
 from tests.constrained_engine.world import EOS, OTHER_EOS, SIZES, VOCAB, World
 from tests.text.tokenizer_maker import train_byte_level
-from tests.worlds import add_few, make_model
+from tests.worlds import add_few, make_model, start_shared
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +18,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text("{}")
     config = EngineConfig(model=str(folder), compile_cache_dir=executables, **SIZES)
-    started = start_runner(config, lambda *_: None)
+    started = start_shared(config)
     add_few(started.runner)
     return World(started, Tokenizer(backend, source=folder))

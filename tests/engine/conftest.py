@@ -3,11 +3,11 @@
 import pytest
 
 from jserve.config import EngineConfig
-from jserve.runtime.start import start_runner
 from tests.engine.world import NUM_PAGES, PAGE, PAGE_BYTES, VOCAB, World
 from tests.worlds import (
     add_few,
     make_model,
+    start_shared,
 )
 
 
@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
         kv_cache_memory_bytes=NUM_PAGES * PAGE_BYTES,
         compile_cache_dir=executables,
     )
-    started = start_runner(config, lambda *_: None)
+    started = start_shared(config)
     assert started.shape.num_pages == NUM_PAGES
     add_few(started.runner)
     return World(started, folder)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernel_resources import Resources, find_ptxas, resources
+from benchmarks.kernel_resources import Resources, dump_flags, find_ptxas, resources
 from benchmarks.presets import PRESETS
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.quantized import WeightPlan
@@ -97,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     buckets = [Bucket(*map(int, each.split("x"))) for each in args.buckets.split(",")]
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-    os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMP}"  # read when the first backend starts, below
+    os.environ["XLA_FLAGS"] = dump_flags(DUMP)  # read when the first backend starts, below
     jax.config.update("jax_platforms", "cpu")
     most = max(bucket.tokens for bucket in buckets)
     made = programs(args.gpus, args.layers, args.seqs, most, args.model, args.quantization)

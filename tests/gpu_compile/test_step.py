@@ -34,6 +34,14 @@ of eight) would not fit beside it, nor would gathering the logits of 32 rows (16
 """
 
 
+FULL_BUDGET = {
+    ("llama-3.1-8b", 1): {"step decode 2": MIB, "step decode 256": 19 * MIB, "step mixed 3072x256": 210 * MIB},
+    ("llama-3.1-8b", 8): {"step decode 2": 2 * MIB, "step decode 256": 17 * MIB, "step mixed 3072x256": 73 * MIB},
+    ("llama-3.1-70b", 8): {"step decode 256": 17 * MIB},
+}
+"""Likewise of all layers, at most 256 rows and 3,072 tokens: a copy of a device's smallest weight does not fit."""
+
+
 @cache
 def facts(gpus: int, layers: int = LAYERS, *options: str) -> dict[str, Any]:
     """What `step_facts` says, with its programs by name."""
@@ -229,6 +237,7 @@ def test_the_full_size_compiles_within_the_same_bounds(model: str, gpus: int, la
     for name, program in whole["programs"].items():
         assert program["temporaries"] <= whole["estimate"], name
     for name, program in steps.items():
+        assert program["temporaries"] <= FULL_BUDGET[model, gpus][name], name
         assert_nothing_is_copied(program, whole, layers)
         assert sum(program["kernels"].values()) in (layers, 2 * layers), name
         reduces = program["collectives"].get("all-reduce bf16", 0)

@@ -25,6 +25,9 @@ GPU_MODULES = [
 MOST_INTERPRETED = 7e10
 """Operations of a case that the interpreter on a CPU is still asked for, which take it a minute or two."""
 
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+"""Of references and of what the interpreter runs: a second to optimize and milliseconds to run in a quick case."""
+
 
 def _parameters() -> list:
     return [
@@ -36,8 +39,8 @@ def _parameters() -> list:
             marks=() if case.quick else _marks_of_large(implementation, case),
         )
         for kernel in KERNELS.values()
-        for implementation in kernel.implementations
         for i, case in enumerate(kernel.cases)
+        for implementation in kernel.implementations  # innermost: they share what is expected
     ]
 
 
@@ -48,11 +51,12 @@ def _marks_of_large(implementation: str, case: KernelCase) -> tuple[pytest.MarkD
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _expected(kernel_name: str, case: KernelCase) -> tuple:
     inputs = case.make(SEED)
     reference = functools.partial(KERNELS[kernel_name].reference, **inputs.static)
-    return inputs, jax.tree.map(_float64, jax.jit(reference)(*inputs.args))
+    run = jax.jit(reference).lower(*inputs.args).compile(UNOPTIMIZED if case.quick else None)
+    return inputs, jax.tree.map(_float64, run(*inputs.args))
 
 
 def _float64(array: jax.Array) -> np.ndarray:
@@ -61,9 +65,8 @@ def _float64(array: jax.Array) -> np.ndarray:
 
 def _run(kernel: Kernel, implementation: str, case: KernelCase, inputs) -> object:
     function = functools.partial(kernel.implementations[implementation], **inputs.static)
-    # The interpreter's program takes a second to optimize and milliseconds to run, if the case is a quick one.
     is_interpreted = implementation in GPU_ONLY and jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if is_interpreted and case.quick else None
+    options = UNOPTIMIZED if is_interpreted and case.quick else None
     run = jax.jit(function).lower(*inputs.args).compile(options)
     return jax.tree.map(_float64, run(*inputs.args))
 
