@@ -32,6 +32,8 @@ def choose_platform(gpu_memory_utilization: float) -> None:
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # a plugin without a driver is no error
         _add_xla_flag(VECTORIZED_COPIES)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(gpu_memory_utilization))
+    # Programs are kept by `executables`, and what jax takes from a cache of its own cannot be stored again on a CPU.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _add_xla_flag(flag: str) -> None:

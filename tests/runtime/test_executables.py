@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -305,3 +307,39 @@ def test_program_that_cannot_be_compiled_behind_is_counted_as_failed(
     compile_behind(runner, lambda *_: None).join()
     after = runner.count_programs()
     assert (after.ready, after.failed, after.pending) == (before.ready + 1, 1, before.pending - 2)
+
+
+THROUGH_TWO_CACHES = """
+import sys
+from pathlib import Path
+import numpy as np
+from jserve.runtime.platform import choose_platform, make_mesh
+choose_platform(0.9)
+import jax
+from jserve.runtime.executables import ExecutableStore, Program
+x = np.ones((64, 64), np.float32)
+program = Program("sine", lambda: jax.jit(lambda x: jax.numpy.sin(x @ x) @ x).lower(x))
+compiled, stored = ExecutableStore(Path(sys.argv[1]), "key").get(program, make_mesh(1))
+print(stored, float(compiled(x).sum()))
+"""
+
+
+def test_what_jax_has_in_a_cache_of_its_own_does_not_spoil_ours(tmp_path: Path) -> None:
+    """On a CPU a program that jax took from its cache is stored without its code, and fails when it is run."""
+    given = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", THROUGH_TWO_CACHES, str(tmp_path / folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | given,
+        ).stdout.split()
+        for folder in ("first", "second", "second")
+    ]
+    assert [stored for stored, _ in told] == ["False", "False", "True"]
+    assert len({result for _, result in told}) == 1
