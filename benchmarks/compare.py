@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
     """Every kind and load, in the order of measuring."""
     found = []
     for kind in kinds:
-        targets = tuple(r.target for r in running if kind is kinds[0] or r.server.name not in ONCE)
+        targets = tuple(r.target for r in running if kind.name == KINDS[0].name or r.server.name not in ONCE)
         for streams, prompts in kind.loads:
             plan = Plan(
                 targets=targets,
@@ -220,9 +220,28 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: order.index(run.target))
 
 
-def compare(servers: Field, folder: Path, visit: Visit) -> dict[str, Any]:
-    """Measure all that runs, and what the result file holds of it. `folder` has the tokenizer."""
-    kinds = TINY if visit.tiny else KINDS
+def with_others(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with what an earlier one has of the kinds of prompts that were not measured again."""
+    told, again = dict(found), {kind["name"] for kind in found["kinds"]}
+    for name in ("kinds", "ratios", "runs"):
+        told[name] = [
+            each for each in before[name] if each.get("name", each.get("load", "")).split(" ")[0] not in again
+        ]
+        told[name] += found[name]
+    told["summary"] = {**before["summary"], **found["summary"]}
+    told["measured_before"] = {
+        **{kind["name"]: before["time"] for kind in before["kinds"]},
+        **before.get("measured_before", {}),
+    }
+    told["measured_before"] = {kind: when for kind, when in told["measured_before"].items() if kind not in again}
+    return told
+
+
+def compare(servers: Field, folder: Path, visit: Visit, names: Sequence[str]) -> dict[str, Any]:
+    """Measure all that runs with these kinds of prompts, and what the result file holds of it. `folder` has the
+    tokenizer.
+    """
+    kinds = tuple(kind for kind in (TINY if visit.tiny else KINDS) if kind.name in names)
     seed = random.randrange(1 << 31)
     wait_idle(servers.running)
     left_out: dict[str, str] = dict(servers.left_out)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.charts import draw_all
-from benchmarks.compare import compare
+from benchmarks.compare import KINDS, compare, with_others
 from benchmarks.parts import (
     MODEL,
     MODULE,
@@ -84,6 +84,8 @@ class Bench:
     results: Path
     forms: Forms
     servers: Field
+    kinds: list[str]
+    """Of prompts, in `serving`."""
     command: list[str]
 
     def write(self, file: str, told: Mapping[str, Any]) -> None:
@@ -114,8 +116,10 @@ def start_all(servers: Field, ready: Sequence[Server], forms: Forms) -> None:
 def serving(bench: Bench) -> tuple[str, ...]:
     """Throughput and latency by kind of prompt and streams; see `benchmarks.compare`."""
     visit = dataclasses.replace(bench.visit, deadline=min(bench.visit.deadline, time.monotonic() + SERVING_S))
-    found = compare(bench.servers, bench.forms.folder, visit)
-    bench.write("cpu-serving.json", found)
+    found = compare(bench.servers, bench.forms.folder, visit, bench.kinds)
+    before = bench.results / "cpu-serving.json"
+    is_part = len(bench.kinds) < len(KINDS) and before.exists()
+    bench.write(before.name, with_others(found, json.loads(before.read_text())) if is_part else found)
     if found["summary"] == {}:
         raise FailedError("there was no time for any scenario")
     return tuple(
@@ -197,6 +201,10 @@ def arguments() -> argparse.ArgumentParser:
     known = ", ".join(server.name for server in SERVERS)
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--servers", metavar="NAME,...", help=f"in serving and goodput, of {known}; default: all")
+    kinds = ", ".join(kind.name for kind in KINDS)
+    parser.add_argument(
+        "--kinds", metavar="NAME,...", help=f"of prompts in serving, of {kinds}; the others keep their results"
+    )
     parser.add_argument("--minutes", type=float, default=29.0, help="for all parts together (default 29)")
     parser.add_argument("--model", type=Path, default=MODEL, metavar="GGUF", help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a few tokens, to try the command; figures mean nothing")
@@ -219,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     names = chosen(args.only, PARTS, "--only", parser)
     wanted = chosen(args.servers, [server.name for server in SERVERS], "--servers", parser)
+    kinds = chosen(args.kinds, [kind.name for kind in KINDS], "--kinds", parser)
     if not args.model.exists():
         parser.error(f"--model {args.model} is not there; `make model` fetches the default")
     leave_on_sigterm()
@@ -236,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     visit.deadline = time.monotonic() + 60 * args.minutes
     begin = time.monotonic()
     command = ["python", "-m", "benchmarks.cpu", *(sys.argv[1:] if argv is None else argv)]
-    bench = Bench(visit, results, forms, servers, command)
+    bench = Bench(visit, results, forms, servers, kinds, command)
     outcomes = together([name for name in names if name in TOGETHER], bench, ready) if set(names) & {*TOGETHER} else []
     outcomes += [do(name, partial(on_visit, partial(alone, name), bench), visit) for name in names if name in ALONE]
     print_parts(outcomes, results)

@@ -6,13 +6,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
 
-from benchmarks.compare import Kind, label, measure_rounds, scenarios, summary
+from benchmarks.compare import Kind, label, measure_rounds, scenarios, summary, with_others
 from benchmarks.load import Outcome
 from benchmarks.metrics import RunMetrics, measure
 from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
@@ -153,3 +154,23 @@ def test_scenario_without_time_is_left_out_with_a_word(tmp_path: Path, forms: Fo
     left_out: dict[str, str] = {}
     assert measure_rounds(todo, 1, visit, None, left_out) == []
     assert list(left_out) == [f"{label(scenario)} round 1" for scenario in todo]
+
+
+def test_kinds_that_are_measured_again_replace_their_results_alone() -> None:
+    def result(time: str, kinds: dict[str, int]) -> dict[str, Any]:
+        return {
+            "time": time,
+            "kinds": [{"name": name} for name in kinds],
+            "ratios": [{"load": f"{name} c=1", "median": value} for name, value in kinds.items()],
+            "runs": [{"load": f"{name} c=1", "metrics": value} for name, value in kinds.items()],
+            "summary": {name: {"c=1": value} for name, value in kinds.items()},
+        }
+
+    first = result("monday", {"128": 1, "shared": 2, "1500": 3})
+    second = {**with_others(result("tuesday", {"1500": 4}), first), "time": "tuesday"}
+    assert second["summary"] == {"128": {"c=1": 1}, "shared": {"c=1": 2}, "1500": {"c=1": 4}}
+    assert [run["metrics"] for run in second["runs"]] == [1, 2, 4]
+    assert second["measured_before"] == {"128": "monday", "shared": "monday"}
+    third = with_others(result("friday", {"128": 5}), second)
+    assert third["measured_before"] == {"shared": "monday", "1500": "tuesday"}
+    assert [ratio["median"] for ratio in third["ratios"]] == [2, 4, 5]
