@@ -267,8 +267,8 @@ def prefills() -> Iterator[dict[str, Any]]:
 
 
 def kernels() -> Iterator[dict[str, Any]]:
-    """The real cases of every kernel folder, by what they must move and compute at least."""
-    for kernel in discover():
+    """The real cases of every kernel folder for GPUs, by what they must move and compute at least."""
+    for kernel in (kernel for kernel in discover() if "triton" in kernel.implementations):
         for case in (case for case in kernel.cases if not case.quick):
             yield {"kernel": kernel.name, "case": case.name, **_kernel(case)}
 

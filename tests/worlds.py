@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import msgspec
 import numpy as np
 import torch
@@ -148,3 +149,8 @@ def tokens_of(deltas: list[TokenDelta]) -> list[int]:
 def greedy(count: int, **fields: Any) -> SamplingParams:
     """`count` greedy tokens whatever they are."""
     return SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, **fields)
+
+
+def numbers(array: np.ndarray) -> np.ndarray:
+    """What weights say, however a device holds them: uint16 are the bits of bfloat16."""
+    return array.view(ml_dtypes.bfloat16).astype(np.float32) if array.dtype == np.uint16 else array

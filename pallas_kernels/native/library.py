@@ -47,6 +47,8 @@ def target_name(kernel: str, kind: str) -> str:
 
 def require(kernel: str, kind: str) -> None:
     """Raise NotImplementedError where the kernel is not loaded and cannot be."""
+    if jax.default_backend() != "cpu":
+        raise NotImplementedError("native kernels are for CPUs")
     if not load_kernel(kernel, kind):
         raise NotImplementedError("native kernels need Numba: pip install 'jserve[cpu]'")
 

@@ -33,7 +33,7 @@ def test_trial_on_a_cpu_checks_and_tells_what_is_left_out(tmp_path: Path, capsys
     assert status == 0
     checks, vllm = summary["parts"]
     assert (checks["status"], vllm["status"]) == ("done", "skipped")
-    assert checks["figures"][0].startswith("2 right")
+    assert checks["figures"][0].startswith("3 right")
     assert all(row["met"] is None for row in summary["targets"])
     out = capsys.readouterr().out
     assert "not measured" in out

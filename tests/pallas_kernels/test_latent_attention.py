@@ -54,7 +54,7 @@ def test_unsupported_shapes_are_refused_with_what_is_supported(change: dict, mes
 
 def test_unknown_implementation_is_named() -> None:
     inputs = MIXED.make(0)
-    with pytest.raises(ValueError, match="'cudnn'; choose auto, reference, xla or triton"):
+    with pytest.raises(ValueError, match="'cudnn'; choose auto, reference, xla, native or triton"):
         op.latent_attention(*inputs.args, **inputs.static, implementation="cudnn")
 
 

@@ -173,5 +173,5 @@ def test_unsupported_shapes_are_refused_with_what_is_supported(change, message, 
 
 def test_unknown_implementation_is_named():
     inputs = DECODE.make(0)
-    with pytest.raises(ValueError, match="'cudnn'; choose auto, reference, xla, triton or mosaic"):
+    with pytest.raises(ValueError, match="'cudnn'; choose auto, reference, xla, native, triton or mosaic"):
         op.paged_attention(*inputs.args, **inputs.static, implementation="cudnn")
