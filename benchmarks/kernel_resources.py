@@ -13,6 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
 from pallas_kernels.gpu_target import Gpu
 
 __all__ = [
@@ -67,8 +69,11 @@ class Occupancy:
 
 
 def dump_flags(folder: Path) -> str:
-    """For XLA_FLAGS before the first backend starts: dump what is read here, PTX too, which JAX 0.12 leaves out."""
-    return f"--xla_dump_to={folder} --xla_dump_emitter_re=.*"
+    """For XLA_FLAGS before the first backend starts: dump what is read here, PTX too, which JAX 0.12 leaves out. An older
+    one would write every emitter's steps instead, which takes minutes.
+    """
+    emitters = " --xla_dump_emitter_re=.*" if jax.__version_info__ >= (0, 12) else ""
+    return f"--xla_dump_to={folder}{emitters}"
 
 
 def find_ptxas() -> Path | None:
