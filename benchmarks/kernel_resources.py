@@ -69,8 +69,9 @@ class Occupancy:
 
 
 def dump_flags(folder: Path) -> str:
-    """For XLA_FLAGS before the first backend starts: dump what is read here, PTX too, which JAX 0.12 leaves out. An older
-    one would write every emitter's steps instead, which takes minutes.
+    """For XLA_FLAGS before the first backend starts: dump what is read here, PTX too, which JAX 0.12 leaves out.
+
+    An older one would write every emitter's steps as well, which takes minutes.
     """
     emitters = " --xla_dump_emitter_re=.*" if jax.__version_info__ >= (0, 12) else ""
     return f"--xla_dump_to={folder}{emitters}"
