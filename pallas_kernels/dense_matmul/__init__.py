@@ -37,7 +37,8 @@ def dense_matmul(x: jax.Array, weight: jax.Array, *, implementation: str = "xla"
         f32[T, N].
 
     Raises:
-        NotImplementedError: "native" is not there, or does not take this K; says what it wants.
+        NotImplementedError: "native" does not take this K, or is asked for elsewhere than on a CPU.
+        RuntimeError: "native" could not be loaded.
         ValueError: unknown implementation.
     """
     match implementation:

@@ -46,11 +46,14 @@ def target_name(kernel: str, kind: str) -> str:
 
 
 def require(kernel: str, kind: str) -> None:
-    """Raise NotImplementedError where the kernel is not loaded and cannot be."""
+    """Raise NotImplementedError elsewhere than on a CPU, and RuntimeError where the kernel cannot be loaded.
+
+    Two errors, because a test that skips what is not supported must not skip code that is broken.
+    """
     if jax.default_backend() != "cpu":
         raise NotImplementedError("native kernels are for CPUs")
     if not load_kernel(kernel, kind):
-        raise NotImplementedError("native kernels need Numba: pip install 'jserve[cpu]'")
+        raise RuntimeError("native kernels need Numba: pip install 'jserve[cpu]'; the log says more")
 
 
 def load_kernel(kernel: str, kind: str, *folders: Path | None) -> bool:
