@@ -29,7 +29,9 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array], *, interleaved: 
         turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(rotated.shape)
     else:
         first, second = jnp.split(rotated, 2, axis=-1)
-        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        # Whole rows: XLA:CPU computes halves that are put together one number at a time.
+        swapped = jnp.concatenate([second, first], axis=-1)
+        turned = rotated * jnp.concatenate([cos, cos], axis=-1) + swapped * jnp.concatenate([-sin, sin], axis=-1)
     return turned if not rest.shape[-1] else jnp.concatenate([turned, rest], axis=-1)
 
 

@@ -41,3 +41,11 @@ def with_native_attention(build: Build, config: ModelConfig, folders: Folders) -
 def has_native_products(kind: str, folders: Folders) -> bool:
     """Whether products with weights of this type ("float32", or "uint16" for the bits of bfloat16) are native code."""
     return load_kernel(PRODUCT, kind, *folders)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; XLA, which uses them, is slow without."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return any(features.get(name) for name in ("amx-bf16", "avx512bf16", "bf16"))

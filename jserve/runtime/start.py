@@ -36,7 +36,7 @@ from jserve.runtime.encode import plan_encoder
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
 from jserve.runtime.fill import check_weights, load_thin_weights, load_weights
-from jserve.runtime.native import Folders, has_native_products, with_native_attention
+from jserve.runtime.native import Folders, has_native_products, multiplies_bfloat16, with_native_attention
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
@@ -264,7 +264,8 @@ def _build(
         is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(asked, config, checkpoint)
         in_16_bits = is_exact or dtype == jnp.bfloat16
         if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
-            build = replace(build, products="native", bits=is_exact)
+            is_widened = dtype == jnp.bfloat16 and not multiplies_bfloat16()
+            build = replace(build, products="native", bits=is_exact or is_widened)
         is_thin = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
         # Steps of few tokens are for answers.
         build = replace(build, thin=generates and is_thin and not build.bits)
@@ -273,7 +274,7 @@ def _build(
     logger.info(
         "weights %s%s, activations in %s, KV cache in %s; products: %s, attention: %s",
         rounded,
-        "float32, held in 16 bits" if build.bits else build.dtype,
+        "float32, held in 16 bits" if build.bits and dtype == jnp.float32 else build.dtype,
         build.activations,
         _kv_cache_name(build),
         build.products,

@@ -30,7 +30,7 @@ from ..native.calls import (
     take,
     wait,
 )
-from ..native.vectors import BFLOAT16, FLOAT32, LANES, MAX_ROWS, dots, load, store, widen
+from ..native.vectors import BFLOAT16, DOTS_ROWS, FLOAT32, LANES, dots, load, store, widen
 
 __all__ = ["KINDS", "compile_kernel"]
 
@@ -38,8 +38,10 @@ KINDS = {"float32": FLOAT32, "uint16": BFLOAT16}
 """Types of the weight: numbers, or the bits of bfloat16."""
 COLUMNS = 4
 """Outputs of a block that stays in registers."""
-WIDEN_ROWS = 12
-"""Rows from which weights are widened once, and not for every block of rows."""
+WIDEN_ROWS = 2 * DOTS_ROWS
+"""With more rows than these weights are widened once, and not for every block of rows."""
+CHUNK_BYTES = 256 * 1024
+"""Of x at most, which a core's cache keeps while all outputs of a unit meet it."""
 UNITS_PER_THREAD = 8
 LEAST_UNIT = 40_000
 """Multiplications of a unit at least: some 4 microseconds."""
@@ -53,40 +55,49 @@ def _make_participate(form: int) -> Any:
 
     @njit(error_model="numpy")
     def columns_of(x, weight, out, rows, inputs, outputs, scratch):
-        """COLUMNS outputs of all rows, in blocks of nearly the same number of rows."""
-        b, stride, is_wide = weight, inputs * width, rows > WIDEN_ROWS and form != FLOAT32
+        """COLUMNS outputs of some rows, in blocks of nearly the same number of rows."""
+        steps, r, blocks = inputs // LANES, 0, (rows + DOTS_ROWS - 1) // DOTS_ROWS
+        is_wide = rows > WIDEN_ROWS and form != FLOAT32
         if is_wide:
-            widen(weight, scratch, COLUMNS * (inputs // LANES), form)
-            b, stride = scratch, inputs * 4
-        r, blocks = 0, (rows + MAX_ROWS - 1) // MAX_ROWS
+            widen(weight, scratch, COLUMNS * steps, form)
         while blocks > 0:
             count = (rows - r + blocks - 1) // blocks
-            left, target = x + r * inputs * 4, out + r * outputs * 4
+            a, c = x + r * inputs * 4, out + r * outputs * 4
             if is_wide:
-                dots(left, inputs * 4, b, stride, inputs // LANES, target, outputs * 4, count, COLUMNS, FLOAT32)
+                dots(a, inputs * 4, scratch, inputs * 4, steps, c, outputs * 4, count, COLUMNS, FLOAT32, 0)
+            elif r == 0:
+                dots(a, inputs * 4, weight, inputs * width, steps, c, outputs * 4, count, COLUMNS, form, 1)
             else:
-                dots(left, inputs * 4, b, stride, inputs // LANES, target, outputs * 4, count, COLUMNS, form)
+                dots(a, inputs * 4, weight, inputs * width, steps, c, outputs * 4, count, COLUMNS, form, 0)
             r += count
             blocks -= 1
+
+    @njit(error_model="numpy")
+    def outputs_of(x, weight, out, rows, inputs, outputs, first, last, scratch):
+        """Outputs first .. last - 1 of some rows."""
+        n = first
+        while n + COLUMNS <= last:
+            columns_of(x, weight + n * inputs * width, out + n * 4, rows, inputs, outputs, scratch)
+            n += COLUMNS
+        while n < last:
+            for r in range(rows):
+                dots(x + r * inputs * 4, inputs * 4, weight + n * inputs * width, inputs * width,
+                     inputs // LANES, out + (r * outputs + n) * 4, outputs * 4, 1, 1, form, 0)  # fmt: skip
+            n += 1
 
     @njit(error_model="numpy")
     def participate(job):
         x, weight, out = load(job + X, I64), load(job + WEIGHT, I64), load(job + OUT, I64)
         rows, inputs, outputs = load(job + ROWS, I64), load(job + INPUTS, I64), load(job + OUTPUTS, I64)
         size = load(job + UNIT, I64)
+        chunk = max(CHUNK_BYTES // (inputs * 4), COLUMNS * DOTS_ROWS)
         unit = take(job)
         if unit >= 0:
             scratch = malloc(COLUMNS * inputs * 4)
             while unit >= 0:
-                n, last = unit * size, min(outputs, (unit + 1) * size)
-                while n + COLUMNS <= last:
-                    columns_of(x, weight + n * inputs * width, out + n * 4, rows, inputs, outputs, scratch)
-                    n += COLUMNS
-                while n < last:
-                    for r in range(rows):
-                        dots(x + r * inputs * 4, inputs * 4, weight + n * inputs * width, inputs * width,
-                             inputs // LANES, out + (r * outputs + n) * 4, outputs * 4, 1, 1, form)  # fmt: skip
-                    n += 1
+                for r in range(0, rows, chunk):
+                    outputs_of(x + r * inputs * 4, weight, out + r * outputs * 4, min(chunk, rows - r), inputs,
+                               outputs, unit * size, min(outputs, (unit + 1) * size), scratch)  # fmt: skip
                 finish(job)
                 unit = take(job)
             free(scratch)

@@ -14,14 +14,29 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "MAX_ROWS", "VECTORS", "dots", "load", "product", "store", "transpose", "weigh", "widen"]
+__all__ = [
+    "DOTS_ROWS",
+    "LANES",
+    "MAX_ROWS",
+    "VECTORS",
+    "dots",
+    "load",
+    "prefetch",
+    "product",
+    "store",
+    "transpose",
+    "weigh",
+    "widen",
+]
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Numbers in a vector; LLVM splits what the CPU's registers cannot hold."""
 VECTORS = (4, 1) if LANES == 16 else (2, 1)
 """How many vectors wide a block of `product` may be, the widest first."""
 MAX_ROWS = 6
-"""How many rows a block of `product` has at most: with 4 vectors each, 24 of 32 registers hold sums."""
+"""How many rows a block of `product` has at most: with VECTORS[0] each, 24 of 32 registers hold sums, or 12 of 16."""
+DOTS_ROWS = 6 if LANES == 16 else 3
+"""How many rows a block of `dots` has at most: with 4 columns, again 24 or 12 sums."""
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 """Forms of numbers in memory."""
 MASKED = -1e30
@@ -107,6 +122,19 @@ def store(typingctx: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(types.int64, value), code
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any, size: Any) -> Any:
+    """Have so many bytes brought near that will be read soon."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
+        address, size = args
+        with cgutils.for_range(builder, builder.udiv(builder.add(size, _I64(63)), _I64(64))) as line:
+            _prefetch(builder, address, builder.mul(line.index, _I64(64)))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), code
 
 
 @intrinsic(prefer_literal=True)
@@ -200,36 +228,38 @@ def dots(
     rows: Any,
     columns: Any,
     form: Any,
+    ahead: Any,
 ) -> Any:
     """C[r, n] = sum over steps * LANES numbers of A[r] times B[n], each with a sum of its own per lane until the end.
 
-    a, b, c: addresses; A has `rows` (1 .. MAX_ROWS) rows of float32, a_stride bytes apart, B has `columns` rows of
-    `form`, b_stride bytes apart, C has rows c_stride bytes apart. columns, form: constants.
+    a, b, c: addresses; A has `rows` (1 .. DOTS_ROWS) rows of float32, a_stride bytes apart, B has `columns` rows of
+    `form`, b_stride bytes apart, C has rows c_stride bytes apart. With `ahead`, what follows B is prefetched.
+    columns, form, ahead: constants.
     """
-    if not all(isinstance(x, types.Literal) for x in (columns, form)):
+    if not all(isinstance(x, types.Literal) for x in (columns, form, ahead)):
         return None
-    N, b_form = map(_literal, (columns, form))
+    N, b_form, is_ahead = map(_literal, (columns, form, ahead))
 
     def code(context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> Any:
         *given, rows = args[:8]
         after = builder.append_basic_block("after")
         choice = builder.switch(rows, after)
-        for R in range(1, MAX_ROWS + 1):
+        for R in range(1, DOTS_ROWS + 1):
             block = builder.append_basic_block(f"rows{R}")
             choice.add_case(_I64(R), block)
             builder.position_at_end(block)
-            builder.call(_block_dots(builder, R, N, b_form), given)
+            builder.call(_block_dots(builder, R, N, b_form, bool(is_ahead)), given)
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.none(*[types.int64] * 8, columns, form), code
+    return types.none(*[types.int64] * 8, columns, form, ahead), code
 
 
-def _block_dots(caller: Any, R: int, N: int, form: int) -> Any:
+def _block_dots(caller: Any, R: int, N: int, form: int, ahead: bool) -> Any:
     """A function of the module for R rows and N columns; its sums are R * N registers."""
     kind = ir.FunctionType(ir.VoidType(), [_I64] * 7)
-    function = cgutils.get_or_insert_function(caller.module, kind, f"dots_{R}_{N}_{form}")
+    function = cgutils.get_or_insert_function(caller.module, kind, f"dots_{R}_{N}_{form}_{ahead:d}")
     if function.blocks:
         return function
     function.linkage = "internal"
@@ -241,13 +271,13 @@ def _block_dots(caller: Any, R: int, N: int, form: int) -> Any:
     with cgutils.for_range(builder, steps) as step:
         at = builder.mul(step.index, _I64(4 * LANES))
         right_at = builder.mul(step.index, _I64((2 if form else 4) * LANES))
-        right = [_read_wide(builder, form, rights[n], right_at) for n in range(N)]
-        for n in range(N):
-            _prefetch(builder, rights[n], right_at, builder.mul(b_stride, _I64(N)))
-        for r in range(R):
-            left = _read(builder, lefts[r], at)
-            for n in range(N):
-                builder.store(_call(builder, "fma", left, right[n], builder.load(sums[r][n])), sums[r][n])
+        left = [_read(builder, lefts[r], at) for r in range(R)]
+        for n in range(N):  # one right at a time: with 16 registers there is none to spare
+            right = _read_wide(builder, form, rights[n], right_at)
+            if ahead:
+                _prefetch(builder, rights[n], right_at, builder.mul(b_stride, _I64(N)))
+            for r in range(R):
+                builder.store(_call(builder, "fma", left[r], right, builder.load(sums[r][n])), sums[r][n])
     for r in range(R):
         row = builder.add(c, builder.mul(c_stride, _I64(r)))
         totals = [builder.load(each) for each in sums[r]]

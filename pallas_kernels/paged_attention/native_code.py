@@ -40,6 +40,7 @@ from ..native.vectors import (
     MAX_ROWS,
     VECTORS,
     load,
+    prefetch,
     product,
     store,
     transpose,
@@ -59,7 +60,7 @@ SPREAD_COST = 200_000
 
 GROUPS = BLOCK // LANES
 WIDTH = VECTORS[0] * LANES
-F32, U8, U16, I32, I64 = np.float32(0), np.uint8(0), np.uint16(0), np.int32(0), np.int64(0)
+F32, U8, I32, I64 = np.float32(0), np.uint8(0), np.int32(0), np.int64(0)
 ONE, MASKED, TINY = np.float32(1), np.float32(-1e30), np.float32(1e-30)
 EXPONENT, SUBNORMAL = np.float32(2.0**120), np.float32(2.0**-9)
 # A job after its counters: 8 addresses, 2 of scales, 9 sizes and flags, then two float32.
@@ -128,14 +129,14 @@ def _make_participate(kind: int) -> Any:
         for i in range(LANES):
             into = target + i * D * used_bytes
             if at + i < low or at + i >= high:
-                for d in range(0, D * used_bytes, 2):
-                    store(into + d, U16)
+                for d in range(0, D * used_bytes, 8):
+                    store(into + d, I64)
                 continue
             token = _token(table, at + i, head, N, K, B)
             source = pages + token * D * held_bytes
             if not has_scales:
-                for d in range(0, D * used_bytes, 2):
-                    store(into + d, load(source + d, U16))
+                for d in range(0, D * used_bytes, 8):
+                    store(into + d, load(source + d, I64))
                 continue
             size = load(scales + 4 * token, F32)
             for d in range(D):
@@ -171,9 +172,15 @@ def _make_participate(kind: int) -> Any:
             store(key_bases + i * 8, keys + i * LANES * BLOCK * 4)
         high = position + queries
         low = max(0, position - window + 1) if window > 0 else 0
+        for at in range(low // BLOCK * BLOCK, min(high, low // BLOCK * BLOCK + BLOCK), LANES):
+            prefetch(k_pages + _token(table, at, head, N, K, B) * row_bytes, LANES * row_bytes)
         for start in range(low // BLOCK * BLOCK, high, BLOCK):
+            for at in range(start, min(high, start + BLOCK), LANES):
+                prefetch(v_pages + _token(table, at, head, N, K, B) * row_bytes, LANES * row_bytes)
             for i in range(GROUPS):
                 at = start + i * LANES
+                if at + BLOCK < high:
+                    prefetch(k_pages + _token(table, at + BLOCK, head, N, K, B) * row_bytes, LANES * row_bytes)
                 copy = values + i * LANES * D * used_bytes
                 is_copied = has_scales or B % LANES != 0
                 token = I64  # any place: what is read there is masked
