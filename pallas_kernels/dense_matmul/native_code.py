@@ -6,9 +6,8 @@ from a cache. What a row gets does not depend on the other rows. Addresses are i
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit
 
 from ..native.calls import (
     JOB,
@@ -32,7 +31,7 @@ from ..native.calls import (
 )
 from ..native.vectors import BFLOAT16, DOTS_ROWS, FLOAT32, LANES, dots, load, store, widen
 
-__all__ = ["KINDS", "compile_kernel"]
+__all__ = ["KINDS", "make_handler", "make_participate"]
 
 KINDS = {"float32": FLOAT32, "uint16": BFLOAT16}
 """Types of the weight: numbers, or the bits of bfloat16."""
@@ -50,7 +49,8 @@ I64 = np.int64(0)
 X, WEIGHT, OUT, ROWS, INPUTS, OUTPUTS, UNIT, FIELDS_BYTES = *range(JOB, JOB + 56, 8), 56
 
 
-def _make_participate(form: int) -> Any:
+def make_participate(form: int) -> Any:
+    """The function that takes units of a job until there is none, for weights of one of KINDS."""
     width = 2 if form else 4
 
     @njit(error_model="numpy")
@@ -107,7 +107,8 @@ def _make_participate(form: int) -> Any:
     return participate
 
 
-def _make_handler(participate_name: str, version: tuple[int, int]) -> Any:
+def make_handler(participate_name: str, version: tuple[int, int]) -> Any:
+    """XLA's handler: makes a job of a call, and takes part in it beside the threads that it asks for help."""
     major, minor = version
 
     @njit(error_model="numpy")
@@ -136,14 +137,3 @@ def _make_handler(participate_name: str, version: tuple[int, int]) -> Any:
         return I64
 
     return handler
-
-
-def compile_kernel(kind: str, version: tuple[int, int]) -> tuple[list[str], str]:
-    """LLVM's text of the modules to link, and the name of the handler in them; kind: of KINDS, version: of XLA's
-    foreign function interface.
-    """
-    signature = types.int64(types.int64)
-    helper = cfunc(signature, error_model="numpy")(_make_participate(KINDS[kind]).py_func)
-    llvm.add_symbol(helper.native_name, helper.address)  # Numba links the handler at once
-    handler = cfunc(signature, error_model="numpy")(_make_handler(helper.native_name, version).py_func)
-    return [helper.inspect_llvm(), handler.inspect_llvm()], handler.native_name

@@ -151,11 +151,13 @@ def _interface() -> tuple[int, int]:
 def _compile(kernel: str, kind: str) -> bytes:
     import llvmlite.binding as llvm
 
+    from .compile import compile_kernel
+
     interface = _interface()
     if interface not in _INTERFACES:
         raise NotImplementedError(f"version {interface} of XLA's foreign function interface is not known")
     code = importlib.import_module(f"pallas_kernels.{kernel}.native_code")
-    (first, *others), name = code.compile_kernel(kind, interface)
+    (first, *others), name = compile_kernel(code, kind, interface)
     module = llvm.parse_assembly(first)
     for text in others:
         module.link_in(llvm.parse_assembly(text))

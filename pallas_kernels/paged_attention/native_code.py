@@ -8,9 +8,8 @@ their name says so, and letters are those of `paged_attention`; G query heads sh
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit
 
 from ..native.calls import (
     JOB,
@@ -47,7 +46,7 @@ from ..native.vectors import (
     weigh,
 )
 
-__all__ = ["KINDS", "compile_kernel"]
+__all__ = ["KINDS", "make_handler", "make_participate"]
 
 KINDS = {"float32": FLOAT32, "uint16": BFLOAT16, "float16": FLOAT16, "int8": 3, "uint8": 4}
 """Types of the pages: numbers, the bits of bfloat16, and 8-bit integers or the bits of float8_e4m3fn with scales."""
@@ -116,7 +115,7 @@ def _zero(address, count):
         store(address + 4 * i, F32)
 
 
-def _make_participate(kind: int) -> Any:
+def make_participate(kind: int) -> Any:
     """The function that takes units of a job until there is none, for pages of one of KINDS."""
     has_scales = kind > FLOAT16
     form = FLOAT32 if has_scales else kind  # of what a product reads
@@ -259,7 +258,7 @@ def _make_participate(kind: int) -> Any:
     return participate
 
 
-def _make_handler(participate_name: str, version: tuple[int, int]) -> Any:
+def make_handler(participate_name: str, version: tuple[int, int]) -> Any:
     """XLA's handler: makes a job of a call, and takes part in it beside the threads that it asks for help."""
     major, minor = version
 
@@ -315,14 +314,3 @@ def _make_handler(participate_name: str, version: tuple[int, int]) -> Any:
         return I64
 
     return handler
-
-
-def compile_kernel(kind: str, version: tuple[int, int]) -> tuple[list[str], str]:
-    """LLVM's text of the modules to link, and the name of the handler in them; kind: of KINDS, version: of XLA's
-    foreign function interface.
-    """
-    signature = types.int64(types.int64)
-    helper = cfunc(signature, error_model="numpy")(_make_participate(KINDS[kind]).py_func)
-    llvm.add_symbol(helper.native_name, helper.address)  # Numba links the handler at once
-    handler = cfunc(signature, error_model="numpy")(_make_handler(helper.native_name, version).py_func)
-    return [helper.inspect_llvm(), handler.inspect_llvm()], handler.native_name

@@ -31,6 +31,7 @@ class StubServer:
     usage: bool = True
     fail_every: int = 0  # every n-th request gets HTTP 500
     truncate: bool = False
+    loading: int = 0  # so many requests get HTTP 503 first
     bodies: list[dict[str, Any]] = field(default_factory=list)
     connections: int = 0
     in_flight: int = 0
@@ -60,9 +61,12 @@ class StubServer:
         if self.fail_every and len(self.bodies) % self.fail_every == 0:
             self.respond(writer, 500, "out of luck")
             return
+        if len(self.bodies) <= self.loading:
+            self.respond(writer, 503, "loading weights")
+            return
         count = body["max_tokens"]
         usage = {"prompt_tokens": 7, "completion_tokens": count}
-        if not body["stream"]:
+        if not body.get("stream"):
             choice = {"text": "word " * count, "finish_reason": "length"}
             self.respond(writer, 200, json.dumps({"choices": [choice]} | ({"usage": usage} if self.usage else {})))
             return
@@ -236,6 +240,20 @@ def test_connections_are_reused_unless_told_otherwise(tmp_path: Path) -> None:
         assert stub.connections == 1
         bench(tmp_path, "--url", stub.url, *words, "--no-keep-alive")
         assert stub.connections == 5
+
+
+def test_a_server_that_lists_its_model_while_it_loads_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(StubServer(loading=3)) as stub:
+        status, report = bench(tmp_path, "--url", stub.url, "--wait", "20", "--num-prompts", "2", "--output-len", "3")
+        assert status == 0
+        assert report["runs"][0]["metrics"]["failed"] == 0
+        assert len(stub.bodies) == 3 + 1 + 2
+
+    with running(StubServer(loading=1000)) as stub, pytest.raises(SystemExit):
+        bench(tmp_path, "--url", stub.url, "--wait", "1", "--num-prompts", "2")
+    assert "is still loading after 1 s" in capsys.readouterr().err
 
 
 def test_open_loop_sends_without_waiting_for_answers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jserve.runtime import native
+from jserve.runtime import native, start
 from tests.worlds import (
     LATENT,
     greedy,
@@ -250,3 +250,22 @@ def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
     for names in batches:
         deltas = run(core, {name: PROMPTS[name] for name in names}, greedy(64))
         assert {name: tokens_of(deltas[name]) for name in names} == {name: expected[name] for name in names}
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bfloat16_on_any_cpu_says_alone_what_it_says_in_a_batch(
+    has_instructions: bool, tmp_path: Path, executables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the CPU cannot multiply bfloat16, native products do it in every step; else only in those of few tokens."""
+    monkeypatch.setattr(start, "multiplies_bfloat16", lambda: has_instructions)
+    folder = make_model(tmp_path, "LlamaForCausalLM", dtype=torch.bfloat16)
+    core = start_engine(folder, executables, dtype="bfloat16")
+    assert bool(core.runner.thin_weights) == has_instructions
+    is_narrow = [array.dtype == np.uint16 for array in core.runner.thin_weights or core.runner.weights]
+    assert any(is_narrow)
+    batch = run(core, PROMPTS, greedy(32))
+    for name, prompt in PROMPTS.items():
+        alone = tokens_of(run(core, {name: prompt}, greedy(32))[name])
+        assert len(alone) == 32
+        if not has_instructions:
+            assert alone == tokens_of(batch[name])
