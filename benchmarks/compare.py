@@ -31,7 +31,7 @@ from benchmarks.serving import run_once, warm_up
 
 IDLE_SHARE = 0.05  # of a core: below it a server counts as idle
 IDLE_S = 120.0
-FIRST_S = 60.0  # what a scenario is taken to need before it has run once
+FIRST_S = 60.0  # what a scenario is taken to need at least before it has run once
 ROUNDS = 2
 
 
@@ -106,10 +106,9 @@ def measure_rounds(
     for index in range(rounds):
         for scenario in todo:
             name = label(scenario)
-            if visit.left() < took.get(name, FIRST_S) * 1.1:
-                left_out[f"{name} round {index + 1}"] = (
-                    f"no time: {took.get(name, FIRST_S):.0f} s needed, {visit.left():.0f} left"
-                )
+            needed = took.get(name) or first_estimate(scenario, took)
+            if visit.left() < needed * 1.1:
+                left_out[f"{name} round {index + 1}"] = f"no time: {needed:.0f} s needed, {visit.left():.0f} left"
                 continue
             begin = time.monotonic()
             if index == 0:
@@ -119,6 +118,16 @@ def measure_rounds(
             took[name] = time.monotonic() - warm
             print(f"{name} round {index + 1}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return runs
+
+
+def first_estimate(scenario: Scenario, took: Mapping[str, float]) -> float:
+    """Seconds that a scenario may need which has not run yet: the kind's load before took so many for each prompt."""
+    before = [
+        took[name] / prompts * scenario.load.num_prompts
+        for streams, prompts in scenario.kind.loads
+        if (name := f"{scenario.kind.name} c={streams}") in took
+    ]
+    return max([FIRST_S, *before[-1:]])
 
 
 def measure_scenario(scenario: Scenario, index: int, tokenizer: Tokenizer | None) -> list[Run]:

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
 
-from benchmarks.compare import Kind, label, measure_rounds, scenarios, summary, with_others
+from benchmarks.compare import FIRST_S, Kind, first_estimate, label, measure_rounds, scenarios, summary, with_others
 from benchmarks.load import Outcome
 from benchmarks.metrics import RunMetrics, measure
 from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
@@ -154,6 +154,14 @@ def test_scenario_without_time_is_left_out_with_a_word(tmp_path: Path, forms: Fo
     left_out: dict[str, str] = {}
     assert measure_rounds(todo, 1, visit, None, left_out) == []
     assert list(left_out) == [f"{label(scenario)} round 1" for scenario in todo]
+
+
+def test_a_load_is_expected_to_need_what_the_one_before_needed_for_each_prompt() -> None:
+    one, eight, many = scenarios([Kind("long", "title", 1500, 8, 0, ((1, 2), (8, 8), (32, 32)), 1)], [], 0)
+    assert first_estimate(one, {}) == FIRST_S
+    assert first_estimate(eight, {label(one): 50.0}) == 200.0
+    assert first_estimate(many, {label(one): 50.0, label(eight): 211.0}) == 844.0
+    assert first_estimate(many, {"other c=8": 1000.0}) == FIRST_S
 
 
 def test_kinds_that_are_measured_again_replace_their_results_alone() -> None:
