@@ -24,7 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:
     """The real model's file. `make model` fetches it."""
-    path = Path(os.environ.get("JSERVE_TEST_MODEL", Path(__file__).parent.parent / "models" / REAL_MODEL))
+    told = os.environ.get("JSERVE_TEST_MODEL")
+    path = Path(told) if told else Path(__file__).parent.parent / "models" / REAL_MODEL
+    if told and not path.exists():
+        pytest.fail(f"JSERVE_TEST_MODEL is {told}, which is not there")
     if not path.exists():
         pytest.skip(f"{path} is not there; `make model` fetches it")
     return path
