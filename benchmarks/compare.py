@@ -2,7 +2,8 @@
 
 All servers are resident at once, and idle but for the one under test. A round goes through every scenario, and in
 each scenario through every server with the same prompts, so that drift of the machine hits all of them; rounds are
-repeated until the time is used up, at most ROUNDS. Ratios are taken within a round.
+repeated until the time is used up, at most ROUNDS. In the first round only jserve and the peers that a target names
+take part. Ratios are taken within a round.
 """
 
 import dataclasses
@@ -20,24 +21,27 @@ import psutil
 from tokenizers import Tokenizer
 
 from benchmarks.interference import CpuWatch
-from benchmarks.load import RequestStyle
+from benchmarks.load import RequestStyle, Target
 from benchmarks.metrics import RunMetrics
 from benchmarks.options import Load, Plan
 from benchmarks.parts import Visit
 from benchmarks.prompts import PromptSpec, load_tokenizer, make_prompts
-from benchmarks.report import Ratio, Run, ratios
+from benchmarks.report import Ratio, Run, machine, ratios
 from benchmarks.servers import SERVERS, Field, Running
 from benchmarks.serving import run_once, warm_up
 
 IDLE_SHARE = 0.05  # of a core: below it a server counts as idle
 IDLE_S = 120.0
-FIRST_S = 60.0  # what a scenario is taken to need at least before it has run once
+FIRST_S = 20.0  # what a server is taken to need at least for a scenario before it has run once
 ROUNDS = 2
+SAME_MACHINE = ("processor", "instructions", "cores")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of prompt, its loads as (streams, prompts), and how many requests come before the first round."""
+    """A kind of prompt, its loads as (streams, prompts), how many requests come before the first round, and the peers
+    that targets name.
+    """
 
     name: str
     title: str
@@ -46,15 +50,16 @@ class Kind:
     prefix_len: int
     loads: tuple[tuple[int, int], ...]
     warmup: int
+    peers: tuple[str, ...] = ()
 
 
 KINDS = (
-    Kind("128", "prompts of 128 tokens", 128, 128, 0, ((1, 3), (8, 16), (32, 32)), 8),
-    Kind("shared", "prompts of 128 tokens after 512 shared", 128, 64, 512, ((1, 4), (8, 16), (32, 32)), 2),
-    Kind("1500", "prompts of 1,500 tokens", 1500, 32, 0, ((1, 2), (8, 8), (32, 32)), 1),
+    Kind("128", "prompts of 128 tokens", 128, 128, 0, ((1, 3), (8, 16), (32, 32)), 8, ("vllm", "llama")),
+    Kind("shared", "prompts of 128 tokens after 512 shared", 128, 64, 512, ((1, 4), (8, 16), (32, 32)), 2, ("vllm",)),
+    Kind("1500", "prompts of 1,500 tokens", 1500, 32, 0, ((1, 2), (8, 8), (32, 32)), 1, ("vllm", "llama")),
 )
-ONCE = ("transformers",)
-"""Servers that take part in the first kind of prompt and the first round alone: no target names them."""
+RARE = ("transformers",)
+"""Servers that take part with the first kind of prompt alone."""
 TINY = tuple(
     dataclasses.replace(kind, output_len=8, loads=tuple((c, min(c, 2)) for c, _ in kind.loads[:2])) for kind in KINDS
 )
@@ -77,7 +82,7 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
     """Every kind and load, in the order of measuring."""
     found = []
     for kind in kinds:
-        targets = tuple(r.target for r in running if kind.name == KINDS[0].name or r.server.name not in ONCE)
+        targets = tuple(r.target for r in running if kind.name == KINDS[0].name or r.server.name not in RARE)
         for streams, prompts in kind.loads:
             plan = Plan(
                 targets=targets,
@@ -102,46 +107,67 @@ def measure_rounds(
 ) -> list[Run]:
     """Round after round over all scenarios; one that would not fit into the time left goes to `left_out`."""
     runs: list[Run] = []
-    took: dict[str, float] = {}
+    took: dict[tuple[str, str], float] = {}
     for index in range(rounds):
         for scenario in todo:
-            name = label(scenario)
-            needed = took.get(name) or first_estimate(scenario, took)
+            name = f"{label(scenario)} round {index + 1}"
+            targets = taking_part(scenario, index)
+            needed = sum(estimate(scenario, target, took) for target in targets)
             if visit.left() < needed * 1.1:
-                left_out[f"{name} round {index + 1}"] = f"no time: {needed:.0f} s needed, {visit.left():.0f} left"
+                left_out[name] = f"no time: {needed:.0f} s needed, {visit.left():.0f} left"
                 continue
             begin = time.monotonic()
-            if index == 0:
-                warm_up(scenario.plan, scenario.load, tokenizer)
-            warm = time.monotonic()
-            runs += measure_scenario(scenario, index, tokenizer)
-            took[name] = time.monotonic() - warm
-            print(f"{name} round {index + 1}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            new = tuple(target for target in targets if (label(scenario), target.name) not in took)
+            warm_up(dataclasses.replace(scenario.plan, targets=new), scenario.load, tokenizer)
+            runs += measure_scenario(scenario, targets, index, visit, tokenizer, took, left_out)
+            print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return runs
 
 
-def first_estimate(scenario: Scenario, took: Mapping[str, float]) -> float:
-    """Seconds that a scenario may need which has not run yet: the kind's load before took so many for each prompt."""
-    before = [
-        took[name] / prompts * scenario.load.num_prompts
-        for streams, prompts in scenario.kind.loads
-        if (name := f"{scenario.kind.name} c={streams}") in took
-    ]
-    return max([FIRST_S, *before[-1:]])
+def taking_part(scenario: Scenario, index: int) -> list[Target]:
+    """The servers of a round, in order. Every other round backwards: who comes first has no advantage of it."""
+    if index == 0:
+        named = scenario.kind.peers
+        return [target for target in scenario.plan.targets if target.name.startswith("jserve") or target.name in named]
+    return list(scenario.plan.targets if index % 2 == 0 else reversed(scenario.plan.targets))
 
 
-def measure_scenario(scenario: Scenario, index: int, tokenizer: Tokenizer | None) -> list[Run]:
-    """Each server in turn with the same prompts, new in this round."""
+def estimate(scenario: Scenario, target: Target, took: Mapping[tuple[str, str], float]) -> float:
+    """Seconds that a server may need for a scenario: what it needed, or for each prompt what it, or the slowest of the
+    others, needed in the kind's load before.
+    """
+    if known := took.get((label(scenario), target.name)):
+        return known
+    for streams, prompts in reversed(scenario.kind.loads):
+        before = {name: s for (at, name), s in took.items() if at == f"{scenario.kind.name} c={streams}"}
+        if before:
+            return max(FIRST_S, before.get(target.name, max(before.values())) / prompts * scenario.load.num_prompts)
+    return FIRST_S
+
+
+def measure_scenario(
+    scenario: Scenario,
+    targets: Sequence[Target],
+    index: int,
+    visit: Visit,
+    tokenizer: Tokenizer | None,
+    took: dict[tuple[str, str], float],
+    left_out: dict[str, str],
+) -> list[Run]:
+    """Each server in turn with the same prompts, new in this round. A run that the end of the time cuts is left out."""
     plan, name = scenario.plan, label(scenario)
     watch = CpuWatch({target.name: target.url for target in plan.targets}, plan.server_pids)
     seed = f"{plan.seed} {name} {index}"
     prompts = make_prompts(plan.spec, scenario.load.num_prompts, seed, tokenizer)
     runs = []
-    # Every other round backwards: who comes first has no advantage of it.
-    for target in plan.targets if index % 2 == 0 else reversed(plan.targets):
-        if index and target.name in ONCE:
+    for target in targets:
+        begin, limit = time.monotonic(), max(0.1, min(plan.style.timeout_s, visit.left()))
+        limited = dataclasses.replace(plan, style=dataclasses.replace(plan.style, timeout_s=limit))
+        metrics = run_once(limited, scenario.load, target, prompts, seed, watch, tokenizer)
+        took[name, target.name] = time.monotonic() - begin
+        if metrics.failed and visit.left() <= 0:
+            left_out[f"{name} round {index + 1} {target.name}"] = f"cut off: {'; '.join(metrics.errors)}"
             continue
-        metrics = run_once(plan, scenario.load, target, prompts, seed, watch, tokenizer)
         runs.append(Run(target.name, name, index, metrics))
         flags = f"  ({'; '.join(metrics.flags)})" if metrics.flags else ""
         rate = f"{metrics.output_tokens_per_s:.1f} output tokens/s"
@@ -230,19 +256,27 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
 
 
 def with_others(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with what an earlier one has of the kinds of prompts that were not measured again."""
-    told, again = dict(found), {kind["name"] for kind in found["kinds"]}
-    for name in ("kinds", "ratios", "runs"):
-        told[name] = [
-            each for each in before[name] if each.get("name", each.get("load", "")).split(" ")[0] not in again
-        ]
-        told[name] += found[name]
-    told["summary"] = {**before["summary"], **found["summary"]}
-    told["measured_before"] = {
-        **{kind["name"]: before["time"] for kind in before["kinds"]},
-        **before.get("measured_before", {}),
-    }
-    told["measured_before"] = {kind: when for kind, when in told["measured_before"].items() if kind not in again}
+    """A result with what an earlier one of the same machine has of the loads that were not measured again; nothing is
+    kept of another machine.
+    """
+    again = {run["load"] for run in found["runs"]}
+    here = machine()
+    if any(before["machine"][key] != here[key] for key in SAME_MACHINE if key in before["machine"]):
+        return found
+    told = dict(found)
+    kept = dict.fromkeys(run["load"] for run in before["runs"] if run["load"] not in again)
+    for name in ("ratios", "runs"):
+        told[name] = [each for each in before[name] if each["load"] in kept] + found[name]
+    kinds = {kind["name"]: kind for result in (before, found) for kind in result["kinds"]}
+    told["kinds"] = [kinds[kind.name] for kind in KINDS if kind.name in kinds]
+    told["summary"] = {}
+    for kind in told["kinds"]:
+        for streams, _ in kind["loads"]:
+            source = before if f"{kind['name']} c={streams}" in kept else found
+            servers = source["summary"].get(kind["name"], {}).get(f"c={streams}")
+            if servers is not None:
+                told["summary"].setdefault(kind["name"], {})[f"c={streams}"] = servers
+    told["measured_before"] = {load: before.get("measured_before", {}).get(load, before["time"]) for load in kept}
     return told
 
 

@@ -7,14 +7,14 @@
 
 Peers that are missing are installed and the model is converted for them first; that happens once and does not count.
 Then come the parts: start-up (`start`, `weights`), the host's share (`scaling`, and `ceiling` against vLLM with a
-model that costs nothing), and, with all servers resident, throughput against latency (`serving`) and a trace under
-time limits (`goodput`). Each has its own limit of time, its output in a log and its figures in a JSON file. Nothing
-else may run on the machine: rounds that other load disturbed are flagged and take no part in the medians. Everything
-that was started is stopped in the end, after a failure or Ctrl-C too. What was left out is told at the end.
+model that costs nothing), and, with all servers resident, a trace under time limits (`goodput`) and throughput against
+latency (`serving`). Each has its own limit of time, and `serving` all that is left; its output is in a log and its
+figures in a JSON file. Nothing else may run on the machine: rounds that other load disturbed are flagged and take no
+part in the medians. Everything that was started is stopped in the end, after a failure or Ctrl-C too. What was left
+out is told at the end; loads of `serving` keep what an earlier run on the same machine measured, with its date.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -41,11 +41,10 @@ from benchmarks.parts import (
     print_parts,
 )
 from benchmarks.report import machine
-from benchmarks.servers import SERVERS, Field, Forms, Server, convert, install
+from benchmarks.servers import SERVERS, Field, Forms, Server, convert, fastest_dtype, install
 from benchmarks.speed_table import print_table, write_readme
 
 RESULTS = ROOT / "benchmarks" / "results"
-SERVING_S = 880.0  # beside other parts
 GOODPUT_S = 210.0
 GOODPUT_SERVERS = ("jserve", "vllm")
 JSERVE_CHUNK = 256  # tokens of a step, jserve's default on a CPU
@@ -62,7 +61,7 @@ class Alone:
 
 
 ALONE = {
-    "start": Alone(("benchmarks.first_token", "--minutes", "5"), "startup.json", 330.0, ("--servers", "jserve")),
+    "start": Alone(("benchmarks.first_token", "--minutes", "8"), "startup.json", 510.0, ("--servers", "jserve")),
     "ceiling": Alone(
         ("benchmarks.host_ceiling", "--peer", "vllm", "--loads", "stream,whole,short"),
         "host-ceiling.json",
@@ -72,8 +71,8 @@ ALONE = {
     "weights": Alone(("benchmarks.weights",), "weights.json", 120.0, ("--gigabytes", "0.5", "--rounds", "1")),
     "scaling": Alone(("benchmarks.host_scaling",), "host-scaling.json", 120.0, ("--turns", "10")),
 }
-TOGETHER = ("serving", "goodput")
-PARTS = (*TOGETHER, *ALONE)
+TOGETHER = ("goodput", "serving")
+PARTS = (*ALONE, *TOGETHER)
 
 
 @dataclass(slots=True)
@@ -87,10 +86,6 @@ class Bench:
     kinds: list[str]
     """Of prompts, in `serving`."""
     command: list[str]
-    serving_s: float = SERVING_S
-    """For `serving` at most."""
-    kept_s: float = 0.0
-    """For parts after it."""
 
     def write(self, file: str, told: Mapping[str, Any]) -> None:
         """A result file, which begins with the command, the time and the machine."""
@@ -119,14 +114,11 @@ def start_all(servers: Field, ready: Sequence[Server], forms: Forms) -> None:
 
 def serving(bench: Bench) -> tuple[str, ...]:
     """Throughput and latency by kind of prompt and streams; see `benchmarks.compare`."""
-    deadline = min(bench.visit.deadline - bench.kept_s, time.monotonic() + bench.serving_s)
-    visit = dataclasses.replace(bench.visit, deadline=deadline)
-    found = compare(bench.servers, bench.forms.folder, visit, bench.kinds)
-    before = bench.results / "cpu-serving.json"
-    is_part = len(bench.kinds) < len(KINDS) and before.exists()
-    bench.write(before.name, with_others(found, json.loads(before.read_text())) if is_part else found)
+    found = compare(bench.servers, bench.forms.folder, bench.visit, bench.kinds)
     if found["summary"] == {}:
         raise FailedError("there was no time for any scenario")
+    before = bench.results / "cpu-serving.json"
+    bench.write(before.name, with_others(found, json.loads(before.read_text())) if before.exists() else found)
     return tuple(
         f"{kind} {load} {server}: {f['output_tokens_per_s']:.0f} tokens/s"
         + "".join(f", {ratio:.2f} x {peer}" for peer, ratio in f["ratio_to"].items() if peer != "jserve-bf16")
@@ -241,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     visit = Visit(logs, args.tiny, args.model, float("inf"), {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"})
     servers = Field(visit)
+    if args.servers is None and fastest_dtype() != "bfloat16":
+        wanted.remove("jserve-bf16")
+        servers.left_out["jserve-bf16"] = "this CPU has no bfloat16 instructions; --servers measures it nevertheless"
     ready = install([server for server in SERVERS if server.name in wanted], visit, servers.left_out)
     try:
         forms = convert(args.model, visit)
@@ -251,10 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     command = ["python", "-m", "benchmarks.cpu", *(sys.argv[1:] if argv is None else argv)]
     bench = Bench(visit, results, forms, servers, kinds, command)
-    if set(names) <= {*TOGETHER}:  # there is nothing else that needs the time
-        bench.serving_s, bench.kept_s = float("inf"), GOODPUT_S * ("goodput" in names)
-    outcomes = together([name for name in names if name in TOGETHER], bench, ready) if set(names) & {*TOGETHER} else []
-    outcomes += [do(name, partial(on_visit, partial(alone, name), bench), visit) for name in names if name in ALONE]
+    outcomes = [do(name, partial(on_visit, partial(alone, name), bench), visit) for name in names if name in ALONE]
+    outcomes += together([name for name in names if name in TOGETHER], bench, ready) if set(names) & {*TOGETHER} else []
     print_parts(outcomes, results)
     finish(results, args.tiny)
     for name, reason in servers.left_out.items():

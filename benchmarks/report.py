@@ -155,6 +155,7 @@ def machine() -> dict[str, object]:
     return {
         "system": platform.platform(),
         "processor": processor_name(),
+        "instructions": vector_instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpu_names(),
@@ -169,6 +170,13 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def vector_instructions() -> list[str]:
+    """What speed depends on most in an x86 CPU, as Linux names it; empty where that is not known."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def gpu_names() -> list[str]:

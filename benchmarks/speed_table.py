@@ -175,7 +175,12 @@ def source(data: Mapping[str, Any]) -> str:
     machine = data.get("machine", {})
     where = f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores"
     day = str(data.get("time") or data.get("date", ""))[:10]
-    return f"`{words}`, {where}, {day}" + (" (tiny: no result)" if data.get("tiny") else "")
+    before = "; ".join(f"{load}: {when[:10]}" for load, when in data.get("measured_before", {}).items())
+    return (
+        f"`{words}`, {where}, {day}"
+        + (f" (measured before, {before})" if before else "")
+        + (" (tiny: no result)" if data.get("tiny") else "")
+    )
 
 
 def with_table(text: str, table: str) -> str:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,22 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
 
-from benchmarks.compare import FIRST_S, Kind, first_estimate, label, measure_rounds, scenarios, summary, with_others
-from benchmarks.load import Outcome
+from benchmarks.compare import (
+    FIRST_S,
+    Kind,
+    estimate,
+    label,
+    measure_rounds,
+    scenarios,
+    summary,
+    taking_part,
+    with_others,
+)
+from benchmarks.load import Outcome, Target
 from benchmarks.metrics import RunMetrics, measure
 from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
-from benchmarks.report import Run, ratios
-from benchmarks.servers import Field, Forms, Server
+from benchmarks.report import Run, machine, ratios
+from benchmarks.servers import Field, Forms, Running, Server
 from benchmarks.speed_table import find
 
 STUB = """
@@ -148,37 +160,88 @@ def test_flagged_round_is_told_but_takes_no_part_in_the_medians() -> None:
     assert find(told, "128/c=8/vllm/flagged") == 0
 
 
-def test_scenario_without_time_is_left_out_with_a_word(tmp_path: Path, forms: Forms) -> None:
+def targets(names: Sequence[str], url: str = "") -> list[Running]:
+    return [
+        Running(Server(name, name, "float32", ()), url, (), Popen("true"), Target(name, url, "m"), 0.0, "", "")
+        for name in names
+    ]
+
+
+class Popen(subprocess.Popen[Any]):
+    """A process that is over."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__([command])
+        self.wait()
+
+
+def test_scenario_without_time_is_left_out_with_a_word(tmp_path: Path) -> None:
     visit = Visit(tmp_path, True, tmp_path / "model.gguf", time.monotonic())
-    todo = scenarios([Kind("128", "title", 128, 8, 0, ((1, 1), (8, 8)), 1)], [], 0)
+    todo = scenarios([Kind("128", "title", 128, 8, 0, ((1, 1), (8, 8)), 1)], targets(["jserve"]), 0)
     left_out: dict[str, str] = {}
     assert measure_rounds(todo, 1, visit, None, left_out) == []
     assert list(left_out) == [f"{label(scenario)} round 1" for scenario in todo]
 
 
+def test_run_that_the_end_of_the_time_cuts_off_is_no_result(
+    tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.compare.FIRST_S", 0.1)
+    slow = STUB.replace("self.rfile.read", "import time; time.sleep(1.5); self.rfile.read")
+    with Field(visit) as field:
+        running = field.add(server(tmp_path, "jserve", slow), Forms(tmp_path, tmp_path))
+        assert running is not None
+        visit.deadline = time.monotonic() + 2.2  # enough for the warm-up, and not for a run after it
+        (scenario,) = scenarios([Kind("128", "title", 16, 2, 0, ((1, 1),), 1)], [running], 0)
+        left_out: dict[str, str] = {}
+        assert measure_rounds([scenario], 1, visit, None, left_out) == []
+    assert list(left_out) == ["128 c=1 round 1 jserve"]
+    assert "no complete answer within" in left_out["128 c=1 round 1 jserve"]
+
+
+def test_first_round_is_of_jserve_and_the_peers_that_targets_name() -> None:
+    kind = Kind("128", "title", 128, 8, 0, ((1, 1),), 1, ("vllm",))
+    (scenario,) = scenarios([kind], targets(["jserve", "jserve-bf16", "vllm", "llama"]), 0)
+    assert [target.name for target in taking_part(scenario, 0)] == ["jserve", "jserve-bf16", "vllm"]
+    assert [target.name for target in taking_part(scenario, 1)] == ["llama", "vllm", "jserve-bf16", "jserve"]
+
+
 def test_a_load_is_expected_to_need_what_the_one_before_needed_for_each_prompt() -> None:
-    one, eight, many = scenarios([Kind("long", "title", 1500, 8, 0, ((1, 2), (8, 8), (32, 32)), 1)], [], 0)
-    assert first_estimate(one, {}) == FIRST_S
-    assert first_estimate(eight, {label(one): 50.0}) == 200.0
-    assert first_estimate(many, {label(one): 50.0, label(eight): 211.0}) == 844.0
-    assert first_estimate(many, {"other c=8": 1000.0}) == FIRST_S
+    kind = Kind("long", "title", 1500, 8, 0, ((1, 2), (8, 8), (32, 32)), 1)
+    one, eight, many = scenarios([kind], targets(["jserve", "vllm"]), 0)
+    jserve, vllm = one.plan.targets
+    assert estimate(one, jserve, {}) == FIRST_S
+    assert estimate(eight, jserve, {(label(one), "jserve"): 50.0}) == 200.0
+    assert estimate(eight, vllm, {(label(one), "jserve"): 50.0}) == 200.0
+    assert estimate(many, jserve, {(label(one), "jserve"): 50.0, (label(eight), "jserve"): 211.0}) == 844.0
+    assert estimate(many, jserve, {(label(many), "jserve"): 7.0}) == 7.0
+    assert estimate(many, jserve, {("other c=8", "jserve"): 1000.0}) == FIRST_S
 
 
-def test_kinds_that_are_measured_again_replace_their_results_alone() -> None:
-    def result(time: str, kinds: dict[str, int]) -> dict[str, Any]:
+def test_loads_that_are_measured_again_replace_their_results_alone() -> None:
+    def result(when: str, loads: dict[str, int], here: dict[str, object]) -> dict[str, Any]:
+        kinds = dict.fromkeys(load.split(" ")[0] for load in loads)
+        told: dict[str, Any] = {name: {} for name in kinds}
+        for load, value in loads.items():
+            told[load.split(" ")[0]][load.split(" ")[1]] = value
         return {
-            "time": time,
-            "kinds": [{"name": name} for name in kinds],
-            "ratios": [{"load": f"{name} c=1", "median": value} for name, value in kinds.items()],
-            "runs": [{"load": f"{name} c=1", "metrics": value} for name, value in kinds.items()],
-            "summary": {name: {"c=1": value} for name, value in kinds.items()},
+            "time": when,
+            "machine": here,
+            "kinds": [{"name": name, "loads": [(1, 2), (8, 8)]} for name in kinds],
+            "ratios": [{"load": load, "median": value} for load, value in loads.items()],
+            "runs": [{"load": load, "metrics": value} for load, value in loads.items()],
+            "summary": told,
         }
 
-    first = result("monday", {"128": 1, "shared": 2, "1500": 3})
-    second = {**with_others(result("tuesday", {"1500": 4}), first), "time": "tuesday"}
-    assert second["summary"] == {"128": {"c=1": 1}, "shared": {"c=1": 2}, "1500": {"c=1": 4}}
-    assert [run["metrics"] for run in second["runs"]] == [1, 2, 4]
-    assert second["measured_before"] == {"128": "monday", "shared": "monday"}
-    third = with_others(result("friday", {"128": 5}), second)
-    assert third["measured_before"] == {"shared": "monday", "1500": "tuesday"}
-    assert [ratio["median"] for ratio in third["ratios"]] == [2, 4, 5]
+    here = machine()
+    first = result("monday", {"128 c=1": 1, "1500 c=1": 2, "1500 c=8": 3}, here)
+    second = {**with_others(result("tuesday", {"1500 c=1": 4}, here), first), "time": "tuesday"}
+    assert second["summary"] == {"128": {"c=1": 1}, "1500": {"c=1": 4, "c=8": 3}}
+    assert [run["metrics"] for run in second["runs"]] == [1, 3, 4]
+    assert second["measured_before"] == {"128 c=1": "monday", "1500 c=8": "monday"}
+    third = with_others(result("friday", {"128 c=1": 5, "128 c=8": 6}, here), second)
+    assert third["measured_before"] == {"1500 c=8": "monday", "1500 c=1": "tuesday"}
+    assert third["summary"] == {"128": {"c=1": 5, "c=8": 6}, "1500": {"c=1": 4, "c=8": 3}}
+    assert [ratio["median"] for ratio in third["ratios"]] == [3, 4, 5, 6]
+    elsewhere = {**first, "machine": {**here, "instructions": ["avx1024"]}}
+    assert with_others(result("sunday", {"1500 c=1": 7}, here), elsewhere)["summary"] == {"1500": {"c=1": 7}}
