@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.charts import draw_all
-from benchmarks.compare import KINDS, compare, with_others
+from benchmarks.compare import KINDS, RARE, compare, with_others
 from benchmarks.parts import (
     MODEL,
     MODULE,
@@ -41,7 +41,7 @@ from benchmarks.parts import (
     print_parts,
 )
 from benchmarks.report import machine
-from benchmarks.servers import SERVERS, Field, Forms, Server, convert, fastest_dtype, install
+from benchmarks.servers import SERVERS, Field, Forms, Running, Server, convert, fastest_dtype, install, with_cache
 from benchmarks.speed_table import print_table, write_readme
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -63,14 +63,18 @@ class Alone:
 ALONE = {
     "start": Alone(("benchmarks.first_token", "--minutes", "8"), "startup.json", 510.0, ("--servers", "jserve")),
     "ceiling": Alone(
-        ("benchmarks.host_ceiling", "--peer", "vllm", "--loads", "stream,whole,short"),
+        ("benchmarks.host_ceiling", "--peer", "vllm"),
         "host-ceiling.json",
-        300.0,
+        420.0,
         ("--streams", "8", "--rounds", "1"),
     ),
-    "weights": Alone(("benchmarks.weights",), "weights.json", 120.0, ("--gigabytes", "0.5", "--rounds", "1")),
+    "weights": Alone(
+        ("benchmarks.weights", "--limit", "110"), "weights.json", 150.0, ("--gigabytes", "0.5", "--rounds", "1")
+    ),
     "scaling": Alone(("benchmarks.host_scaling",), "host-scaling.json", 120.0, ("--turns", "10")),
 }
+SECOND = "vllm"  # needs minutes to start, so it is not started once more than necessary
+RARE_S = 1200.0  # without so much time left, servers that no target names are not started
 TOGETHER = ("goodput", "serving")
 PARTS = (*ALONE, *TOGETHER)
 
@@ -86,6 +90,10 @@ class Bench:
     kinds: list[str]
     """Of prompts, in `serving`."""
     command: list[str]
+    caches: Path
+    """Of what servers compile, from the part `start`."""
+    measures_second: bool
+    """`start` starts SECOND once, and its start as a resident server is the second one."""
 
     def write(self, file: str, told: Mapping[str, Any]) -> None:
         """A result file, which begins with the command, the time and the machine."""
@@ -98,18 +106,34 @@ class Bench:
         (self.results / file).write_text(json.dumps({**head, **told}, indent=1) + "\n")
 
 
-def start_all(servers: Field, ready: Sequence[Server], forms: Forms) -> None:
+def start_all(bench: Bench, ready: Sequence[Server]) -> None:
     """Start one after the other, each to its first token; jserve in bfloat16 only if that is not its default."""
+    servers = bench.servers
     for server in ready:
         first = next((r for r in servers.running if r.server.name == "jserve"), None)
         if server.name == "jserve-bf16" and first is not None and first.precision == "bfloat16":
             servers.left_out[server.name] = "bfloat16 is jserve's default already"
             continue
-        started = servers.add(server, forms)
+        if server.name in RARE and bench.visit.left() < RARE_S and not bench.visit.tiny:
+            servers.left_out[server.name] = "no time: no target names it"
+            continue
+        is_second = bench.measures_second and server.name == SECOND
+        caches = with_cache(server, bench.caches / f"{server.name}-0")[1] if is_second else None
+        started = servers.add(server, bench.forms, caches=caches)
         told = f"ready in {started.ready_s:.1f} s" if started else servers.left_out[server.name]
         print(f"{server.name}: {told}", file=sys.stderr, flush=True)
+        if started and is_second:
+            add_second_start(bench.results / ALONE["start"].file, started)
     if not servers.running:
         raise FailedError("no server started")
+
+
+def add_second_start(file: Path, started: Running) -> None:
+    """Put the start of a resident server among the starts that were measured before."""
+    told = json.loads(file.read_text())
+    told["seconds"][started.server.name]["second"] = {"first_token_s": started.ready_s, "health_s": None}
+    told["resident"] = [started.server.name]
+    file.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def serving(bench: Bench) -> tuple[str, ...]:
@@ -146,7 +170,10 @@ def goodput(bench: Bench) -> tuple[str, ...]:
 def alone(name: str, bench: Bench) -> tuple[str, ...]:
     """A part that starts its servers itself."""
     part = ALONE[name]
-    return own_process(name, [*part.words, *(part.tiny if bench.visit.tiny else ())], part.file, part.limit, bench)
+    words = [*part.words, *(part.tiny if bench.visit.tiny else ())]
+    if name == "start" and bench.measures_second:
+        words += ["--cold-only", SECOND, "--caches", str(bench.caches)]
+    return own_process(name, words, part.file, part.limit, bench)
 
 
 def own_process(name: str, words: Sequence[str], file: str, limit: float, bench: Bench) -> tuple[str, ...]:
@@ -173,7 +200,7 @@ def together(names: Sequence[str], bench: Bench, ready: Sequence[Server]) -> lis
     outcomes = []
     with bench.servers:
         try:
-            start_all(bench.servers, ready, bench.forms)
+            start_all(bench, ready)
         except FailedError as error:
             return [Outcome(name, "failed", time.monotonic() - begin, str(error)) for name in names]
         for name in names:
@@ -219,7 +246,7 @@ def chosen(text: str | None, known: Sequence[str], flag: str, parser: argparse.A
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where a part failed or jserve or a wanted peer is missing."""
+    """0, or 1 where a part failed, or jserve is missing or a wanted peer that targets name."""
     parser = arguments()
     args = parser.parse_args(argv)
     names = chosen(args.only, PARTS, "--only", parser)
@@ -245,15 +272,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     visit.deadline = time.monotonic() + 60 * args.minutes
     begin = time.monotonic()
     command = ["python", "-m", "benchmarks.cpu", *(sys.argv[1:] if argv is None else argv)]
-    bench = Bench(visit, results, forms, servers, kinds, command)
-    outcomes = [do(name, partial(on_visit, partial(alone, name), bench), visit) for name in names if name in ALONE]
-    outcomes += together([name for name in names if name in TOGETHER], bench, ready) if set(names) & {*TOGETHER} else []
+    is_resident = bool(set(names) & {*TOGETHER})
+    with tempfile.TemporaryDirectory(prefix="bench-caches-", ignore_cleanup_errors=True) as caches:
+        can_measure_second = is_resident and not args.tiny and SECOND in [server.name for server in ready]
+        bench = Bench(visit, results, forms, servers, kinds, command, Path(caches), can_measure_second)
+        outcomes = [do(name, partial(on_visit, partial(alone, name), bench), visit) for name in names if name in ALONE]
+        bench.measures_second &= ("start", "done") in [(outcome.part, outcome.status) for outcome in outcomes]
+        if is_resident:
+            outcomes += together([name for name in names if name in TOGETHER], bench, ready)
     print_parts(outcomes, results)
     finish(results, args.tiny)
     for name, reason in servers.left_out.items():
         print(f"LEFT OUT: {name}: {reason}")
     print(f"took {(time.monotonic() - begin) / 60:.1f} minutes, installing and converting not counted")
-    missing = [name for name in servers.left_out if name != "jserve-bf16"]
+    missing = [name for name in servers.left_out if name not in ("jserve-bf16", *RARE)]
     return 1 if missing or any(outcome.status == "failed" for outcome in outcomes) else 0
 
 

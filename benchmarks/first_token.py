@@ -39,6 +39,7 @@ from benchmarks.servers import (
     install,
     last_lines,
     version_of,
+    with_cache,
 )
 
 NAMES = ("jserve", "llama", "vllm")
@@ -56,17 +57,6 @@ class Start:
     round: int
     health_s: float | None
     first_token_s: float
-
-
-def with_cache(server: Server, cache: Path) -> tuple[Server, dict[str, str]]:
-    """The server with what it compiles kept under `cache`, and the environment that says so."""
-    if server.script is None:
-        return replace(server, command=(*server.command, "--compile-cache-dir", str(cache))), {}
-    return server, {
-        "PYTHONPATH": "",
-        "VLLM_CACHE_ROOT": str(cache / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-    }
 
 
 def compile_ahead(forms: Forms, folder: Path, visit: Visit) -> float:
@@ -158,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--servers", default=",".join(NAMES), metavar="NAME,...", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=1, help="of jserve's starts; peers start once (default 1)")
     parser.add_argument("--model", type=Path, default=MODEL, metavar="GGUF", help="default: %(default)s")
+    parser.add_argument("--cold-only", default="", metavar="NAME,...", help="servers that are not started again")
+    parser.add_argument("--caches", type=Path, metavar="DIR", help="keep here what servers compile, in NAME-ROUND")
     parser.add_argument("--minutes", type=float, default=15.0, help="for all starts (default 15)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON")
     args = parser.parse_args(argv)
@@ -177,9 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         forms = convert(args.model, visit)
         for server in ready:
             for index in range(args.rounds if server.script is None else 1):
-                cache = folder / f"cache-{server.name}-{index}"
+                cache = (args.caches or folder / "caches") / f"{server.name}-{index}"
                 try:
-                    for kind in ("cold", "second"):
+                    for kind in ("cold",) if server.name in args.cold_only.split(",") else ("cold", "second"):
                         starts.append(told(measure(server, forms, cache, kind, index, visit)))
                     if server.name == "jserve":
                         programs = folder / "programs"

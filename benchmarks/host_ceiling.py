@@ -36,6 +36,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.parts import leave_on_sigterm
 from benchmarks.process_cpu import read_cpu
 from benchmarks.prompts import WORDS_FILE
 from benchmarks.raw_client import Load, LoadResult
@@ -291,6 +292,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    leave_on_sigterm()
     options = parse()
     targets = [] if options.only_peer else ["jserve"]
     targets += [options.peer] if options.peer else []

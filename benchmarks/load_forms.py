@@ -34,7 +34,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.parts import ROOT
+from benchmarks.parts import ROOT, leave_on_sigterm
 from benchmarks.report import machine
 from benchmarks.weights import CACHES, prepare_cache, sync, write_checkpoint
 
@@ -180,6 +180,7 @@ def main() -> int:
         print(json.dumps(told | {"busy": max(0.0, others)}))
         return 0
     cases, caches = options.cases.split(","), options.caches.split(",")
+    leave_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="load-forms-", dir=options.folder) as name:
         source = options.model
         if source is None:

@@ -21,16 +21,14 @@ _SERVER_OPTIONS = ("--max-model-len", "4096")
 
 
 class ServerUnderTest:
-    """A server in a process group of its own, on a free port."""
+    """A server on a free port, in the process group of its parent: who ends that ends it as well."""
 
     def __init__(self, name: str, command: Sequence[str], port: int, env: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.port = port
         self._log = log
         with log.open("wb") as output:
-            self._popen = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=dict(env), start_new_session=True, cwd=ROOT
-            )
+            self._popen = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(env), cwd=ROOT)
 
     @property
     def pid(self) -> int:

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +163,19 @@ class Field:
             stop(running.process)
         self.running.clear()
 
-    def add(self, server: Server, forms: Forms, limit: float = READY_S) -> Running | None:
-        """Start one and wait for its first token; None, with the reason in `left_out`, if it does not come."""
+    def add(
+        self, server: Server, forms: Forms, limit: float = READY_S, caches: Mapping[str, str] | None = None
+    ) -> Running | None:
+        """Start one and wait for its first token; None, with the reason in `left_out`, if it does not come.
+
+        `caches`: environment variables that say where what it compiles is kept, if not in its default place.
+        """
         if (free := psutil.virtual_memory().available / 2**30) < ROOM_GIB:
             self.left_out[server.name] = f"{free:.1f} GiB of memory were free, and it may need {ROOM_GIB:.0f}"
             return None
         port = free_port()
         log = f"server-{server.name}"
-        environment = {} if server.script is None else {"PYTHONPATH": ""}  # a peer's venv is its own
+        environment = {} if server.script is None else {"PYTHONPATH": "", **(caches or {})}  # a peer's venv is its own
         begin = time.monotonic()
         try:
             command = server.words(forms, port)
@@ -197,6 +202,17 @@ class Field:
         if server.precision == "auto":
             running.precision = jserve_precision(self.visit.log(log).read_text(errors="replace"))
         return running
+
+
+def with_cache(server: Server, cache: Path) -> tuple[Server, dict[str, str]]:
+    """The server with what it compiles kept under `cache`, and the environment that says so."""
+    if server.script is None:
+        return replace(server, command=(*server.command, "--compile-cache-dir", str(cache))), {}
+    return server, {
+        "PYTHONPATH": "",
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }
 
 
 def wait_ready(running: Running, give_up: float) -> str:

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from benchmarks.parts import ROOT
+from benchmarks.parts import ROOT, leave_on_sigterm
 from benchmarks.report import machine
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4096, 14_336, 32, 8, 128, 32_768
@@ -187,6 +187,20 @@ def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[P
     return Reading(reader, cache, index, *(round(figure, 3) for figure in figures))
 
 
+def measure_rounds(rounds: int, deadline: float, folder: Path, paths: Sequence[Path]) -> list[Reading]:
+    """Every reader with both states of the cache in each round: at least one, and no more than end by `deadline`."""
+    readings: list[Reading] = []
+    longest = 0.0
+    for index in range(rounds):
+        begin = time.monotonic()
+        if readings and begin + longest > deadline:
+            print(f"no time for {rounds - index} of {rounds} rounds", file=sys.stderr)
+            break
+        readings += [measure(reader, cache, index, folder, paths) for cache in CACHES for reader in READERS]
+        longest = max(longest, time.monotonic() - begin)
+    return readings
+
+
 def load_once(folder: Path, *, transposed: bool) -> dict[str, float]:
     """The engine's loading, in this process: wall and CPU seconds."""
     import jax
@@ -248,6 +262,13 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of weights; whole layers, at least one")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=float("inf"),
+        metavar="S",
+        help="no round is begun that would end after S seconds",
+    )
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes, such as another disk")
     parser.add_argument("--load", type=Path, metavar="DIR", help="only load this checkpoint, and tell the seconds")
     parser.add_argument("--layout", choices=READERS[1:], default=READERS[1], help="of what --load loads")
@@ -256,15 +277,12 @@ def main() -> int:
     if options.load:
         print(json.dumps(load_once(options.load, transposed=options.layout == "transposed")))
         return 0
+    leave_on_sigterm()
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="weights-", dir=options.folder) as name:
         paths = write_checkpoint(Path(name), options.gigabytes, options.shards)
         size = sum(path.stat().st_size for path in paths)
-        readings = [
-            measure(reader, cache, index, Path(name), paths)
-            for cache in CACHES
-            for index in range(options.rounds)
-            for reader in READERS
-        ]
+        readings = measure_rounds(options.rounds, begin + options.limit, Path(name), paths)
     found = summary(readings)
     print_table(readings, found)
     if options.out:

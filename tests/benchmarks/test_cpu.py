@@ -1,12 +1,14 @@
 """The comparison on a CPU, with servers that are a few lines long: who takes part, who is left out, who is stopped."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks.compare import (
     taking_part,
     with_others,
 )
+from benchmarks.cpu import add_second_start
 from benchmarks.load import Outcome, Target
 from benchmarks.metrics import RunMetrics, measure
 from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
@@ -245,3 +248,31 @@ def test_loads_that_are_measured_again_replace_their_results_alone() -> None:
     assert [ratio["median"] for ratio in third["ratios"]] == [3, 4, 5, 6]
     elsewhere = {**first, "machine": {**here, "instructions": ["avx1024"]}}
     assert with_others(result("sunday", {"1500 c=1": 7}, here), elsewhere)["summary"] == {"1500": {"c=1": 7}}
+
+
+def test_start_of_a_resident_server_is_told_as_its_second(tmp_path: Path) -> None:
+    file = tmp_path / "startup.json"
+    file.write_text(json.dumps({"seconds": {"vllm": {"cold": {"first_token_s": 99.0}, "second": None}}}))
+    (running,) = targets(["vllm"])
+    running.ready_s = 80.5
+    add_second_start(file, running)
+    told = json.loads(file.read_text())
+    assert find(told, "seconds/vllm/second/first_token_s") == 80.5
+    assert find(told, "seconds/vllm/cold/first_token_s") == 99.0
+    assert told["resident"] == ["vllm"]
+
+
+def test_servers_of_a_part_that_is_stopped_at_its_limit_are_stopped_too(visit: Visit) -> None:
+    script = [sys.executable, "-m", "benchmarks.host_ceiling", "--streams", "2", "--tokens", "8"]
+    process = visit.start("ceiling", script)
+    deadline = time.monotonic() + 50
+    children: list[psutil.Process] = []
+    while not children and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+    assert children, visit.log("ceiling").read_text()
+    stop(process)
+    for child in children:
+        with suppress(psutil.TimeoutExpired):
+            child.wait(20)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
