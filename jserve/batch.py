@@ -75,6 +75,19 @@ class EngineState:
 
 @pytree
 @dataclass(frozen=True, slots=True)
+class AttentionRows:
+    """Which tokens attend to which pages: row s owns the tokens `query_start[s]:query_start[s + 1]`."""
+
+    page_table: jax.Array
+    """i32[S, P]"""
+    query_start: jax.Array
+    """i32[S + 1]"""
+    context_len: jax.Array
+    """i32[S]"""
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
 class StepContext:
     """What all layers of a cache group share in one step; computed once."""
 
@@ -82,16 +95,18 @@ class StepContext:
     """i32[T]"""
     write_slots: jax.Array
     """i32[T]; page * B + offset of each token, N * B for padding."""
-    page_table: jax.Array
-    """i32[S, P]"""
-    query_start: jax.Array
-    """i32[S + 1]"""
-    context_len: jax.Array
-    """i32[S]"""
+    rows: AttentionRows
+    chunks: AttentionRows | None
+    """`rows` of the layers that attend in chunks, with a row for each chunk; None where the group has none of them."""
     ropes: tuple[tuple[jax.Array, jax.Array], ...]
     """cos and sin, f32[T, R / 2], for each of `ModelConfig.ropes`; R dimensions of a head are rotated."""
     attention_plans: tuple[AttentionPlan | None, ...]
     """One for each of `ModelConfig.windows` that the group has, where the attention implementation has use for it."""
+
+    @property
+    def is_decode(self) -> bool:
+        """Every row has one token."""
+        return self.positions.shape == self.rows.context_len.shape
 
 
 @pytree

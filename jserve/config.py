@@ -25,7 +25,7 @@ LOAD_FORMATS = ("auto", "dummy")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
 MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
 """Far more than any model has; lists of this length are made of what a file claims."""
-LAYER_TYPES = ("full_attention", "sliding_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +174,8 @@ class ModelConfig:
     mlp_bias: bool = False
     layer_windows: tuple[int | None, ...] = ()
     """Sliding window of each layer in tokens, None where a layer sees everything."""
+    windows_are_chunks: bool = False
+    """A token sees back to the last multiple of the window's size, not so many tokens."""
     layer_ropes: tuple[RopeConfig | None, ...] = ()
     """Rotary embedding of each layer, None where a layer has none."""
     attention_scale: float | None = None
@@ -184,6 +186,10 @@ class ModelConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logit_multiplier: float = 1.0
+    rotated_norm: bool = False
+    """Whether queries and keys are divided by their root mean square after they are rotated (Llama 4)."""
+    attention_temperature: tuple[float, float] | None = None
+    """(n, s) where nothing is rotated: queries are multiplied by log(1 + floor((position + 1) / n)) * s + 1."""
     parallel_residual: bool = False
     """Whether attention and feed-forward both read what the layer was given, where a family has both ways."""
     dtype: str = "bfloat16"
@@ -241,6 +247,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         attention_bias=bool(raw.get("attention_bias", False)),
         mlp_bias=bool(raw.get("mlp_bias", False)),
         layer_windows=_layer_windows(raw, reader, types, layers),
+        windows_are_chunks=types is not None and LAYER_TYPES[2] in types,
         layer_ropes=_layer_ropes(raw, reader, types, layers, source),
         attention_scale=_attention_scale(reader),
         attention_soft_cap=reader.optional_number("attn_logit_softcapping"),
@@ -349,6 +356,11 @@ def _layer_types(reader: Fields, layers: int) -> list[str] | None:
 
 
 def _layer_windows(raw: dict[str, Any], reader: Fields, types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    if types and LAYER_TYPES[2] in types:
+        if LAYER_TYPES[1] in types:
+            raise reader.wrong("layer_types", f"has both {LAYER_TYPES[1]} and {LAYER_TYPES[2]}, which no model has")
+        chunk = reader.integer("attention_chunk_size")
+        return tuple(chunk if kind == LAYER_TYPES[2] else None for kind in types)
     if raw.get("use_sliding_window") is False:
         return (None,) * layers
     window = reader.optional_integer("sliding_window")

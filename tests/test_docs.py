@@ -9,6 +9,12 @@ from pydantic import BaseModel
 
 from jserve.api.app import BODIES, ROUTES
 
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path for path in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
+MADE_ELSEWHERE = {"pallas_kernels/tuned/DEVICE.toml", "models/SmolLM2-135M-Instruct.Q4_1.gguf"}
+"""What tools write or fetch."""
 API = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 OLLAMA = (Path(__file__).parent.parent / "docs" / "from-ollama.md").read_text()
 
@@ -33,3 +39,12 @@ def fields_of(body: type[BaseModel]) -> list[str]:
 def test_every_field_is_described(path: str, field: str) -> None:
     text = OLLAMA + API if path.startswith("/api") else API
     assert f"`{field}`" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """Those of this repository: in backticks, with a folder and an ending."""
+    folders = "jserve|pallas_kernels|tests|benchmarks|configs|docs|deploy|models|quant"
+    named = set(re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)", page.read_text())) - MADE_ELSEWHERE
+    missing = [name for name in named if not any((ROOT / place / name).exists() for place in ("", "tests", "jserve"))]
+    assert not missing

@@ -100,6 +100,17 @@ class Family:
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", _LLAMA, views=_ROTATED),
+    "llama4": Family(
+        "Llama4ForCausalLM",
+        {
+            **_ATTENTION,
+            **_NORMS,
+            "ffn_gate_inp": "feed_forward.router",
+            **{f"ffn_{part}": f"feed_forward.{part}_proj" for part in ("gate", "up", "down")},
+            **{f"ffn_{part}_exps": f"feed_forward.experts.*.{part}_proj" for part in ("gate", "up", "down")},
+            **{f"ffn_{part}_shexp": f"feed_forward.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
+        },
+    ),
     "mixtral": Family(
         "MixtralForCausalLM",
         {

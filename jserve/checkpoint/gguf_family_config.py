@@ -19,6 +19,8 @@ Further = Callable[[Keys, Fields, Shapes], Fields]
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 """The 27B models scale scores by their width over their heads, the others by the head's size."""
 
+_MAVERICK_EXPERTS = 128
+"""Of the Llama 4 that does not norm its heads."""
 _SOFTMAX, _SIGMOID = 1, 2
 """Of llama.cpp's gating functions."""
 _LOG_FACTOR = 0.1
@@ -184,6 +186,22 @@ def _gpt_oss(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     }
 
 
+def _llama4(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    """Files say nothing of chunks and temperature, and of the norms of heads only by how many experts there are."""
+    if keys.get("attention.sliding_window") == 0:
+        raise keys.wrong("attention.sliding_window", "models of this architecture without chunks are not supported")
+    experts = _experts("num_local_experts", keys)
+    return {
+        **experts,
+        "attention_chunk_size": 8192,
+        "intermediate_size": keys.integer("expert_feed_forward_length"),
+        "intermediate_size_mlp": common["intermediate_size"],
+        "interleave_moe_layer_step": keys.integer("interleave_moe_layer_step", default=1),
+        "no_rope_layer_interval": 4,
+        "use_qk_norm": experts["num_local_experts"] != _MAVERICK_EXPERTS,
+    }
+
+
 def _deepseek(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     """DeepSeek-V2, and where experts are scored by a sigmoid V3."""
     if keys.get("attention.temperature_scale"):
@@ -241,6 +259,7 @@ _MIXTURES = frozenset(
     {
         "DeepseekV2ForCausalLM",
         "GptOssForCausalLM",
+        "Llama4ForCausalLM",
         "MixtralForCausalLM",
         "OlmoeForCausalLM",
         "Qwen2MoeForCausalLM",
@@ -257,6 +276,7 @@ _FURTHER: Mapping[str, Further] = {
     "Gemma3ForCausalLM": _gemma3,
     "GptOssForCausalLM": _gpt_oss,
     "GraniteForCausalLM": _granite,
+    "Llama4ForCausalLM": _llama4,
     "MixtralForCausalLM": _mixtral,
     "Olmo2ForCausalLM": _olmo2,
     "OlmoeForCausalLM": _olmoe,

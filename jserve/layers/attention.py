@@ -91,8 +91,10 @@ class Attention(nnx.Module):
         rope = config.layer_ropes[layer]
         self.rope = None if rope is None else config.ropes.index(rope)
         self.interleaved = rope is not None and rope.interleaved
-        self.window = config.layer_windows[layer]
-        self.plan = config.windows.index(self.window)
+        window = config.layer_windows[layer]
+        self.in_chunks = config.windows_are_chunks and window is not None
+        self.window = None if self.in_chunks else window
+        self.plan = config.windows.index(window)
         self.build = build
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
@@ -103,10 +105,16 @@ class Attention(nnx.Module):
         k, v = qkv[:, :, self.groups], qkv[:, :, self.groups + 1]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope is not None:
-            q, k = (apply_rope(heads, context.ropes[self.rope], interleaved=self.interleaved) for heads in (q, k))
+        q, k = self.place(q, k, context)
         out, kv = self._attend(q, k, v, kv, context)
         return self.o_proj(out.reshape(tokens, -1)), kv
+
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+        """Queries and keys, [T, heads, D], with the positions of their tokens in them; related families differ here."""
+        if self.rope is None:
+            return q, k
+        table = context.ropes[self.rope]
+        return tuple(apply_rope(heads, table, interleaved=self.interleaved) for heads in (q, k))  # type: ignore[return-value]
 
     def _attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, context: StepContext
@@ -116,19 +124,21 @@ class Attention(nnx.Module):
         ) -> tuple[jax.Array, LayerKV]:
             k_pages, v_pages, *scales = kv
             k_pages, v_pages, *scales = kv = write_kv(k_pages, v_pages, k, v, context.write_slots, *scales)
+            rows = context.chunks if self.in_chunks else context.rows
+            assert rows is not None
             out = paged_attention(
                 q,
                 k_pages,
                 v_pages,
-                context.page_table,
-                context.query_start,
-                context.context_len,
+                rows.page_table,
+                rows.query_start,
+                rows.context_len,
                 sinks,
                 *scales,
                 scale=self.scale,
                 sliding_window=self.window,
                 soft_cap=self.soft_cap,
-                decode=q.shape[0] == context.context_len.shape[0],
+                decode=context.is_decode,
                 implementation=self.build.attention,
                 plan=context.attention_plans[self.plan],
             )

@@ -97,12 +97,12 @@ class LatentAttention(nnx.Module):
         found = latent_attention(
             jnp.concatenate([absorbed, turned], axis=-1),
             pages,
-            context.page_table,
-            context.query_start,
-            context.context_len,
+            context.rows.page_table,
+            context.rows.query_start,
+            context.rows.context_len,
             rank=self.latent.rank,
             scale=self.scale,
-            decode=q.shape[0] == context.context_len.shape[0],
+            decode=context.is_decode,
             implementation=self.build.attention,
             plan=context.attention_plans[self.plan],
         )

@@ -20,7 +20,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., size]; the result has its dtype."""
-        return self.weight[...].astype(x.dtype) * _over_rms(x, self.eps).astype(x.dtype)
+        return self.weight[...].astype(x.dtype) * over_rms(x, self.eps).astype(x.dtype)
 
 
 class OffsetRMSNorm(RMSNorm):
@@ -28,7 +28,7 @@ class OffsetRMSNorm(RMSNorm):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., size]; the result has its dtype."""
-        return ((1 + self.weight[...].astype(jnp.float32)) * _over_rms(x, self.eps)).astype(x.dtype)
+        return ((1 + self.weight[...].astype(jnp.float32)) * over_rms(x, self.eps)).astype(x.dtype)
 
 
 class HeadsRMSNorm(nnx.Module):
@@ -44,7 +44,7 @@ class HeadsRMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [T, heads * copies, D]; the result has its dtype."""
-        return self.weight[...].astype(x.dtype) * _over_rms(x, self.eps, (-2, -1)).astype(x.dtype)
+        return self.weight[...].astype(x.dtype) * over_rms(x, self.eps, (-2, -1)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -60,7 +60,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., size]; the result has its dtype."""
         wide = x.astype(jnp.float32)
-        y = _over_rms(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps) * self.weight[...].astype(jnp.float32)
+        y = over_rms(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps) * self.weight[...].astype(jnp.float32)
         return (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
@@ -73,6 +73,7 @@ class LayerNormWithoutBias(LayerNorm):
 Norm = RMSNorm | LayerNorm
 
 
-def _over_rms(x: jax.Array, eps: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+def over_rms(x: jax.Array, eps: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+    """x / rms(x) over these axes, float32."""
     wide = x.astype(jnp.float32)
     return wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)

@@ -58,6 +58,8 @@ def _llama3(rope: RopeConfig, plain: np.ndarray) -> np.ndarray:
     factor, low, high = (float(rope.get(key)) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = float(rope.get("original_max_position_embeddings"))
     wavelength = 2 * math.pi / plain
+    if high == low:  # Llama 4's: nothing lies between
+        return np.where(original / wavelength < low, plain / np.float32(factor), plain).astype(np.float32)
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32)
 

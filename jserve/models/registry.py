@@ -20,6 +20,7 @@ from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
 from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
+from jserve.models.llama4 import Llama4ForCausalLM
 from jserve.models.mixtral import MixtralForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
 from jserve.models.olmoe import OlmoeForCausalLM
@@ -42,8 +43,11 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
     "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
+    "Llama4ForCausalLM": Llama4ForCausalLM,
+    "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "LlamaModel": LlamaForCausalLM,
+    "Mistral3ForConditionalGeneration": MistralForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
     "MistralModel": MistralForCausalLM,
     "MixtralForCausalLM": MixtralForCausalLM,

@@ -104,7 +104,7 @@ def plan_shape(
             f"--max-num-batched-tokens is {tokens} but every one of --max-num-seqs {seqs} sequences needs one "
             "token a step; raise the one or lower the other"
         )
-    size = asked.page_size or default.page_size
+    size = _page_size(asked, config, longest, default.page_size)
     windows = choose_windows(config.layer_windows, alike=len(set(cache)) == 1)
     lanes = CacheLayout.of(config.layer_windows, windows).of_lanes(cache)
     shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2, windows=windows)
@@ -120,6 +120,20 @@ def plan_shape(
     pages = _choose_pages(asked, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
     return _fit_length(asked, shape), plan
+
+
+def _page_size(asked: EngineConfig, config: ModelConfig, longest: int, usual: int) -> int:
+    """Chunks that a sequence can reach beyond hold whole pages."""
+    chunks = (
+        [size for size in config.windows if size is not None and size < longest] if config.windows_are_chunks else []
+    )
+    size = asked.page_size or min([usual, *(chunk & -chunk for chunk in chunks)])
+    if any(chunk % size for chunk in chunks):
+        raise ConfigError(
+            f"--page-size is {size} but this model attends in chunks of {chunks[0]} tokens, which hold whole pages; "
+            f"choose a power of two of at most {chunks[0] & -chunks[0]}"
+        )
+    return size
 
 
 def _check_kv_cache(asked: EngineConfig, cache: Cache) -> None:

@@ -12,7 +12,6 @@ different cache groups may have their pages in the same arrays, which one after 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import jax
@@ -20,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import EngineState, LayerKV, StepContext, StepInput
+from jserve.batch import AttentionRows, EngineState, LayerKV, StepContext, StepInput
 from jserve.config import ModelConfig
 from jserve.layers.rope import inverse_frequencies, rope_table
 from jserve.models.causal_lm import CausalLM, DecoderLayer
+from jserve.runtime.chunks import chunk_rows
 from jserve.runtime.layout import CacheLayout
 from jserve.runtime.shapes import Bucket, EngineShape
 from pallas_kernels.paged_attention import AttentionPlan, prepare
@@ -84,15 +84,17 @@ def make_step(
         tables = page_table.reshape(shape.num_groups, -1, shape.pages_per_sequence)
         contexts = []
         for group in range(shape.num_groups):
-            rows = jnp.take(tables[group], batch.slots, axis=0, mode="clip")
+            table = jnp.take(tables[group], batch.slots, axis=0, mode="clip")
+            rows = AttentionRows(table, batch.query_start, batch.context_len)
+            windows = config.windows if shape.num_groups == 1 else (shape.windows[group],)
+            chunks = chunk_rows(rows, bucket, windows, shape.page_size) if config.windows_are_chunks else None
             context = StepContext(
                 positions=positions,
                 write_slots=_write_slots(batch, tables[group], row, positions, shape),
-                page_table=rows,
-                query_start=batch.query_start,
-                context_len=batch.context_len,
+                rows=rows,
+                chunks=chunks,
                 ropes=rope_tables,
-                attention_plans=_attention_plans(batch, rows, bucket, shape, config, group, implementation),
+                attention_plans=_attention_plans(rows, chunks, windows, bucket, shape, config, implementation),
             )
             contexts.append(context)
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
@@ -129,28 +131,30 @@ def _locate(batch: StepInput, bucket: Bucket) -> tuple[jax.Array, jax.Array]:
 
 
 def _attention_plans(
-    batch: StepInput,
-    page_table: jax.Array,
+    rows: AttentionRows,
+    chunks: AttentionRows | None,
+    of_group: tuple[int | None, ...],
     bucket: Bucket,
     shape: EngineShape,
     config: ModelConfig,
-    group: int,
     implementation: str,
 ) -> tuple[AttentionPlan | None, ...]:
-    """See `StepContext`; page_table: i32[S, P] of the group."""
-    of_group = config.windows if shape.num_groups == 1 else (shape.windows[group],)
-    plan = partial(
-        prepare,
-        page_table,
-        batch.query_start,
-        batch.context_len,
-        tokens=bucket.tokens,
-        pages=shape.num_pages,
-        page_size=shape.page_size,
-        decode=bucket.is_decode,
-        implementation=implementation,
-    )
-    return tuple(plan(sliding_window=window) if window in of_group else None for window in config.windows)
+    """See `StepContext`; `of_group` are the windows of its layers."""
+    sizes = {"tokens": bucket.tokens, "pages": shape.num_pages, "page_size": shape.page_size}
+
+    def plan(window: int | None) -> AttentionPlan | None:
+        seen = rows if window is None or chunks is None else chunks
+        return prepare(
+            seen.page_table,
+            seen.query_start,
+            seen.context_len,
+            sliding_window=window if seen is rows else None,
+            decode=bucket.is_decode,
+            implementation=implementation,
+            **sizes,
+        )
+
+    return tuple(plan(window) if window in of_group else None for window in config.windows)
 
 
 def _write_slots(

@@ -32,6 +32,9 @@ def write_family(
     _write_keys(writer, architecture, config, state)
     if architecture == "deepseek2":
         _write_latent_keys(writer, config, old=old)
+    if architecture == "llama4":
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+        writer.add_interleave_moe_layer_step(config["interleave_moe_layer_step"])
     names = gguf.get_tensor_name_map(_architecture(architecture), _get(config, "num_hidden_layers", "n_layer"))
     for name, values in _tensors(architecture, config, state, old=old).items():
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -64,7 +67,7 @@ def _write_keys(
     writer.add_context_length(_get(config, "max_position_embeddings", "n_positions"))
     writer.add_embedding_length(hidden)
     writer.add_block_count(_get(config, "num_hidden_layers", "n_layer"))
-    inner = "n_inner" if architecture == "gpt2" else "intermediate_size"
+    inner = {"gpt2": "n_inner", "llama4": "intermediate_size_mlp"}.get(architecture, "intermediate_size")
     writer.add_feed_forward_length(_get(config, inner, default=4 * hidden))
     writer.add_head_count(heads)
     if config.get("num_key_value_heads") and architecture not in ("gpt2", "gptneox"):
@@ -165,6 +168,9 @@ def _tensors(
         if architecture == "gpt-oss":
             tensors |= _of_gpt_oss(name, values)
             continue
+        if architecture == "llama4":
+            tensors |= _of_llama4(name, values)
+            continue
         if name.endswith(".kv_b_proj.weight") and not old:
             tensors |= _of_latents(config, name, values)
             continue
@@ -192,6 +198,16 @@ def _of_gpt_oss(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         return {f"{stem}.{suffix}": rows}
     halves = {"gate_proj": rows[:, ::2], "up_proj": rows[:, 1::2]}
     return {f"{stem.replace('gate_up_proj', half)}.{suffix}": part for half, part in halves.items()}
+
+
+def _of_llama4(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """`Llama4Model.modify_tensors`."""
+    if name.endswith(".gate_up_proj"):
+        gate, up = np.split(values.swapaxes(1, 2), 2, axis=1)
+        return {
+            name.replace("gate_up_proj", f"{part}_proj.weight"): half for part, half in (("gate", gate), ("up", up))
+        }
+    return {f"{name}.weight": values.swapaxes(1, 2)} if name.endswith(".experts.down_proj") else {name: values}
 
 
 def _of_latents(config: dict[str, Any], name: str, values: np.ndarray) -> dict[str, np.ndarray]:

@@ -41,6 +41,17 @@ GRANITE = {
 APART = {"num_key_value_heads": 4}
 NEOX = {**APART, "hidden_size": 64}
 
+LLAMA4 = {
+    "attention_chunk_size": 8,
+    "attn_scale": 0.4,
+    "floor_scale": 8,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "intermediate_size_mlp": 40,
+    "no_rope_layer_interval": 2,
+    "num_local_experts": 4,
+    "rope_parameters": LLAMA3,
+}
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
 GPT_OSS = {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 0.5, "rope_parameters": YARN}
 MSCALE = {**YARN, "mscale": 0.8, "mscale_all_dim": 1.3, "beta_fast": 32, "beta_slow": 1}
@@ -61,6 +72,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear rope": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
     "gpt-oss": ("GptOssForCausalLM", {**GPT_OSS, "intermediate_size": 24}),
     "granite": ("GraniteForCausalLM", GRANITE),
+    "llama 4": ("Llama4ForCausalLM", LLAMA4),
+    "llama 4, two experts of a token, a dense layer": (
+        "Llama4ForCausalLM",
+        {**LLAMA4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2, "use_qk_norm": False, "moe_layers": [1]}
+        | {"attn_temperature_tuning": False, "attention_bias": True, "no_rope_layers": [0, 1]},
+    ),
     "mistral, sliding window": ("MistralForCausalLM", {"sliding_window": 7}),
     "olmo 2, biases": ("Olmo2ForCausalLM", {"attention_bias": True}),
     "olmo 2, one KV head": ("Olmo2ForCausalLM", {"num_key_value_heads": 1}),

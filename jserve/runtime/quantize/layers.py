@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import LayerKV, StepContext, pytree
+from jserve.batch import AttentionRows, LayerKV, StepContext, pytree
 from jserve.checkpoint import Checkpoint
 from jserve.config import ModelConfig
+from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.linear import Linear
 from jserve.layers.norm import LayerNorm, RMSNorm
@@ -204,15 +205,22 @@ def _context(config: ModelConfig, shape: EngineShape) -> StepContext:
     bounds, count = jnp.array([0, length], jnp.int32), jnp.array([length], jnp.int32)
     sizes = {"tokens": length, "pages": shape.num_pages, "page_size": shape.page_size, "implementation": "xla"}
     ropes = [inverse_frequencies(rope, config.head_dim, length) for rope in config.ropes]
+    if config.windows_are_chunks and length > min(window for window in config.windows if window is not None):
+        raise ConfigError(f"--sequence-length is {length}, more than this model attends to at once; lower it")
     return StepContext(
         positions=positions,
         write_slots=positions,
-        page_table=row,
-        query_start=bounds,
-        context_len=count,
+        rows=AttentionRows(row, bounds, count),
+        chunks=AttentionRows(row, bounds, count),
         ropes=tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes),
         attention_plans=tuple(
-            prepare(row, bounds, count, sliding_window=window, **sizes)  # type: ignore[arg-type]
+            prepare(
+                row,
+                bounds,
+                count,
+                sliding_window=None if config.windows_are_chunks else window,
+                **sizes,  # type: ignore[arg-type]
+            )
             for window in config.windows
         ),
     )
