@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jserve.layers.source import Index, ReadTensor, Source
+from jserve.layers.source import Index, ReadTensor, Source, aligned_empty
 from jserve.quant import QuantizedWeight, Scheme
 
 CHUNK_VALUES = 1 << 24
@@ -36,7 +36,7 @@ def read_quantized(
     """All arrays of one weight on the host, by the names and of the forms that the model has."""
     values, inputs = forms["values"], _inputs(forms)
     names = [name for name in ("values", "scale", "zero") if name in forms]
-    arrays = {name: np.empty(forms[name].shape, forms[name].dtype) for name in names}
+    arrays = {name: aligned_empty(forms[name].shape, forms[name].dtype) for name in names}
     for outputs in chunks(values.shape[:-1], inputs):
         parts = scheme.read(source, read, outputs, inputs)
         for name, array in arrays.items():

@@ -20,10 +20,21 @@ from jserve.checkpoint import TensorInfo
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build, mesh_over
-from jserve.layers.source import GroupedHeads, InputsFirst, Source, Stacked, Tensor
+from jserve.layers.source import (
+    ALIGNMENT,
+    MAPPED,
+    GroupedHeads,
+    InputsFirst,
+    Source,
+    Stacked,
+    Tensor,
+    aligned_empty,
+    join,
+)
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve
-from jserve.weights.load import load, load_dummy, parameters
+from jserve.weights import load as weights_load
+from jserve.weights.load import Parameter, load, load_dummy, parameters, place
 
 FILE = Path("/models/tiny/model.safetensors")
 
@@ -308,3 +319,34 @@ def test_dummy_weights_have_the_real_shapes_and_are_the_same_every_time(parts: i
     assert tables[True] == sum(len(parameter.shape) > 1 for parameter in wanted)
     matrix = np.asarray(next(one for one in first if one.ndim == 2), np.float32)
     assert 0.015 < matrix.std() < 0.025
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("size", [0, 1, 1000, MAPPED])
+def test_joined_tensors_become_an_array_without_a_copy(size: int, dtype: str) -> None:
+    """On a CPU. The kernel would hand out the copy's memory page by page."""
+    half = np.arange(size, dtype=np.int32).astype(jnp.dtype(dtype))
+    both = join([half, half], axis=0)
+    np.testing.assert_array_equal(both, np.concatenate([half, half]))
+    array = jax.device_put(both, jax.devices()[0], may_alias=True)
+    assert not size or array.unsafe_buffer_pointer() == both.ctypes.data
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_a_tensor_that_begins_anywhere_in_a_file_is_copied_once(stored: str) -> None:
+    """In any type of the file: the copy is where jax leaves it."""
+    room = np.arange(MAPPED, dtype=np.float32).astype(stored)
+    data = room[1:][: MAPPED // 2].reshape(-1, 64)
+    assert data.ctypes.data % ALIGNMENT
+    parameter = Parameter((), data.shape, jnp.dtype("float32"), (None, None), Tensor("w", data.shape), "w", "", None)
+    made: list[np.ndarray] = []
+
+    def noted(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        made.append(aligned_empty(shape, dtype))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights_load, "aligned_empty", noted)
+        array = place(parameter, mesh_over(jax.devices()[:1]), lambda index: data[index])
+    np.testing.assert_array_equal(np.asarray(array), data.astype(np.float32))
+    assert [each.ctypes.data for each in made] == [array.addressable_data(0).unsafe_buffer_pointer()]
