@@ -206,7 +206,7 @@ def test_what_no_model_here_can_do_is_refused(tmp_path: Path, metadata: dict[str
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", tiny_state(), CONFIG, architecture="mamba")
-    with pytest.raises(CheckpointError, match="'mamba'; supported are llama, mixtral, qwen2"):
+    with pytest.raises(CheckpointError, match="'mamba'; supported are llama, llama4, mixtral, qwen2"):
         open_checkpoint(path)
 
 

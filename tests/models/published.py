@@ -56,6 +56,22 @@ PUBLISHED = {
         | {"num_nextn_predict_layers": 1, "rope_scaling": {**DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
         671_026_419_200,  # without the layer that predicts a second token
     ),
+    "llama-4-scout": Published(
+        {
+            "architectures": ["Llama4ForConditionalGeneration"],
+            "text_config": {"hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16384}
+            | {"num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128}
+            | {"vocab_size": 202048, "max_position_embeddings": 10485760, "rope_theta": 500000.0}
+            | {"num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "use_qk_norm": True}
+            | {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}
+            | {"no_rope_layers": [], "hidden_act": "silu", "rms_norm_eps": 1e-05, "tie_word_embeddings": False}
+            | {
+                "rope_scaling": {"rope_type": "llama3", "factor": 16.0, "original_max_position_embeddings": 8192}
+                | {"high_freq_factor": 1.0, "low_freq_factor": 1.0}
+            },
+        },
+        107_769_861_120,  # without the vision part
+    ),
     "gemma-2-2b": Published(
         {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256}
         | {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 256000}

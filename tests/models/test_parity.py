@@ -76,7 +76,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 4, two experts of a token, a dense layer": (
         "Llama4ForCausalLM",
         {**LLAMA4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2, "use_qk_norm": False, "moe_layers": [1]}
-        | {"attn_temperature_tuning": False, "attention_bias": True, "no_rope_layers": [0, 1]},
+        | {"attn_temperature_tuning": False, "attention_bias": True, "no_rope_layers": [0, 1]}
+        | {"rope_parameters": {**LLAMA3, "high_freq_factor": 1.0}},
     ),
     "mistral, sliding window": ("MistralForCausalLM", {"sliding_window": 7}),
     "olmo 2, biases": ("Olmo2ForCausalLM", {"attention_bias": True}),

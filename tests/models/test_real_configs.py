@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jserve.config import ModelConfig
 from jserve.deepseek_config import GroupRouting
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build, mesh_over
+from jserve.layers.rope import inverse_frequencies
 from jserve.models.registry import resolve
 from jserve.runtime.memory import page_bytes
 from jserve.runtime.programs import Programs
@@ -41,6 +43,21 @@ def test_gemma_3_has_five_local_layers_to_a_global_one_each_with_its_own_rope() 
     assert config.layer_ropes[5] == config.rope == config.ropes[1]
     assert config.attention_scale == 1 / 16
     assert config.eos_token_ids == (1, 106)
+
+
+def test_llama_4_attends_in_chunks_but_in_every_fourth_layer_which_has_no_rope() -> None:
+    config = config_of("llama-4-scout")
+    assert config.layer_windows == (8192, 8192, 8192, None) * 12
+    assert config.windows_are_chunks
+    assert [rope is None for rope in config.layer_ropes] == [False, False, False, True] * 12
+    assert config.rope.interleaved
+    frequencies, _ = inverse_frequencies(config.rope, 128, 8192)
+    plain = 500000.0 ** (-np.arange(0, 128, 2) / 128)
+    is_long = 2 * np.pi / plain > 8192  # more than the context that the scaling begins with
+    np.testing.assert_allclose(frequencies, np.where(is_long, plain / 16, plain), rtol=1e-5)
+    assert config.mixture is not None
+    assert config.mixture.dense_layers == frozenset()
+    assert (config.rotated_norm, config.attention_temperature) == (True, (8192.0, 0.1))
 
 
 def test_deepseek_caches_one_latent_a_token_on_every_device() -> None:
@@ -103,8 +120,13 @@ def test_smollm_3_has_no_rope_on_every_fourth_layer() -> None:
             "layer_types has 3 entries but must be a list of one for each of 34",
         ),
         (
-            {"layer_types": ["chunked_attention"] * 34},
-            "layer_types has 'chunked_attention'; supported are full_attention",
+            {"layer_types": ["linear_attention"] * 34},
+            "layer_types has 'linear_attention'; supported are full_attention",
+        ),
+        ({"layer_types": ["chunked_attention"] * 34}, "attention_chunk_size is None but must be a positive integer"),
+        (
+            {"layer_types": ["chunked_attention", "sliding_attention"] * 17},
+            "layer_types has both sliding_attention and chunked_attention",
         ),
         ({"sliding_window_pattern": "six"}, "sliding_window_pattern is 'six' but must be a positive integer"),
         ({"no_rope_layers": 4}, "no_rope_layers is 4 but must be a list"),

@@ -335,7 +335,7 @@ def test_joined_tensors_become_an_array_without_a_copy(size: int, dtype: str) ->
 @pytest.mark.parametrize("stored", ["float32", "float16"])
 def test_a_tensor_that_begins_anywhere_in_a_file_is_copied_once(stored: str) -> None:
     """In any type of the file: the copy is where jax leaves it."""
-    room = np.arange(MAPPED, dtype=np.float32).astype(stored)
+    room = (np.arange(MAPPED) % 1000).astype(stored)
     data = room[1:][: MAPPED // 2].reshape(-1, 64)
     assert data.ctypes.data % ALIGNMENT
     parameter = Parameter((), data.shape, jnp.dtype("float32"), (None, None), Tensor("w", data.shape), "w", "", None)
