@@ -1,5 +1,7 @@
 """Attention in chunks: rows of chunks see what a mask of chunks lets through."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ def test_no_window_has_no_rows_of_chunks() -> None:
     assert chunk_rows(rows, Bucket(8, 2), (None,), PAGE) is None
 
 
-def test_a_page_that_does_not_divide_a_chunk_is_refused_by_name(tmp_path, executables: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_page_that_does_not_divide_a_chunk_is_refused_by_name(tmp_path: Path, executables: str) -> None:
     folder = make_model(tmp_path, "Llama4ForCausalLM", attention_chunk_size=24, head_dim=8, num_local_experts=2)
     with pytest.raises(ConfigError, match="--page-size is 16 but this model attends in chunks of 24 tokens"):
         start_engine(folder, executables, early=True, page_size=16)
