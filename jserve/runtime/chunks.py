@@ -15,7 +15,7 @@ def chunk_rows(
 ) -> AttentionRows | None:
     """A row for each chunk that a row of a step can have tokens in; None where there are no chunks among the windows.
 
-    Rows stay as many in a decode step. Chunks hold whole pages.
+    Rows stay as many in a decode step. Chunks hold whole pages, unless no sequence is longer than one.
     """
     chunk = next((window for window in windows if window is not None), None)
     if chunk is None:
@@ -29,7 +29,7 @@ def chunk_rows(
     begin = jnp.clip(number * chunk, before[:, None], rows.context_len[:, None])
     end = jnp.clip((number + 1) * chunk, before[:, None], rows.context_len[:, None])
     starts = rows.query_start[:-1, None] + begin - before[:, None]
-    in_chunk = min(chunk // page_size, pages)
+    in_chunk = min(-(-chunk // page_size), pages)
     columns = number[:, :, None] * (chunk // page_size) + jnp.arange(in_chunk)
     table = jnp.take_along_axis(rows.page_table[:, None], jnp.minimum(columns, pages - 1), axis=2)
     return AttentionRows(

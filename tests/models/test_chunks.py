@@ -78,6 +78,20 @@ def test_rows_of_chunks_see_what_a_mask_of_chunks_lets_through(
             np.testing.assert_allclose(found[starts[row] + token], right, atol=1e-5, err_msg=f"{row} {position}")
 
 
+@pytest.mark.parametrize("chunk", [3, 10, 13])
+@pytest.mark.parametrize(("bucket", "count"), [(Bucket(2, 2), 1), (Bucket(16, 2), 2)], ids=str)
+def test_a_chunk_that_no_sequence_is_longer_than_may_end_within_a_page(bucket: Bucket, count: int, chunk: int) -> None:
+    """The last token of the longest sequence sees all of its pages."""
+    pages = -(-chunk // PAGE)
+    table = jnp.arange(2 * pages, dtype=jnp.int32).reshape(2, pages)
+    rows = AttentionRows(table, jnp.array([0, count, count], jnp.int32), jnp.array([chunk, 0], jnp.int32))
+    seen = chunk_rows(rows, bucket, (chunk,), PAGE)
+    assert seen is not None
+    lengths = np.asarray(seen.context_len)
+    assert sorted(lengths)[-2:] == [0, chunk]
+    np.testing.assert_array_equal(seen.page_table[int(lengths.argmax())], table[0])
+
+
 def test_no_window_has_no_rows_of_chunks() -> None:
     rows = AttentionRows(jnp.zeros((2, 4), jnp.int32), jnp.zeros(3, jnp.int32), jnp.zeros(2, jnp.int32))
     assert chunk_rows(rows, Bucket(8, 2), (None,), PAGE) is None
