@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from jserve.api.access.account import Account
 from jserve.api.access.keys import ANYBODY, ApiKey
-from jserve.api.telemetry.life import RequestLife
+from jserve.api.life import RequestLife
 
 
 @dataclass(slots=True)

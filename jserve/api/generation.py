@@ -22,8 +22,8 @@ from jserve.api.client import EngineClient
 from jserve.api.errors import ClientGoneError
 from jserve.api.inbox import Inbox
 from jserve.api.lengths import clamp_max_tokens
+from jserve.api.life import RequestLife
 from jserve.api.responses import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
-from jserve.api.telemetry.life import RequestLife
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta

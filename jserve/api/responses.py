@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jserve.api.telemetry.life import RequestLife
+from jserve.api.life import RequestLife
 
 encode = msgspec.json.Encoder().encode
 
