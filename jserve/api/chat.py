@@ -12,7 +12,7 @@ from jserve.api.chat_answer import ChatAnswer
 from jserve.api.chat_output import ChatOutput
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
-from jserve.api.generation import Generation, GenerationRequest, ParserUse, PreparedPrompt
+from jserve.api.generation.generation import Generation, GenerationRequest, ParserUse, PreparedPrompt
 from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.sampling import check_logprobs, sampling_params
 from jserve.api.schemas import ChatBody

@@ -5,9 +5,10 @@ import time
 from msgspec import UNSET, UnsetType
 
 from jserve.api.answers import DONE, EVENT_STREAM
-from jserve.api.choice import ChoiceUpdate
 from jserve.api.errors import ErrorAnswer
-from jserve.api.generation import Generation
+from jserve.api.generation.choice import ChoiceUpdate
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.transcript import Transcript
 from jserve.api.logprobs import LogprobsFormatter, prompt_logprobs
 from jserve.api.responses import (
     ChatChoice,
@@ -29,7 +30,6 @@ from jserve.api.schemas import ChatBody
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
-from jserve.api.transcript import Transcript
 from jserve.text.output import ToolCallDelta
 
 

@@ -5,9 +5,10 @@ import time
 from msgspec import UNSET
 
 from jserve.api.answers import DONE, EVENT_STREAM
-from jserve.api.choice import ChoiceUpdate
 from jserve.api.errors import ErrorAnswer
-from jserve.api.generation import Generation
+from jserve.api.generation.choice import ChoiceUpdate
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.transcript import Transcript
 from jserve.api.logprobs import LogprobsFormatter, join_logprobs, prompt_logprobs
 from jserve.api.responses import (
     Completion,
@@ -25,7 +26,6 @@ from jserve.api.schemas import CompletionBody
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
-from jserve.api.transcript import Transcript
 from jserve.protocol import TokenLogprobs
 
 

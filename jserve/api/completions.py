@@ -10,7 +10,7 @@ from jserve.api.answers import send_answer
 from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.completion_answer import CompletionAnswer
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.generation.generation import Generation, GenerationRequest, PreparedPrompt
 from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
 from jserve.api.schemas import MAX_PROMPTS, CompletionBody

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from jserve.api.access.account import Accounts
 from jserve.api.access.keys import KeyRing
 from jserve.api.client import EngineClient
-from jserve.api.generation import Generator
+from jserve.api.generation.generation import Generator
 from jserve.api.grammars import GrammarChecker
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings

@@ -3,7 +3,7 @@
 import asyncio
 
 from jserve.api.body_writer import BodyWriter
-from jserve.api.choice import ChoiceUpdate
+from jserve.api.generation.choice import ChoiceUpdate
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment of server-sent events, which clients skip."""

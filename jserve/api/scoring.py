@@ -21,7 +21,7 @@ from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.completions import check_vocabulary, split_prompts
 from jserve.api.context import context_of
 from jserve.api.embeddings import embed, prepare_embeddings, prompt_usage
-from jserve.api.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
 from jserve.api.lengths import check_prompt_length
 from jserve.api.responses import LabelScores, RankedDocument, Ranking, Score, Scores, Usage, encode
 from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds

@@ -22,7 +22,7 @@ from jserve.api.access.keys import KeyRing
 from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
 from jserve.api.early_app import EarlyApp
-from jserve.api.generation import Generator
+from jserve.api.generation.generation import Generator
 from jserve.api.http_protocol import http_protocol
 from jserve.api.process import LaunchedEngine
 from jserve.api.served_model import ServedModel

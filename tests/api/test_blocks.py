@@ -1,7 +1,7 @@
 """Updates of a choice become blocks that open, grow and close."""
 
-from jserve.api.blocks import BlockRow, Closed, Grown, Opened
-from jserve.api.choice import ChoiceUpdate
+from jserve.api.generation.blocks import BlockRow, Closed, Grown, Opened
+from jserve.api.generation.choice import ChoiceUpdate
 from jserve.protocol import TokenLogprobs
 from jserve.text.output import ToolCallDelta
 

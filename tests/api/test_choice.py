@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from jserve.api.choice import Choice
-from jserve.api.transcript import Transcript
+from jserve.api.generation.choice import Choice
+from jserve.api.generation.transcript import Transcript
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.load import load_tokenizer
 from jserve.text.reasoning import THINK

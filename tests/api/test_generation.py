@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from jserve.api.generation import choice_seed
+from jserve.api.generation.generation import choice_seed
 from jserve.api.inbox import Inbox
 from jserve.errors import EngineFailedError
 from jserve.protocol import TokenDelta

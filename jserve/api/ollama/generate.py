@@ -13,7 +13,7 @@ from jserve.api.body import read_body
 from jserve.api.chat import prepare_chat
 from jserve.api.completions import start_completion
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation import Generation, PreparedPrompt
+from jserve.api.generation.generation import Generation, PreparedPrompt
 from jserve.api.lengths import check_prompt_length
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from jserve.api.transcript import ToolCall
+from jserve.api.generation.transcript import ToolCall
 from jserve.text.output import ToolCallDelta
 
 

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jserve.api.choice import ChoiceUpdate
+from jserve.api.generation.choice import ChoiceUpdate
 from jserve.protocol import TokenLogprobs
 from jserve.text.output import ToolCallDelta
 

@@ -17,9 +17,9 @@ import msgspec
 from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
-from jserve.api.choice import Choice, ChoiceUpdate
 from jserve.api.client import EngineClient
 from jserve.api.errors import ClientGoneError
+from jserve.api.generation.choice import Choice, ChoiceUpdate
 from jserve.api.inbox import Inbox
 from jserve.api.lengths import clamp_max_tokens
 from jserve.api.life import RequestLife

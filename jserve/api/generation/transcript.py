@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jserve.api.choice import ChoiceUpdate
+from jserve.api.generation.choice import ChoiceUpdate
 from jserve.protocol import TokenLogprobs
 
 
