@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
         return
     config, settings = parse(argv)
     set_up_logging(settings.log_level, settings.log_format)
-    from jserve.api.listener import listen
+    from jserve.api.http.listener import listen
 
     listener = listen(settings.host, settings.port)
     from jserve.api.process import launch_engine

@@ -11,17 +11,17 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from jserve.api import probes
-from jserve.api.access.guard import OPEN_PATHS, Guard
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.route import count_tokens, messages
 from jserve.api.chat import chat_completions
 from jserve.api.completions import completions
 from jserve.api.context import ServerContext
-from jserve.api.description import describe_route
-from jserve.api.dispatch import Dispatch
-from jserve.api.edge import Edge
 from jserve.api.embeddings import embeddings
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
+from jserve.api.http.description import describe_route
+from jserve.api.http.dispatch import Dispatch
+from jserve.api.http.edge import Edge
+from jserve.api.http.guard import OPEN_PATHS, Guard
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
 from jserve.api.openai_responses.body import ResponsesBody
 from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response

@@ -4,11 +4,11 @@ import time
 
 from msgspec import UNSET, UnsetType
 
-from jserve.api.answers import DONE, EVENT_STREAM
 from jserve.api.errors import ErrorAnswer
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
+from jserve.api.http.answers import DONE, EVENT_STREAM
 from jserve.api.logprobs import LogprobsFormatter, prompt_logprobs
 from jserve.api.responses import (
     ChatChoice,

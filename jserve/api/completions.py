@@ -6,11 +6,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.answers import send_answer
-from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.completion_answer import CompletionAnswer
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.http.answers import send_answer
+from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
 from jserve.api.schemas import MAX_PROMPTS, CompletionBody

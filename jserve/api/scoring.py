@@ -16,12 +16,12 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.answers import all_updates
-from jserve.api.body import check_cache_salt, public_id, read_body
 from jserve.api.completions import check_vocabulary, split_prompts
 from jserve.api.context import context_of
 from jserve.api.embeddings import embed, prepare_embeddings, prompt_usage
 from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
+from jserve.api.http.answers import all_updates
+from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.lengths import check_prompt_length
 from jserve.api.responses import LabelScores, RankedDocument, Ranking, Score, Scores, Usage, encode
 from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds

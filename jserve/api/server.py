@@ -21,9 +21,9 @@ from jserve.api.access.isolation import CacheIsolation
 from jserve.api.access.keys import KeyRing
 from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
-from jserve.api.early_app import EarlyApp
 from jserve.api.generation.generation import Generator
-from jserve.api.http_protocol import http_protocol
+from jserve.api.http.early_app import EarlyApp
+from jserve.api.http.http_protocol import http_protocol
 from jserve.api.process import LaunchedEngine
 from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings

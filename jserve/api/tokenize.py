@@ -3,9 +3,9 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jserve.api.body import read_body
 from jserve.api.completions import check_vocabulary
 from jserve.api.context import ServerContext, context_of
+from jserve.api.http.body import read_body
 from jserve.api.schemas import DetokenizeBody, TokenizeBody
 from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError

@@ -14,7 +14,7 @@ import httpx
 import openai
 import uvloop
 
-from jserve.api.listener import listen
+from jserve.api.http.listener import listen
 from jserve.api.server import Server
 from jserve.api.settings import ServerSettings
 from jserve.config import EngineConfig

@@ -7,7 +7,7 @@ import httpx
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from jserve.api.early_app import EarlyApp
+from jserve.api.http.early_app import EarlyApp
 
 
 def test_liveness_is_answered_at_once_and_the_rest_when_the_app_is_there() -> None:

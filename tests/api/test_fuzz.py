@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
 from jserve.api.app import BODIES, ROUTES
-from jserve.api.description import error_schema
 from jserve.api.errors import Dialect
+from jserve.api.http.description import error_schema
 from tests.api.live_server import LiveServer
 
 POST_ROUTES = sorted({path for method, path, _ in ROUTES if method == "POST"})

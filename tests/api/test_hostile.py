@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 
 from jserve.api.app import BODIES
-from jserve.api.description import error_schema
 from jserve.api.errors import Dialect
+from jserve.api.http.description import error_schema
 from tests.api.live_server import LiveServer, StartServer
 from tests.api.stream_pace import contention, undisturbed
 

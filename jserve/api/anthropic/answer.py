@@ -6,13 +6,13 @@ from typing import Any
 import msgspec
 from pydantic_core import from_json
 
-from jserve.api.answers import EVENT_STREAM
 from jserve.api.anthropic import shapes
 from jserve.api.anthropic.conversation import CALL_PREFIX
 from jserve.api.errors import Dialect, ErrorAnswer
 from jserve.api.generation.blocks import Block, BlockEvent, BlockRow, Closed, Grown, Opened
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
+from jserve.api.http.answers import EVENT_STREAM
 from jserve.api.responses import encode
 from jserve.api.served_model import ServedModel
 

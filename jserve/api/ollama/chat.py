@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api import schemas
-from jserve.api.answers import send_answer
-from jserve.api.body import read_body
 from jserve.api.chat import start_chat
 from jserve.api.context import context_of
+from jserve.api.http.answers import send_answer
+from jserve.api.http.body import read_body
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import ChatBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields

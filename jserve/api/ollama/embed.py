@@ -14,11 +14,11 @@ from array import array
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.answers import all_updates
-from jserve.api.body import read_body
 from jserve.api.context import ServerContext, context_of
 from jserve.api.embeddings import prepare_embeddings
 from jserve.api.generation.generation import Generation
+from jserve.api.http.answers import all_updates
+from jserve.api.http.body import read_body
 from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options

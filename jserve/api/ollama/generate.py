@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api import schemas
-from jserve.api.answers import send_answer
-from jserve.api.body import read_body
 from jserve.api.chat import prepare_chat
 from jserve.api.completions import start_completion
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation, PreparedPrompt
+from jserve.api.http.answers import send_answer
+from jserve.api.http.body import read_body
 from jserve.api.lengths import check_prompt_length
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody

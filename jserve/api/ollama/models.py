@@ -7,8 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from jserve.api.body import read_body
 from jserve.api.context import ServerContext, context_of
+from jserve.api.http.body import read_body
 from jserve.api.ollama.bodies import ShowBody
 from jserve.api.ollama.capabilities import capabilities
 from jserve.api.ollama.names import check_model_name, tagged

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 from pydantic_core import to_json
 
-from jserve.api.answers import EVENT_STREAM
 from jserve.api.errors import ErrorAnswer
 from jserve.api.generation.blocks import Block, BlockEvent, BlockRow, Closed, Grown, Opened
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
+from jserve.api.http.answers import EVENT_STREAM
 from jserve.api.logprobs import LogprobsFormatter
 from jserve.api.openai_responses import shapes
 from jserve.api.openai_responses.body import ResponsesBody

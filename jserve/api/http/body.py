@@ -13,7 +13,7 @@ from starlette.types import Receive
 from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, MediaTypeError
 from jserve.api.generation.generation import Generation
-from jserve.api.receive import check_json_weight, receive_body
+from jserve.api.http.receive import check_json_weight, receive_body
 from jserve.errors import RequestError
 
 Body = TypeVar("Body", bound=BaseModel)

@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from jserve.api.body import cancel_on_disconnect
-from jserve.api.body_writer import BodyWriter, body_writer_of
 from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, ErrorAnswer, answer_for
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation, Generator
-from jserve.api.pacing import KeepAlive, StreamInterval
+from jserve.api.http.body import cancel_on_disconnect
+from jserve.api.http.body_writer import BodyWriter, body_writer_of
+from jserve.api.http.pacing import KeepAlive, StreamInterval
 
 DONE = b"data: [DONE]\n\n"
 """The end of a stream of OpenAI's."""

@@ -13,9 +13,9 @@ from typing import Any
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jserve.api.body_writer import body_writer_of
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
+from jserve.api.http.body_writer import body_writer_of
 from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.log import request_fields

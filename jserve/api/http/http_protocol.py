@@ -9,8 +9,8 @@ from typing import Any, cast
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from jserve.api.body_writer import BodyWriter, attach_body_writer
 from jserve.api.errors import ErrorAnswer
+from jserve.api.http.body_writer import BodyWriter, attach_body_writer
 
 logger = logging.getLogger(__name__)
 

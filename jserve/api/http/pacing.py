@@ -2,8 +2,8 @@
 
 import asyncio
 
-from jserve.api.body_writer import BodyWriter
 from jserve.api.generation.choice import ChoiceUpdate
+from jserve.api.http.body_writer import BodyWriter
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment of server-sent events, which clients skip."""
