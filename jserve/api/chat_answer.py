@@ -10,6 +10,7 @@ from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
 from jserve.api.http.answers import DONE, EVENT_STREAM
 from jserve.api.logprobs import LogprobsFormatter, prompt_logprobs
+from jserve.api.model.served_model import ServedModel
 from jserve.api.responses import (
     ChatChoice,
     ChatChunk,
@@ -27,7 +28,6 @@ from jserve.api.responses import (
     event,
 )
 from jserve.api.schemas import ChatBody
-from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
 from jserve.text.output import ToolCallDelta

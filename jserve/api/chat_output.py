@@ -7,7 +7,7 @@ import msgspec
 
 from jserve.api.context import ServerContext
 from jserve.api.errors import invalid
-from jserve.api.model_speech import ModelSpeech
+from jserve.api.model.speech import ModelSpeech
 from jserve.api.schemas import ChatBody
 from jserve.api.structured import constrain, structured_output
 from jserve.api.tool_use import ToolUse

@@ -10,6 +10,7 @@ from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
 from jserve.api.http.answers import DONE, EVENT_STREAM
 from jserve.api.logprobs import LogprobsFormatter, join_logprobs, prompt_logprobs
+from jserve.api.model.served_model import ServedModel
 from jserve.api.responses import (
     Completion,
     CompletionChoice,
@@ -23,7 +24,6 @@ from jserve.api.responses import (
     event,
 )
 from jserve.api.schemas import CompletionBody
-from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.streaming import wants_usage, wants_usage_always
 from jserve.protocol import TokenLogprobs

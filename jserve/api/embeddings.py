@@ -17,10 +17,10 @@ from jserve.api.errors import invalid
 from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
-from jserve.api.lengths import check_prompt_length, truncate_prompt
+from jserve.api.model.lengths import check_prompt_length, truncate_prompt
+from jserve.api.model.served_model import ServedModel
 from jserve.api.responses import Embedding, Embeddings, Usage, encode
 from jserve.api.schemas import EmbeddingBody
-from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
 from jserve.protocol import Pooling, SamplingParams
 

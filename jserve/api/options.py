@@ -420,7 +420,7 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
 def _check_parser_names(options: argparse.Namespace) -> None:
     """Names of parsers; those that know them are imported only where there is one, to start sooner."""
     if (options.tool_call_parser, options.reasoning_parser) != ("auto", "auto"):
-        from jserve.api.model_speech import check_parser_names
+        from jserve.api.model.speech import check_parser_names
 
         check_parser_names(options.tool_call_parser, options.reasoning_parser)
 

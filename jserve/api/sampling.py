@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from jserve.api.defaults import SamplingDefaults
 from jserve.api.errors import invalid
 from jserve.api.forbidden import allowed_tokens, bad_word_tokens, check_something_is_allowed
+from jserve.api.model.defaults import SamplingDefaults
 from jserve.api.schemas import GenerationBody, RepetitionDetectionBody
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, SamplingParams

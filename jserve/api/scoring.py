@@ -22,10 +22,10 @@ from jserve.api.embeddings import embed, prepare_embeddings, prompt_usage
 from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
-from jserve.api.lengths import check_prompt_length
+from jserve.api.model.lengths import check_prompt_length
+from jserve.api.model.served_model import ServedModel
 from jserve.api.responses import LabelScores, RankedDocument, Ranking, Score, Scores, Usage, encode
 from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds
-from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, SamplingParams
 

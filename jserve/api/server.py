@@ -24,8 +24,8 @@ from jserve.api.context import ServerContext
 from jserve.api.generation.generation import Generator
 from jserve.api.http.early_app import EarlyApp
 from jserve.api.http.http_protocol import http_protocol
+from jserve.api.model.served_model import ServedModel
 from jserve.api.process import LaunchedEngine
-from jserve.api.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer

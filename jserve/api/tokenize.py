@@ -6,8 +6,8 @@ from starlette.responses import JSONResponse, Response
 from jserve.api.completions import check_vocabulary
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
+from jserve.api.model.served_model import ServedModel
 from jserve.api.schemas import DetokenizeBody, TokenizeBody
-from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jserve.api.access.account import Account
 from jserve.api.access.limits import Limit, Limits
-from jserve.api.served_model import fingerprint
+from jserve.api.model.served_model import fingerprint
 from jserve.config import EngineConfig
 from jserve.protocol import Request
 from tests.api.live_server import LiveServer, StartServer

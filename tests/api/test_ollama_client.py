@@ -10,7 +10,7 @@ import ollama
 import pytest
 from tokenizers import Tokenizer
 
-from jserve.api.model_files import ModelFiles
+from jserve.api.model.files import ModelFiles
 from tests.api.live_server import MAX_MODEL_LEN, STOP, LiveServer, StartServer
 
 MESSAGES = [{"role": "user", "content": "hello"}]

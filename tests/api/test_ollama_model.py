@@ -105,7 +105,7 @@ def test_template_of_the_manifest_can_be_asked_for(pull: Pull, serve: Callable[.
     pull(template=GO_TEMPLATE)
     assert prompt_of(serve(chat_template="ollama"), HI) == "user: hi\n"
     pull()
-    from jserve.api.served_model import ServedModel
+    from jserve.api.model.served_model import ServedModel
     from jserve.config import EngineConfig
 
     with pytest.raises(ConfigError, match="no manifest of Ollama with a template"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jserve.api.defaults import SamplingDefaults
+from jserve.api.model.defaults import SamplingDefaults
 from jserve.api.ollama.messages import to_openai
 from jserve.api.ollama.models import parameter_size
 from jserve.api.ollama.names import tagged

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
-from jserve.api.model_files import ModelFiles
-from jserve.api.served_model import ServedModel
+from jserve.api.model.files import ModelFiles
+from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.checkpoint import kept_ollama_model, open_checkpoint
 from jserve.config import EngineConfig

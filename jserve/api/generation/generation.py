@@ -21,8 +21,8 @@ from jserve.api.client import EngineClient
 from jserve.api.errors import ClientGoneError
 from jserve.api.generation.choice import Choice, ChoiceUpdate
 from jserve.api.inbox import Inbox
-from jserve.api.lengths import clamp_max_tokens
 from jserve.api.life import RequestLife
+from jserve.api.model.lengths import clamp_max_tokens
 from jserve.api.responses import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError

@@ -6,7 +6,7 @@ nothing else, as in Ollama, where clients leave those out of their lists for cha
 model too. "insert" would need prompts for filling in the middle.
 """
 
-from jserve.api.served_model import ServedModel
+from jserve.api.model.served_model import ServedModel
 
 
 def capabilities(model: ServedModel) -> list[str]:

@@ -19,13 +19,13 @@ from jserve.api.embeddings import prepare_embeddings
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import read_body
+from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
 from jserve.api.responses import encode
 from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody
-from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
 
 Vectors = list[list[float]]

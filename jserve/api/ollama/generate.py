@@ -14,11 +14,11 @@ from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation, PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
-from jserve.api.lengths import check_prompt_length
+from jserve.api.model.lengths import check_prompt_length
+from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
-from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
 
 

@@ -9,12 +9,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
+from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import ShowBody
 from jserve.api.ollama.capabilities import capabilities
 from jserve.api.ollama.names import check_model_name, tagged
 from jserve.api.ollama.options import OLLAMA_DEFAULTS
 from jserve.api.ollama.timestamps import NEVER, rfc3339
-from jserve.api.served_model import ServedModel
 from jserve.checkpoint import OllamaModel
 from jserve.errors import EngineUnavailableError
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jserve.api.defaults import SamplingDefaults
+from jserve.api.model.defaults import SamplingDefaults
 from jserve.errors import RequestError
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from typing import Any
 from starlette.requests import Request
 
 from jserve.api.chat import prepare_chat
+from jserve.api.model.served_model import ServedModel
 from jserve.api.schemas import ChatBody
-from jserve.api.served_model import ServedModel
 from jserve.errors import RequestError
 
 _TOO_LONG = ("input_tokens", "input_text")

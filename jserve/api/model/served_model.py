@@ -14,12 +14,12 @@ from typing import Any
 
 import msgspec
 
-from jserve.api.defaults import SamplingDefaults
-from jserve.api.lengths import check_prompt_length
-from jserve.api.model_files import ModelFiles
-from jserve.api.model_speech import ModelSpeech
+from jserve.api.model.defaults import SamplingDefaults
+from jserve.api.model.files import ModelFiles
+from jserve.api.model.lengths import check_prompt_length
+from jserve.api.model.speech import ModelSpeech
+from jserve.api.model.template_renderer import TemplateRenderer
 from jserve.api.settings import ServerSettings
-from jserve.api.template_renderer import TemplateRenderer
 from jserve.checkpoint import (
     Embedder,
     OllamaModel,
