@@ -13,21 +13,21 @@ from starlette.middleware.cors import CORSMiddleware
 from jserve.api import probes
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.route import count_tokens, messages
-from jserve.api.chat import chat_completions
-from jserve.api.completions import completions
 from jserve.api.context import ServerContext
-from jserve.api.embeddings import embeddings
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
 from jserve.api.http.description import describe_route
 from jserve.api.http.dispatch import Dispatch
 from jserve.api.http.edge import Edge
 from jserve.api.http.guard import OPEN_PATHS, Guard
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
+from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
+from jserve.api.openai.chat import chat_completions
+from jserve.api.openai.completions import completions
+from jserve.api.openai.embeddings import embeddings
+from jserve.api.openai.scoring import SCORING_BODIES, SCORING_ROUTES
+from jserve.api.openai.tokenize import detokenize, tokenize, tokenizer_info
 from jserve.api.openai_responses.body import ResponsesBody
 from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response
-from jserve.api.schemas import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
-from jserve.api.scoring import SCORING_BODIES, SCORING_ROUTES
-from jserve.api.tokenize import detokenize, tokenize, tokenizer_info
 from jserve.version import __version__
 
 ROUTES: tuple[tuple[str, str, Any], ...] = (

@@ -10,7 +10,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 from tokenizers import Tokenizer
 
-from jserve.api.schemas import ChatBody, CompletionBody
+from jserve.api.openai.bodies import ChatBody, CompletionBody
 from tests.api.live_server import LiveServer, StartServer
 
 CHAT = "/v1/chat/completions"

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from jserve.api.forbidden import allowed_tokens, bad_word_tokens
 from jserve.api.generation.choice import Choice
+from jserve.api.openai.forbidden import allowed_tokens, bad_word_tokens
 from jserve.errors import RequestError
 from jserve.protocol import RepetitionDetection, SamplingParams, TokenDelta
 from jserve.text.load import load_tokenizer

@@ -14,7 +14,7 @@ from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import EVENT_STREAM
 from jserve.api.model.served_model import ServedModel
-from jserve.api.responses import encode
+from jserve.api.openai.shapes import encode
 
 
 class MessageAnswer:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jserve.api.schemas import MAX_MESSAGES, MAX_STOP_STRINGS, Int64, StopString
+from jserve.api.openai.bodies import MAX_MESSAGES, MAX_STOP_STRINGS, Int64, StopString
 
 
 class Thinking(BaseModel):

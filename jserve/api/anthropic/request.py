@@ -4,8 +4,8 @@ from typing import Any
 
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.conversation import messages_of
-from jserve.api.schemas import ChatBody
-from jserve.api.translation import chat_body, extra_chat_fields
+from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.translation import chat_body, extra_chat_fields
 from jserve.errors import RequestError
 
 _ENDPOINT = "the Messages API"

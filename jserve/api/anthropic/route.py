@@ -6,11 +6,11 @@ from starlette.responses import JSONResponse, Response
 from jserve.api.anthropic.answer import MessageAnswer
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.request import NAMES, chat_of, chat_to_count
-from jserve.api.chat import prepare_chat, start_chat
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
-from jserve.api.translation import errors_naming
+from jserve.api.openai.chat import prepare_chat, start_chat
+from jserve.api.openai.translation import errors_naming
 
 
 async def messages(request: Request) -> Response:

@@ -23,7 +23,7 @@ from jserve.api.generation.choice import Choice, ChoiceUpdate
 from jserve.api.inbox import Inbox
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
-from jserve.api.responses import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
+from jserve.api.openai.shapes import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta

@@ -5,8 +5,6 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api import schemas
-from jserve.api.chat import start_chat
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
@@ -14,6 +12,8 @@ from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import ChatBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
 from jserve.api.ollama.messages import to_openai
+from jserve.api.openai import bodies as schemas
+from jserve.api.openai.chat import start_chat
 
 
 async def chat(request: Request) -> Response:

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
-from jserve.api.embeddings import prepare_embeddings
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import read_body
@@ -24,8 +23,9 @@ from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
-from jserve.api.responses import encode
-from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody
+from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody
+from jserve.api.openai.embeddings import prepare_embeddings
+from jserve.api.openai.shapes import encode
 from jserve.errors import RequestError
 
 Vectors = list[list[float]]

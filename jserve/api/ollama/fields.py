@@ -8,7 +8,7 @@ from jserve.api.ollama.bodies import GenerationBody
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options, sampling_fields
 from jserve.api.ollama.timestamps import keep_alive_seconds
-from jserve.api.schemas import GenerationBody as OpenAIBody
+from jserve.api.openai.bodies import GenerationBody as OpenAIBody
 from jserve.errors import RequestError
 
 Body = TypeVar("Body", bound=OpenAIBody)

@@ -7,9 +7,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api import schemas
-from jserve.api.chat import prepare_chat
-from jserve.api.completions import start_completion
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation, PreparedPrompt
 from jserve.api.http.answers import send_answer
@@ -19,6 +16,9 @@ from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
+from jserve.api.openai import bodies as schemas
+from jserve.api.openai.chat import prepare_chat
+from jserve.api.openai.completions import start_completion
 from jserve.errors import RequestError
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jserve.api.schemas import MAX_MESSAGES, Int64
+from jserve.api.openai.bodies import MAX_MESSAGES, Int64
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 MetadataKey = Annotated[str, Field(max_length=64)]

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from jserve.api.responses import TokenLogprob, encode
+from jserve.api.openai.shapes import TokenLogprob, encode
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):

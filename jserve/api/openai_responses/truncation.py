@@ -4,9 +4,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from jserve.api.chat import prepare_chat
 from jserve.api.model.served_model import ServedModel
-from jserve.api.schemas import ChatBody
+from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.chat import prepare_chat
 from jserve.errors import RequestError
 
 _TOO_LONG = ("input_tokens", "input_text")

@@ -3,11 +3,11 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jserve.api.completions import check_vocabulary
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
 from jserve.api.model.served_model import ServedModel
-from jserve.api.schemas import DetokenizeBody, TokenizeBody
+from jserve.api.openai.bodies import DetokenizeBody, TokenizeBody
+from jserve.api.openai.completions import check_vocabulary
 from jserve.errors import RequestError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jserve.api.schemas import ChatBody
+from jserve.api.openai.bodies import ChatBody
 from jserve.errors import RequestError
 
 _SAME_EVERYWHERE = frozenset({

@@ -9,9 +9,10 @@ from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
 from jserve.api.http.answers import DONE, EVENT_STREAM
-from jserve.api.logprobs import LogprobsFormatter, prompt_logprobs
 from jserve.api.model.served_model import ServedModel
-from jserve.api.responses import (
+from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.logprobs import LogprobsFormatter, prompt_logprobs
+from jserve.api.openai.shapes import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -27,9 +28,8 @@ from jserve.api.responses import (
     encode,
     event,
 )
-from jserve.api.schemas import ChatBody
+from jserve.api.openai.streaming import wants_usage, wants_usage_always
 from jserve.api.settings import ServerSettings
-from jserve.api.streaming import wants_usage, wants_usage_always
 from jserve.text.output import ToolCallDelta
 
 

@@ -7,7 +7,7 @@ whether or not the sampled token is among them.
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 
-from jserve.api.responses import (
+from jserve.api.openai.shapes import (
     ChatLogprobs,
     CompletionLogprobs,
     PromptLogprob,

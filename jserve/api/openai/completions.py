@@ -6,18 +6,18 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.completion_answer import CompletionAnswer
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation, GenerationRequest, PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.model.served_model import ServedModel
-from jserve.api.sampling import MAX_CHOICES, check_logprobs, sampling_params
-from jserve.api.schemas import MAX_PROMPTS, CompletionBody
-from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
-from jserve.api.structured import constrain
-from jserve.api.unsupported import refuse_unsupported_completion_fields
+from jserve.api.openai.bodies import MAX_PROMPTS, CompletionBody
+from jserve.api.openai.completion_answer import CompletionAnswer
+from jserve.api.openai.sampling import MAX_CHOICES, check_logprobs, sampling_params
+from jserve.api.openai.streaming import add_usage_where_forced, check_stream_options, stream_interval
+from jserve.api.openai.structured import constrain
+from jserve.api.openai.unsupported import refuse_unsupported_completion_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from jserve.api.errors import invalid
-from jserve.api.forbidden import allowed_tokens, bad_word_tokens, check_something_is_allowed
 from jserve.api.model.defaults import SamplingDefaults
-from jserve.api.schemas import GenerationBody, RepetitionDetectionBody
+from jserve.api.openai.bodies import GenerationBody, RepetitionDetectionBody
+from jserve.api.openai.forbidden import allowed_tokens, bad_word_tokens, check_something_is_allowed
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, SamplingParams
 from jserve.text.tokenizer import Tokenizer

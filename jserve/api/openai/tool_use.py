@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jserve.api.schemas import ChatBody, NamedToolChoice, ToolBody
+from jserve.api.openai.bodies import ChatBody, NamedToolChoice, ToolBody
 from jserve.errors import RequestError
 from jserve.text.tools.tool import NO_ARGUMENTS, Tool
 

@@ -8,9 +8,9 @@ import msgspec
 from jserve.api.context import ServerContext
 from jserve.api.errors import invalid
 from jserve.api.model.speech import ModelSpeech
-from jserve.api.schemas import ChatBody
-from jserve.api.structured import constrain, structured_output
-from jserve.api.tool_use import ToolUse
+from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.structured import constrain, structured_output
+from jserve.api.openai.tool_use import ToolUse
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
 from jserve.text.grammar import after_reasoning

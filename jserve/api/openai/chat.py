@@ -6,8 +6,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.chat_answer import ChatAnswer
-from jserve.api.chat_output import ChatOutput
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
 from jserve.api.generation.generation import Generation, GenerationRequest, ParserUse, PreparedPrompt
@@ -15,11 +13,13 @@ from jserve.api.http.answers import send_answer
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_max_tokens, check_prompt_length, truncate_prompt
 from jserve.api.model.served_model import ServedModel
-from jserve.api.sampling import check_logprobs, sampling_params
-from jserve.api.schemas import ChatBody
-from jserve.api.streaming import add_usage_where_forced, check_stream_options, stream_interval
-from jserve.api.tool_use import ToolUse
-from jserve.api.unsupported import refuse_unsupported_chat_fields
+from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.chat_answer import ChatAnswer
+from jserve.api.openai.chat_output import ChatOutput
+from jserve.api.openai.sampling import check_logprobs, sampling_params
+from jserve.api.openai.streaming import add_usage_where_forced, check_stream_options, stream_interval
+from jserve.api.openai.tool_use import ToolUse
+from jserve.api.openai.unsupported import refuse_unsupported_chat_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
 

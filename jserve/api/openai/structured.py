@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from jserve.api.context import ServerContext
-from jserve.api.schemas import GenerationBody, ResponseFormat
+from jserve.api.openai.bodies import GenerationBody, ResponseFormat
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
 from jserve.text.grammar_worker import Reasoning

@@ -1,6 +1,6 @@
 """What the two streaming endpoints have in common."""
 
-from jserve.api.schemas import GenerationBody, StreamOptions
+from jserve.api.openai.bodies import GenerationBody, StreamOptions
 from jserve.api.settings import ServerSettings
 from jserve.errors import RequestError
 

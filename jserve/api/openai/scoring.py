@@ -16,16 +16,16 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jserve.api.completions import check_vocabulary, split_prompts
 from jserve.api.context import context_of
-from jserve.api.embeddings import embed, prepare_embeddings, prompt_usage
 from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_prompt_length
 from jserve.api.model.served_model import ServedModel
-from jserve.api.responses import LabelScores, RankedDocument, Ranking, Score, Scores, Usage, encode
-from jserve.api.schemas import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds
+from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds
+from jserve.api.openai.completions import check_vocabulary, split_prompts
+from jserve.api.openai.embeddings import embed, prepare_embeddings, prompt_usage
+from jserve.api.openai.shapes import LabelScores, RankedDocument, Ranking, Score, Scores, Usage, encode
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, SamplingParams
 
