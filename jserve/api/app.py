@@ -24,10 +24,10 @@ from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, E
 from jserve.api.openai.chat import chat_completions
 from jserve.api.openai.completions import completions
 from jserve.api.openai.embeddings import embeddings
+from jserve.api.openai.responses_api.body import ResponsesBody
+from jserve.api.openai.responses_api.route import count_input_tokens, responses, stored_response
 from jserve.api.openai.scoring import SCORING_BODIES, SCORING_ROUTES
 from jserve.api.openai.tokenize import detokenize, tokenize, tokenizer_info
-from jserve.api.openai_responses.body import ResponsesBody
-from jserve.api.openai_responses.route import count_input_tokens, responses, stored_response
 from jserve.version import __version__
 
 ROUTES: tuple[tuple[str, str, Any], ...] = (

@@ -14,9 +14,9 @@ from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import EVENT_STREAM
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.logprobs import LogprobsFormatter
+from jserve.api.openai.responses_api import shapes
+from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.shapes import encode
-from jserve.api.openai_responses import shapes
-from jserve.api.openai_responses.body import ResponsesBody
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}

@@ -3,9 +3,9 @@
 from typing import Any
 
 from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.responses_api.body import LOGPROBS, ResponsesBody, TextOptions
+from jserve.api.openai.responses_api.conversation import messages_of
 from jserve.api.openai.translation import chat_body, extra_chat_fields
-from jserve.api.openai_responses.body import LOGPROBS, ResponsesBody, TextOptions
-from jserve.api.openai_responses.conversation import messages_of
 from jserve.errors import RequestError
 
 ENDPOINT = "the Responses API"

@@ -10,11 +10,11 @@ from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
 from jserve.api.openai.chat import prepare_chat, start_chat
+from jserve.api.openai.responses_api.answer import ResponsesAnswer
+from jserve.api.openai.responses_api.body import ResponsesBody
+from jserve.api.openai.responses_api.request import NAMES, chat_of
+from jserve.api.openai.responses_api.truncation import drop_oldest_turns
 from jserve.api.openai.translation import errors_naming
-from jserve.api.openai_responses.answer import ResponsesAnswer
-from jserve.api.openai_responses.body import ResponsesBody
-from jserve.api.openai_responses.request import NAMES, chat_of
-from jserve.api.openai_responses.truncation import drop_oldest_turns
 
 
 async def responses(request: Request) -> Response:
