@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
     from jserve.api.http.listener import listen
 
     listener = listen(settings.host, settings.port)
-    from jserve.api.process import launch_engine
+    from jserve.api.supervisor.process import launch_engine
 
     launched = launch_engine(settings.engine_command, config)
     try:

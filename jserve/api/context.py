@@ -8,11 +8,11 @@ from starlette.requests import Request
 
 from jserve.api.access.account import Accounts
 from jserve.api.access.keys import KeyRing
-from jserve.api.client import EngineClient
 from jserve.api.generation.generation import Generator
 from jserve.api.model.grammars import GrammarChecker
 from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
+from jserve.api.supervisor.client import EngineClient
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.errors import EngineUnavailableError

@@ -6,9 +6,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jserve.api.client import EngineState
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import answer_for
+from jserve.api.supervisor.client import EngineState
 from jserve.api.telemetry.metrics import CONTENT_TYPE
 from jserve.errors import EngineUnavailableError, UnknownModelError
 from jserve.version import __version__

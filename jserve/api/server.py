@@ -19,14 +19,14 @@ from starlette.types import ASGIApp
 from jserve.api.access.account import Accounts
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.access.keys import KeyRing
-from jserve.api.client import EngineClient
 from jserve.api.context import ServerContext
 from jserve.api.generation.generation import Generator
 from jserve.api.http.early_app import EarlyApp
 from jserve.api.http.http_protocol import http_protocol
 from jserve.api.model.served_model import ServedModel
-from jserve.api.process import LaunchedEngine
 from jserve.api.settings import ServerSettings
+from jserve.api.supervisor.client import EngineClient
+from jserve.api.supervisor.process import LaunchedEngine
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.api.telemetry.watchdog import watch_decode

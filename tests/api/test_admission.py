@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from jserve.api.access.admission import Admission
+from jserve.api.supervisor.admission import Admission
 from jserve.errors import OverloadedError
 from jserve.protocol import EngineStats, Request, SamplingParams
 from tests.api.live_server import LiveServer, StartServer

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from jserve.api.generation.generation import choice_seed
-from jserve.api.inbox import Inbox
+from jserve.api.supervisor.inbox import Inbox
 from jserve.errors import EngineFailedError
 from jserve.protocol import TokenDelta
 from tests.api.live_server import LiveServer

@@ -17,13 +17,13 @@ import msgspec
 from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
-from jserve.api.client import EngineClient
 from jserve.api.errors import ClientGoneError
 from jserve.api.generation.choice import Choice, ChoiceUpdate
-from jserve.api.inbox import Inbox
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
 from jserve.api.openai.shapes import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
+from jserve.api.supervisor.client import EngineClient
+from jserve.api.supervisor.inbox import Inbox
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from jserve.api.worker_process import WorkerLostError, WorkerProcess
+from jserve.api.supervisor.worker_process import WorkerLostError, WorkerProcess
 from jserve.errors import JserveError, RequestError
 from jserve.text.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
 from jserve.text.structured import StructuredOutput

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from jserve.api.worker_process import WorkerLostError, WorkerProcess
+from jserve.api.supervisor.worker_process import WorkerLostError, WorkerProcess
 from jserve.errors import RequestError
 from jserve.text.render_worker import Rendered, RenderJob, RenderSetup
 

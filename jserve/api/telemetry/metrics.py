@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from jserve.api.client import EngineClient, EngineState
 from jserve.api.life import RequestLife
+from jserve.api.supervisor.client import EngineClient, EngineState
 from jserve.api.telemetry.histogram import Histogram, one_two_five
 from jserve.api.telemetry.http_metrics import HttpMetrics
 from jserve.protocol import EngineCompiled, EngineStats, TokenDelta

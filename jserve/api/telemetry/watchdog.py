@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 
-from jserve.api.client import EngineClient
+from jserve.api.supervisor.client import EngineClient
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from jserve.api.access.admission import Admission
-from jserve.api.inbox import Inbox
-from jserve.api.process import EngineProcess, LaunchedEngine, launch_engine
 from jserve.api.settings import ServerSettings
+from jserve.api.supervisor.admission import Admission
+from jserve.api.supervisor.inbox import Inbox
+from jserve.api.supervisor.process import EngineProcess, LaunchedEngine, launch_engine
 from jserve.config import EngineConfig
 from jserve.errors import EngineFailedError, EngineUnavailableError, StartupError
 from jserve.protocol import (

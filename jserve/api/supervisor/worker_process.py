@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from jserve.api.process import die_with_parent
+from jserve.api.supervisor.process import die_with_parent
 from jserve.text.job_frames import LENGTH
 
 _START_S = 60.0
