@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jserve.checkpoint.gguf_families import FAMILIES
+from jserve.checkpoint.gguf.families import FAMILIES
 from jserve.config import QUANTIZATIONS, QUANTIZE_BITS
 from jserve.models.registry import ARCHITECTURES, ENCODERS
 from jserve.quant.detect import STORED

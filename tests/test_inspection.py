@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jserve.checkpoint import open_checkpoint
-from jserve.checkpoint.gguf_checkpoint import GgufCheckpoint
+from jserve.checkpoint.gguf.checkpoint import GgufCheckpoint
 from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 from jserve.cli import main, run
 from jserve.config import EngineConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from jserve.checkpoint.base import Checkpoint, TensorInfo
 from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_converted
 from jserve.checkpoint.embedder import Embedder
-from jserve.checkpoint.gguf_split import first_part, without_later_parts
+from jserve.checkpoint.gguf.split import first_part, without_later_parts
 from jserve.checkpoint.mapped_file import MappedFile
 from jserve.checkpoint.ollama_store import (
     OllamaModel,
@@ -46,7 +46,7 @@ def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoi
     """
     gguf = find_gguf(path)
     if gguf is not None:
-        from jserve.checkpoint.gguf_checkpoint import GgufCheckpoint
+        from jserve.checkpoint.gguf.checkpoint import GgufCheckpoint
 
         return GgufCheckpoint(gguf)
     if is_converted(Path(path)):

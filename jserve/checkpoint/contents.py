@@ -13,8 +13,8 @@ import ml_dtypes  # noqa: F401 (numpy then knows bfloat16 by name)
 import numpy as np
 
 from jserve.checkpoint import TensorInfo, find_gguf, open_checkpoint, weight_files
-from jserve.checkpoint.dequantize import block_type
-from jserve.checkpoint.gguf_file import GgufFile
+from jserve.checkpoint.gguf.dequantize import block_type
+from jserve.checkpoint.gguf.file import GgufFile
 from jserve.checkpoint.safetensors_file import DTYPES
 from jserve.errors import CheckpointError
 

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from jserve.checkpoint.gguf_file import GgufFile
+from jserve.checkpoint.gguf.file import GgufFile
 from jserve.errors import CheckpointError
 from jserve.text.huggingface_tokenizer import set_bos_and_eos
 from jserve.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from jserve.checkpoint.dequantize import BlockType, block_type, dequantize
+from jserve.checkpoint.gguf.dequantize import BlockType, block_type, dequantize
 
 PLAIN = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"}
 

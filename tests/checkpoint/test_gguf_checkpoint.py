@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jserve.checkpoint import open_checkpoint
-from jserve.checkpoint.gguf_rope import llama3_factors
+from jserve.checkpoint.gguf.rope import llama3_factors
 from jserve.config import read_model_config
 from jserve.errors import CheckpointError
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from test_gguf_families import FAMILIES
 
 from jserve.checkpoint import open_checkpoint
-from jserve.checkpoint.dequantize import MXFP4, MXFP4_PAIRS, dequantize
+from jserve.checkpoint.gguf.dequantize import MXFP4, MXFP4_PAIRS, dequantize
 from jserve.errors import CheckpointError
 from tests.worlds import greedy, make_model, reference, reference_greedy, run, start_engine, tokens_of
 
@@ -94,8 +94,8 @@ def test_older_files_of_deepseek_have_the_same_tensors_and_shape(case: str, tmp_
 def test_groups_that_older_files_do_not_name_are_those_of_the_published_size(
     layers: int, experts: int, groups: tuple[int, int]
 ) -> None:
-    from jserve.checkpoint.gguf_family_config import further_fields
-    from jserve.checkpoint.gguf_keys import Keys
+    from jserve.checkpoint.gguf.family_config import further_fields
+    from jserve.checkpoint.gguf.keys import Keys
 
     told = {"expert_count": experts, "expert_used_count": 6, "expert_feed_forward_length": 16}
     told |= {"rope.dimension_count": 8, "attention.key_length": 20, "attention.value_length": 12}

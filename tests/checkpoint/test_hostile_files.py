@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jserve.checkpoint import gguf_file, open_checkpoint
-from jserve.checkpoint.gguf_file import GgufFile
+from jserve.checkpoint import open_checkpoint
+from jserve.checkpoint.gguf import file as gguf_file
+from jserve.checkpoint.gguf.file import GgufFile
 from jserve.checkpoint.json_file import read_json
 from jserve.checkpoint.safetensors_file import SafetensorsFile
 from jserve.errors import CheckpointError

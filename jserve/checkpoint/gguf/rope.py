@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve.checkpoint.gguf_keys import Keys, shortest_decimal
+from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
 from jserve.errors import CheckpointError
 
 _MATCH_TOLERANCE = 1e-4

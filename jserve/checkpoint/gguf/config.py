@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jserve.checkpoint.gguf_families import FAMILIES, Family
-from jserve.checkpoint.gguf_family_config import further_fields
-from jserve.checkpoint.gguf_keys import Keys, shortest_decimal
-from jserve.checkpoint.gguf_rope import Factors, rope_scaling
+from jserve.checkpoint.gguf.families import FAMILIES, Family
+from jserve.checkpoint.gguf.family_config import further_fields
+from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
+from jserve.checkpoint.gguf.rope import Factors, rope_scaling
 from jserve.errors import CheckpointError
 
 _END_TOKENS = frozenset(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from jserve.checkpoint.base import Index
-from jserve.checkpoint.dequantize import BlockType, dequantize
-from jserve.checkpoint.gguf_file import GgufFile, GgufTensor
-from jserve.checkpoint.gguf_views import View
+from jserve.checkpoint.gguf.dequantize import BlockType, dequantize
+from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
+from jserve.checkpoint.gguf.views import View
 
 Array = np.ndarray[Any, Any]
 

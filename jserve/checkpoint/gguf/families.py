@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jserve.checkpoint.gguf_joined import Join, join_experts, join_latent
-from jserve.checkpoint.gguf_views import (
+from jserve.checkpoint.gguf.joined import Join, join_experts, join_latent
+from jserve.checkpoint.gguf.views import (
     AsStored,
     HeadsTogether,
     InputsFirst,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jserve.checkpoint.gguf_file import GgufFile
+from jserve.checkpoint.gguf.file import GgufFile
 from jserve.errors import CheckpointError
 
 MAX_PARTS = 4096

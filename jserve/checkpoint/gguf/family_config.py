@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jserve.checkpoint.gguf_keys import Keys, shortest_decimal
-from jserve.checkpoint.gguf_rope import yarn
+from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
+from jserve.checkpoint.gguf.rope import yarn
 
 Fields = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from jserve.checkpoint.base import Index
-from jserve.checkpoint.dequantize import MXFP4, MXFP4_PAIRS
-from jserve.checkpoint.gguf_stored import Stored
+from jserve.checkpoint.gguf.dequantize import MXFP4, MXFP4_PAIRS
+from jserve.checkpoint.gguf.stored import Stored
 from jserve.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from jserve.checkpoint.base import Index, TensorInfo
-from jserve.checkpoint.dequantize import BlockType, block_type
 from jserve.checkpoint.embedder import with_gguf_embedder
-from jserve.checkpoint.gguf_config import build_config, build_generation_config, family_of, read_heads
-from jserve.checkpoint.gguf_families import huggingface_tensors
-from jserve.checkpoint.gguf_file import GgufFile, GgufTensor
-from jserve.checkpoint.gguf_joined import Readable
-from jserve.checkpoint.gguf_split import open_other_parts
-from jserve.checkpoint.gguf_stored import Stored
-from jserve.checkpoint.gguf_views import AsStored, HeadsTogether, InputsFirst, RotatedInPairs, SomeHeads, View
+from jserve.checkpoint.gguf.config import build_config, build_generation_config, family_of, read_heads
+from jserve.checkpoint.gguf.dequantize import BlockType, block_type
+from jserve.checkpoint.gguf.families import huggingface_tensors
+from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
+from jserve.checkpoint.gguf.joined import Readable
+from jserve.checkpoint.gguf.split import open_other_parts
+from jserve.checkpoint.gguf.stored import Stored
+from jserve.checkpoint.gguf.views import AsStored, HeadsTogether, InputsFirst, RotatedInPairs, SomeHeads, View
 from jserve.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
