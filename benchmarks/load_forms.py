@@ -73,7 +73,7 @@ def load_once(model: str, case: str) -> dict[str, float]:
     from jserve.models.registry import resolve
     from jserve.quant import detect
     from jserve.runtime import platform
-    from jserve.runtime.fill import load_weights
+    from jserve.runtime.load_model import load_weights
     from jserve.runtime.programs import Programs
     from jserve.runtime.shapes import EngineShape
 
@@ -101,7 +101,7 @@ def convert_into(model: str, folder: Path, quantization: str | None) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from jserve.config import EngineConfig
-    from jserve.runtime import fill
+    from jserve.runtime import load_model as fill
 
     if not any(Path(model).glob("*token*")) and Path(model).is_dir():
         for name in ("load_tokenizer", "save_tokenizer"):

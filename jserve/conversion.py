@@ -19,7 +19,7 @@ def convert(config: EngineConfig, folder: Path) -> None:
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from tqdm import tqdm
 
-    from jserve.runtime.fill import convert as write
+    from jserve.runtime.load_model import convert as write
 
     clock = time.perf_counter()
     with tqdm(desc="Reading weights", unit="") as bar:

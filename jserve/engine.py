@@ -49,7 +49,7 @@ from jserve.protocol import (
     StepFrame,
     TokenDelta,
 )
-from jserve.runtime.bake import bake
+from jserve.runtime.compile_ahead import bake
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.platform import choose_platform

@@ -16,7 +16,7 @@ from jserve.encoding import EncoderCore
 from jserve.errors import StartupError
 from jserve.layers.bidirectional import QUERY_BLOCK, attend
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
-from jserve.runtime.encode import EncodeBucket, encode_buckets
+from jserve.runtime.encoder_step import EncodeBucket, encode_buckets
 from jserve.runtime.shapes import EngineShape
 from jserve.runtime.start import Started, start_runner
 from tests.worlds import make_model

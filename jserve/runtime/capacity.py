@@ -20,9 +20,9 @@ from jserve.models.bert import Encoder
 from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import detect
 from jserve.runtime import memory, platform
-from jserve.runtime.encode import plan_encoder
 from jserve.runtime.encoder_runner import EncoderPrograms
-from jserve.runtime.fill import check_weights
+from jserve.runtime.encoder_step import plan_encoder
+from jserve.runtime.load_model import check_weights
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.runtime.start import check_encoder, check_parallel, with_trained_length

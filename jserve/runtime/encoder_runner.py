@@ -18,7 +18,7 @@ from jserve.config import ModelConfig
 from jserve.layers.build import Build
 from jserve.models.bert import Encoder
 from jserve.protocol import ProgramCounts, Request
-from jserve.runtime.encode import EncodeBucket, Weights, encode_buckets, make_encode, pack, packed_size
+from jserve.runtime.encoder_step import EncodeBucket, Weights, encode_buckets, make_encode, pack, packed_size
 from jserve.runtime.executables import ExecutableStore, Program
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters

@@ -32,10 +32,10 @@ from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
 from jserve.runtime.baked import baked_sizes
-from jserve.runtime.encode import plan_encoder
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
+from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
-from jserve.runtime.fill import check_weights, load_thin_weights, load_weights
+from jserve.runtime.load_model import check_weights, load_thin_weights, load_weights
 from jserve.runtime.native import Folders, has_native_products, multiplies_bfloat16, with_native_attention
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner

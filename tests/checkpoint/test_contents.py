@@ -7,7 +7,7 @@ from gpt_oss_maker import make_gpt_oss, write_by_llama_cpp
 
 from jserve.checkpoint.contents import read_contents
 from jserve.config import EngineConfig
-from jserve.runtime import fill
+from jserve.runtime import load_model as fill
 from tests.worlds import make_model
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
-from jserve.runtime.bake import bake
 from jserve.runtime.baked import FILE, baked_sizes
+from jserve.runtime.compile_ahead import bake
 from jserve.runtime.start import start_runner
 from tests.worlds import make_model
 

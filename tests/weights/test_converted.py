@@ -25,7 +25,7 @@ from jserve.layers.build import Build
 from jserve.models.registry import resolve
 from jserve.quant import Layout
 from jserve.quant.kept import config_of, read_kept
-from jserve.runtime.fill import check_weights, convert, load_thin_weights, load_weights
+from jserve.runtime.load_model import check_weights, convert, load_thin_weights, load_weights
 from jserve.runtime.platform import make_mesh
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape

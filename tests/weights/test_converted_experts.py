@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.quant.kept import read_kept
-from jserve.runtime import fill
-from jserve.runtime.fill import check_weights, convert, load_weights
+from jserve.runtime import load_model as fill
+from jserve.runtime.load_model import check_weights, convert, load_weights
 from jserve.runtime.platform import make_mesh
 from jserve.runtime.start import prepare
 from tests.worlds import LATENT, make_model, numbers
