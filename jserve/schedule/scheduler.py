@@ -21,9 +21,9 @@ from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
 from jserve.schedule.cache import Cache
 from jserve.schedule.embedding import unit_vector
-from jserve.schedule.fill import filled
 from jserve.schedule.groups import Windows, longest_sequence
 from jserve.schedule.limits import LengthLimits
+from jserve.schedule.padding import filled
 from jserve.schedule.plan import PageRun, ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence, Status
 from jserve.schedule.waiting import WaitingQueue

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jserve.schedule.fill import filled
+from jserve.schedule.padding import filled
 from jserve.schedule.plan import StepPlan
 from tests.schedule.simulated_device import World
 
