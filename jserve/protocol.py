@@ -46,7 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     the context's end. `stop` is matched in the API process on text; `stop_token_ids` in the engine.
     `seed` makes the tokens a function of the request alone, whatever shares its batch.
 
-    `grammar` is a grammar in llguidance's words (`text/grammar.py` writes it), "" for none: the output is a
+    `grammar` is a grammar in llguidance's words (`text/grammars/grammar.py` writes it), "" for none: the output is a
     sentence of it. `allowed_token_ids` empty allows all. No sequence of `bad_words` appears in the output.
     `prompt_logprobs` is for the prompt what `logprobs` is for the output. `logprob_token_ids` are tokens whose
     logprob is reported at every position, whatever was sampled. `max_tokens` 0 computes the prompt alone.

@@ -16,7 +16,7 @@ from jserve.api.supervisor.client import EngineClient
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.errors import EngineUnavailableError
-from jserve.text.grammar_worker import GrammarSetup
+from jserve.text.grammars.grammar_worker import GrammarSetup
 
 
 @dataclass(slots=True)

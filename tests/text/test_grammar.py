@@ -9,9 +9,9 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from jserve.errors import RequestError
-from jserve.text.grammar import after_reasoning, json_rule, whole_grammar
+from jserve.text.grammars.grammar import after_reasoning, json_rule, whole_grammar
+from jserve.text.grammars.structured import StructuredOutput, grammar_of
 from jserve.text.load import load_tokenizer
-from jserve.text.structured import StructuredOutput, grammar_of
 from tests.text.grammar_walk import Vocabulary
 
 THINK = ("<think>", "</think>")

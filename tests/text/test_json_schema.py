@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from jserve.errors import RequestError
-from jserve.text.grammar import JSON_WHITESPACE, json_rule, whole_grammar
-from jserve.text.json_schema import bound_schema
+from jserve.text.grammars.grammar import JSON_WHITESPACE, json_rule, whole_grammar
+from jserve.text.grammars.json_schema import bound_schema
+from jserve.text.grammars.schema_keywords import REFUSED
 from jserve.text.load import load_tokenizer
-from jserve.text.schema_keywords import REFUSED
 from tests.text.grammar_walk import Vocabulary
 from tests.text.schema_corpus import SCHEMAS
 

@@ -14,12 +14,12 @@ import msgspec
 
 from jserve.api.supervisor.worker_process import WorkerLostError, WorkerProcess
 from jserve.errors import JserveError, RequestError
-from jserve.text.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
-from jserve.text.structured import StructuredOutput
+from jserve.text.grammars.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
+from jserve.text.grammars.structured import StructuredOutput
 
 logger = logging.getLogger(__name__)
 
-_MODULE = "jserve.text.grammar_worker"
+_MODULE = "jserve.text.grammars.grammar_worker"
 _PROCESSES = 2
 """The second is started when the first is busy, so that one slow grammar holds up nobody."""
 _KEPT = 512

@@ -13,8 +13,8 @@ from jserve.api.openai.structured import constrain, structured_output
 from jserve.api.openai.tool_use import ToolUse
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
-from jserve.text.grammar import after_reasoning
-from jserve.text.grammar_worker import Reasoning
+from jserve.text.grammars.grammar import after_reasoning
+from jserve.text.grammars.grammar_worker import Reasoning
 from jserve.text.output import OutputParser
 from jserve.text.reasoning import Thinking
 from jserve.text.tools.call_grammar import CallGrammar

@@ -8,8 +8,8 @@ from jserve.api.context import ServerContext
 from jserve.api.openai.bodies import GenerationBody, ResponseFormat
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
-from jserve.text.grammar_worker import Reasoning
-from jserve.text.structured import Kind, StructuredOutput
+from jserve.text.grammars.grammar_worker import Reasoning
+from jserve.text.grammars.structured import Kind, StructuredOutput
 
 _KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _GUIDED: dict[str, Kind] = {f"guided_{kind}": kind for kind in _KINDS if kind != "structural_tag"}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jserve.text.grammar import json_rule, literal, marker
+from jserve.text.grammars.grammar import json_rule, literal, marker
 from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START, Harmony
 from jserve.text.tools.tool import Tool

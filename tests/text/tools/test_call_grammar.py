@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLTokenizer
 from tokenizers import AddedToken
 
-from jserve.text.grammar import after_reasoning
+from jserve.text.grammars.grammar import after_reasoning
 from jserve.text.reasoning import Thinking, reasoning_named
 from jserve.text.tools.call_grammar import CallGrammar
 from jserve.text.tools.format import ToolFormat

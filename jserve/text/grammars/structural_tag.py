@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jserve.errors import RequestError
-from jserve.text.grammar import json_rule, literal, regex_rule
+from jserve.text.grammars.grammar import json_rule, literal, regex_rule
 
 _ANY = "/(.|\\n)*/"
 _MAX_DEPTH = 32

@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from jserve.errors import RequestError
-from jserve.text.schema_facts import are_disjoint, is_productive
-from jserve.text.schema_keywords import (
+from jserve.text.grammars.schema_facts import are_disjoint, is_productive
+from jserve.text.grammars.schema_keywords import (
     APPLICATORS,
     DRAFTS,
     ENFORCED,

@@ -13,7 +13,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from jserve.errors import RequestError
-from jserve.text.json_schema import bound_schema
+from jserve.text.grammars.json_schema import bound_schema
 
 JSON_WHITESPACE = r"([ \t]{1,8}|\r?\n[ \t]{0,40})"
 """Between the tokens of JSON, at most once: a few blanks, or a line's end and the indentation of the next."""

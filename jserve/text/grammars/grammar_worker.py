@@ -1,4 +1,4 @@
-"""A process that compiles grammars, and can be lost: `python -m jserve.text.grammar_worker FD`.
+"""A process that compiles grammars, and can be lost: `python -m jserve.text.grammars.grammar_worker FD`.
 
 A grammar is a program for the compiler. llguidance limits its work, but by counting, not by the clock, and what
 comes before it (conversions, schemas) is limited by nothing; a process with an end to its time and memory is.
@@ -16,9 +16,9 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from jserve.errors import RequestError
-from jserve.text.grammar import Marker, after_reasoning
+from jserve.text.grammars.grammar import Marker, after_reasoning
+from jserve.text.grammars.structured import StructuredOutput, grammar_of
 from jserve.text.job_frames import serve_jobs
-from jserve.text.structured import StructuredOutput, grammar_of
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space. The interpreter and a vocabulary of 150,000 tokens need about a tenth."""

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jserve.errors import RequestError
-from jserve.text.grammar import choice_rule, json_object_rule, json_rule, regex_rule, user_grammar, whole_grammar
-from jserve.text.structural_tag import structural_tag_grammar
+from jserve.text.grammars.grammar import (
+    choice_rule,
+    json_object_rule,
+    json_rule,
+    regex_rule,
+    user_grammar,
+    whole_grammar,
+)
+from jserve.text.grammars.structural_tag import structural_tag_grammar
 
 Kind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
 
