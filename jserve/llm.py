@@ -34,8 +34,8 @@ from jserve.runtime.start import start_runner
 from jserve.text.chat_template import ChatTemplate
 from jserve.text.detokenizer import IncrementalDetokenizer
 from jserve.text.load import load_tokenizer
-from jserve.text.repetition import RepetitionDetector
-from jserve.text.stop import StopMatcher
+from jserve.text.output.repetition import RepetitionDetector
+from jserve.text.output.stop import StopMatcher
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]

@@ -3,7 +3,7 @@
 from jserve.api.generation.blocks import BlockRow, Closed, Grown, Opened
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.protocol import TokenLogprobs
-from jserve.text.output import ToolCallDelta
+from jserve.text.output.pieces import ToolCallDelta
 
 
 def update(text: str = "", *, reasoning: str = "", calls: list[ToolCallDelta] | None = None, end: str | None = None,

@@ -15,7 +15,7 @@ from jserve.api.ollama.options import check_options, sampling_fields
 from jserve.api.ollama.timestamps import keep_alive_seconds, rfc3339
 from jserve.api.ollama.tool_calls import ToolCallGatherer
 from jserve.errors import RequestError
-from jserve.text.output import ToolCallDelta
+from jserve.text.output.pieces import ToolCallDelta
 from tests.api.live_server import LiveServer, StartServer
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}

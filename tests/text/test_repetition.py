@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jserve.protocol import RepetitionDetection
-from jserve.text.repetition import RepetitionDetector
+from jserve.text.output.repetition import RepetitionDetector
 
 
 def ends_with_repetition(tokens: list[int], limits: RepetitionDetection) -> bool:

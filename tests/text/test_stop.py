@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jserve.text.stop import StopMatcher
+from jserve.text.output.stop import StopMatcher
 
 
 def _define(text: str, stops: tuple[str, ...], include: bool) -> tuple[str, str | None]:

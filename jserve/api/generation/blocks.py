@@ -10,7 +10,7 @@ from typing import Literal
 
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.protocol import TokenLogprobs
-from jserve.text.output import ToolCallDelta
+from jserve.text.output.pieces import ToolCallDelta
 
 BlockKind = Literal["reasoning", "text", "tool_call"]
 

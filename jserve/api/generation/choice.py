@@ -6,12 +6,12 @@ import msgspec
 
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.detokenizer import IncrementalDetokenizer
-from jserve.text.output import OutputParser, ToolCallDelta, joined
-from jserve.text.stop import StopMatcher
+from jserve.text.output.pieces import OutputParser, ToolCallDelta, joined
+from jserve.text.output.stop import StopMatcher
 from jserve.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jserve.text.repetition import RepetitionDetector
+    from jserve.text.output.repetition import RepetitionDetector
 
 
 class ChoiceUpdate(msgspec.Struct, gc=False):
@@ -74,7 +74,7 @@ class Choice:
         self._repetition: RepetitionDetector | None = None
         if sampling.repetition_detection is not None:
             # With numpy, 0.15 s that a start is spared.
-            from jserve.text.repetition import RepetitionDetector as Detector
+            from jserve.text.output.repetition import RepetitionDetector as Detector
 
             self._repetition = Detector(sampling.repetition_detection)
         self._is_plain = self._matcher is None and self._repetition is None and parser is None

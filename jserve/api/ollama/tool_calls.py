@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jserve.api.generation.transcript import ToolCall
-from jserve.text.output import ToolCallDelta
+from jserve.text.output.pieces import ToolCallDelta
 
 
 class ToolCallGatherer:

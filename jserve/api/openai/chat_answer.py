@@ -30,7 +30,7 @@ from jserve.api.openai.shapes import (
 )
 from jserve.api.openai.streaming import wants_usage, wants_usage_always
 from jserve.api.settings import ServerSettings
-from jserve.text.output import ToolCallDelta
+from jserve.text.output.pieces import ToolCallDelta
 
 
 class ChatAnswer:

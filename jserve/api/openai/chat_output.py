@@ -15,10 +15,10 @@ from jserve.errors import RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
 from jserve.text.grammars.grammar import after_reasoning
 from jserve.text.grammars.grammar_worker import Reasoning
-from jserve.text.output import OutputParser
-from jserve.text.reasoning import Thinking
+from jserve.text.output.draft import call_id, short_call_id
+from jserve.text.output.pieces import OutputParser
+from jserve.text.output.reasoning import Thinking
 from jserve.text.tools.call_grammar import CallGrammar
-from jserve.text.tools.draft import call_id, short_call_id
 from jserve.text.tools.harmony import ANALYSIS, END
 from jserve.text.tools.mistral import Mistral
 from jserve.text.tools.parser import MessageParser

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Reading, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Reading, TextFeed
 from jserve.text.tools.tool import Tool
 
 

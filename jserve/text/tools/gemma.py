@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Malformed, Reading, TextEnded, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Malformed, Reading, TextEnded, TextFeed
 from jserve.text.tools.format import CallForm
 from jserve.text.tools.literal_text import LiteralStyle, copy_dict, read_bare
 from jserve.text.tools.tool import Tool, check_name

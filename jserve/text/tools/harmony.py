@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Malformed, Reading, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Malformed, Reading, TextFeed
 from jserve.text.tools.format import CallForm
 from jserve.text.tools.json_text import copy_json
 from jserve.text.tools.tool import Tool, check_name

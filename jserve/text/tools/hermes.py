@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Reading, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Reading, TextFeed
 from jserve.text.tools.format import CallForm
 from jserve.text.tools.json_call import Outcome, read_json_call
 from jserve.text.tools.tool import Tool

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Malformed, Reading, TextEnded, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Malformed, Reading, TextEnded, TextFeed
 from jserve.text.tools.json_text import copy_json, read_json, read_string
 from jserve.text.tools.tool import check_name
 

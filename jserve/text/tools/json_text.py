@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 
-from jserve.text.tools.feed import Malformed, Reading, TextFeed
+from jserve.text.output.feed import Malformed, Reading, TextFeed
 
 MAX_DEPTH = 512
 """Deeper arrays and objects are malformed: nobody's parser reads them back."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jserve.text.tools.feed import Malformed, Reading, TextFeed
+from jserve.text.output.feed import Malformed, Reading, TextFeed
 from jserve.text.tools.json_text import WORDS
 
 MAX_DEPTH = 64

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from jserve.text.output import OutputPiece
-from jserve.text.reasoning import ReasoningFormat, Thinking
-from jserve.text.tools.draft import Draft, call_id
-from jserve.text.tools.feed import Malformed, Reading, TextEnded, TextFeed
+from jserve.text.output.draft import Draft, call_id
+from jserve.text.output.feed import Malformed, Reading, TextEnded, TextFeed
+from jserve.text.output.pieces import OutputPiece
+from jserve.text.output.reasoning import ReasoningFormat, Thinking
 from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.tool import Tool
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Malformed, Reading, TextEnded, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Malformed, Reading, TextEnded, TextFeed
 from jserve.text.tools.format import CallForm
 from jserve.text.tools.hermes import read_tagged_call
 from jserve.text.tools.json_text import WORDS

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from jserve.text.output import OutputParser, OutputPiece, joined
-from jserve.text.reasoning import ReasoningFormat, Thinking
+from jserve.text.output.pieces import OutputParser, OutputPiece, joined
+from jserve.text.output.reasoning import ReasoningFormat, Thinking
 from jserve.text.tools.parser import MessageParser
 from jserve.text.tools.registry import format_named
 from jserve.text.tools.tool import Tool

@@ -8,7 +8,7 @@ from llguidance import LLTokenizer
 from tokenizers import AddedToken
 
 from jserve.text.grammars.grammar import after_reasoning
-from jserve.text.reasoning import Thinking, reasoning_named
+from jserve.text.output.reasoning import Thinking, reasoning_named
 from jserve.text.tools.call_grammar import CallGrammar
 from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.parser import MessageParser

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jserve.text.reasoning import Thinking, reasoning_named
-from jserve.text.tools.draft import short_call_id
+from jserve.text.output.draft import short_call_id
+from jserve.text.output.reasoning import Thinking, reasoning_named
 from jserve.text.tools.registry import FORMATS
 from tests.text.tools.messages import (
     F1,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jserve.text.reasoning import reasoning_named, recognise_reasoning
+from jserve.text.output.reasoning import reasoning_named, recognise_reasoning
 from jserve.text.tools.deepseek import CALL, CALLS, SEPARATOR
 from jserve.text.tools.registry import FORMATS, format_named, recognise_tools
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from jserve.text.tools.draft import Draft
-from jserve.text.tools.feed import Reading, TextFeed
+from jserve.text.output.draft import Draft
+from jserve.text.output.feed import Reading, TextFeed
 
 
 class Thinking(enum.Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from jserve.text.output import OutputPiece, ToolCallDelta
+from jserve.text.output.pieces import OutputPiece, ToolCallDelta
 
 _ALPHANUMERIC = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _SPACE = " \t\r\n"
