@@ -7,7 +7,7 @@ import pytest
 from tokenizer_maker import CHATML, train_byte_level
 
 from jserve.errors import ConfigError, RequestError
-from jserve.text.chat_template import ChatTemplate
+from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.tokenizer import Tokenizer
 
 LLAMA2 = (

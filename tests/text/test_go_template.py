@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jserve.text.chat_template import ChatTemplate
 from jserve.text.go_template import GoTemplateError, looks_like_go, translate
+from jserve.text.templates.chat_template import ChatTemplate
 
 CHATML = """{{ if .System }}<|im_start|>system
 {{ .System }}<|im_end|>

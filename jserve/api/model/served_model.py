@@ -30,9 +30,9 @@ from jserve.checkpoint import (
 )
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, RequestError, UnknownModelError
-from jserve.text.chat_template import ChatTemplate
 from jserve.text.load import load_tokenizer
-from jserve.text.render_worker import RenderJob
+from jserve.text.templates.chat_template import ChatTemplate
+from jserve.text.templates.render_worker import RenderJob
 from jserve.text.tokenizer import Tokenizer
 from jserve.text.tools.template_probe import Probe
 from jserve.version import __version__

@@ -12,7 +12,7 @@ import msgspec
 
 from jserve.api.supervisor.worker_process import WorkerLostError, WorkerProcess
 from jserve.errors import RequestError
-from jserve.text.render_worker import Rendered, RenderJob, RenderSetup
+from jserve.text.templates.render_worker import Rendered, RenderJob, RenderSetup
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _CPU_S = {False: 5.0, True: 2.0}
 _WALL_S = 20.0
 """After this the process is killed, whatever it is doing: a step of C code cannot be interrupted."""
 _LARGE_BYTES = 1 << 19
-_MODULE = "jserve.text.render_worker"
+_MODULE = "jserve.text.templates.render_worker"
 
 _decode = msgspec.msgpack.Decoder(Rendered).decode
 

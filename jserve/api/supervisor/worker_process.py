@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from jserve.api.supervisor.process import die_with_parent
-from jserve.text.job_frames import LENGTH
+from jserve.text.templates.job_frames import LENGTH
 
 _START_S = 60.0
 """Seconds to import, and to take in the first frame, on the slowest machine."""

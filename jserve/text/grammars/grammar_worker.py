@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from jserve.errors import RequestError
 from jserve.text.grammars.grammar import Marker, after_reasoning
 from jserve.text.grammars.structured import StructuredOutput, grammar_of
-from jserve.text.job_frames import serve_jobs
+from jserve.text.templates.job_frames import serve_jobs
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space. The interpreter and a vocabulary of 150,000 tokens need about a tenth."""

@@ -1,4 +1,4 @@
-"""A process that renders chat templates, and can be lost: `python -m jserve.text.render_worker FD`.
+"""A process that renders chat templates, and can be lost: `python -m jserve.text.templates.render_worker FD`.
 
 A template is a program that came with a model, or with a request. Jinja's sandbox keeps it from reaching out,
 but not from running for ever or building gigabytes; only a process of its own, with a limit on its CPU time
@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from jserve.errors import RequestError
-from jserve.text.chat_template import ChatTemplate
-from jserve.text.job_frames import serve_jobs
+from jserve.text.templates.chat_template import ChatTemplate
+from jserve.text.templates.job_frames import serve_jobs
 
 MEMORY_LIMIT = 1 << 30
 """Bytes of address space of the process, of which the interpreter needs about a twentieth."""
