@@ -29,7 +29,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _take_go_template(tokenizer: Tokenizer, source: str) -> None:
-    from jserve.text.go_template import GoTemplateError, with_bos
+    from jserve.text.templates.go import GoTemplateError, with_bos
 
     try:
         tokenizer.chat_templates["default"] = with_bos(source, tokenizer)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from itertools import count
 
-from jserve.text.go_template.expression import Scope, pipeline, quote
-from jserve.text.go_template.nodes import Action, Block, GoTemplateError, Node, Text, Token, parse
+from jserve.text.templates.go.expression import Scope, pipeline, quote
+from jserve.text.templates.go.nodes import Action, Block, GoTemplateError, Node, Text, Token, parse
 from jserve.text.tokenizer import Tokenizer
 
 _GO = re.compile(r"\{\{-?\s*(\.|\$|end\b|else\b|range\b|with\b|if\s+(\.|\$|and\b|or\b|not\b|eq\b|\())")

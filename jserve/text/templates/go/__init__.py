@@ -4,7 +4,7 @@
 translation is refused by name; nothing is rendered approximately.
 """
 
-from jserve.text.go_template.nodes import GoTemplateError
-from jserve.text.go_template.translate import looks_like_go, translate, with_bos
+from jserve.text.templates.go.nodes import GoTemplateError
+from jserve.text.templates.go.translate import looks_like_go, translate, with_bos
 
 __all__ = ["GoTemplateError", "looks_like_go", "translate", "with_bos"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jserve.text.go_template.nodes import MAX_NESTING, GoTemplateError, Token
+from jserve.text.templates.go.nodes import MAX_NESTING, GoTemplateError, Token
 
 ROOT = {
     "System": "v.system",
