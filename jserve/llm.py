@@ -31,11 +31,11 @@ from jserve.protocol import (
 )
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.start import start_runner
-from jserve.text.detokenizer import IncrementalDetokenizer
 from jserve.text.load import load_tokenizer
 from jserve.text.output.repetition import RepetitionDetector
 from jserve.text.output.stop import StopMatcher
 from jserve.text.templates.chat_template import ChatTemplate
+from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]

@@ -6,7 +6,7 @@ import numpy as np
 
 from jserve.checkpoint.json_file import check_regular
 from jserve.errors import ConfigError
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 OWN_TEXT = Path(__file__).with_name("alice.txt")
 """Six chapters of Alice's Adventures in Wonderland (Lewis Carroll, 1865), which belongs to nobody."""

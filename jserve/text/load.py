@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from jserve.checkpoint import find_gguf, find_ollama_model, is_ollama_name
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -17,13 +17,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     gguf = find_gguf(path)
     if gguf is not None:
-        from jserve.text.gguf_tokenizer import load_gguf_tokenizer
+        from jserve.text.tokenizers.gguf import load_gguf_tokenizer
 
         tokenizer = load_gguf_tokenizer(gguf)
         if not tokenizer.chat_templates and is_ollama_name(path) and (source := find_ollama_model(path).template):
             _take_go_template(tokenizer, source)
         return tokenizer
-    from jserve.text.huggingface_tokenizer import load_huggingface_tokenizer
+    from jserve.text.tokenizers.huggingface import load_huggingface_tokenizer
 
     return load_huggingface_tokenizer(Path(path))
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -12,7 +12,7 @@ from jserve.api.generation.transcript import Transcript
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.load import load_tokenizer
 from jserve.text.output.reasoning import THINK
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 from jserve.text.tools.parser import MessageParser
 
 

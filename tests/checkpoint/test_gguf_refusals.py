@@ -13,7 +13,7 @@ from test_gguf_families import FAMILIES
 from jserve.checkpoint import open_checkpoint
 from jserve.errors import CheckpointError
 from jserve.text.load import load_tokenizer
-from jserve.text.pre_tokenizers import PRE_TOKENIZERS
+from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from tests.worlds import make_model
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "models.md").read_text().split())

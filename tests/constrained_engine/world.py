@@ -10,7 +10,7 @@ import jsonschema
 from jserve.engine import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.start import Started
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 from tests.worlds import greedy, reference, run, tokens_of
 
 VOCAB = 650

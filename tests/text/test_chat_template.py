@@ -8,7 +8,7 @@ from tokenizer_maker import CHATML, train_byte_level
 
 from jserve.errors import ConfigError, RequestError
 from jserve.text.templates.chat_template import ChatTemplate
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 LLAMA2 = (
     "{{ bos_token }}{% for message in messages %}"

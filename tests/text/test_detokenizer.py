@@ -12,10 +12,10 @@ from tokenizer_maker import train_sentencepiece as train
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from jserve.text.decoder_kind import Scheme
-from jserve.text.detokenizer import IncrementalDetokenizer
 from jserve.text.load import load_tokenizer
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.decoder_kind import Scheme
+from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

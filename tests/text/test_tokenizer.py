@@ -22,8 +22,8 @@ from tokenizers.processors import TemplateProcessing
 
 from jserve.errors import CheckpointError
 from jserve.text.load import load_tokenizer
-from jserve.text.pre_tokenizers import PRE_TOKENIZERS
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 NAMED = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 

@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jserve.text.pre_tokenizers import PRE_TOKENIZERS
+from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
 SAMPLES = [
     "The quick brown fox jumps over the lazy dog; it's 10,500 metres, isn't it? WE'LL SEE.",

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
-from jserve.text.detokenizer import IncrementalDetokenizer
 from jserve.text.output.pieces import OutputParser, ToolCallDelta, joined
 from jserve.text.output.stop import StopMatcher
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jserve.text.output.repetition import RepetitionDetector

@@ -28,7 +28,7 @@ from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
 from jserve.text.output.pieces import OutputParser
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

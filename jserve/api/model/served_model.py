@@ -33,7 +33,7 @@ from jserve.errors import ConfigError, RequestError, UnknownModelError
 from jserve.text.load import load_tokenizer
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.templates.render_worker import RenderJob
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 from jserve.text.tools.template_probe import Probe
 from jserve.version import __version__
 

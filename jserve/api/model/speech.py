@@ -9,7 +9,7 @@ from jserve.api.settings import ServerSettings
 from jserve.errors import ConfigError, RequestError
 from jserve.text.output.reasoning import FORMATS as REASONING_FORMATS
 from jserve.text.output.reasoning import ReasoningFormat, reasoning_named, recognise_reasoning
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.generic import describe_tools, plain_history, with_instructions
 from jserve.text.tools.harmony import Harmony

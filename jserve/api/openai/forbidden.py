@@ -4,7 +4,7 @@ from jserve.api.errors import invalid
 from jserve.constrain.bits import fixed_tokens, is_empty
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 
 def allowed_tokens(raw: list[int] | None, vocab_size: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from jserve.api.openai.shapes import (
     TopLogprob,
 )
 from jserve.protocol import TokenLogprobs
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 _FLOOR = -9999.0
 

@@ -13,7 +13,7 @@ from jserve.api.openai.bodies import GenerationBody, RepetitionDetectionBody
 from jserve.api.openai.forbidden import allowed_tokens, bad_word_tokens, check_something_is_allowed
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, SamplingParams
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 MAX_CHOICES = 2048
 """Of one request: handing over more would hold up everybody else noticeably."""

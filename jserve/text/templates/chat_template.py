@@ -15,11 +15,11 @@ from typing import Any
 from jinja2 import Template, TemplateSyntaxError
 
 from jserve.errors import ConfigError, RequestError
-from jserve.text.template_files import read_text
 from jserve.text.templates.chat_environment import TemplateRaised, chat_environment
 from jserve.text.templates.go import GoTemplateError, looks_like_go, with_bos
 from jserve.text.templates.messages import Message, MessageForm, normalize_messages
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.template_files import read_text
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 _CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_MARK "
 _PROBE = "probe-1f9c"

@@ -12,7 +12,7 @@ from itertools import count
 
 from jserve.text.templates.go.expression import Scope, pipeline, quote
 from jserve.text.templates.go.nodes import Action, Block, GoTemplateError, Node, Text, Token, parse
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 _GO = re.compile(r"\{\{-?\s*(\.|\$|end\b|else\b|range\b|with\b|if\s+(\.|\$|and\b|or\b|not\b|eq\b|\())")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import codecs
 from typing import Protocol
 
-from jserve.text.decoder_kind import Scheme
-from jserve.text.tokenizer import Tokenizer
+from jserve.text.tokenizers.decoder_kind import Scheme
+from jserve.text.tokenizers.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 

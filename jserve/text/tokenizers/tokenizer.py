@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from jserve.text.decoder_kind import DecoderKind, Scheme, decoder_kind
+from jserve.text.tokenizers.decoder_kind import DecoderKind, Scheme, decoder_kind
 
 _GIL_HELD_CHARACTERS = 1024
 """`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer as Backend
 
 from jserve.checkpoint.gguf.file import GgufFile
 from jserve.errors import CheckpointError
-from jserve.text.huggingface_tokenizer import set_bos_and_eos
-from jserve.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from jserve.text.template_files import gguf_chat_templates
-from jserve.text.tokenizer import Tokenizer
-from jserve.text.wordpiece import WORDPIECE_ROLES, wordpiece
+from jserve.text.tokenizers.huggingface import set_bos_and_eos
+from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from jserve.text.tokenizers.template_files import gguf_chat_templates
+from jserve.text.tokenizers.tokenizer import Tokenizer
+from jserve.text.tokenizers.wordpiece import WORDPIECE_ROLES, wordpiece
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from jserve.text.byte_alphabet import bytes_of_token
+from jserve.text.tokenizers.byte_alphabet import bytes_of_token
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"

@@ -20,9 +20,9 @@ from tokenizers.processors import TemplateProcessing
 
 from jserve.checkpoint.json_file import read_json
 from jserve.errors import CheckpointError
-from jserve.text.template_files import find_chat_templates
-from jserve.text.tokenizer import Tokenizer
-from jserve.text.wordpiece import VOCABULARY, WORDPIECE_ROLES, read_wordpiece
+from jserve.text.tokenizers.template_files import find_chat_templates
+from jserve.text.tokenizers.tokenizer import Tokenizer
+from jserve.text.tokenizers.wordpiece import VOCABULARY, WORDPIECE_ROLES, read_wordpiece
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
