@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from jserve.text.go_template import GoTemplateError, looks_like_go
 from jserve.text.templates.chat_template import ChatTemplate
-from jserve.text.templates.go import translate
+from jserve.text.templates.go import GoTemplateError, looks_like_go, translate
 
 CHATML = """{{ if .System }}<|im_start|>system
 {{ .System }}<|im_end|>
