@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
     """Perplexity and greedy tokens of one form."""
     from jserve import LLM, SamplingParams
-    from jserve.perplexity import score_tokens
+    from jserve.commands.perplexity import score_tokens
 
     llm = LLM(
         fields.pop("model"),

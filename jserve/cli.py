@@ -53,8 +53,8 @@ def run(argv: Sequence[str]) -> None:
 
         tell_perplexity(*parse_perplexity(argv[1:]))
         return
-    from jserve.api.options import parse
     from jserve.api.subcommands import parse_compile
+    from jserve.commands.options import parse
 
     if argv[:1] == ["compile"]:
         compile_into(*parse_compile(argv[1:]))
@@ -89,7 +89,7 @@ def compile_into(config: EngineConfig, folder: Path) -> None:
 
 def convert_into(config: EngineConfig, folder: Path) -> None:
     """`jserve convert`: write the model as it is served, for quick starts."""
-    from jserve.conversion import convert
+    from jserve.commands.convert import convert
 
     convert(config, folder)
 
@@ -100,7 +100,7 @@ def tell_perplexity(config: EngineConfig, file: Path, length: int, as_json: bool
 
     set_up_logging(config.log_level, config.log_format)
     text = read_text(file, "FILE")
-    from jserve.perplexity import measure
+    from jserve.commands.perplexity import measure
 
     found = measure(config, text, length)
     if as_json:
@@ -113,7 +113,7 @@ def inspect_model(config: EngineConfig, device: str, as_json: bool) -> None:
     """`jserve inspect`: print what a model is and what it would take, from its headers. Exits with 1 where it would
     not run.
     """
-    from jserve.inspection import inspect, print_table, to_json
+    from jserve.commands.inspect import inspect, print_table, to_json
 
     found = inspect(config, device)
     if as_json:

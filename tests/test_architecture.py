@@ -19,8 +19,8 @@ FLOORS = [
     {"jserve.runtime"},
     {"jserve.encoding"},
     {"jserve.engine"},
-    {"jserve.inspection", "jserve.conversion", "jserve.quantization", "jserve.llm"},
-    {"jserve.perplexity"},
+    {"jserve.commands.inspect", "jserve.commands.convert", "jserve.quantization", "jserve.llm"},
+    {"jserve.commands.perplexity"},
     {"jserve.cli"},
     {"jserve.__main__", "jserve"},
 ]

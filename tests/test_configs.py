@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jserve.api.options import parse
+from jserve.commands.options import parse
 
 PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

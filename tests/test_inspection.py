@@ -13,9 +13,9 @@ from jserve.checkpoint import open_checkpoint
 from jserve.checkpoint.gguf.checkpoint import GgufCheckpoint
 from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 from jserve.cli import main, run
+from jserve.commands.inspect import Inspection, inspect, print_table
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
-from jserve.inspection import Inspection, inspect, print_table
 from jserve.runtime import capacity, memory, platform
 from jserve.runtime.start import prepare
 from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf

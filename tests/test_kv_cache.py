@@ -10,10 +10,10 @@ import torch
 from transformers.models.llama import modeling_llama
 
 from jserve.batch import CacheArray
+from jserve.commands.inspect import inspect
 from jserve.config import EngineConfig
 from jserve.engine import EngineCore
 from jserve.errors import ConfigError
-from jserve.inspection import inspect
 from jserve.protocol import TokenDelta
 from jserve.runtime.start import Started, start_runner
 from tests.quant.prefill import prefill_logits

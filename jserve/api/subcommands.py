@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from jserve.api.options import Parser, kv_cache_dtype, parse
-from jserve.api.sizes import parse_count
+from jserve.commands.options import Parser, kv_cache_dtype, parse
+from jserve.commands.sizes import parse_count
 from jserve.config import DTYPES, KV_CACHE_DTYPES, QUANTIZATIONS, QUANTIZE_BITS, EngineConfig, QuantizeConfig
 
 _COMPILE_HELP = """usage: jserve compile --model PATH --output DIR [options of the server]

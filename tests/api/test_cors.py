@@ -2,7 +2,7 @@
 
 import pytest
 
-from jserve.api.options import parse
+from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import StartServer
 

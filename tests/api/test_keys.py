@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from jserve.api.access.keys import KeyRing, read_key_file
-from jserve.api.options import parse
+from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer, StartServer
 from tests.api.test_command import Command, start  # noqa: F401

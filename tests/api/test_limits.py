@@ -13,7 +13,7 @@ from jserve.api.access.account import Account, Accounts, TokenBucket, format_dur
 from jserve.api.access.keys import KeyRing
 from jserve.api.access.limits import Limit, Limits
 from jserve.api.access.limits_file import read_limits
-from jserve.api.options import parse
+from jserve.commands.options import parse
 from jserve.errors import ConfigError, OverloadedError, RateLimitError
 from tests.api.live_server import LiveServer, StartServer
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jserve.api import foreign_flags
-from jserve.api.options import build_parser, parse, parse_size
 from jserve.api.subcommands import parse_inspect
+from jserve.commands import foreign_flags
+from jserve.commands.options import build_parser, parse, parse_size
 from jserve.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import trustme
 
-from jserve.api.options import parse
+from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import StartServer
 

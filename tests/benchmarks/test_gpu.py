@@ -11,8 +11,8 @@ from benchmarks import gpu
 from benchmarks.device_trace import idle_share, share_of_gaps
 from benchmarks.gpu_targets import PREDICTED, Row, print_targets, targets
 from benchmarks.tiny_model import write_random_model
+from jserve.commands.inspect import inspect
 from jserve.config import EngineConfig
-from jserve.inspection import inspect
 
 PARTS = ["target", "kernel-checks", "model-tests", "limits", "kernels", "steps"]
 PARTS += ["serving", "serving-transformers", "serving-vllm", "startup"]

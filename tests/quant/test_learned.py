@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from jserve.api.subcommands import parse_perplexity, parse_quantize
 from jserve.checkpoint import open_checkpoint
+from jserve.commands.perplexity import score
 from jserve.config import QuantizeConfig
 from jserve.errors import ConfigError
 from jserve.llm import LLM
-from jserve.perplexity import score
 from jserve.quantization import quantize_into
 from jserve.runtime.quantize import Done, quantize
 from jserve.runtime.quantize.gptq import compensate

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from jserve.api.access.keys import read_key_file
 from jserve.api.access.limits import Limits
-from jserve.api.access.options import add_access_options, add_observability_options, flatten
-from jserve.api.foreign_flags import hint_for
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
-from jserve.api.sizes import parse_count, parse_size
-from jserve.api.speech_options import add_speech_options
+from jserve.commands.access_options import add_access_options, add_observability_options, flatten
+from jserve.commands.foreign_flags import hint_for
+from jserve.commands.sizes import parse_count, parse_size
+from jserve.commands.speech_options import add_speech_options
 from jserve.config import (
     DTYPES,
     KV_CACHE_DTYPES,
