@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
         return
     if argv[:1] == ["quantize"]:
         from jserve.api.subcommands import parse_quantize
-        from jserve.quantization import quantize_into
+        from jserve.commands.quantize.command import quantize_into
 
         quantize_into(*parse_quantize(argv[1:]))
         return
@@ -96,7 +96,7 @@ def convert_into(config: EngineConfig, folder: Path) -> None:
 
 def tell_perplexity(config: EngineConfig, file: Path, length: int, as_json: bool) -> None:
     """`jserve perplexity`: print how well a model predicts a text."""
-    from jserve.text.corpus import read_text
+    from jserve.commands.corpus import read_text
 
     set_up_logging(config.log_level, config.log_format)
     text = read_text(file, "FILE")

@@ -19,7 +19,7 @@ FLOORS = [
     {"jserve.runtime"},
     {"jserve.encoding"},
     {"jserve.engine"},
-    {"jserve.commands.inspect", "jserve.commands.convert", "jserve.quantization", "jserve.llm"},
+    {"jserve.commands.inspect", "jserve.commands.convert", "jserve.commands.quantize.command", "jserve.llm"},
     {"jserve.commands.perplexity"},
     {"jserve.cli"},
     {"jserve.__main__", "jserve"},

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from jserve.api.subcommands import parse_perplexity, parse_quantize
 from jserve.checkpoint import open_checkpoint
+from jserve.commands.corpus import OWN_TEXT, read_text
 from jserve.commands.perplexity import score
+from jserve.commands.quantize import Done, quantize
+from jserve.commands.quantize.command import quantize_into
+from jserve.commands.quantize.gptq import compensate
 from jserve.config import QuantizeConfig
 from jserve.errors import ConfigError
 from jserve.llm import LLM
-from jserve.quantization import quantize_into
-from jserve.runtime.quantize import Done, quantize
-from jserve.runtime.quantize.gptq import compensate
-from jserve.text.corpus import OWN_TEXT, read_text
 from jserve.text.load import load_tokenizer
 from tests.quant.prefill import prefill_logits
 from tests.quant.worlds import EXACT, float_logits, is_linear

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from jserve.checkpoint import open_checkpoint, weight_files
+from jserve.commands.corpus import OWN_TEXT, read_text
 from jserve.config import QuantizeConfig
 from jserve.errors import StartupError
 from jserve.log import set_up_logging
-from jserve.text.corpus import OWN_TEXT, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def quantize_into(config: QuantizeConfig, folder: Path, text: Path | None, evalu
     choose_platform(0.92)
     from tqdm import tqdm
 
-    from jserve.runtime.quantize import quantize
+    from jserve.commands.quantize import quantize
 
     clock = time.perf_counter()
     with tqdm(desc="Quantizing layers", unit="") as bar:

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jserve.runtime.quantize.rounding import Codes, symmetric_codes, symmetric_scale
+from jserve.commands.quantize.rounding import Codes, symmetric_codes, symmetric_scale
 
 DAMPING = (0.01, 0.1, 1.0)
 """Shares of the mean diagonal that are added to the diagonal: the first with which the matrix has an inverse."""

@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jserve.checkpoint import Checkpoint, find_ollama_model, is_ollama_name, keep_ollama_model, open_checkpoint
+from jserve.commands.corpus import cut
+from jserve.commands.quantize.awq import Result, learn
+from jserve.commands.quantize.folder import FolderWriter, write_json
+from jserve.commands.quantize.folding import Array, fold_into_norm, fold_into_rows
+from jserve.commands.quantize.gptq import compensate
+from jserve.commands.quantize.layers import DecoderLayers, Seen
+from jserve.commands.quantize.layers import Path as ModulePath
+from jserve.commands.quantize.products import Group, Product, groups_of, products_of
+from jserve.commands.quantize.rounding import Codes, output_error, round_asymmetric, symmetric_codes
 from jserve.config import ModelConfig, QuantizeConfig
 from jserve.errors import ConfigError
 from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import detect
 from jserve.quant.written import Rounded, config_of, tensors_of
-from jserve.runtime.quantize.awq import Result, learn
-from jserve.runtime.quantize.folder import FolderWriter, write_json
-from jserve.runtime.quantize.folding import Array, fold_into_norm, fold_into_rows
-from jserve.runtime.quantize.gptq import compensate
-from jserve.runtime.quantize.layers import DecoderLayers, Seen
-from jserve.runtime.quantize.layers import Path as ModulePath
-from jserve.runtime.quantize.products import Group, Product, groups_of, products_of
-from jserve.runtime.quantize.rounding import Codes, output_error, round_asymmetric, symmetric_codes
-from jserve.text.corpus import cut
 from jserve.text.load import load_tokenizer
 from jserve.text.save import save_tokenizer
 

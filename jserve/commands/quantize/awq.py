@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jserve.batch import pytree
-from jserve.runtime.quantize.rounding import half_gradient_error, output_error, round_asymmetric
+from jserve.commands.quantize.rounding import half_gradient_error, output_error, round_asymmetric
 
 EXPONENTS = np.linspace(0, 1, 20, dtype=np.float32)
 """As AWQ tries them; the first leaves everything as it is."""

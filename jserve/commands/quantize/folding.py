@@ -6,9 +6,9 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (numpy then knows bfloat16 by name)
 import numpy as np
 
+from jserve.commands.quantize.layers import DecoderLayers, module_at
+from jserve.commands.quantize.products import Group
 from jserve.layers.norm import LayerNorm, OffsetRMSNorm
-from jserve.runtime.quantize.layers import DecoderLayers, module_at
-from jserve.runtime.quantize.products import Group
 
 Array = np.ndarray[Any, Any]
 ReadWhole = Callable[[str], Array]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from jserve.checkpoint import Checkpoint
+from jserve.commands.quantize.layers import DecoderLayers, Path, linear_paths, module_at
 from jserve.errors import ConfigError
 from jserve.layers.attention import Attention
 from jserve.layers.fused_source import Transposed
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.norm import LayerNorm, LayerNormWithoutBias, OffsetRMSNorm, RMSNorm
 from jserve.layers.source import Index, InputsFirst, Source
-from jserve.runtime.quantize.layers import DecoderLayers, Path, linear_paths, module_at
 from jserve.weights.load import Parameter
 
 
