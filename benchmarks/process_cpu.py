@@ -7,7 +7,7 @@ import msgspec
 import psutil
 
 _ROLES = (
-    ("jserve.engine", "engine"),
+    ("jserve.engine.process", "engine"),
     ("jserve.text.", "template"),
     ("EngineCore", "engine"),
     ("Worker", "worker"),

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from jserve.config import EngineConfig
-from jserve.encoding import EncoderCore
+from jserve.engine.encoder_core import EncoderCore
 from jserve.errors import StartupError
 from jserve.layers.bidirectional import QUERY_BLOCK, attend
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta

@@ -7,8 +7,8 @@ import time
 import msgspec
 import pytest
 
-from jserve import engine
-from jserve.engine import EngineProcess, ProgramReport
+from jserve.engine import process as engine
+from jserve.engine.process import EngineProcess, ProgramReport
 from jserve.ipc import EngineSocket, encode_frame
 from jserve.protocol import (
     EngineCompiled,

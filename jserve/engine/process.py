@@ -31,7 +31,7 @@ from jserve.constrain.compiler import GrammarCompiler
 from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
-from jserve.encoding import EncoderCore
+from jserve.engine.encoder_core import EncoderCore
 from jserve.errors import StartupError
 from jserve.ipc import EngineSocket
 from jserve.log import set_up_logging
@@ -337,8 +337,8 @@ def settle() -> None:
 
 
 def main() -> int:
-    """Entry of the engine process: `python -m jserve.engine --fd N`, an `EngineConfig` as JSON on stdin."""
-    parser = argparse.ArgumentParser(prog="jserve.engine", description="The engine process; jserve starts it.")
+    """Entry of the engine process: `python -m jserve.engine.process --fd N`, an `EngineConfig` as JSON on stdin."""
+    parser = argparse.ArgumentParser(prog="jserve.engine.process", description="The engine process; jserve starts it.")
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--fd", type=int, help="inherited socket to the API process")
     work.add_argument("--bake", type=Path, metavar="DIR", help="compile all programs into this folder, and leave")
