@@ -37,7 +37,8 @@ from rich.table import Table
 from benchmarks.null_device import start_null_engine
 from benchmarks.report import machine
 from benchmarks.turn_clock import PHASES, TurnClock, Turns
-from jserve.engine.process import EngineCore, EngineProcess, settle
+from jserve.engine.core import EngineCore
+from jserve.engine.process import EngineProcess, settle
 from jserve.ipc import EngineSocket, encode_frame
 from jserve.protocol import Abort, Request, SamplingParams
 from jserve.runtime.platform import choose_platform

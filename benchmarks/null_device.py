@@ -15,7 +15,7 @@ from benchmarks.presets import LLAMA_3_1_8B
 from benchmarks.step_time import write_model
 from jserve.batch import EngineState, SamplingState
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.runtime import memory, start
 from jserve.runtime.executables import Program
 from jserve.runtime.programs import SAMPLING_FIELDS, Programs

@@ -7,7 +7,7 @@ import msgspec
 import psutil
 
 _ROLES = (
-    ("jserve.engine.process", "engine"),
+    ("jserve.engine", "engine"),
     ("jserve.text.", "template"),
     ("EngineCore", "engine"),
     ("Worker", "worker"),

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import jax
 
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.runtime import pack
 from jserve.runtime import runner as runner_module
 from jserve.runtime.runner import Launched

@@ -38,7 +38,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.report import machine
 from benchmarks.step_loop import STAGES, Loop, packing_timed
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.errors import JserveError
 from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform

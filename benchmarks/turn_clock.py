@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.ipc import EngineSocket
 from jserve.runtime import runner
 from jserve.runtime.pack import SlotSampling

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jserve.config import EngineConfig
 from jserve.constrain.bits import fixed_tokens, is_empty
-from jserve.engine.process import make_core
+from jserve.engine.core import make_core
 from jserve.errors import RequestError
 from jserve.progress import StartupBars
 from jserve.protocol import (

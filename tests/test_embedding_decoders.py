@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams
 from jserve.runtime.start import start_runner
 from tests.checkpoint.embedder_maker import add_embedder_files

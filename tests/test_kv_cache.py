@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 from jserve.batch import CacheArray
 from jserve.commands.inspect import inspect
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.errors import ConfigError
 from jserve.protocol import TokenDelta
 from jserve.runtime.start import Started, start_runner

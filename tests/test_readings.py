@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta, TokenLogprobs
 from jserve.runtime.shapes import Bucket
 from jserve.runtime.start import start_runner

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.runtime.start import Started, start_runner
 from jserve.schedule.groups import pages_held
 from tests.worlds import greedy, make_model, reference, reference_greedy, run, tokens_of

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.runner import Runner
 from jserve.runtime.start import Started, start_runner

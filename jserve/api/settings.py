@@ -11,7 +11,7 @@ from jserve.api.access.limits import Limits
 from jserve.checkpoint import is_ollama_name
 from jserve.errors import ConfigError
 
-DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine.process")
+DEFAULT_ENGINE_COMMAND = (sys.executable, "-m", "jserve.engine")
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):

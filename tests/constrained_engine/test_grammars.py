@@ -9,7 +9,7 @@ import pytest
 
 from jserve.constrain import compiler
 from jserve.constrain.masks import MaskMaker
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams, ThinkingBudget
 from tests.constrained_engine.world import (
     EOS,

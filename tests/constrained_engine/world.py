@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.start import Started
 from jserve.text.tokenizers.tokenizer import Tokenizer

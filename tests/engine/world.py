@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.runtime.start import Started
 from tests.worlds import (

@@ -9,7 +9,7 @@ import torch
 from flax import nnx
 
 from jserve.config import QUANTIZATIONS
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.errors import ConfigError
 from jserve.quant.on_load import METHODS
 from jserve.quant.rounding import round_fp8, round_int4, round_int8, unpack_pairs

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from tests.quant.writers import STATIC_SCALE
 from tests.worlds import greedy, reference, reference_logits, run, tokens_of
 

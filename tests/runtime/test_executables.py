@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 import jserve
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.protocol import SamplingParams
 from jserve.runtime import executables as module
 from jserve.runtime.compiles import COMPILE_EVENT

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from jserve.config import EngineConfig
-from jserve.engine.process import EngineCore
+from jserve.engine.core import EngineCore
 from jserve.errors import ConfigError
 from jserve.protocol import SamplingParams
 from jserve.runtime.start import Started, start_runner

@@ -1,0 +1,81 @@
+"""Entry of the engine process: `python -m jserve.engine --fd N`; jserve starts it."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from jserve.config import EngineConfig
+from jserve.engine.process import serve
+from jserve.errors import StartupError
+from jserve.ipc import EngineSocket
+from jserve.log import set_up_logging
+from jserve.progress import StartupBars
+from jserve.protocol import (
+    EngineFatal,
+    FromEngine,
+)
+from jserve.runtime.compile_ahead import bake
+from jserve.runtime.platform import choose_platform
+
+logger = logging.getLogger("jserve.engine")
+
+
+def main() -> int:
+    """Entry of the engine process: `python -m jserve.engine --fd N`, an `EngineConfig` as JSON on stdin."""
+    parser = argparse.ArgumentParser(prog="jserve.engine", description="The engine process; jserve starts it.")
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--fd", type=int, help="inherited socket to the API process")
+    work.add_argument("--bake", type=Path, metavar="DIR", help="compile all programs into this folder, and leave")
+    options = parser.parse_args()
+    if options.bake is not None:
+        return _bake(options.bake)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    set_up_logging(config.log_level, config.log_format)
+    connection = EngineSocket(socket.socket(fileno=options.fd))
+    try:
+        serve(config, connection)
+    except StartupError as error:
+        return _last_words(connection, EngineFatal(str(error), retry=False))
+    except (BrokenPipeError, ConnectionError):
+        return 0
+    except Exception as error:
+        logger.exception("the engine failed")
+        return _last_words(connection, EngineFatal(f"{type(error).__name__}: {error}", retry=True))
+    return 0
+
+
+def _bake(folder: Path) -> int:
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    set_up_logging(config.log_level, config.log_format)
+    choose_platform(config.gpu_memory_utilization)
+    bars = StartupBars()
+    try:
+        bake(config, folder, bars.show)
+    except StartupError as error:
+        print(f"jserve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        bars.close()
+    return 0
+
+
+def _last_words(connection: EngineSocket, message: FromEngine) -> int:
+    try:
+        connection.send(message)
+    except OSError:
+        logger.error("%s", message)
+    return 1
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # The thread that compiles behind may be deep inside XLA, which does not survive the interpreter's end.
+    os._exit(code)
