@@ -23,9 +23,9 @@ from jserve.runtime import memory, platform
 from jserve.runtime.encoder_runner import EncoderPrograms
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.load_model import check_weights
+from jserve.runtime.prepare import check_encoder, check_parallel, with_trained_length
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
-from jserve.runtime.start import check_encoder, check_parallel, with_trained_length
 from jserve.weights.load import parameters
 
 MIB = 1 << 20

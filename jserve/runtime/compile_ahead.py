@@ -14,7 +14,8 @@ from jserve.errors import ConfigError
 from jserve.runtime import platform
 from jserve.runtime.baked import BakedSizes, write_sizes
 from jserve.runtime.executables import ExecutableStore
-from jserve.runtime.start import Progress, add_all, prepare
+from jserve.runtime.prepare import prepare
+from jserve.runtime.start import Progress, add_all
 
 logger = logging.getLogger(__name__)
 

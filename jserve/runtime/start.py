@@ -5,42 +5,30 @@ at the same time; 5. empty pages. The other programs follow behind, while reques
 """
 
 import logging
-import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import msgspec
-from flax import nnx
 from jax.sharding import Mesh
 
 from jserve.checkpoint import Checkpoint, Embedder, open_checkpoint
-from jserve.config import EngineConfig, MixtureConfig, ModelConfig
-from jserve.errors import ConfigError
+from jserve.config import EngineConfig, ModelConfig
 from jserve.layers.build import Build
-from jserve.layers.quantized import WeightPlan
-from jserve.models.bert import Encoder
-from jserve.models.causal_lm import CausalLM
-from jserve.models.registry import resolve, resolve_encoder
-from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
 from jserve.runtime.baked import baked_sizes
-from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
-from jserve.runtime.encoder_step import plan_encoder
-from jserve.runtime.executables import ExecutableStore, Program, default_folder, environment_key
+from jserve.runtime.encoder_runner import EncoderRunner
+from jserve.runtime.executables import ExecutableStore, Program, default_folder
 from jserve.runtime.load_model import check_weights, load_thin_weights, load_weights
-from jserve.runtime.native import Folders, has_native_products, multiplies_bfloat16, with_native_attention
+from jserve.runtime.prepare import kv_cache_name, prepare
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
-from jserve.weights.load import parameters
 
 logger = logging.getLogger(__name__)
 
@@ -74,103 +62,6 @@ def start_runner(asked: EngineConfig, progress: Progress, *, early: bool = False
     mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
     with closing(open_checkpoint(asked.model, needs_weights=asked.load_format != "dummy")) as checkpoint:
         return _start(asked, checkpoint, mesh, progress, early=early)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that is decided before anything is loaded or compiled."""
-
-    config: ModelConfig
-    build: Build
-    model: CausalLM | Encoder
-    """Abstract."""
-    shape: EngineShape
-    plan: memory.MemoryPlan
-    programs: Programs | EncoderPrograms
-    key: str
-
-    def runner(self, store: ExecutableStore, mesh: Mesh) -> Runner | EncoderRunner:
-        """What runs the programs, with none of them there."""
-        if isinstance(self.programs, EncoderPrograms):
-            return EncoderRunner(self.programs, store, mesh)
-        return Runner(self.programs, store, mesh)
-
-
-def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Folders = ()) -> Prepared:
-    """Read the model's configuration and plan the memory. Raises StartupError where it does not fit.
-
-    `folders` hold compiled code; what is missing is stored in the last of them.
-    """
-    device = mesh.devices.flat[0]
-    encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
-    if encoder is not None:
-        return _prepare_encoder(asked, checkpoint, mesh, *encoder)
-    family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    asked = with_trained_length(asked, checkpoint, config)
-    check_parallel(config, asked.tensor_parallel_size, asked.expert_parallel_size)
-    quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
-    weights = WeightPlan.of(quantization, checkpoint.tensors())
-    embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
-    build = _build(asked, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
-    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights).abstract_model()
-    weights_bytes = _bytes_per_device(model, mesh)
-    if build.thin and not build.outputs_first:
-        bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
-        weights_bytes += _bytes_per_device(bits.abstract_model(bits=True), mesh, of=jnp.dtype("uint16"))
-    shape, plan = memory.plan_shape(
-        asked,
-        config,
-        build,
-        family.cache(build, config),
-        weights_bytes,
-        memory.device_limit(device),
-        dequantized=_largest_dequantized(model, build),
-    )
-    memory.print_budget(plan, shape, device.device_kind)
-    key = _key(build, config, family, shape, weights, mesh)
-    programs = Programs(family, config, build, shape, weights, embeds)
-    return Prepared(config, build, model, shape, plan, programs, key)
-
-
-def _prepare_encoder(
-    asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[Encoder], config: ModelConfig
-) -> Prepared:
-    """The same for an encoder: on one device, with weights as they are, and without a cache."""
-    check_encoder(asked, checkpoint)
-    asked, device = with_trained_length(asked, checkpoint, config), mesh.devices.flat[0]
-    shape = EngineShape(1, 1, 1, 1, 0, config.vocab_size)
-    plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
-    elements = _elements_per_device(EncoderPrograms(family, config, plain, shape).abstract_model(), mesh)
-    dtype = platform.resolve_dtype(asked.dtype, config.dtype, device.platform, elements)
-    build = Build(dtype, platform.activation_dtype(dtype, device.platform), mesh)
-    logger.info("weights in %s, activations in %s, no KV cache", build.dtype, build.activations)
-    shape, plan = plan_encoder(asked, config, build, elements * dtype.itemsize, memory.device_limit(device))
-    memory.print_budget(plan, shape, device.device_kind)
-    key = _key(build, config, family, shape, None, mesh)
-    programs = EncoderPrograms(family, config, build, shape)
-    return Prepared(config, build, programs.abstract_model(), shape, plan, programs, key)
-
-
-def check_encoder(asked: EngineConfig, checkpoint: Checkpoint) -> None:
-    """Raise StartupError where an encoder cannot be served with these flags, or from such files."""
-    if checkpoint.format == "orbax":
-        raise ConfigError(f"{checkpoint.path} is converted, which encoders are not; serve the model it was made of")
-    if asked.tensor_parallel_size > 1 or asked.expert_parallel_size > 1:
-        raise ConfigError("an encoder is served on one device; leave --tensor-parallel-size out")
-    if detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path) is not None:
-        raise ConfigError(
-            "an encoder is served with weights in floating point; leave --quantization out, and take a checkpoint "
-            "that is not quantized"
-        )
-
-
-def with_trained_length(asked: EngineConfig, checkpoint: Checkpoint, config: ModelConfig) -> EngineConfig:
-    """Of a model for embeddings, the length that it was trained for in place of an automatic one."""
-    embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
-    if embedder is None or embedder.max_tokens is None or asked.max_model_len is not None:
-        return asked
-    longest = min(embedder.max_tokens, config.max_position_embeddings)
-    return msgspec.structs.replace(asked, max_model_len=longest)
 
 
 def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool) -> Started:
@@ -242,145 +133,10 @@ def compile_behind(runner: Runner | EncoderRunner, progress: Progress) -> thread
     return thread
 
 
-def _build(
-    asked: EngineConfig,
-    config: ModelConfig,
-    family: type[CausalLM],
-    mesh: Mesh,
-    checkpoint: Checkpoint,
-    weights: WeightPlan | None,
-    folders: Folders,
-    *,
-    generates: bool,
-) -> Build:
-    """The dtypes and kernels that the flags and the device lead to."""
-    kind = mesh.devices.flat[0].platform
-    plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
-    shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
-    elements = _elements_per_device(Programs(family, config, plain, shape, weights).abstract_model(), mesh)
-    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
-    build = Build(dtype, platform.activation_dtype(dtype, kind), mesh, kv_cache=asked.kv_cache_dtype)
-    if kind == "cpu" and mesh.size == 1:
-        is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(asked, config, checkpoint)
-        in_16_bits = is_exact or dtype == jnp.bfloat16
-        if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
-            is_widened = dtype == jnp.bfloat16 and not multiplies_bfloat16()
-            build = replace(build, products="native", bits=is_exact or is_widened)
-        is_thin = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
-        # Steps of few tokens are for answers.
-        build = replace(build, thin=generates and is_thin and not build.bits)
-    build = with_native_attention(build, config, folders)
-    rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
-    logger.info(
-        "weights %s%s, activations in %s, KV cache in %s; products: %s, attention: %s",
-        rounded,
-        "float32, held in 16 bits" if build.bits and dtype == jnp.float32 else build.dtype,
-        build.activations,
-        _kv_cache_name(build),
-        build.products,
-        build.attention,
-    )
-    return build
-
-
-def _kv_cache_name(build: Build) -> str:
-    if build.kv_cache != "auto":
-        return build.kv_cache
-    return "bfloat16" if build.kv_dtype == jnp.uint16 else build.kv_dtype.name
-
-
-def _is_exact_in_16_bits(asked: EngineConfig, config: ModelConfig, checkpoint: Checkpoint) -> bool:
-    """Whether every matrix is bfloat16 and its bits hold all of the float32 model; without weights, as declared."""
-    matrices = [info for info in checkpoint.tensors().values() if len(info.shape) > 1]
-    declared = asked.load_format != "dummy" and config.dtype == "bfloat16"
-    return declared and all(info.dtype == "bfloat16" for info in matrices)
-
-
-def check_parallel(config: ModelConfig, parts: int, expert_parts: int = 1) -> None:
-    """Raise ConfigError where so many devices cannot share the model's layers, or its experts in so many parts."""
-    kv = config.num_kv_heads
-    has_dense = config.mixture is None or config.mixture.dense_layers
-    inner = config.intermediate_size if has_dense else parts
-    if config.num_heads % parts or (kv % parts and parts % kv) or inner % parts:
-        raise ConfigError(
-            f"--tensor-parallel-size {parts} does not divide this model: it has {config.num_heads} heads, "
-            f"{kv} KV heads and an intermediate size of {config.intermediate_size}; choose a common divisor"
-        )
-    if config.mixture is not None:
-        _check_experts(config.mixture, parts, expert_parts)
-    elif expert_parts > 1:
-        raise ConfigError(f"--expert-parallel-size is {expert_parts} but this model has no experts; leave it out")
-
-
-def _check_experts(mixture: MixtureConfig, parts: int, expert_parts: int) -> None:
-    if mixture.num_experts % expert_parts:
-        raise ConfigError(
-            f"--expert-parallel-size {expert_parts} does not divide this model's {mixture.num_experts} experts; "
-            "choose a divisor"
-        )
-    inner_parts, shared = parts // expert_parts, mixture.shared_intermediate_size
-    if mixture.intermediate_size % inner_parts or shared % parts:
-        raise ConfigError(
-            f"--tensor-parallel-size {parts} with --expert-parallel-size {expert_parts} splits each expert "
-            f"{inner_parts} ways, which must divide its inner size of {mixture.intermediate_size}"
-            + (f", and the shared expert's {shared} by {parts}" if shared else "")
-            + "; raise --expert-parallel-size, or choose fewer devices"
-        )
-
-
-def _elements_per_device(model: nnx.Module, mesh: Mesh) -> int:
-    """Numbers in the shares of all parameters that one device holds."""
-    return sum(math.prod(p.sharding(mesh).shard_shape(p.shape)) for p in parameters(model))
-
-
-def _bytes_per_device(model: CausalLM, mesh: Mesh, of: jnp.dtype | None = None) -> int:
-    """Bytes of the shares of all parameters, or of those of one type, that one device holds."""
-    return sum(
-        math.prod(p.sharding(mesh).shard_shape(p.shape)) * jnp.dtype(p.dtype).itemsize
-        for p in parameters(model)
-        if of is None or p.dtype == of
-    )
-
-
-def _largest_dequantized(model: CausalLM, build: Build) -> int:
-    """Bytes of the largest quantized weight on a device, of experts that of one, in the type of the activations."""
-    found = [(p, p.sharding(build.mesh).shard_shape(p.shape)) for p in parameters(model) if p.part == "values"]
-    sizes = [
-        math.prod(shape[1:] if isinstance(p.scheme, OfExperts) else shape) * (2 if p.dtype == jnp.uint8 else 1)
-        for p, shape in found
-    ]
-    return max(sizes, default=0) * build.activations.itemsize
-
-
 def _folder(asked: EngineConfig) -> Path | None:
     if asked.compile_cache_dir == "":
         return None
     return Path(asked.compile_cache_dir).expanduser() if asked.compile_cache_dir else default_folder()
-
-
-def _key(
-    build: Build,
-    config: ModelConfig,
-    family: type[nnx.Module],
-    shape: EngineShape,
-    weights: WeightPlan | None,
-    mesh: Mesh,
-) -> str:
-    kinds = None if weights is None else (weights.quantization, sorted(weights.floats))
-    parts = (
-        build.dtype,
-        build.thin,
-        build.activations,
-        build.kv_cache,
-        build.attention,
-        build.products,
-        build.bits,
-        config,
-        family.__name__,
-        shape,
-        kinds,
-    )
-    return "\n".join([environment_key(mesh), *map(repr, parts)])
 
 
 def _workers() -> int:
@@ -428,7 +184,7 @@ def describe(started: Started) -> dict[str, str]:
         "weights_bytes": plan.weights,
         "architecture": started.config.architecture,
         "dtype": started.build.dtype,
-        "cache_dtype": _kv_cache_name(started.build),
+        "cache_dtype": kv_cache_name(started.build),
         "device": started.device,
     }
     return {name: str(value) for name, value in facts.items()}

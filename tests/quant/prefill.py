@@ -12,8 +12,8 @@ from jserve.batch import EngineState
 from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.runtime import platform
+from jserve.runtime.prepare import Prepared, prepare
 from jserve.runtime.shapes import Bucket
-from jserve.runtime.start import Prepared, prepare
 from jserve.runtime.step import StepLayout, make_step
 from jserve.weights.load import load
 

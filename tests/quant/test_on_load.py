@@ -132,7 +132,7 @@ def test_rounding_errs_by_half_a_step_at_most(kind: str) -> None:
 def test_the_log_says_how_weights_are_kept(
     folder: Path, asked: str | None, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "jserve.runtime.start"):
+    with caplog.at_level("INFO", "jserve.runtime.prepare"):
         prepared_and_weights(folder, asked)
     expected = f"weights {said}, activations in float32, KV cache in float32; "
     assert [message for message in caplog.messages if message.startswith(expected)]

@@ -27,9 +27,9 @@ from jserve.quant import Layout
 from jserve.quant.kept import config_of, read_kept
 from jserve.runtime.load_model import check_weights, convert, load_thin_weights, load_weights
 from jserve.runtime.platform import make_mesh
+from jserve.runtime.prepare import prepare
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
-from jserve.runtime.start import prepare
 from jserve.text.load import load_tokenizer
 from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import add_model

@@ -14,7 +14,7 @@ from jserve.quant.kept import read_kept
 from jserve.runtime import load_model as fill
 from jserve.runtime.load_model import check_weights, convert, load_weights
 from jserve.runtime.platform import make_mesh
-from jserve.runtime.start import prepare
+from jserve.runtime.prepare import prepare
 from tests.worlds import LATENT, make_model, numbers
 
 SPLITS = [(1, 1), (2, 1), (4, 2)]
