@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jserve.api.subcommands import parse_compile
+from jserve.commands.compile import parse_compile
 
 
 def test_compile_takes_the_flags_of_a_server_and_a_folder() -> None:

@@ -3,9 +3,11 @@
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from jserve.config import EngineConfig
+from jserve.commands.options import Parser
+from jserve.config import DTYPES, QUANTIZATIONS, EngineConfig
 from jserve.log import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -33,3 +35,34 @@ def convert(config: EngineConfig, folder: Path) -> None:
     logger.info(
         "%s holds %.2f GiB of parameters, after %.1f s: jserve --model %s", folder, size / 2**30, seconds, folder
     )
+
+
+def parse_convert(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
+    """Read the command line of `jserve convert`: the model and the folder to write."""
+    parser = Parser(
+        prog="jserve convert",
+        description="Write a model as it is served, fused and in the layout of devices, with its tokenizer: "
+        "`jserve --model DST` starts from it on any number of devices.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="type of weights (default: the checkpoint's; bfloat16 of a GGUF)",
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="round the weights of linear layers (default: as the checkpoint has them)",
+    )
+    options = parser.parse_args(list(argv))
+    config = EngineConfig(model=options.source, dtype=options.dtype, quantization=options.quantization)
+    return config, options.target
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write the model as it is served, for quick starts."""
+    convert(*parse_convert(argv))

@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,8 @@ import msgspec
 
 from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.checkpoint.contents import Contents, read_contents
-from jserve.config import EngineConfig
+from jserve.commands.options import Parser, kv_cache_dtype
+from jserve.config import DTYPES, KV_CACHE_DTYPES, EngineConfig
 from jserve.errors import StartupError
 
 
@@ -169,3 +172,47 @@ def _size(num_bytes: int) -> str:
         if num_bytes >= 1 << power:
             return f"{num_bytes / (1 << power):.{2 if math.log2(num_bytes) - power < 7 else 0}f} {unit}"
     return f"{num_bytes} bytes"
+
+
+def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool]:
+    """Read the command line of `jserve inspect`: the model, the device to plan for, and whether JSON is wanted."""
+    parser = Parser(
+        prog="jserve inspect",
+        description="Say what a model's files hold, whether jserve runs them, and how many tokens fit on a device. "
+        "Reads headers, no weights.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", metavar="PATH", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu (default), h200, h100, a100-80, l40s, rtx4090 and others"
+    )
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="devices (default: 1)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of weights (default: auto)")
+    parser.add_argument(
+        "--kv-cache-dtype",
+        type=kv_cache_dtype,
+        choices=KV_CACHE_DTYPES,
+        default="auto",
+        help="type of keys and values (default: auto)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(list(argv))
+    config = EngineConfig(
+        model=options.path,
+        dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
+        tensor_parallel_size=options.tensor_parallel_size,
+    )
+    return config, options.device.lower(), options.json
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print what a model is and what it would take, from its headers. Exits with 1 where it would not run."""
+    config, device, as_json = parse_inspect(argv)
+    inspection = inspect(config, device)
+    if as_json:
+        print(to_json(inspection))
+    else:
+        print_table(inspection)
+    if not inspection.runs:
+        sys.exit(1)

@@ -5,14 +5,23 @@ stretch before it. So figures compare for one tokenizer and one length, whatever
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from jserve.commands.corpus import read_text
+from jserve.commands.options import Parser, parse
+from jserve.commands.sizes import parse_count
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
-from jserve.llm import LLM
+from jserve.log import set_up_logging
 from jserve.protocol import SamplingParams
+
+if TYPE_CHECKING:
+    from jserve.llm import LLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +48,13 @@ class Perplexity:
 
 def measure(config: EngineConfig, text: str, length: int) -> Perplexity:
     """Of a model that is started for it. Raises StartupError where it cannot be, or the text is too short."""
+    from jserve.llm import LLM  # brings jax, which `--help` need not wait for
+
     options = msgspec.structs.asdict(config)
     return score(LLM(options.pop("model"), **options), text, length)
 
 
-def score(llm: LLM, text: str, length: int) -> Perplexity:
+def score(llm: "LLM", text: str, length: int) -> Perplexity:
     """Of a model that runs. Raises ConfigError where the text has no two tokens, RequestError where a stretch of
     `length` tokens is more than the model takes.
     """
@@ -55,9 +66,53 @@ def score(llm: LLM, text: str, length: int) -> Perplexity:
     return score_tokens(llm, stretches)
 
 
-def score_tokens(llm: LLM, stretches: list[list[int]]) -> Perplexity:
+def score_tokens(llm: "LLM", stretches: list[list[int]]) -> Perplexity:
     """Of all but the first token of each stretch."""
     outputs = llm.generate(stretches, SamplingParams(max_tokens=0, prompt_logprobs=0))
     scores = [entry.logprob for output in outputs for entry in output.prompt_logprobs or ()]
     assert len(scores) == sum(len(stretch) - 1 for stretch in stretches)
     return Perplexity(len(scores), -math.fsum(scores))
+
+
+_PERPLEXITY_HELP = """usage: jserve perplexity MODEL FILE [--sequence-length N] [--json] [options of the server]
+
+Say how well a model predicts a text, through the path that answers requests: with --quantization, --dtype and
+whatever else a server takes, each the better the lower.
+
+arguments:
+  MODEL                folder in Hugging Face format, GGUF file, or ollama:NAME
+  FILE                 text in UTF-8
+options:
+  --sequence-length N  tokens of a stretch, at whose beginning nothing is known (default: 512)
+  --json               print one JSON object
+  the others           those of the server, see `jserve --help`
+"""
+
+
+def parse_perplexity(argv: Sequence[str]) -> tuple[EngineConfig, Path, int, bool]:
+    """Read the command line of `jserve perplexity`: the model with a server's options, the text, the length of a
+    stretch, and whether JSON is wanted.
+    """
+    own = Parser(prog="jserve perplexity", add_help=False, allow_abbrev=False)
+    own.add_argument("--sequence-length", type=parse_count, default=512, metavar="N")
+    own.add_argument("--json", action="store_true")
+    if {"-h", "--help"} & set(argv):
+        own.exit(message=_PERPLEXITY_HELP)
+    if len(argv) < 2 or any(name.startswith("-") for name in argv[:2]):
+        own.error("which model, and which text? Begin with both: jserve perplexity MODEL FILE")
+    options, rest = own.parse_known_args(list(argv[2:]))
+    if options.sequence_length < 2:
+        own.error(f"--sequence-length is {options.sequence_length} but must be at least 2")
+    return parse(["--model", argv[0], *rest])[0], Path(argv[1]), options.sequence_length, options.json
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print how well a model predicts a text."""
+    config, file, length, as_json = parse_perplexity(argv)
+    set_up_logging(config.log_level, config.log_format)
+    measured = measure(config, read_text(file, "FILE"), length)
+    if as_json:
+        print(measured.as_json())
+    else:
+        mean = f"{measured.nats_per_token:.5f} nats a token over {measured.tokens:,} tokens"
+        print(f"perplexity {measured.value:.4f}, {mean}")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jserve.api.subcommands import parse_inspect
 from jserve.commands import foreign_flags
+from jserve.commands.inspect import parse_inspect
 from jserve.commands.options import build_parser, parse, parse_size
 from jserve.errors import ConfigError
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jserve.api.subcommands import parse_perplexity, parse_quantize
 from jserve.checkpoint import open_checkpoint
 from jserve.commands.corpus import OWN_TEXT, read_text
-from jserve.commands.perplexity import score
+from jserve.commands.perplexity import parse_perplexity, score
 from jserve.commands.quantize import Done, quantize
-from jserve.commands.quantize.command import quantize_into
+from jserve.commands.quantize.command import parse_quantize, quantize_into
 from jserve.commands.quantize.gptq import compensate
 from jserve.config import QuantizeConfig
 from jserve.errors import ConfigError

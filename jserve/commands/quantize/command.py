@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import msgspec
 
 from jserve.checkpoint import open_checkpoint, weight_files
 from jserve.commands.corpus import OWN_TEXT, read_text
-from jserve.config import QuantizeConfig
+from jserve.commands.options import Parser
+from jserve.commands.sizes import parse_count
+from jserve.config import QUANTIZE_BITS, QuantizeConfig
 from jserve.errors import StartupError
 from jserve.log import set_up_logging
 
@@ -79,3 +82,49 @@ def _print_table(rows: list[tuple[str, str, str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
+
+
+def parse_quantize(argv: Sequence[str]) -> tuple[QuantizeConfig, Path, Path | None, Path | None]:
+    """Read the command line of `jserve quantize`: the model and how, the folder to write, the text to learn on, and
+    one to judge by.
+    """
+    parser = Parser(
+        prog="jserve quantize",
+        description="Write a model with the weights of its linear layers in 4 or 8 bits, learned on a text, as a "
+        "Hugging Face folder in the published layout of the method, which other engines load too.",
+        allow_abbrev=False,
+    )
+    defaults = {field.name: field.default for field in msgspec.structs.fields(QuantizeConfig)}
+    parser.add_argument("source", metavar="SRC", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--method",
+        choices=tuple(QUANTIZE_BITS),
+        required=True,
+        help="awq: scales of channels and ranges of groups by gradient descent, 4 bits with zero points; "
+        "gptq: rounding whose errors later inputs make up for, 4 or 8 bits about zero",
+    )
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4, help="of a weight (default: 4)")
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="inputs that share a scale (default: the most of 128 that divide)"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="what to learn on (default: six chapters of Alice in Wonderland)"
+    )
+    parser.add_argument("--evaluate", type=Path, metavar="FILE", help="text for the perplexity before and after")
+    for flag, kind, said in (
+        ("samples", int, "stretches of the text, at most"),
+        ("sequence-length", parse_count, "tokens of each"),
+        ("steps", int, "of Adam, awq only; 0 only tries AWQ's own scales"),
+        ("learning-rate", float, "of Adam"),
+    ):
+        default = defaults[flag.replace("-", "_")]
+        parser.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=f"{said} (default: {default})")
+    options = vars(parser.parse_args(list(argv)))
+    source, target, text, evaluate = (options.pop(name) for name in ("source", "target", "text", "evaluate"))
+    return QuantizeConfig(model=source, **options), target, text, evaluate
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write a model with weights in 4 or 8 bits, learned on a text."""
+    quantize_into(*parse_quantize(argv))

@@ -1,0 +1,32 @@
+"""`jserve --model PATH`: reads the options, takes the port, starts the engine, and serves.
+
+The order is deliberate: a wrong flag or a used port is told within a fraction of a second, and the engine is
+on its way before the HTTP libraries are imported. Never imports jax.
+"""
+
+from collections.abc import Sequence
+
+from jserve.commands.options import parse
+from jserve.log import set_up_logging
+
+
+def run(argv: Sequence[str]) -> None:
+    """Serve until stopped. Raises StartupError where that is not possible."""
+    config, settings = parse(argv)
+    set_up_logging(settings.log_level, settings.log_format)
+    from jserve.api.http.listener import listen
+
+    listener = listen(settings.host, settings.port)
+    from jserve.api.supervisor.process import launch_engine
+
+    launched = launch_engine(settings.engine_command, config)
+    try:
+        import uvloop
+
+        from jserve.api.server import serve
+
+        uvloop.run(serve(config, settings, listener, launched))
+    finally:
+        listener.close()
+        if launched.popen.poll() is None:
+            launched.popen.kill()
