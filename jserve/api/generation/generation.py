@@ -19,9 +19,9 @@ from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
 from jserve.api.errors import ClientGoneError
 from jserve.api.generation.choice import Choice, ChoiceUpdate
+from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
-from jserve.api.openai.shapes import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.inbox import Inbox
 from jserve.api.telemetry.metrics import Metrics

@@ -8,6 +8,7 @@ from jserve.api.errors import ErrorAnswer
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
+from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import DONE, EVENT_STREAM
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import ChatBody
@@ -24,7 +25,6 @@ from jserve.api.openai.shapes import (
     ChatToolCallDelta,
     FunctionCall,
     TextEvent,
-    Usage,
     encode,
     event,
 )

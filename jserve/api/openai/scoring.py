@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from jserve.api.context import context_of
 from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_prompt_length
@@ -25,7 +26,7 @@ from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds
 from jserve.api.openai.completions import check_vocabulary, split_prompts
 from jserve.api.openai.embeddings import embed, prepare_embeddings, prompt_usage
-from jserve.api.openai.shapes import LabelScores, RankedDocument, Ranking, Score, Scores, Usage, encode
+from jserve.api.openai.shapes import LabelScores, RankedDocument, Ranking, Score, Scores, encode
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, SamplingParams
 
