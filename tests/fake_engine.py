@@ -37,7 +37,7 @@ from jserve.protocol import (
     TokenDelta,
     TokenLogprobs,
 )
-from tests.text.grammar_walk import Vocabulary, Walker
+from tests.text.grammars.grammar_walk import Vocabulary, Walker
 
 PAGE_SIZE = 16
 NUM_PAGES = 64

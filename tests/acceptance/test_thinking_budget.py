@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken
 
 from tests.acceptance.conftest import LiveServer, free_port, wait_until_ready
-from tests.text.tokenizer_maker import train_byte_level
+from tests.text.tokenizers.tokenizer_maker import train_byte_level
 from tests.worlds import make_model
 
 SEEDS = range(12)

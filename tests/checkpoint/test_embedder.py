@@ -14,7 +14,7 @@ from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve, resolve_encoder
 from tests.checkpoint.embedder_maker import add_embedder_files
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 
 BERT = {
     "architectures": ["BertModel"],

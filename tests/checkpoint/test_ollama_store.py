@@ -9,7 +9,7 @@ import pytest
 
 from jserve.checkpoint import find_gguf, find_ollama_model, open_checkpoint
 from jserve.errors import CheckpointError
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import IMAGE, add_blob, add_model
 
 

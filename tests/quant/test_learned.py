@@ -22,7 +22,7 @@ from jserve.llm import LLM
 from jserve.text.load import load_tokenizer
 from tests.quant.prefill import prefill_logits
 from tests.quant.worlds import EXACT, float_logits, is_linear
-from tests.text.tokenizer_maker import CHATML, train_byte_level
+from tests.text.tokenizers.tokenizer_maker import CHATML, train_byte_level
 from tests.worlds import make_model, reference, reference_logits
 
 SHAPE = {"vocab_size": 640, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}

@@ -31,10 +31,10 @@ from jserve.runtime.prepare import prepare
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.text.load import load_tokenizer
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import add_model
 from tests.quant.writers import awq
-from tests.text.tokenizer_maker import CHATML, SAMPLES, save_byte_level_gguf, train_byte_level
+from tests.text.tokenizers.tokenizer_maker import CHATML, SAMPLES, save_byte_level_gguf, train_byte_level
 from tests.worlds import greedy, numbers, run, start_engine, tokens_of
 
 VOCAB = 95  # no multiple of any mesh

@@ -14,8 +14,8 @@ from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.parser import MessageParser
 from jserve.text.tools.registry import FORMATS, GENERIC
 from jserve.text.tools.tool import NO_ARGUMENTS, Tool
-from tests.text.grammar_walk import Vocabulary
-from tests.text.tokenizer_maker import train_byte_level
+from tests.text.grammars.grammar_walk import Vocabulary
+from tests.text.tokenizers.tokenizer_maker import train_byte_level
 
 TOOLS = {
     "get_weather": Tool(

@@ -14,7 +14,7 @@ from jserve.api.access.keys import KeyRing, read_key_file
 from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer, StartServer
-from tests.api.test_command import Command, start  # noqa: F401
+from tests.commands.test_serve import Command, start  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 
 from jserve.config import EngineConfig
 from jserve.text.tokenizers.tokenizer import Tokenizer
-from tests.constrained_engine.world import EOS, OTHER_EOS, SIZES, VOCAB, World
-from tests.text.tokenizer_maker import train_byte_level
+from tests.engine.constrained.world import EOS, OTHER_EOS, SIZES, VOCAB, World
+from tests.text.tokenizers.tokenizer_maker import train_byte_level
 from tests.worlds import add_few, make_model, start_shared
 
 

@@ -18,7 +18,7 @@ from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime import capacity, memory, platform
 from jserve.runtime.prepare import prepare
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import add_model
 from tests.worlds import make_model
 

@@ -12,7 +12,7 @@ from jserve.errors import RequestError
 from jserve.text.grammars.grammar import after_reasoning, json_rule, whole_grammar
 from jserve.text.grammars.structured import StructuredOutput, grammar_of
 from jserve.text.load import load_tokenizer
-from tests.text.grammar_walk import Vocabulary
+from tests.text.grammars.grammar_walk import Vocabulary
 
 THINK = ("<think>", "</think>")
 CALL = {

@@ -13,7 +13,7 @@ import pytest
 
 from jserve.log import JsonFormatter, TextFormatter, request_fields
 from tests.api.live_server import LiveServer, StartServer
-from tests.api.test_command import Command, start  # noqa: F401
+from tests.commands.test_serve import Command, start  # noqa: F401
 
 SECRET = "zebra"
 

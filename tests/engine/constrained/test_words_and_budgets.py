@@ -8,7 +8,7 @@ import pytest
 from jserve.errors import CheckpointError, RequestError
 from jserve.llm import LLM
 from jserve.protocol import RepetitionDetection, SamplingParams, ThinkingBudget
-from tests.constrained_engine.world import (
+from tests.engine.constrained.world import (
     EOS,
     JSON_GRAMMAR,
     SIZES,

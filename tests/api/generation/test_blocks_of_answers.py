@@ -8,11 +8,11 @@ import anthropic
 import pytest
 from tokenizers import Tokenizer
 
+from tests.api.anthropic.test_messages import prompt_of
+from tests.api.anthropic.test_messages import stream as message_events
 from tests.api.live_server import LiveServer, StartServer
-from tests.api.test_messages import prompt_of
-from tests.api.test_messages import stream as message_events
-from tests.api.test_responses import stream as response_events
-from tests.api.test_responses import without_ids
+from tests.api.openai.test_responses import stream as response_events
+from tests.api.openai.test_responses import without_ids
 
 FIRST = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 CALLS = f'{FIRST}\n<tool_call>\n{{"name": "g", "arguments": {{}}}}\n</tool_call>'

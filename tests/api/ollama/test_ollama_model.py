@@ -12,9 +12,9 @@ from jserve.api.settings import ServerSettings
 from jserve.errors import ConfigError
 from jserve.text.load import load_tokenizer
 from tests.api.live_server import LiveServer, StartServer
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import add_model
-from tests.text.tokenizer_maker import CHATML, SPECIAL, save_byte_level_gguf, train_byte_level
+from tests.text.tokenizers.tokenizer_maker import CHATML, SPECIAL, save_byte_level_gguf, train_byte_level
 
 GO_TEMPLATE = "{{ if .System }}SYS {{ .System }}\n{{ end }}{{ range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}"
 PARAMETERS = {"temperature": 0, "stop": ["STOP", "END"], "num_predict": 5, "num_ctx": 64, "top_k": 7}

@@ -11,7 +11,7 @@ from jserve.constrain import compiler
 from jserve.constrain.masks import MaskMaker
 from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams, ThinkingBudget
-from tests.constrained_engine.world import (
+from tests.engine.constrained.world import (
     EOS,
     GRAMMARS,
     JSON_GRAMMAR,

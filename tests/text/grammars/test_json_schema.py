@@ -17,8 +17,8 @@ from jserve.text.grammars.grammar import JSON_WHITESPACE, json_rule, whole_gramm
 from jserve.text.grammars.json_schema import bound_schema
 from jserve.text.grammars.schema_keywords import REFUSED
 from jserve.text.load import load_tokenizer
-from tests.text.grammar_walk import Vocabulary
-from tests.text.schema_corpus import SCHEMAS
+from tests.text.grammars.grammar_walk import Vocabulary
+from tests.text.grammars.schema_corpus import SCHEMAS
 
 LONGEST_NUMBER = 1 + 19 + 1 + 10
 

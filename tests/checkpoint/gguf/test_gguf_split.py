@@ -8,7 +8,7 @@ import pytest
 
 from jserve.checkpoint import find_gguf, open_checkpoint
 from jserve.errors import CheckpointError
-from tests.checkpoint.gguf_maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 
 
 @pytest.fixture
