@@ -7,10 +7,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from gguf_families_maker import write_family
 from safetensors.numpy import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from tests.checkpoint.gguf.families_maker import write_family
 from tests.worlds import make_model
 
 FIELDS = {

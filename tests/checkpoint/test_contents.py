@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from gpt_oss_maker import make_gpt_oss, write_by_llama_cpp
 
 from jserve.checkpoint.contents import read_contents
 from jserve.config import EngineConfig
 from jserve.runtime import load_model as fill
+from tests.checkpoint.gpt_oss_maker import make_gpt_oss, write_by_llama_cpp
 from tests.worlds import make_model
 
 

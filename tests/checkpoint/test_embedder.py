@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from header_fuzzer import damage_json
 
 from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve, resolve_encoder
 from tests.checkpoint.embedder_maker import add_embedder_files
 from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.header_fuzzer import damage_json
 
 BERT = {
     "architectures": ["BertModel"],

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import transformers
-from gguf_families_maker import write_family
-from header_fuzzer import damage_json
 from safetensors.numpy import load_file, save_file
 
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve
+from tests.checkpoint.gguf.families_maker import write_family
+from tests.checkpoint.header_fuzzer import damage_json
 from tests.models.test_parity import CASES
 from tests.worlds import SMALL, make_model
 

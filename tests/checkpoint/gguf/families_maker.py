@@ -10,8 +10,9 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf_maker import permute
 from safetensors.numpy import load_file
+
+from tests.checkpoint.gguf.maker import permute
 
 ROTATED = {"llama", "granite", "smollm3"}
 BLOCK = "model.layers.{}.mlp.experts.{}_proj.weight"

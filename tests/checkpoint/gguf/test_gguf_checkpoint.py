@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_maker
 import numpy as np
 import pytest
-from gguf_maker import CONFIG, tiny_state, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +15,8 @@ from jserve.checkpoint import open_checkpoint
 from jserve.checkpoint.gguf.rope import llama3_factors
 from jserve.config import read_model_config
 from jserve.errors import CheckpointError
+from tests.checkpoint.gguf import maker as gguf_maker
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3"]
 

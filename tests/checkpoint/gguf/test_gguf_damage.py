@@ -4,12 +4,12 @@ import struct
 from pathlib import Path
 
 import pytest
-from gguf_maker import CONFIG, tiny_state, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jserve.checkpoint import open_checkpoint
 from jserve.errors import CheckpointError
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_families_maker import write_family
 from safetensors.numpy import load_file
 
 from jserve.checkpoint import open_checkpoint
 from jserve.config import RopeConfig
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve
+from tests.checkpoint.gguf.families_maker import write_family
 from tests.worlds import LATENT, make_model
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_families_maker import write_family
-from gguf_maker import CONFIG, tiny_state, write_gguf
-from gpt_oss_maker import make_gpt_oss, write_by_llama_cpp, write_by_ollama
 from safetensors.numpy import load_file
-from test_gguf_families import FAMILIES
 
 from jserve.checkpoint import open_checkpoint
 from jserve.checkpoint.gguf.dequantize import MXFP4, MXFP4_PAIRS, dequantize
 from jserve.errors import CheckpointError
+from tests.checkpoint.gguf.families_maker import write_family
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.test_gguf_families import FAMILIES
+from tests.checkpoint.gpt_oss_maker import make_gpt_oss, write_by_llama_cpp, write_by_ollama
 from tests.worlds import greedy, make_model, reference, reference_greedy, run, start_engine, tokens_of
 
 PROMPTS = {"long": list(range(3, 24)), "short": [5]}

@@ -6,17 +6,17 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_families_maker import write_family
-from gguf_maker import CONFIG, tiny_state, write_gguf
-from test_gguf_families import FAMILIES
 
 from jserve.checkpoint import open_checkpoint
 from jserve.errors import CheckpointError
 from jserve.text.load import load_tokenizer
 from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from tests.checkpoint.gguf.families_maker import write_family
+from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
+from tests.checkpoint.gguf.test_gguf_families import FAMILIES
 from tests.worlds import make_model
 
-TEXT = " ".join((Path(__file__).parents[2] / "docs" / "models.md").read_text().split())
+TEXT = " ".join((Path(__file__).parents[3] / "docs" / "models.md").read_text().split())
 
 
 def test_a_layer_that_predicts_a_second_token_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

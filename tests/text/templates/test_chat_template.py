@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_maker import CHATML, train_byte_level
 
 from jserve.errors import ConfigError, RequestError
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.tokenizers.tokenizer import Tokenizer
+from tests.text.tokenizers.tokenizer_maker import CHATML, train_byte_level
 
 LLAMA2 = (
     "{{ bos_token }}{% for message in messages %}"

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_maker import SAMPLES, save_byte_level_gguf, save_sentencepiece_gguf, train_byte_level
-from tokenizer_maker import train_sentencepiece as train
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
@@ -16,6 +14,13 @@ from jserve.text.load import load_tokenizer
 from jserve.text.tokenizers.decoder_kind import Scheme
 from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
 from jserve.text.tokenizers.tokenizer import Tokenizer
+from tests.text.tokenizers.tokenizer_maker import (
+    SAMPLES,
+    save_byte_level_gguf,
+    save_sentencepiece_gguf,
+    train_byte_level,
+)
+from tests.text.tokenizers.tokenizer_maker import train_sentencepiece as train
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_maker import (
+from tokenizers.processors import TemplateProcessing
+
+from jserve.errors import CheckpointError
+from jserve.text.load import load_tokenizer
+from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from jserve.text.tokenizers.tokenizer import Tokenizer
+from tests.text.tokenizers.tokenizer_maker import (
     CHATML,
     SAMPLES,
     save_byte_level_gguf,
@@ -18,12 +24,6 @@ from tokenizer_maker import (
     train_byte_level,
     train_sentencepiece,
 )
-from tokenizers.processors import TemplateProcessing
-
-from jserve.errors import CheckpointError
-from jserve.text.load import load_tokenizer
-from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
-from jserve.text.tokenizers.tokenizer import Tokenizer
 
 NAMED = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 
@@ -284,7 +284,8 @@ def test_loading_a_gguf_or_a_byte_level_directory_imports_neither_transformers_n
 )
 def test_a_gguf_without_a_usable_tokenizer_is_refused(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     import gguf
-    from tokenizer_maker import finish
+
+    from tests.text.tokenizers.tokenizer_maker import finish
 
     writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
     finish(writer, metadata)

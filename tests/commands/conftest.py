@@ -1,0 +1,5 @@
+"""The commands are tried with the API's tiny model folder and its fake engine."""
+
+from tests.api.conftest import _importable_from_subprocesses, model_dir, tokenizer
+
+__all__ = ["_importable_from_subprocesses", "model_dir", "tokenizer"]
