@@ -101,7 +101,7 @@ def targets_chart(found: Sequence[Row], where: str, out: Path) -> None:
     )
     dress(axes, "ratio to the peer; black mark: wanted; point: reached (blue, round), missed (orange, cross)")
     for place, row in enumerate(reversed(found)):
-        ratio, wanted = row.readings[0].ratio or 0.0, row.wanted_ratio or 0.0
+        ratio, wanted = row.prompt_reads[0].ratio or 0.0, row.wanted_ratio or 0.0
         colour = MET if row.met else MISSED
         axes.plot([wanted, ratio], [place, place], color=colour, linewidth=3, alpha=0.45)
         axes.plot(ratio, place, color=colour, marker="o" if row.met else "X", markersize=8)
@@ -157,7 +157,7 @@ def draw_all(results: Path = RESULTS) -> list[Path]:
     if serving.exists() and (data := json.loads(serving.read_text()))["summary"]:
         serving_chart(data, results / "cpu-serving.png")
         drawn.append(results / "cpu-serving.png")
-    found = [row for row in rows(results)[0] if row.wanted_ratio and row.readings and row.readings[0].ratio]
+    found = [row for row in rows(results)[0] if row.wanted_ratio and row.prompt_reads and row.prompt_reads[0].ratio]
     if found and serving.exists():
         targets_chart(found, described(data), results / "cpu-targets.png")
         drawn.append(results / "cpu-targets.png")

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jserve.layers import thin
+from jserve.layers import small_batch
 from pallas_kernels.dense_matmul import dense_matmul
 
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
 LAYERS = 30
 THIN_ROWS = 2
-"""Up to so many rows engines without native code use `thin`."""
+"""Up to so many rows engines without native code use `small_batch`."""
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 native = partial(dense_matmul, implementation="native")
 
@@ -64,7 +64,7 @@ def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray],
         ("native bits", 2, lambda w: outputs_first(w).view(np.uint16), native),
     ]
     if rows <= THIN_ROWS:
-        found.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), thin.product))
+        found.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
     return found
 
 

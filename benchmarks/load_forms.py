@@ -81,7 +81,7 @@ def load_once(model: str, case: str) -> dict[str, float]:
     dtype = jnp.dtype("float32" if case == "float32" else "bfloat16")
     clock, cpu = time.perf_counter(), time.process_time()
     checkpoint = open_checkpoint(model)
-    asked = None if checkpoint.format == "orbax" else QUANTIZED[case]
+    asked = None if checkpoint.format == "converted" else QUANTIZED[case]
     raw, tensors = checkpoint.config(), checkpoint.tensors()
     family, config = resolve(raw, source=checkpoint.path)
     plan = WeightPlan.of(detect(raw, asked, tensors, source=checkpoint.path), tensors)

@@ -29,7 +29,7 @@ END = "<!-- /speed -->"
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PromptRead:
     """What one variant of jserve reached; `ratio` to the peer, where the target has one."""
 
     variant: str
@@ -47,7 +47,7 @@ class Row:
     wanted_ratio: float | None
     unit: str
     file: str
-    readings: tuple[Reading, ...]
+    prompt_reads: tuple[PromptRead, ...]
     met: bool | None
     note: str
 
@@ -68,7 +68,7 @@ def find(data: Any, path: str) -> float | None:
 def row_of(target: Mapping[str, Any], files: Mapping[str, Any]) -> Row:
     """One target's row. A target without `ratio` has it from `value` and `peer`, or is about the value alone."""
     data = files.get(target["file"])
-    readings = []
+    prompt_reads = []
     for variant in target.get("variants", [""]):
 
         def figure(key: str, variant: str = variant) -> float | None:
@@ -78,7 +78,7 @@ def row_of(target: Mapping[str, Any], files: Mapping[str, Any]) -> Row:
         if ratio is None and value is not None and peer:
             ratio = value / peer
         if value is not None or ratio is not None:
-            readings.append(Reading(variant, value, ratio))
+            prompt_reads.append(PromptRead(variant, value, ratio))
     return Row(
         target["group"],
         target["text"],
@@ -86,17 +86,17 @@ def row_of(target: Mapping[str, Any], files: Mapping[str, Any]) -> Row:
         target.get("ratio_at_least", target.get("ratio_at_most")),
         target.get("unit", ""),
         target["file"],
-        tuple(readings),
-        verdict(target, readings),
+        tuple(prompt_reads),
+        verdict(target, prompt_reads),
         target.get("note", ""),
     )
 
 
-def verdict(target: Mapping[str, Any], readings: Sequence[Reading]) -> bool | None:
+def verdict(target: Mapping[str, Any], prompt_reads: Sequence[PromptRead]) -> bool | None:
     """Whether the target is met, by the variant named first; all of its limits count."""
-    if not readings:
+    if not prompt_reads:
         return None
-    first = readings[0]
+    first = prompt_reads[0]
     checks = []
     for name, figure in (("ratio", first.ratio), ("value", first.value)):
         if f"{name}_at_least" in target:
@@ -134,9 +134,9 @@ def number(value: float | None) -> str:
 
 def cells(row: Row) -> tuple[str, str, str]:
     """Reached, ratio and verdict; further variants in brackets."""
-    if not row.readings:
+    if not row.prompt_reads:
         return "not measured", "", ""
-    first, *others = row.readings
+    first, *others = row.prompt_reads
     reached = f"{number(first.value)} {row.unit}".strip() if first.value is not None else ""
     ratio = f"{first.ratio:.2f} x" if first.ratio is not None else ""
     for other in others:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import answer_for
-from jserve.api.supervisor.client import EngineState
+from jserve.api.supervisor.client import EngineStatus
 from jserve.api.telemetry.metrics import CONTENT_TYPE
 from jserve.errors import EngineUnavailableError, UnknownModelError
 from jserve.version import __version__
@@ -16,14 +16,14 @@ from jserve.version import __version__
 
 async def health(request: Request) -> Response:
     """200 while an engine process is alive, also while it loads; 503 between a death and the next start."""
-    is_alive = context_of(request).client.state is not EngineState.DOWN
+    is_alive = context_of(request).client.state is not EngineStatus.DOWN
     return Response(status_code=200 if is_alive else 503)
 
 
 async def health_decode(request: Request) -> Response:
     """503 where requests are open and the engine has sent nothing for `--stall-timeout` seconds."""
     client = context_of(request).client
-    is_well = client.state is not EngineState.DOWN and not client.is_stalled
+    is_well = client.state is not EngineStatus.DOWN and not client.is_stalled
     return Response(status_code=200 if is_well else 503)
 
 

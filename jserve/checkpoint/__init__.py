@@ -83,7 +83,7 @@ def find_gguf(path: str | Path) -> Path | None:
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that hold the tensors."""
-    if checkpoint.format == "orbax":
+    if checkpoint.format == "converted":
         return sorted(file for file in (checkpoint.path / WEIGHTS).rglob("*") if file.is_file())
     return sorted({info.file for info in checkpoint.tensors().values()})
 

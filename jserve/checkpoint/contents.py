@@ -72,7 +72,7 @@ def read_contents(path: str) -> Contents:
         config, tensors = checkpoint.config(), checkpoint.tensors()
         return Contents(
             path=path,
-            format={"gguf": "GGUF", "orbax": "Orbax (jserve convert)"}.get(checkpoint.format, "safetensors"),
+            format={"gguf": "GGUF", "converted": "Orbax (jserve convert)"}.get(checkpoint.format, "safetensors"),
             architecture=str((config.get("architectures") or ["(none)"])[0]),
             config=config,
             files=tuple(weight_files(checkpoint)),

@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(\[\w+\])?")
 class ConvertedCheckpoint:
     """A `Checkpoint` whose tensors are whole parameters, read from mapped files."""
 
-    format = "orbax"
+    format = "converted"
 
     def __init__(self, path: Path) -> None:
         self.path = path

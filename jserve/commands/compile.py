@@ -37,7 +37,7 @@ def parse_compile(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
 def run(argv: Sequence[str]) -> None:
     """Have the engine's process compile every program into a folder. Exits with 1 where it could not."""
     config, folder = parse_compile(argv)
-    command = [*DEFAULT_ENGINE_COMMAND, "--bake", str(folder)]
+    command = [*DEFAULT_ENGINE_COMMAND, "--compile-into", str(folder)]
     code = subprocess.run(command, input=msgspec.json.encode(config), check=False).returncode
     if code:
         sys.exit(1)

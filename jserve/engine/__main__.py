@@ -20,7 +20,7 @@ from jserve.protocol import (
     EngineFatal,
     FromEngine,
 )
-from jserve.runtime.compile_ahead import bake
+from jserve.runtime.compile_ahead import compile_ahead
 from jserve.runtime.platform import choose_platform
 
 logger = logging.getLogger("jserve.engine")
@@ -31,10 +31,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="jserve.engine", description="The engine process; jserve starts it.")
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--fd", type=int, help="inherited socket to the API process")
-    work.add_argument("--bake", type=Path, metavar="DIR", help="compile all programs into this folder, and leave")
+    work.add_argument(
+        "--compile-into", type=Path, metavar="DIR", help="compile all programs into this folder, and leave"
+    )
     options = parser.parse_args()
-    if options.bake is not None:
-        return _bake(options.bake)
+    if options.compile_into is not None:
+        return _compile_ahead(options.compile_into)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     set_up_logging(config.log_level, config.log_format)
@@ -51,13 +53,13 @@ def main() -> int:
     return 0
 
 
-def _bake(folder: Path) -> int:
+def _compile_ahead(folder: Path) -> int:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     set_up_logging(config.log_level, config.log_format)
     choose_platform(config.gpu_memory_utilization)
     bars = StartupBars()
     try:
-        bake(config, folder, bars.show)
+        compile_ahead(config, folder, bars.show)
     except StartupError as error:
         print(f"jserve: {error}", file=sys.stderr)
         return 1

@@ -39,9 +39,9 @@ class Build:
     """One of `config.KV_CACHE_DTYPES`."""
     products: str = "xla"
     """Implementation of `pallas_kernels.dense_matmul`, which multiplies float32 matrices and `bits`."""
-    thin: bool = False
-    """Steps of a few tokens have a model of their own: see `bits`. On one CPU device, where it is exact."""
-    bits: bool = False
+    small_batch: bool = False
+    """Steps of a few tokens have a model of their own: see `bf16_as_uint16`. On one CPU device, where it is exact."""
+    bf16_as_uint16: bool = False
     """Matrices are the bits of bfloat16 in uint16, multiplied as float32."""
 
     @property
@@ -57,12 +57,12 @@ class Build:
     @property
     def outputs_first(self) -> bool:
         """Whether weights lie as in checkpoints, [*outputs, inputs]; both models then share one array."""
-        return self.bits or self.products == "native" or (self.thin and self.dtype == jnp.bfloat16)
+        return self.bf16_as_uint16 or self.products == "native" or (self.small_batch and self.dtype == jnp.bfloat16)
 
     @property
-    def thin_tokens(self) -> int:
-        """Tokens of the largest step of the thin model; in larger ones XLA's products in bfloat16 are as quick."""
-        return (8 if self.products == "native" else 2) if self.thin else 0
+    def small_batch_tokens(self) -> int:
+        """Tokens of the largest step of the small-batch model; XLA's bfloat16 products are as quick in larger ones."""
+        return (8 if self.products == "native" else 2) if self.small_batch else 0
 
     @property
     def kv_dtype(self) -> jnp.dtype:
@@ -108,4 +108,4 @@ class Build:
 
     def matrix(self, source: Source, shape: tuple[int, ...], shard: int | None) -> nnx.Param[jax.Array]:
         """A parameter for products, of at least two axes."""
-        return (replace(self, dtype=jnp.dtype("uint16")) if self.bits else self).param(source, shape, shard)
+        return (replace(self, dtype=jnp.dtype("uint16")) if self.bf16_as_uint16 else self).param(source, shape, shard)

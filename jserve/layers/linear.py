@@ -1,6 +1,6 @@
 """Matrix products. Weights lie inputs first, which XLA:CPU's thin float32 products want (1.3 to 2 times
 faster at 2 to 32 rows than the checkpoint's outputs-first order); bfloat16 products do not care, and lie
-outputs first where `layers.thin` reads them too.
+outputs first where `layers.small_batch` reads them too.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jserve.layers import thin
+from jserve.layers import small_batch
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.source import InputsFirst, Source
 from jserve.quant import QuantizedWeight
@@ -122,7 +122,7 @@ class Embedding(nnx.Module):
 
     def _take(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
         rows = jnp.take(table, token_ids, axis=0, mode="clip")
-        return (thin.as_float32(rows) if self.build.bits else rows).astype(self.build.activations)
+        return (small_batch.as_float32(rows) if self.build.bf16_as_uint16 else rows).astype(self.build.activations)
 
     def _take_share(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
         """The device that has a token's row gives it, the others give zeros."""
@@ -134,15 +134,15 @@ class Embedding(nnx.Module):
 def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int) -> jax.Array:
     """x times a weight over the weight's axis `inputs`, both sides in the weight's dtype; float32."""
     outputs = weight.shape[:-1]
-    if build.bits and build.dtype == jnp.bfloat16:
+    if build.bf16_as_uint16 and build.dtype == jnp.bfloat16:
         # Not a conversion to bfloat16 and back, which the compiler may take for none.
         x = jax.lax.reduce_precision(x, 8, 7)
-    is_native = build.products == "native" and (build.bits or build.dtype == jnp.float32)
+    is_native = build.products == "native" and (build.bf16_as_uint16 or build.dtype == jnp.float32)
     if is_native and is_supported(x.shape[1]):
         y = dense_matmul(x, weight.reshape(-1, weight.shape[-1]), implementation="native")
         return y.reshape(-1, *outputs)
-    if build.bits:
-        return thin.product(x, weight)
+    if build.bf16_as_uint16:
+        return small_batch.product(x, weight)
     if inputs:
         # One axis of outputs: XLA:CPU writes a 16-bit weight out as float32 to bring several in order.
         weight, inputs = weight.reshape(-1, weight.shape[-1]), 1

@@ -7,9 +7,9 @@ from typing import Any
 from jserve.errors import CheckpointError, ConfigError
 from jserve.quant.awq import read_awq
 from jserve.quant.compressed_tensors import read_compressed_tensors
+from jserve.quant.converted import read_converted
 from jserve.quant.fp8 import read_fp8
 from jserve.quant.gptq import read_gptq
-from jserve.quant.kept import read_kept
 from jserve.quant.mxfp4 import Mxfp4
 from jserve.quant.on_load import METHODS, OnLoad
 from jserve.quant.scheme import Quantization
@@ -21,7 +21,7 @@ STORED: Mapping[str, Callable[[Mapping[str, Any], str], Quantization]] = {
     "fp8": read_fp8,
     "fbgemm_fp8": read_fp8,
     "mxfp4": lambda _stored, _scale_dtype: Mxfp4(),
-    "jserve": read_kept,
+    "jserve": read_converted,
 }
 """By `quant_method`: reads `quantization_config`, told in which type scales are, or raises CheckpointError."""
 HALVES = ("float16", "bfloat16")

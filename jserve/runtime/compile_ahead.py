@@ -12,15 +12,15 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime import platform
-from jserve.runtime.baked import BakedSizes, write_sizes
 from jserve.runtime.executables import ExecutableStore
+from jserve.runtime.precompiled import PrecompiledSizes, write_sizes
 from jserve.runtime.prepare import prepare
 from jserve.runtime.start import Progress, add_all
 
 logger = logging.getLogger(__name__)
 
 
-def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
+def compile_ahead(asked: EngineConfig, folder: Path, progress: Progress) -> int:
     """Fill `folder`; what it holds already is kept. Returns how many programs it holds for this engine.
 
     Raises StartupError where the model cannot be served with these flags, or the folder cannot be written.
@@ -36,7 +36,7 @@ def bake(asked: EngineConfig, folder: Path, progress: Progress) -> int:
     programs = runner.programs_missing()
     add_all(runner, programs, progress)
     shape = prepared.shape
-    sizes = BakedSizes(
+    sizes = PrecompiledSizes(
         dtype=prepared.build.dtype.name,
         max_model_len=shape.max_model_len,
         max_num_seqs=shape.max_num_seqs,

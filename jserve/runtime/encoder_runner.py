@@ -116,7 +116,7 @@ class EncoderRunner:
         """See `ExecutableStore.take_news`."""
         return self._store.take_news()
 
-    def start(self, weights: Weights, thin: Weights = ()) -> None:
+    def start(self, weights: Weights, small_batch: Weights = ()) -> None:
         """Take the weights; needs the required programs."""
         self._weights = weights
 

@@ -114,7 +114,7 @@ def plan_encoder(
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
-    default = memory.CPU_CAPACITY if on_cpu else memory.GPU_CAPACITY
+    default = memory.CPU_SIZES if on_cpu else memory.GPU_SIZES
     longest = asked.max_model_len or config.max_position_embeddings
     if longest > config.max_position_embeddings:
         raise ConfigError(

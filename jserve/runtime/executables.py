@@ -51,10 +51,10 @@ class Program:
 class ExecutableStore:
     """Loads compiled programs from a folder, and compiles and stores those that are missing."""
 
-    def __init__(self, folder: Path | None, key: str, *, baked: Path | None = None) -> None:
-        """`folder` is read and written, `baked` is read first and never written; None means none."""
+    def __init__(self, folder: Path | None, key: str, *, precompiled: Path | None = None) -> None:
+        """`folder` is read and written, `precompiled` is read first and never written; None means none."""
         self._folder = folder
-        self._baked = baked
+        self._precompiled = precompiled
         self._key = key
         self.temporaries: dict[str, int] = {}
         """Bytes of temporaries by the program's name, as the compiler counts them; 0 where it does not say."""
@@ -68,7 +68,9 @@ class ExecutableStore:
         """The program ready to run on the devices of `mesh`, which it is lowered for, and whether it came from
         disk. Any thread may call.
         """
-        paths = [folder / self._file_name(program) for folder in (self._baked, self._folder) if folder is not None]
+        paths = [
+            folder / self._file_name(program) for folder in (self._precompiled, self._folder) if folder is not None
+        ]
         found = (self._load(path, program, mesh) for path in paths)
         stored = next((compiled for compiled in found if compiled is not None), None)
         if stored is not None:

@@ -30,7 +30,7 @@ from jserve.weights.load import Progress, load, load_bits, load_dummy, parameter
 
 def check_weights(model: nnx.Module, programs: Programs | EncoderPrograms, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where the files are not those of this model; reads no weights."""
-    if checkpoint.format == "orbax" and isinstance(programs, Programs):
+    if checkpoint.format == "converted" and isinstance(programs, Programs):
         if programs.weights is not None and isinstance(programs.weights.quantization, OnLoad):
             raise ConfigError(
                 f"{checkpoint.path} is converted already: --quantization is for jserve convert, and the model that it "
@@ -52,19 +52,19 @@ def load_weights(
     """Every parameter of `model`, in the order of `parameters`."""
     if asked.load_format == "dummy":
         return load_dummy(model, mesh, asked.seed, progress)
-    if checkpoint.format == "orbax" and isinstance(programs, Programs):
+    if checkpoint.format == "converted" and isinstance(programs, Programs):
         return converted.read(model, _as_stored(programs), checkpoint, mesh, progress)
     return load(model, checkpoint, mesh, progress)
 
 
-def load_thin_weights(
+def load_small_batch_weights(
     model: nnx.Module, programs: Programs, weights: tuple[jax.Array, ...], checkpoint: Checkpoint, mesh: Mesh
 ) -> tuple[jax.Array, ...]:
-    """The parameters of the model of thin steps; `weights` are those of `model`."""
-    thin = programs.abstract_model(bits=True)
-    if checkpoint.format == "orbax":
-        return converted.bits(thin, model, weights, mesh)
-    return load_bits(thin, model, weights, checkpoint, mesh)
+    """The parameters of the model of small batches; `weights` are those of `model`."""
+    small_batch = programs.abstract_model(bf16_as_uint16=True)
+    if checkpoint.format == "converted":
+        return converted.bits(small_batch, model, weights, mesh)
+    return load_bits(small_batch, model, weights, checkpoint, mesh)
 
 
 def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], None]) -> int:
@@ -79,7 +79,7 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
         raise ConfigError(f"{folder} exists; remove it, or name another folder")
     mesh = platform.make_mesh(1)
     with closing(open_checkpoint(asked.model)) as checkpoint:
-        if checkpoint.format == "orbax":
+        if checkpoint.format == "converted":
             raise ConfigError(f"{asked.model} is converted already")
         if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
             raise ConfigError(f"{asked.model} is an encoder, which is not converted; serve it as it is")
@@ -101,5 +101,5 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
 
 def _as_stored(programs: Programs) -> CausalLM:
     """The abstract model of one device, inputs first: the form in which `convert` writes it."""
-    build = replace(programs.build, mesh=platform.make_mesh(1), products="xla", thin=False, bits=False)
+    build = replace(programs.build, mesh=platform.make_mesh(1), products="xla", small_batch=False, bf16_as_uint16=False)
     return Programs(programs.family, programs.config, build, programs.shape, programs.weights).abstract_model()

@@ -19,7 +19,7 @@ from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
 from jserve.log import writes_json
-from jserve.runtime import readout
+from jserve.runtime import prompt_read_step
 from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
@@ -36,7 +36,7 @@ KV_BYTES_FLAG = "--kv-cache-memory-bytes"
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class DefaultSizes:
     """Sizes that depend on the kind of device, before the user's flags."""
 
     max_num_seqs: int
@@ -44,8 +44,8 @@ class Capacity:
     page_size: int
 
 
-CPU_CAPACITY = Capacity(max_num_seqs=64, max_num_batched_tokens=256, page_size=32)
-GPU_CAPACITY = Capacity(max_num_seqs=256, max_num_batched_tokens=4096, page_size=64)
+CPU_SIZES = DefaultSizes(max_num_seqs=64, max_num_batched_tokens=256, page_size=32)
+GPU_SIZES = DefaultSizes(max_num_seqs=256, max_num_batched_tokens=4096, page_size=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def plan_shape(
     """
     _check_kv_cache(asked, cache)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
-    default = CPU_CAPACITY if on_cpu else GPU_CAPACITY
+    default = CPU_SIZES if on_cpu else GPU_SIZES
     longest = _longest(asked, config)
     seqs = asked.max_num_seqs or default.max_num_seqs
     tokens = asked.max_num_batched_tokens or max(default.max_num_batched_tokens, 2 * seqs)
@@ -219,7 +219,7 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     # Split over the devices where they share the rows out evenly; small steps have too few rows for that.
     rows = max(rows // parts, min(rows, parts)) if rows % parts == 0 else rows
     logits = 4 * rows * config.vocab_size
-    scored = 4 * max(1, min(readout.SCORE_ROWS, tokens) // parts) * config.vocab_size
+    scored = 4 * max(1, min(prompt_read_step.SCORE_ROWS, tokens) // parts) * config.vocab_size
     return max(step, 2 * logits, 3 * scored) + logits
 
 

@@ -107,7 +107,7 @@ def _fill_tokens(token_ids: np.ndarray, plan: StepPlan) -> None:
     """All tokens of the step in order; -1 where the host does not know the token yet."""
     chunks, num_decodes = plan.chunks, plan.num_decodes
     token_ids[:num_decodes] = -1
-    for row in plan.notable:
+    for row in plan.with_updates:
         known = chunks[row].sequence.token_ids
         if chunks[row].start < len(known):
             token_ids[row] = known[chunks[row].start]
@@ -125,7 +125,7 @@ def page_updates(plan: StepPlan, num_slots: int) -> np.ndarray:
     rows: list[int] = []
     places: list[int] = []
     pages: list[int] = []
-    for chunk in [*(plan.chunks[row] for row in plan.notable), *plan.chunks[plan.num_decodes :]]:
+    for chunk in [*(plan.chunks[row] for row in plan.with_updates), *plan.chunks[plan.num_decodes :]]:
         for run in chunk.page_updates:
             count = len(run.pages)
             rows += [run.group * num_slots + chunk.slot] * count

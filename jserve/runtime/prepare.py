@@ -69,9 +69,9 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Fo
     build = _build(asked, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
     model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights).abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
-    if build.thin and not build.outputs_first:
+    if build.small_batch and not build.outputs_first:
         bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
-        weights_bytes += _bytes_per_device(bits.abstract_model(bits=True), mesh, of=jnp.dtype("uint16"))
+        weights_bytes += _bytes_per_device(bits.abstract_model(bf16_as_uint16=True), mesh, of=jnp.dtype("uint16"))
     shape, plan = memory.plan_shape(
         asked,
         config,
@@ -108,7 +108,7 @@ def _prepare_encoder(
 
 def check_encoder(asked: EngineConfig, checkpoint: Checkpoint) -> None:
     """Raise StartupError where an encoder cannot be served with these flags, or from such files."""
-    if checkpoint.format == "orbax":
+    if checkpoint.format == "converted":
         raise ConfigError(f"{checkpoint.path} is converted, which encoders are not; serve the model it was made of")
     if asked.tensor_parallel_size > 1 or asked.expert_parallel_size > 1:
         raise ConfigError("an encoder is served on one device; leave --tensor-parallel-size out")
@@ -151,16 +151,16 @@ def _build(
         in_16_bits = is_exact or dtype == jnp.bfloat16
         if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
             is_widened = dtype == jnp.bfloat16 and not multiplies_bfloat16()
-            build = replace(build, products="native", bits=is_exact or is_widened)
-        is_thin = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
+            build = replace(build, products="native", bf16_as_uint16=is_exact or is_widened)
+        is_small_batch = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
         # Steps of few tokens are for answers.
-        build = replace(build, thin=generates and is_thin and not build.bits)
+        build = replace(build, small_batch=generates and is_small_batch and not build.bf16_as_uint16)
     build = with_native_attention(build, config, folders)
     rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
     logger.info(
         "weights %s%s, activations in %s, KV cache in %s; products: %s, attention: %s",
         rounded,
-        "float32, held in 16 bits" if build.bits and dtype == jnp.float32 else build.dtype,
+        "float32, held in 16 bits" if build.bf16_as_uint16 and dtype == jnp.float32 else build.dtype,
         build.activations,
         kv_cache_name(build),
         build.products,
@@ -249,12 +249,12 @@ def _key(
     kinds = None if weights is None else (weights.quantization, sorted(weights.floats))
     parts = (
         build.dtype,
-        build.thin,
+        build.small_batch,
         build.activations,
         build.kv_cache,
         build.attention,
         build.products,
-        build.bits,
+        build.bf16_as_uint16,
         config,
         family.__name__,
         shape,

@@ -17,7 +17,7 @@ from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan, quantize
 from jserve.models.causal_lm import CausalLM
 from jserve.protocol import MAX_CHOSEN
-from jserve.runtime import readout, sampling
+from jserve.runtime import prompt_read_step, sampling
 from jserve.runtime.executables import Program
 from jserve.runtime.layout import CacheLayout
 from jserve.runtime.sampling import Variant
@@ -43,22 +43,28 @@ class Programs:
     embeds: bool = False
     """Whether nothing is ever sampled: of a model for embeddings."""
 
-    def abstract_model(self, *, bits: bool = False) -> CausalLM:
-        """The model without arrays; with `bits` that of thin steps."""
-        model = nnx.eval_shape(partial(self.family, replace(self.build, bits=bits or self.build.bits), self.config))
+    def abstract_model(self, *, bf16_as_uint16: bool = False) -> CausalLM:
+        """The model without arrays; with `bits` that of small batches."""
+        model = nnx.eval_shape(
+            partial(
+                self.family,
+                replace(self.build, bf16_as_uint16=bf16_as_uint16 or self.build.bf16_as_uint16),
+                self.config,
+            )
+        )
         if self.weights is not None:
             quantize(model, self.weights)
         return model
 
-    def is_thin(self, bucket: Bucket) -> bool:
-        """Whether steps of this bucket take the weights of the thin model."""
-        return bucket.tokens <= self.build.thin_tokens
+    def is_small_batch(self, bucket: Bucket) -> bool:
+        """Whether steps of this bucket take the weights of the small-batch model."""
+        return bucket.tokens <= self.build.small_batch_tokens
 
     def step(self, bucket: Bucket) -> Program:
         """(weights, `leaves` of the state, last_token, packed) to (leaves, logits, hidden); the state is donated."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.abstract_model(bits=self.is_thin(bucket))
+            model = self.abstract_model(bf16_as_uint16=self.is_small_batch(bucket))
             weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             abstract = self.abstract_state()
@@ -131,34 +137,37 @@ class Programs:
         return Program(f"few logprobs {rows}", lower)
 
     def score(self, tokens: int) -> Program:
-        """(weights, hidden, packed) to output: see `readout.make_score`."""
+        """(weights, hidden, packed) to output: see `prompt_read_step.make_score`."""
 
         def lower() -> jax.stages.Lowered:
             model = self.abstract_model()
-            chunk = min(readout.SCORE_ROWS, tokens)
+            chunk = min(prompt_read_step.SCORE_ROWS, tokens)
             score = jax.jit(
-                readout.make_score(model, partial(self._split, chunk, inputs=2), chunk), out_shardings=self.replicated
+                prompt_read_step.make_score(model, partial(self._split, chunk, inputs=2), chunk),
+                out_shardings=self.replicated,
             )
             return self._lower(score, self._weights(model), self._hidden(tokens), self._integers(2, tokens))
 
         return Program(f"score {tokens}", lower)
 
     def pool(self, tokens: int) -> Program:
-        """(weights, hidden, packed) to sums: see `readout.make_pool`."""
+        """(weights, hidden, packed) to sums: see `prompt_read_step.make_pool`."""
 
         def lower() -> jax.stages.Lowered:
             model = self.abstract_model()
-            pool = jax.jit(readout.make_pool(model), out_shardings=self.replicated)
+            pool = jax.jit(prompt_read_step.make_pool(model), out_shardings=self.replicated)
             packed = self._integers(2, self.shape.max_num_seqs)
             return self._lower(pool, self._weights(model), self._hidden(tokens), packed)
 
         return Program(f"pool {tokens}", lower)
 
     def chosen_logprobs(self, rows: int) -> Program:
-        """(logits, ids) to their logprobs: see `readout.chosen_logprobs`."""
+        """(logits, ids) to their logprobs: see `prompt_read_step.chosen_logprobs`."""
 
         def lower() -> jax.stages.Lowered:
-            chosen = jax.jit(self._split(rows, readout.chosen_logprobs, inputs=2), out_shardings=self.replicated)
+            chosen = jax.jit(
+                self._split(rows, prompt_read_step.chosen_logprobs, inputs=2), out_shardings=self.replicated
+            )
             return self._lower(chosen, self._logits(rows), self._integers(rows, MAX_CHOSEN))
 
         return Program(f"chosen logprobs {rows}", lower)

@@ -14,11 +14,11 @@ import numpy as np
 
 from jserve.batch import SamplingState
 from jserve.protocol import ProgramCounts
-from jserve.runtime import readings, sampling
+from jserve.runtime import prompt_reads, sampling
 from jserve.runtime.executables import ExecutableStore, Program
 from jserve.runtime.pack import FIELDS, Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
-from jserve.runtime.readings import NOTHING, Logprobs, Readings, Wanted
+from jserve.runtime.prompt_reads import NOTHING, Logprobs, PromptReads, Wanted
 from jserve.runtime.sampling import Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
@@ -38,7 +38,7 @@ class Launched:
     """i32[S] of tokens; None where no row samples, and before `sample`."""
     logprobs: Logprobs | None = None
     """Of these tokens, where some row wants them."""
-    readings: Readings | None = None
+    prompt_reads: PromptReads | None = None
     """What else some row wants."""
     unsampled: "Unsampled | None" = None
     """Set where the step waits for `sample`, because a row that samples has a constraint."""
@@ -95,7 +95,7 @@ class Runner:
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
         self.weights: Weights = ()
-        self.thin_weights: Weights = ()
+        self.small_batch_weights: Weights = ()
         self._state: tuple[jax.Array, ...] = ()  # `EngineState.leaves`
         self._sampling: SamplingState | None = None
         self._last_token: jax.Array | None = None
@@ -177,9 +177,9 @@ class Runner:
                         return
             self._others[name] = compiled
 
-    def start(self, weights: Weights, thin: Weights = ()) -> None:
-        """Take the weights, and those of thin steps, and allocate everything else; needs the required programs."""
-        self.weights, self.thin_weights = weights, thin
+    def start(self, weights: Weights, small_batch: Weights = ()) -> None:
+        """Take the weights, and those of small batches, and allocate everything else; needs the required programs."""
+        self.weights, self.small_batch_weights = weights, small_batch
         self.reset()
 
     def reset(self) -> None:
@@ -211,14 +211,14 @@ class Runner:
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
         step = self._steps[bucket]
-        weights = self.thin_weights if self._programs.is_thin(bucket) else self.weights
+        weights = self.small_batch_weights if self._programs.is_small_batch(bucket) else self.weights
         self._state, logits, hidden = step(weights, self._state, self._last_token, packed.vector)
         self.bucket_steps[bucket] += 1
         extra = None
         if wanted is not NOTHING:
             made = (logits, hidden)
-            extra = readings.launch(wanted, plan, bucket, self._others, self.weights, self._slots, made)
-        launched = Launched(plan, bucket, None, readings=extra)
+            extra = prompt_reads.launch(wanted, plan, bucket, self._others, self.weights, self._slots, made)
+        launched = Launched(plan, bucket, None, prompt_reads=extra)
         if needs is None or choice is None:
             return launched
         if needs.variant.edits:
@@ -286,14 +286,14 @@ class Runner:
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
-        plan, extra, vocab = launched.plan, launched.readings, self.shape.vocab_size
+        plan, extra, vocab = launched.plan, launched.prompt_reads, self.shape.vocab_size
         count = len(plan.chunks)
         read = extra.take_home(plan, vocab) if extra is not None else ()
         if launched.output is None:
-            return StepTokens([0] * count, readings=read)
+            return StepTokens([0] * count, prompt_reads=read)
         tokens = np.asarray(launched.output)[:count].tolist()
         if launched.logprobs is None:
-            return StepTokens(tokens, readings=read)
+            return StepTokens(tokens, prompt_reads=read)
         chosen = extra.chosen if extra is not None else None
         return StepTokens(tokens, launched.logprobs.take_home(plan, chosen, vocab), read)
 

@@ -21,10 +21,10 @@ from jserve.checkpoint import Checkpoint, Embedder, open_checkpoint
 from jserve.config import EngineConfig, ModelConfig
 from jserve.layers.build import Build
 from jserve.runtime import memory, platform
-from jserve.runtime.baked import baked_sizes
 from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.executables import ExecutableStore, Program, default_folder
-from jserve.runtime.load_model import check_weights, load_thin_weights, load_weights
+from jserve.runtime.load_model import check_weights, load_small_batch_weights, load_weights
+from jserve.runtime.precompiled import with_precompiled_sizes
 from jserve.runtime.prepare import kv_cache_name, prepare
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
@@ -67,10 +67,10 @@ def start_runner(asked: EngineConfig, progress: Progress, *, early: bool = False
 def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool) -> Started:
     clock = time.perf_counter()
     device = mesh.devices.flat[0]
-    baked = Path(asked.executables).expanduser() if asked.executables else None
-    if baked is not None:
-        asked = baked_sizes(asked, baked)
-    folders = (baked, _folder(asked))
+    precompiled = Path(asked.executables).expanduser() if asked.executables else None
+    if precompiled is not None:
+        asked = with_precompiled_sizes(asked, precompiled)
+    folders = (precompiled, _folder(asked))
     prepared = prepare(asked, checkpoint, mesh, folders)
     config, build, model, shape, plan = (
         prepared.config,
@@ -81,7 +81,7 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
     )
     if asked.load_format != "dummy":
         check_weights(model, prepared.programs, checkpoint)  # a wrong file is told before anything is compiled
-    store = ExecutableStore(folders[1], prepared.key, baked=baked)
+    store = ExecutableStore(folders[1], prepared.key, precompiled=precompiled)
     runner = prepared.runner(store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
@@ -91,18 +91,18 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
             progress("weights", done, total, "")
 
         weights = load_weights(asked, model, prepared.programs, checkpoint, mesh, report)
-        thin: tuple[jax.Array, ...] = ()
-        if build.thin and isinstance(prepared.programs, Programs):
-            thin = load_thin_weights(model, prepared.programs, weights, checkpoint, mesh)
+        small_batch: tuple[jax.Array, ...] = ()
+        if build.small_batch and isinstance(prepared.programs, Programs):
+            small_batch = load_small_batch_weights(model, prepared.programs, weights, checkpoint, mesh)
         loaded = time.perf_counter()
         compiled.result()
-    runner.start(weights, thin)
+    runner.start(weights, small_batch)
     _check_temporaries(runner, plan)
-    if baked is not None and store.num_compiled:
+    if precompiled is not None and store.num_compiled:
         logger.warning(
             "%d programs were not in %s, which was made for other flags, versions or devices, and were compiled",
             store.num_compiled,
-            baked,
+            precompiled,
         )
     seconds = {
         "open": opened - clock,

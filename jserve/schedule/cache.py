@@ -101,7 +101,7 @@ class Cache:
         tables = enumerate(sequence.tables)
         return tuple([PageRun(group, table.first, tuple(table.pages)) for group, table in tables if table.pages])
 
-    def give_back_passed(self) -> None:
+    def free_out_of_window(self) -> None:
         """Free what the sequences of the last `cover` calls saw in the step planned then, and don't any more."""
         for sequence in self._passed:
             if sequence.tables:
@@ -129,7 +129,7 @@ class Cache:
             added = int(self.pool.num_available >= count)
         return min(length, (end + added) * self.page_size - start)
 
-    def cover(self, sequence: Sequence, end: int) -> tuple[PageRun, ...]:
+    def allocate_chunk(self, sequence: Sequence, end: int) -> tuple[PageRun, ...]:
         """Take what tokens up to position `end` lack in groups with a window."""
         self._passed.append(sequence)
         num_pages = self.pool.pages_for(end)
@@ -164,7 +164,7 @@ class Cache:
         table.pages += pages
         return run
 
-    def name(self, sequence: Sequence) -> None:
+    def register_full_pages(self, sequence: Sequence) -> None:
         """Offer the pages that dispatched steps fill with known tokens to the prefix index."""
         if not self.shares:
             return
@@ -178,7 +178,7 @@ class Cache:
 
     def free(self, sequence: Sequence) -> None:
         """Give everything back."""
-        self.name(sequence)
+        self.register_full_pages(sequence)
         if self.num_groups == 1:
             self.pool.free(sequence.tables[0].pages)
         else:  # by place, so that what is evicted first is the end of a prefix, in all groups

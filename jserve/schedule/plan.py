@@ -39,7 +39,7 @@ class ScheduledChunk(msgspec.Struct, frozen=True, gc=False, eq=False):
     """First chunk since (re)admission: the slot's page table and sampling state start anew."""
     page_updates: tuple[PageRun, ...]
     """Pages appended to the sequence's tables since its last chunk, including shared ones when `is_first`."""
-    reads: tuple[int, int] | None = None
+    prompt_reads: tuple[int, int] | None = None
     """Positions [first, end) of the chunk whose hidden states the request is about, beyond the next token."""
 
 
@@ -49,12 +49,12 @@ class StepPlan:
 
     chunks: tuple[ScheduledChunk, ...]
     num_tokens: int
-    reads: bool = False
+    prompt_reads: bool = False
     """Whether some chunk `reads`."""
     num_decodes: int = 0
     """The first so many chunks are of length 1, sample, read nothing and are not the first of their sequences, so
     that whoever looks for something else may skip them. 0 says nothing about the others."""
-    notable: tuple[int, ...] = ()
+    with_updates: tuple[int, ...] = ()
     """Of those, the indices of all that have `page_updates` or a token that the host knows."""
 
     @property
@@ -64,7 +64,7 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PromptRead:
     """What came home of a chunk's `reads`."""
 
     chunk: ScheduledChunk
@@ -81,5 +81,5 @@ class StepTokens:
     token_ids: list[int]
     """One per chunk; ignored where the chunk does not sample."""
     logprobs: list[TokenLogprobs | None] | None = None
-    readings: tuple[Reading, ...] = ()
+    prompt_reads: tuple[PromptRead, ...] = ()
     """One for each chunk that reads, in their order."""

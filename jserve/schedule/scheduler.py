@@ -142,16 +142,16 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
         chunks: list[ScheduledChunk] = []
-        notable: list[int] = []
-        self._cache.give_back_passed()
-        others = self._schedule_decodes(chunks, notable)
+        with_updates: list[int] = []
+        self._cache.free_out_of_window()
+        others = self._schedule_decodes(chunks, with_updates)
         num_tokens = num_decodes = len(chunks)
         num_tokens += self._schedule_prompts(chunks, others)
         if not chunks:
             return None
         self._step_tokens = num_tokens
-        reads = any(chunk.reads is not None for chunk in chunks[num_decodes:])
-        return StepPlan(tuple(chunks), num_tokens, reads, num_decodes, tuple(notable))
+        prompt_reads = any(chunk.prompt_reads is not None for chunk in chunks[num_decodes:])
+        return StepPlan(tuple(chunks), num_tokens, prompt_reads, num_decodes, tuple(with_updates))
 
     def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
         """Take the tokens of a plan home: append, finish, free. Plans come home in the order they went."""
@@ -159,7 +159,7 @@ class Scheduler:
             raise ValueError(f"{len(tokens.token_ids)} tokens came home for {len(plan.chunks)} chunks")
         deltas: list[TokenDelta] = []
         finished = Status.FINISHED
-        for reading in tokens.readings:
+        for reading in tokens.prompt_reads:
             reading.chunk.sequence.prompt_logprobs += reading.logprobs
             reading.chunk.sequence.hidden_sums += [reading.hidden_sum] * bool(reading.hidden_sum)
         logprobs = [None] * len(plan.chunks) if tokens.logprobs is None else tokens.logprobs
@@ -178,7 +178,7 @@ class Scheduler:
                 or chunk.output_index == 0
                 or logprob is not None
             ):
-                deltas.append(self._notable_delta(chunk, token, logprob))
+                deltas.append(self._delta_with_updates(chunk, token, logprob))
             else:
                 deltas.append(TokenDelta(sequence.request.request_id, [token]))
         return deltas
@@ -227,7 +227,7 @@ class Scheduler:
             assert is_running or not sequence.tables, f"{name} waits but holds pages"
             assert len(sequence.token_ids) + sequence.num_pending <= sequence.max_total, f"{name} is too long"
 
-    def _schedule_decodes(self, chunks: list[ScheduledChunk], notable: list[int]) -> list[Sequence]:
+    def _schedule_decodes(self, chunks: list[ScheduledChunk], with_updates: list[int]) -> list[Sequence]:
         """One token for each running sequence that needs exactly one, most important first. Returns the others.
 
         They fit the budget: a sequence is only admitted in a step that has a token for all running ones and
@@ -245,13 +245,13 @@ class Scheduler:
                 continue
             page_updates: tuple[PageRun, ...] = ()
             if start % page_size == 0:
-                cache.name(sequence)
+                cache.register_full_pages(sequence)
                 if sequence.num_pages * page_size == start or cache.has_windows:
                     if not self._make_room(sequence):
                         break
                     page_updates = self._grow(sequence)
             if page_updates or not num_pending:
-                notable.append(len(chunks))
+                with_updates.append(len(chunks))
             sequence.num_computed = end
             sequence.num_pending = num_pending + 1
             output_index = end - sequence.num_prompt
@@ -320,8 +320,8 @@ class Scheduler:
         sequence.num_pending += samples
         num_prompt = sequence.num_prompt
         self._prompt_tokens_computed += max(0, min(end, num_prompt) - start)
-        page_updates = cache.cover(sequence, end) if cache.has_windows else ()
-        cache.name(sequence)
+        page_updates = cache.allocate_chunk(sequence, end) if cache.has_windows else ()
+        cache.register_full_pages(sequence)
         return ScheduledChunk(
             sequence=sequence,
             slot=sequence.slot,
@@ -331,7 +331,7 @@ class Scheduler:
             output_index=end - num_prompt,
             is_first=is_first,
             page_updates=cache.runs(sequence) if is_first else page_updates,
-            reads=sequence.take_reads(start, end),
+            prompt_reads=sequence.take_prompt_reads(start, end),
         )
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -416,7 +416,7 @@ class Scheduler:
             self._waiting.forget_one()
         del self._sequences[sequence.request.request_id]
 
-    def _notable_delta(self, chunk: ScheduledChunk, token: int, logprob: TokenLogprobs | None) -> TokenDelta:
+    def _delta_with_updates(self, chunk: ScheduledChunk, token: int, logprob: TokenLogprobs | None) -> TokenDelta:
         """Delta of a first or last token, or of one with log probabilities; retires a finished sequence."""
         sequence = chunk.sequence
         is_first = chunk.output_index == 0

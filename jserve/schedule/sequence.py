@@ -115,7 +115,7 @@ class Sequence:
             constraint=constraint,
         )
 
-    def take_reads(self, start: int, end: int) -> tuple[int, int] | None:
+    def take_prompt_reads(self, start: int, end: int) -> tuple[int, int] | None:
         """The positions in [start, end) to read, now that they are computed; none is given out twice."""
         first, last = max(start, self.next_read), min(end, self.end_read)
         if first >= last:

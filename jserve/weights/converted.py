@@ -25,7 +25,7 @@ from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
 from jserve.quant import Layout, OfExperts, fit_devices
-from jserve.quant.kept import config_of
+from jserve.quant.converted import config_of
 from jserve.quant.scheme import consecutive
 from jserve.weights.load import Parameter, Progress, in_parallel, parameters, place
 

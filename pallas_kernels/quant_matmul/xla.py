@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ..paged_attention.target import Target
 from .reference import round_rows
-from .thin import thin_matmul
+from .small_batch import small_batch_matmul
 
 __all__ = ["quant_matmul_xla"]
 
@@ -38,7 +38,7 @@ def quant_matmul_xla(
         rows, row_scale = round_rows(x, activations, input_scale)
         return _product_of_rounded(rows, values, on_cpu) * row_scale * scale[:, 0].astype(jnp.float32)
     if on_cpu and x.shape[0] <= THIN_TOKENS and group_index is None:
-        found = thin_matmul(x, values, scale, zero)
+        found = small_batch_matmul(x, values, scale, zero)
         if found is not None:
             return found
     if scale.shape[1] == 1:

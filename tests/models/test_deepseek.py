@@ -41,7 +41,7 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
 
 
 def test_parameters_that_share_a_tensor_are_told_apart() -> None:
-    """As `jserve convert` names them, and as the model of thin steps finds them."""
+    """As `jserve convert` names them, and as the small-batch model finds them."""
     family, config = resolve({**PUBLISHED["deepseek-v2-lite"].fields, "num_hidden_layers": 2}, source="config.json")
     build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh_over(jax.devices()[:1]))
     found = parameters(Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model())

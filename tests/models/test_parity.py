@@ -260,9 +260,9 @@ def test_bfloat16_checkpoints_are_computed_in_float32_at_every_batch_size(
     folder = make_model(tmp_path, architecture, dtype=torch.bfloat16, **fields)
     model = reference(folder)
     core = start_engine(folder, executables)
-    thin, weights = core.runner.thin_weights, core.runner.weights
-    assert any(array.dtype == np.uint16 for array in (weights if has_native else thin))
-    assert has_native != bool(thin)
+    small_batch, weights = core.runner.small_batch_weights, core.runner.weights
+    assert any(array.dtype == np.uint16 for array in (weights if has_native else small_batch))
+    assert has_native != bool(small_batch)
     expected = {name: reference_greedy(model, prompt, 64) for name, prompt in PROMPTS.items()}
     batches = [["long"], ["long", "middle"], list(PROMPTS)]
     for names in batches:
@@ -278,8 +278,8 @@ def test_bfloat16_on_any_cpu_says_alone_what_it_says_in_a_batch(
     monkeypatch.setattr(start, "multiplies_bfloat16", lambda: has_instructions)
     folder = make_model(tmp_path, "LlamaForCausalLM", dtype=torch.bfloat16)
     core = start_engine(folder, executables, dtype="bfloat16")
-    assert bool(core.runner.thin_weights) == has_instructions
-    is_narrow = [array.dtype == np.uint16 for array in core.runner.thin_weights or core.runner.weights]
+    assert bool(core.runner.small_batch_weights) == has_instructions
+    is_narrow = [array.dtype == np.uint16 for array in core.runner.small_batch_weights or core.runner.weights]
     assert any(is_narrow)
     batch = run(core, PROMPTS, greedy(32))
     for name, prompt in PROMPTS.items():

@@ -6,8 +6,8 @@ import pytest
 
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
-from jserve.runtime.baked import FILE, baked_sizes
-from jserve.runtime.compile_ahead import bake
+from jserve.runtime.compile_ahead import compile_ahead
+from jserve.runtime.precompiled import FILE, with_precompiled_sizes
 from jserve.runtime.start import start_runner
 from tests.worlds import make_model
 
@@ -17,14 +17,18 @@ SIZES = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "p
 def quiet(*_: object) -> None: ...
 
 
-def test_baked_programs_start_an_engine_that_compiles_nothing(
+def test_precompiled_programs_start_an_engine_that_compiles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, bare, folder = make_model(tmp_path / "model", "LlamaForCausalLM"), tmp_path / "bare", tmp_path / "baked"
+    model, bare, folder = (
+        make_model(tmp_path / "model", "LlamaForCausalLM"),
+        tmp_path / "bare",
+        tmp_path / "precompiled",
+    )
     bare.mkdir()
     (bare / "config.json").write_bytes((model / "config.json").read_bytes())
     asked = EngineConfig(model=str(bare), kv_cache_memory_bytes=1 << 20, **SIZES)  # type: ignore[arg-type]
-    count = bake(asked, folder, quiet)
+    count = compile_ahead(asked, folder, quiet)
     assert len(list(folder.glob("*.jserve"))) == count
 
     # The memory that is free now would give other sizes; those of the folder are taken.
@@ -55,7 +59,7 @@ def test_baked_programs_start_an_engine_that_compiles_nothing(
 def test_flags_win_over_baked_sizes(tmp_path: Path) -> None:
     sizes = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
     (tmp_path / FILE).write_text(str({**sizes, "kv_cache_memory_bytes": 4096}).replace("'", '"'))
-    found = baked_sizes(EngineConfig(model="m", max_model_len=32), tmp_path)
+    found = with_precompiled_sizes(EngineConfig(model="m", max_model_len=32), tmp_path)
     assert (found.max_model_len, found.max_num_seqs, found.dtype) == (32, 4, "float32")
 
 
@@ -66,10 +70,10 @@ def test_folder_without_programs_is_refused_with_the_command_that_makes_them(
     if content is not None:
         (tmp_path / FILE).write_text(content)
     with pytest.raises(ConfigError, match=r"jserve compile --model PATH --output"):
-        baked_sizes(EngineConfig(model="m"), tmp_path)
+        with_precompiled_sizes(EngineConfig(model="m"), tmp_path)
 
 
 def test_output_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--output .* cannot be made"):
-        bake(EngineConfig(model="m"), tmp_path / "file" / "folder", quiet)
+        compile_ahead(EngineConfig(model="m"), tmp_path / "file" / "folder", quiet)

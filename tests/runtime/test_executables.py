@@ -150,23 +150,23 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert files(tmp_path) == []
 
 
-def test_baked_folder_is_read_first_and_never_written(tmp_path: Path) -> None:
-    mesh, baked, cache = mesh_of(), tmp_path / "baked", tmp_path / "cache"
-    ExecutableStore(baked, "key").get(adder(3, mesh), mesh)
-    (baked_file,) = files(baked)
-    before = baked_file.read_bytes()
-    store = ExecutableStore(cache, "key", baked=baked)
+def test_precompiled_folder_is_read_first_and_never_written(tmp_path: Path) -> None:
+    mesh, precompiled, cache = mesh_of(), tmp_path / "precompiled", tmp_path / "cache"
+    ExecutableStore(precompiled, "key").get(adder(3, mesh), mesh)
+    (precompiled_file,) = files(precompiled)
+    before = precompiled_file.read_bytes()
+    store = ExecutableStore(cache, "key", precompiled=precompiled)
     assert store.get(adder(3, mesh), mesh)[1]
     assert not cache.exists()
     assert not store.get(adder(4, mesh, "other"), mesh)[1]
-    assert files(baked) == [baked_file]
+    assert files(precompiled) == [precompiled_file]
     assert len(files(cache)) == 1
-    baked_file.write_bytes(b"damaged")
+    precompiled_file.write_bytes(b"damaged")
     compiled, loaded = store.get(adder(3, mesh), mesh)
     assert not loaded
     assert apply(compiled, mesh)[0] == 3
-    assert baked_file.read_bytes() == b"damaged"
-    assert (cache / baked_file.name).read_bytes()[:32] == before[:32] or ExecutableStore(cache, "key").get(
+    assert precompiled_file.read_bytes() == b"damaged"
+    assert (cache / precompiled_file.name).read_bytes()[:32] == before[:32] or ExecutableStore(cache, "key").get(
         adder(3, mesh), mesh
     )[1]
 

@@ -122,7 +122,10 @@ def test_decodes_that_are_known_as_such_are_packed_alike() -> None:
     slots = SlotSampling(SHAPE)
     for part in (known, pending, prompt):
         slots.enter(part.slot, part.sequence)
-    plain, told = plan_of(known, pending, prompt), replace(plan_of(known, pending, prompt), num_decodes=2, notable=(0,))
+    plain, told = (
+        plan_of(known, pending, prompt),
+        replace(plan_of(known, pending, prompt), num_decodes=2, with_updates=(0,)),
+    )
     np.testing.assert_array_equal(pack(plain).vector, pack(told).vector)
     np.testing.assert_array_equal(pack_sampling(slots, plain), pack_sampling(slots, told))
     assert needs(slots, plain) == needs(slots, told) == Variant(draws=True)

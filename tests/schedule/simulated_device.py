@@ -15,7 +15,7 @@ import numpy as np
 
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta, TokenLogprobs
 from jserve.schedule.groups import Windows, pages_held
-from jserve.schedule.plan import Reading, ScheduledChunk, StepPlan, StepTokens
+from jserve.schedule.plan import PromptRead, ScheduledChunk, StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
 
 EOS = 0
@@ -114,20 +114,22 @@ class SimulatedDevice:
                 second = [self._read(1, chunk.slot, group, last) for group in range(len(self.windows))]
                 token = self.last_token[chunk.slot] = next_token(second, chunk.output_index)
             sampled.append(token)
-        assert plan.reads == any(chunk.reads is not None for chunk in plan.chunks)
-        return StepTokens(sampled, readings=tuple(map(self._reading, (c for c in plan.chunks if c.reads is not None))))
+        assert plan.prompt_reads == any(chunk.prompt_reads is not None for chunk in plan.chunks)
+        return StepTokens(
+            sampled, prompt_reads=tuple(map(self._prompt_read, (c for c in plan.chunks if c.prompt_reads is not None)))
+        )
 
-    def _reading(self, chunk: ScheduledChunk) -> Reading:
+    def _prompt_read(self, chunk: ScheduledChunk) -> PromptRead:
         """As a score or a vector of each position, what the last layers hold there."""
-        assert chunk.reads is not None
-        assert chunk.start <= chunk.reads[0] < chunk.reads[1] <= chunk.start + chunk.length
+        assert chunk.prompt_reads is not None
+        assert chunk.start <= chunk.prompt_reads[0] < chunk.prompt_reads[1] <= chunk.start + chunk.length
         held = [
             sum(self.layers[1][self._place(chunk.slot, group, position)] for group in range(len(self.windows)))
-            for position in range(*chunk.reads)
+            for position in range(*chunk.prompt_reads)
         ]
         if chunk.sequence.request.pooling:
-            return Reading(chunk, [], np.array([sum(map(as_float, held)), 1.0], "<f4").tobytes())
-        return Reading(chunk, [TokenLogprobs(as_float(value), 1, [], []) for value in held])
+            return PromptRead(chunk, [], np.array([sum(map(as_float, held)), 1.0], "<f4").tobytes())
+        return PromptRead(chunk, [TokenLogprobs(as_float(value), 1, [], []) for value in held])
 
     def _place(self, slot: int, group: int, position: int) -> int:
         return self.tables[slot][group][position // self.page_size] * self.page_size + position % self.page_size
@@ -148,9 +150,9 @@ def check_plan(plan: StepPlan, *, budget: int, max_num_seqs: int) -> None:
     decodes = [chunk.length == 1 and chunk.samples and not chunk.is_first for chunk in plan.chunks]
     assert decodes == sorted(decodes, reverse=True), "a prompt's chunk stands before a decode"
     assert all(decodes[: plan.num_decodes])
-    assert not any(chunk.reads for chunk in plan.chunks[: plan.num_decodes])
+    assert not any(chunk.prompt_reads for chunk in plan.chunks[: plan.num_decodes])
     for row, chunk in enumerate(plan.chunks[: plan.num_decodes]):
-        assert (row in plan.notable) == bool(chunk.page_updates or chunk.start < len(chunk.sequence.token_ids))
+        assert (row in plan.with_updates) == bool(chunk.page_updates or chunk.start < len(chunk.sequence.token_ids))
     for chunk in plan.chunks:
         if chunk.samples:
             assert chunk.output_index == chunk.start + chunk.length - chunk.sequence.num_prompt >= 0
@@ -233,7 +235,7 @@ class World:
         if plan is not None:
             check_plan(plan, budget=self.budget, max_num_seqs=self.max_num_seqs)
             tokens = self.device.run(plan)
-            self.num_parts.update(reading.chunk.sequence.request.request_id for reading in tokens.readings)
+            self.num_parts.update(reading.chunk.sequence.request.request_id for reading in tokens.prompt_reads)
             self.in_flight.append((plan, tokens))
         return plan
 

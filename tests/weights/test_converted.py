@@ -24,8 +24,8 @@ from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.build import Build
 from jserve.models.registry import resolve
 from jserve.quant import Layout
-from jserve.quant.kept import config_of, read_kept
-from jserve.runtime.load_model import check_weights, convert, load_thin_weights, load_weights
+from jserve.quant.converted import config_of, read_converted
+from jserve.runtime.load_model import check_weights, convert, load_small_batch_weights, load_weights
 from jserve.runtime.platform import make_mesh
 from jserve.runtime.prepare import prepare
 from jserve.runtime.programs import Programs
@@ -66,7 +66,7 @@ def target(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def filled(folder: Path, parts: int, dtype: str, **options: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """All weights of a server on so many devices, and those of its thin steps."""
+    """All weights of a server on so many devices, and those of its small batches."""
     mesh = make_mesh(parts)
     checkpoint = open_checkpoint(folder)
     family, config = resolve(checkpoint.config(), source=folder)
@@ -76,18 +76,18 @@ def filled(folder: Path, parts: int, dtype: str, **options: Any) -> tuple[list[n
     check_weights(model, programs, checkpoint)
     asked = EngineConfig(model=str(folder))
     weights = load_weights(asked, model, programs, checkpoint, mesh, lambda *_: None)
-    thin: tuple[jax.Array, ...] = ()
-    if build.thin:
-        thin = load_thin_weights(model, programs, weights, checkpoint, mesh)
-    return [np.asarray(array) for array in weights], [np.asarray(array) for array in thin]
+    small_batch: tuple[jax.Array, ...] = ()
+    if build.small_batch:
+        small_batch = load_small_batch_weights(model, programs, weights, checkpoint, mesh)
+    return [np.asarray(array) for array in weights], [np.asarray(array) for array in small_batch]
 
 
 @pytest.mark.parametrize(
     ("parts", "dtype", "options"),
     [
         (1, "bfloat16", {}),
-        (1, "float32", {"thin": True}),
-        (1, "bfloat16", {"thin": True}),  # outputs first
+        (1, "float32", {"small_batch": True}),
+        (1, "bfloat16", {"small_batch": True}),  # outputs first
         (2, "bfloat16", {}),
         (4, "float32", {}),  # each KV head twice
     ],
@@ -205,7 +205,7 @@ def test_start_takes_it_up(target: Path) -> None:
     """Through the runtime's own path: a bfloat16 model on a CPU is float32, and held in its 16 bits."""
     checkpoint = open_checkpoint(target)
     prepared = prepare(EngineConfig(model=str(target)), checkpoint, make_mesh(1))
-    assert prepared.build.bits
+    assert prepared.build.bf16_as_uint16
     assert prepared.build.dtype == jnp.float32
 
 
@@ -258,12 +258,12 @@ def test_a_quantized_checkpoint_keeps_its_weights(source: Path, tmp_path: Path) 
 )
 def test_damaged_layouts_are_refused(layout: dict[str, Any]) -> None:
     whole = config_of({"model.layers.0.mlp.down_proj": Layout("int4", 16, True)})
-    assert read_kept(whole, "float32").scheme("model.layers.0.mlp.down_proj") is not None
+    assert read_converted(whole, "float32").scheme("model.layers.0.mlp.down_proj") is not None
     whole["modules"]["model.layers.0.mlp.down_proj"] |= layout
     with pytest.raises(CheckpointError, match="convert the model again"):
-        read_kept(whole, "float32")
+        read_converted(whole, "float32")
     with pytest.raises(CheckpointError, match="lists no modules"):
-        read_kept({"modules": []}, "float32")
+        read_converted({"modules": []}, "float32")
 
 
 def test_what_an_ollama_manifest_says_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

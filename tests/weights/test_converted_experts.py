@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
-from jserve.quant.kept import read_kept
+from jserve.quant.converted import read_converted
 from jserve.runtime import load_model as fill
 from jserve.runtime.load_model import check_weights, convert, load_weights
 from jserve.runtime.platform import make_mesh
@@ -98,4 +98,4 @@ def test_files_hold_numbers_and_not_the_bits_that_one_device_has_of_them(tmp_pat
 
 def test_mxfp4_has_scales_of_its_own_type() -> None:
     layout = {"kind": "mxfp4", "group_size": 32, "scale_dtype": "float8_e8m0fnu"}
-    assert read_kept({"modules": {"experts": layout}}, "float32").scheme("experts") is not None
+    assert read_converted({"modules": {"experts": layout}}, "float32").scheme("experts") is not None

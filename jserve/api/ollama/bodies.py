@@ -35,7 +35,7 @@ class LoadedModelBody(ModelBody):
     keep_alive: float | str | None = None
 
 
-class GenerationBody(LoadedModelBody):
+class OllamaGenerationBody(LoadedModelBody):
     """What /api/generate and /api/chat share. `stream` defaults to true."""
 
     stream: bool | None = True
@@ -49,14 +49,14 @@ class GenerationBody(LoadedModelBody):
         return self.stream is not False
 
 
-class ChatBody(GenerationBody):
+class OllamaChatBody(OllamaGenerationBody):
     """POST /api/chat."""
 
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-class GenerateBody(GenerationBody):
+class GenerateBody(OllamaGenerationBody):
     """POST /api/generate."""
 
     prompt: str | None = ""

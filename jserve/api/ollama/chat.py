@@ -9,10 +9,10 @@ from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
-from jserve.api.ollama.bodies import ChatBody
+from jserve.api.ollama.bodies import OllamaChatBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
 from jserve.api.ollama.messages import to_openai
-from jserve.api.openai import bodies as schemas
+from jserve.api.openai import bodies
 from jserve.api.openai.chat import start_chat
 
 
@@ -20,7 +20,7 @@ async def chat(request: Request) -> Response:
     """Handle one request. `stream` defaults to true; without messages nothing is generated."""
     received = time.time()
     server = context_of(request)
-    body = await read_body(request, ChatBody, any_media_type=True)
+    body = await read_body(request, OllamaChatBody, any_media_type=True)
     model = server.admit()
     fields = generation_fields(body, model, server) | thinking_fields(body.think, model)
     shape = AnswerShape(body.model_name or model.name, is_chat=True)
@@ -29,6 +29,6 @@ async def chat(request: Request) -> Response:
     if body.tools:
         fields["tools"] = body.tools
     fields |= {"messages": to_openai(body.messages), "logprobs": body.logprobs, "top_logprobs": body.top_logprobs}
-    generation = await start_chat(request, make_body(schemas.ChatBody, fields), model, id_prefix="ollama")
+    generation = await start_chat(request, make_body(bodies.ChatBody, fields), model, id_prefix="ollama")
     answer = OllamaAnswer(shape, model, generation, received)
     return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)

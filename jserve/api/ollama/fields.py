@@ -4,19 +4,19 @@ from typing import Any, TypeVar
 
 from jserve.api.context import ServerContext
 from jserve.api.model.served_model import ServedModel
-from jserve.api.ollama.bodies import GenerationBody
+from jserve.api.ollama.bodies import OllamaGenerationBody
 from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options, sampling_fields
 from jserve.api.ollama.timestamps import keep_alive_seconds
-from jserve.api.openai.bodies import GenerationBody as OpenAIBody
+from jserve.api.openai.bodies import GenerationBody
 from jserve.errors import RequestError
 
-Body = TypeVar("Body", bound=OpenAIBody)
+Body = TypeVar("Body", bound=GenerationBody)
 
 _LEVELS = ("low", "medium", "high", "max")
 
 
-def generation_fields(body: GenerationBody, model: ServedModel, server: ServerContext) -> dict[str, Any]:
+def generation_fields(body: OllamaGenerationBody, model: ServedModel, server: ServerContext) -> dict[str, Any]:
     """Name, options, format and logprobs. Raises RequestError and UnknownModelError."""
     check_model_name(server.settings, body.model_name)
     keep_alive_seconds(body.keep_alive)
@@ -51,7 +51,7 @@ def make_body(schema: type[Body], fields: dict[str, Any]) -> Body:
     return schema.model_validate(fields).model_copy(update={"stop": stop})
 
 
-def is_unload(body: GenerationBody) -> bool:
+def is_unload(body: OllamaGenerationBody) -> bool:
     """Whether a request without a prompt asks to unload the model, and not to load it."""
     return keep_alive_seconds(body.keep_alive) == 0
 

@@ -16,7 +16,7 @@ from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
-from jserve.api.openai import bodies as schemas
+from jserve.api.openai import bodies
 from jserve.api.openai.chat import prepare_chat
 from jserve.api.openai.completions import start_completion
 from jserve.errors import RequestError
@@ -49,7 +49,7 @@ async def _start_raw(request: Request, body: GenerateBody, model: ServedModel, f
     if body.logprobs or body.top_logprobs:
         _check_top_logprobs(body)
         fields["logprobs"] = body.top_logprobs or 0
-    return await start_completion(request, make_body(schemas.CompletionBody, fields), model, id_prefix="ollama")
+    return await start_completion(request, make_body(bodies.CompletionBody, fields), model, id_prefix="ollama")
 
 
 async def _start_in_template(
@@ -64,7 +64,7 @@ async def _start_in_template(
         "top_logprobs": body.top_logprobs,
     }
     server = context_of(request)
-    prepared = await prepare_chat(request, make_body(schemas.ChatBody, fields), model, id_prefix="ollama")
+    prepared = await prepare_chat(request, make_body(bodies.ChatBody, fields), model, id_prefix="ollama")
     if body.context:
         token_ids = [*body.context, *prepared.prompts[0].token_ids]
         check_prompt_length(len(token_ids), server.client.max_model_len)

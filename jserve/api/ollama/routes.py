@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jserve.api.ollama import models, store
-from jserve.api.ollama.bodies import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, ShowBody
+from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, GenerateBody, OllamaChatBody, ShowBody
 from jserve.api.ollama.chat import chat
 from jserve.api.ollama.embed import embed, ollama_embeddings
 from jserve.api.ollama.generate import generate
@@ -33,7 +33,7 @@ OLLAMA_ROUTES: tuple[tuple[str, str, Any], ...] = (
 )
 OLLAMA_BODIES: dict[str, type[BaseModel]] = {
     "/api/show": ShowBody,
-    "/api/chat": ChatBody,
+    "/api/chat": OllamaChatBody,
     "/api/generate": GenerateBody,
     "/api/embed": EmbedBody,
     "/api/embeddings": EmbeddingsBody,

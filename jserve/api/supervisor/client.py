@@ -16,7 +16,7 @@ from contextlib import suppress
 from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.admission import Admission
 from jserve.api.supervisor.inbox import Inbox
-from jserve.api.supervisor.process import EngineProcess, LaunchedEngine, launch_engine
+from jserve.api.supervisor.process import EngineHandle, LaunchedEngine, launch_engine
 from jserve.config import EngineConfig
 from jserve.errors import EngineFailedError, EngineUnavailableError, StartupError
 from jserve.protocol import (
@@ -41,7 +41,7 @@ _EXIT_GRACE_S = 2.0
 """How long an engine whose socket has ended may take to exit before it is killed."""
 
 
-class EngineState(enum.Enum):
+class EngineStatus(enum.Enum):
     """What the engine is doing. DOWN: no process, between a death and the next start, or for good."""
 
     LOADING = "loading"
@@ -57,12 +57,12 @@ class EngineClient:
         self._config = config
         self._settings = settings
         self._launched = launched
-        self._process: EngineProcess | None = None
+        self._process: EngineHandle | None = None
         self._inboxes: dict[str, Inbox] = {}
         self._fatal: EngineFatal | None = None
         self._deaths: deque[float] = deque()
         self._stopping = False
-        self.state = EngineState.LOADING
+        self.state = EngineStatus.LOADING
         self.progress: EngineProgress | None = None
         self.ready: EngineReady | None = None
         """What the newest ready engine told; kept while it is being restarted."""
@@ -96,7 +96,7 @@ class EngineClient:
     @property
     def is_stalled(self) -> bool:
         """Whether requests are open on a ready engine that has sent nothing for too long."""
-        is_busy = self.state is EngineState.READY and bool(self._inboxes)
+        is_busy = self.state is EngineStatus.READY and bool(self._inboxes)
         return is_busy and self.seconds_silent > self._settings.stall_timeout_s
 
     @property
@@ -111,7 +111,7 @@ class EngineClient:
 
     def check_ready(self) -> None:
         """Raise EngineUnavailableError, saying why, while no engine takes requests."""
-        if self.state is not EngineState.READY or self._stopping:
+        if self.state is not EngineStatus.READY or self._stopping:
             raise EngineUnavailableError(self.describe_unavailable())
 
     def submit(self, requests: Sequence[Request]) -> Inbox:
@@ -145,7 +145,7 @@ class EngineClient:
         """Why no request can be taken now, with how far a start is."""
         if self._stopping:
             return "the server is shutting down and takes no new requests"
-        if self.state is EngineState.DOWN:
+        if self.state is EngineStatus.DOWN:
             return "the engine has stopped and is about to be restarted; try again in a few seconds"
         doing = "restarting after a failure" if self.num_restarts else "starting"
         return f"the engine is still {doing}: {self._describe_progress()}; try again in a few seconds"
@@ -175,7 +175,7 @@ class EngineClient:
         process = self._process
         if process is None:
             return
-        if self.state is EngineState.LOADING:
+        if self.state is EngineStatus.LOADING:
             process.kill()
             return
         process.send([Shutdown()])
@@ -196,7 +196,7 @@ class EngineClient:
         self._fatal = None
         self.progress = None
         self.programs = None
-        self.state = EngineState.LOADING
+        self.state = EngineStatus.LOADING
         launched = self._launched or launch_engine(self._settings.engine_command, self._config)
         self._launched = None
         process = self._process = await launched.attach()
@@ -206,8 +206,8 @@ class EngineClient:
             process.kill()
             raise
         finally:
-            was_ready = self.state is EngineState.READY
-            self.state = EngineState.DOWN
+            was_ready = self.state is EngineStatus.READY
+            self.state = EngineStatus.DOWN
             self._fail_open_requests()
         code = await process.reap(_EXIT_GRACE_S)
         self._process = None
@@ -216,7 +216,7 @@ class EngineClient:
         elif code not in (0, -signal.SIGKILL):
             logger.warning("the engine process %s while it was stopped", _describe_exit(code))
 
-    async def _read_until_gone(self, process: EngineProcess) -> None:
+    async def _read_until_gone(self, process: EngineHandle) -> None:
         frames = asyncio.create_task(self._read_frames(process))
         exited = asyncio.create_task(process.wait_for_exit())
         try:
@@ -228,7 +228,7 @@ class EngineClient:
             frames.cancel()
             exited.cancel()
 
-    async def _read_frames(self, process: EngineProcess) -> None:
+    async def _read_frames(self, process: EngineHandle) -> None:
         with suppress(ConnectionError):
             while self._fatal is None:
                 self._receive_all(await process.frames.read())
@@ -253,7 +253,7 @@ class EngineClient:
             self.on_compiled(message)
         elif isinstance(message, EngineReady):
             self.ready = message
-            self.state = EngineState.READY
+            self.state = EngineStatus.READY
             self.on_ready(message)
         else:
             self._fatal = message

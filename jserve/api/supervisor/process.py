@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-class EngineProcess:
+class EngineHandle:
     """A running engine. `frames` are its messages; their end means that it is gone."""
 
     def __init__(
@@ -89,12 +89,12 @@ class LaunchedEngine:
     popen: "subprocess.Popen[bytes]"
     connection: socket.socket
 
-    async def attach(self) -> EngineProcess:
+    async def attach(self) -> EngineHandle:
         """Listen to it, on the running event loop."""
         self.connection.setblocking(False)
         loop = asyncio.get_running_loop()
         transport, frames = await loop.create_unix_connection(FrameReader, sock=self.connection)
-        return EngineProcess(self.popen, frames, transport)
+        return EngineHandle(self.popen, frames, transport)
 
 
 def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngine:

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from jserve.api.life import RequestLife
-from jserve.api.supervisor.client import EngineClient, EngineState
+from jserve.api.supervisor.client import EngineClient, EngineStatus
 from jserve.api.telemetry.histogram import Histogram, one_two_five
 from jserve.api.telemetry.http_metrics import HttpMetrics
 from jserve.protocol import EngineCompiled, EngineStats, TokenDelta
@@ -174,7 +174,7 @@ class Metrics(Collector):
     def _gauges(self) -> Iterator[Metric]:
         stats = self._client.stats
         usage = stats.num_pages_used / stats.num_pages if stats.num_pages else 0.0
-        running = self._client.state is EngineState.READY
+        running = self._client.state is EngineStatus.READY
         sum_waiting = stats.num_waiting + stats.num_deferred
         yield self._gauge("vllm:num_requests_running", "Sequences that hold a slot.", stats.num_running)
         yield self._gauge("vllm:num_requests_waiting", "Sequences that wait for one.", sum_waiting)

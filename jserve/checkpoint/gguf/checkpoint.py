@@ -22,7 +22,7 @@ from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
 from jserve.checkpoint.gguf.joined import Readable
 from jserve.checkpoint.gguf.split import open_other_parts
 from jserve.checkpoint.gguf.stored import Stored
-from jserve.checkpoint.gguf.views import AsStored, HeadsTogether, InputsFirst, RotatedInPairs, SomeHeads, View
+from jserve.checkpoint.gguf.views import AsStored, HeadsTogether, RotatedInPairs, SomeHeads, Transposed, View
 from jserve.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
@@ -120,7 +120,7 @@ def _check_view(file: GgufFile, tensor: GgufTensor, view: View) -> None:
         raise CheckpointError(
             f"{file.path}: tensor {tensor.name!r} has {tensor.shape[0]} rows, which {view.heads} heads cannot share"
         )
-    if isinstance(view, InputsFirst) and len(tensor.shape) != 2:
+    if isinstance(view, Transposed) and len(tensor.shape) != 2:
         raise CheckpointError(
             f"{file.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, not that of a matrix"
         )

@@ -14,12 +14,12 @@ from jserve.checkpoint.gguf.joined import Join, join_experts, join_latent
 from jserve.checkpoint.gguf.views import (
     AsStored,
     HeadsTogether,
-    InputsFirst,
     OneExpert,
     OneLess,
     OneRow,
     RotatedInPairs,
     SomeHeads,
+    Transposed,
     View,
 )
 
@@ -95,7 +95,7 @@ class Family:
             return OneLess()
         view = self.views[part](heads, kv_heads) if part in self.views else AsStored()
         # A bias has one axis, whatever the form of its weight.
-        return AsStored() if suffix == "bias" and isinstance(view, InputsFirst) else view
+        return AsStored() if suffix == "bias" and isinstance(view, Transposed) else view
 
 
 FAMILIES = {
@@ -188,7 +188,7 @@ FAMILIES = {
             "output": "lm_head",
         },
         layers="transformer.h",
-        views=dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), lambda heads, kv_heads: InputsFirst()),
+        views=dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), lambda heads, kv_heads: Transposed()),
     ),
     "gptneox": Family(
         "GPTNeoXForCausalLM",

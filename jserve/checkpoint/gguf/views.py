@@ -91,7 +91,7 @@ class SomeHeads:
 
 
 @dataclass(frozen=True, slots=True)
-class InputsFirst:
+class Transposed:
     """A matrix that Hugging Face keeps the other way round (GPT-2)."""
 
     def shape(self, stored: Shape) -> Shape:

@@ -83,7 +83,7 @@ def quantize(asked: QuantizeConfig, text: str, folder: Path, progress: Progress)
 
 
 def _refuse(model: str, checkpoint: Checkpoint, config: ModelConfig) -> None:
-    if checkpoint.format == "orbax":
+    if checkpoint.format == "converted":
         raise ConfigError(f"{model} is what jserve convert wrote; quantize the model that it is made of")
     raw = checkpoint.config()
     if detect(raw, None, checkpoint.tensors(), source=checkpoint.path) is not None:

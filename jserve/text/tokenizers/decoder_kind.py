@@ -14,7 +14,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"
 
 
-class Scheme(Enum):
+class TokenScheme(Enum):
     """What tokens are: bytes; or text and, as `<0x0A>`, single bytes; or something else."""
 
     BYTE_LEVEL = "byte-level"
@@ -26,12 +26,12 @@ class Scheme(Enum):
 class DecoderKind:
     """The scheme, and whether decoding drops one space at the very beginning."""
 
-    scheme: Scheme
+    scheme: TokenScheme
     strips_first_space: bool = False
 
     def token_bytes(self, token: str) -> bytes:
         """The bytes of one token, as if it stood in the middle of a text."""
-        if self.scheme is Scheme.BYTE_LEVEL:
+        if self.scheme is TokenScheme.BYTE_LEVEL:
             return bytes_of_token(token)
         if match := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
@@ -39,24 +39,24 @@ class DecoderKind:
 
     def fallback_byte(self, token: str) -> int | None:
         """The byte that a sentencepiece byte token stands for, or None for any other token."""
-        match = _BYTE_TOKEN.fullmatch(token) if self.scheme is Scheme.SENTENCEPIECE else None
+        match = _BYTE_TOKEN.fullmatch(token) if self.scheme is TokenScheme.SENTENCEPIECE else None
         return int(match[1], 16) if match else None
 
 
 def decoder_kind(backend: Backend) -> DecoderKind:
     """Recognise the decoder by its serialized form."""
     if backend.decoder is None:
-        return DecoderKind(Scheme.OTHER)
+        return DecoderKind(TokenScheme.OTHER)
     steps = _flatten(json.loads(backend.decoder.__getstate__()))
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
-        return DecoderKind(Scheme.BYTE_LEVEL)
+        return DecoderKind(TokenScheme.BYTE_LEVEL)
     replace = {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "}
     if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and steps[0] == replace:
         strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
         if len(steps) == 3 or steps[3:] == [strip]:
-            return DecoderKind(Scheme.SENTENCEPIECE, strips_first_space=len(steps) == 4)
-    return DecoderKind(Scheme.OTHER)
+            return DecoderKind(TokenScheme.SENTENCEPIECE, strips_first_space=len(steps) == 4)
+    return DecoderKind(TokenScheme.OTHER)
 
 
 def _flatten(step: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 from typing import Protocol
 
-from jserve.text.tokenizers.decoder_kind import Scheme
+from jserve.text.tokenizers.decoder_kind import TokenScheme
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
@@ -55,9 +55,9 @@ class _Decoder(Protocol):
 
 def _decoder_for(tokenizer: Tokenizer, continues: bool) -> _Decoder:
     kind = tokenizer.decoder_kind
-    if kind.scheme is Scheme.BYTE_LEVEL:
+    if kind.scheme is TokenScheme.BYTE_LEVEL:
         return _ByteLevel(tokenizer)
-    if kind.scheme is Scheme.SENTENCEPIECE:
+    if kind.scheme is TokenScheme.SENTENCEPIECE:
         return _Sentencepiece(tokenizer, strips_first_space=kind.strips_first_space and not continues)
     return _Window(tokenizer)
 

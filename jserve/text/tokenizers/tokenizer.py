@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from jserve.text.tokenizers.decoder_kind import DecoderKind, Scheme, decoder_kind
+from jserve.text.tokenizers.decoder_kind import DecoderKind, TokenScheme, decoder_kind
 
 _GIL_HELD_CHARACTERS = 1024
 """`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""
@@ -116,7 +116,7 @@ class Tokenizer:
         """Whether every character is in some token, so that the longest token bounds what a number of tokens holds.
         WordPiece drops white space, and makes any unknown word one token.
         """
-        return self.decoder_kind.scheme is not Scheme.OTHER
+        return self.decoder_kind.scheme is not TokenScheme.OTHER
 
     @cached_property
     def special_ends(self) -> tuple[int, int]:

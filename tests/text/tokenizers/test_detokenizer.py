@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from jserve.text.load import load_tokenizer
-from jserve.text.tokenizers.decoder_kind import Scheme
+from jserve.text.tokenizers.decoder_kind import TokenScheme
 from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
 from jserve.text.tokenizers.tokenizer import Tokenizer
 from tests.text.tokenizers.tokenizer_maker import (
@@ -27,7 +27,7 @@ from tests.text.tokenizers.tokenizer_maker import train_sentencepiece as train
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("byte_level") / "m.gguf"
     tokenizer = load_tokenizer(save_byte_level_gguf(path, train_byte_level("llama-bpe"), "llama-bpe"))
-    assert tokenizer.decoder_kind.scheme is Scheme.BYTE_LEVEL
+    assert tokenizer.decoder_kind.scheme is TokenScheme.BYTE_LEVEL
     return tokenizer
 
 
@@ -35,7 +35,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("sentencepiece")
     tokenizer = load_tokenizer(save_sentencepiece_gguf(folder / "m.gguf", train(folder)))
-    assert tokenizer.decoder_kind.scheme is Scheme.SENTENCEPIECE
+    assert tokenizer.decoder_kind.scheme is TokenScheme.SENTENCEPIECE
     return tokenizer
 
 
@@ -124,7 +124,7 @@ def test_any_other_decoder_is_run_over_a_window() -> None:
     backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.decoder = decoders.WordPiece()
     tokenizer = Tokenizer(backend, source=Path("wordpiece"))
-    assert tokenizer.decoder_kind.scheme is Scheme.OTHER
+    assert tokenizer.decoder_kind.scheme is TokenScheme.OTHER
     assert _pieces(tokenizer, [[0], [1], [2], [], [3, 0], [2]], False) == [
         *("un", "believ", "able", ""),
         *(" story un", "able", ""),
@@ -136,7 +136,7 @@ def test_replacement_characters_without_end_are_shown_by_any_other_decoder_and_c
     backend = Backend(models.WordLevel({"\ufffd": 0, "a": 1}, unk_token="a"))
     backend.decoder = decoders.Sequence([decoders.Fuse()])
     tokenizer = Tokenizer(backend, source=Path("other"))
-    assert tokenizer.decoder_kind.scheme is Scheme.OTHER
+    assert tokenizer.decoder_kind.scheme is TokenScheme.OTHER
     num_decoded = 0
 
     class Counting(Tokenizer):

@@ -15,7 +15,7 @@ from jserve.errors import ConfigError
 FILE = "sizes.json"
 
 
-class BakedSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PrecompiledSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the flags of these names were resolved to."""
 
     dtype: str
@@ -27,17 +27,17 @@ class BakedSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """None of an encoder, which has no cache."""
 
 
-def write_sizes(folder: Path, sizes: BakedSizes) -> None:
+def write_sizes(folder: Path, sizes: PrecompiledSizes) -> None:
     """Leave the sizes beside the programs, whole or not at all."""
     part = folder / f"{FILE}.part"
     part.write_bytes(msgspec.json.format(msgspec.json.encode(sizes)))
     os.replace(part, folder / FILE)
 
 
-def baked_sizes(asked: EngineConfig, folder: Path) -> EngineConfig:
+def with_precompiled_sizes(asked: EngineConfig, folder: Path) -> EngineConfig:
     """`asked` with the folder's sizes in place of automatic ones. Raises ConfigError where it holds none."""
     try:
-        sizes = msgspec.json.decode((folder / FILE).read_bytes(), type=BakedSizes)
+        sizes = msgspec.json.decode((folder / FILE).read_bytes(), type=PrecompiledSizes)
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(
             f"--executables {folder} holds no programs that `jserve compile` made ({error}); "

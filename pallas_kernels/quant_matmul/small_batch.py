@@ -7,13 +7,13 @@ slices: one loop, vectorised over lanes of inputs, that reads each byte once and
 import jax
 import jax.numpy as jnp
 
-__all__ = ["thin_matmul"]
+__all__ = ["small_batch_matmul"]
 
 LANES = (32, 64, 128, 256, 512, 16)
 MOST_TERMS = 48
 
 
-def thin_matmul(x: jax.Array, values: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array | None:
+def small_batch_matmul(x: jax.Array, values: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array | None:
     """f32[T, N], arguments as in `quant_matmul`; None where shapes or types do not suit."""
     packed = values.dtype == jnp.uint8
     if not packed and values.dtype != jnp.int8:

@@ -1,4 +1,4 @@
-"""Launches what a plan reads of its step beyond the next token, and brings it home; see `readout.py`."""
+"""Launches what a plan reads of its step beyond the next token, and brings it home; see `prompt_read_step.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from jserve.protocol import MAX_LOGPROBS, TokenLogprobs
 from jserve.runtime.pack import SlotSampling
 from jserve.runtime.shapes import Bucket, EngineShape
-from jserve.schedule.plan import Reading, StepPlan
+from jserve.schedule.plan import PromptRead, StepPlan
 
 Weights = tuple[jax.Array, ...]
 Table = Mapping[str, jax.stages.Compiled]
@@ -25,9 +25,9 @@ class Wanted:
 
     @classmethod
     def of(cls, plan: StepPlan, chosen: bool) -> "Wanted":
-        if not plan.reads:
+        if not plan.prompt_reads:
             return CHOSEN if chosen else NOTHING
-        pooling = [bool(chunk.sequence.request.pooling) for chunk in plan.chunks if chunk.reads is not None]
+        pooling = [bool(chunk.sequence.request.pooling) for chunk in plan.chunks if chunk.prompt_reads is not None]
         return cls(not all(pooling), any(pooling), chosen)
 
     def is_served_by(self, bucket: Bucket, programs: Table) -> bool:
@@ -43,7 +43,7 @@ NOTHING, CHOSEN = Wanted(), Wanted(chosen=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
+class PromptReads:
     """What is on its way home."""
 
     scores: jax.Array | None = None
@@ -53,22 +53,22 @@ class Readings:
     chosen: jax.Array | None = None
     """f32[S, MAX_CHOSEN]"""
 
-    def take_home(self, plan: StepPlan, vocab: int) -> tuple[Reading, ...]:
+    def take_home(self, plan: StepPlan, vocab: int) -> tuple[PromptRead, ...]:
         """One for each chunk that reads."""
         scores = None if self.scores is None else np.asarray(self.scores)
         sums = None if self.sums is None else np.asarray(self.sums, "<f4")
         found, place = [], 0
         for row, chunk in enumerate(plan.chunks):
-            if chunk.reads is None:
+            if chunk.prompt_reads is None:
                 continue
             if chunk.sequence.request.pooling:
                 assert sums is not None
-                found.append(Reading(chunk, [], sums[row].tobytes()))
+                found.append(PromptRead(chunk, [], sums[row].tobytes()))
             else:
                 assert scores is not None
-                end = place + chunk.reads[1] - chunk.reads[0]
+                end = place + chunk.prompt_reads[1] - chunk.prompt_reads[0]
                 asked = chunk.sequence.request.sampling.prompt_logprobs or 0
-                found.append(Reading(chunk, read_logprobs(scores[place:end], [asked] * (end - place), vocab)))
+                found.append(PromptRead(chunk, read_logprobs(scores[place:end], [asked] * (end - place), vocab)))
                 place = end
         return tuple(found)
 
@@ -110,7 +110,7 @@ def launch(
     weights: Weights,
     slots: SlotSampling,
     step: tuple[jax.Array, jax.Array | None],
-) -> Readings:
+) -> PromptReads:
     """Start what is wanted of a step's (logits, hidden)."""
     logits, hidden = step
     scores = sums = chosen = None
@@ -123,7 +123,7 @@ def launch(
     for array in (scores, sums, chosen):
         if array is not None:
             array.copy_to_host_async()
-    return Readings(scores, sums, chosen)
+    return PromptReads(scores, sums, chosen)
 
 
 def pack_scores(plan: StepPlan, bucket: Bucket) -> np.ndarray:
@@ -132,8 +132,8 @@ def pack_scores(plan: StepPlan, bucket: Bucket) -> np.ndarray:
     packed[1] = -1
     start = count = 0
     for chunk in plan.chunks:
-        if chunk.reads is not None and not chunk.sequence.request.pooling:
-            first, end = chunk.reads
+        if chunk.prompt_reads is not None and not chunk.sequence.request.pooling:
+            first, end = chunk.prompt_reads
             here = slice(count, count + end - first)
             packed[0, here] = np.arange(first, end) - chunk.start + start
             packed[1, here] = chunk.sequence.token_ids[first + 1 : end + 1]
@@ -147,8 +147,8 @@ def pack_sums(plan: StepPlan, shape: EngineShape) -> np.ndarray:
     packed = np.zeros((2, shape.max_num_seqs), np.int32)
     start = 0
     for row, chunk in enumerate(plan.chunks):
-        if chunk.reads is not None and chunk.sequence.request.pooling:
-            packed[:, row] = np.array(chunk.reads) - chunk.start + start
+        if chunk.prompt_reads is not None and chunk.sequence.request.pooling:
+            packed[:, row] = np.array(chunk.prompt_reads) - chunk.start + start
         start += chunk.length
     return packed
 

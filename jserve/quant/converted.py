@@ -22,7 +22,7 @@ _KINDS = {**dict.fromkeys(VALUE_TYPES, _SCALES), "mxfp4": ("float8_e8m0fnu",)}
 
 
 @dataclass(frozen=True, slots=True)
-class KeptWeight:
+class ConvertedWeight:
     """A `Scheme` whose arrays are read by `weights.converted`, not from tensors."""
 
     stored: Layout
@@ -50,17 +50,17 @@ class Kept:
     name: str
     layouts: tuple[tuple[str, Layout], ...]
 
-    def scheme(self, module: str) -> KeptWeight | None:
+    def scheme(self, module: str) -> ConvertedWeight | None:
         found = dict(self.layouts).get(module)
-        return None if found is None else KeptWeight(found)
+        return None if found is None else ConvertedWeight(found)
 
 
 def config_of(layouts: Mapping[str, Layout]) -> dict[str, Any]:
-    """What `read_kept` reads."""
+    """What `read_converted` reads."""
     return {"quant_method": METHOD, "modules": {module: asdict(layout) for module, layout in layouts.items()}}
 
 
-def read_kept(stored: Mapping[str, Any], scale_dtype: str) -> Kept:
+def read_converted(stored: Mapping[str, Any], scale_dtype: str) -> Kept:
     """Raises CheckpointError where it is not what `config_of` made."""
     modules = stored.get("modules")
     if not isinstance(modules, Mapping) or not modules:
