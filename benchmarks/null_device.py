@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks.presets import LLAMA_3_1_8B
 from benchmarks.step_time import write_model
-from jserve.batch import EngineState, SamplingState
+from jserve.batch import EngineState, SamplingState, Weights
 from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore
 from jserve.runtime import memory, start
@@ -21,7 +21,7 @@ from jserve.runtime.executables import Program
 from jserve.runtime.programs import SAMPLING_FIELDS, Programs
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket
-from jserve.runtime.step import StepLayout, Weights
+from jserve.runtime.step import StepLayout
 
 TOKEN = 5
 NARROW: dict[str, Any] = {

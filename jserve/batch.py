@@ -46,6 +46,8 @@ class CacheArray:
     """Heads are dealt out over the devices; else every device keeps all of them."""
 
 
+Weights = tuple[jax.Array, ...]
+"""All parameters of a model, in the order of `weights.load.parameters`."""
 LayerKV = tuple[jax.Array, ...]
 """The paged cache of one layer: arrays in the order in which its `DecoderLayer.cache` names them."""
 

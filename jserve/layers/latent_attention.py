@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jserve.batch import CacheArray, LayerKV, StepContext
 from jserve.config import ModelConfig
-from jserve.deepseek_config import LatentConfig
+from jserve.config.deepseek import LatentConfig
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Part, Split
 from jserve.layers.linear import Linear

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from jserve.batch import CacheArray
 from jserve.config import MOST_EXPERTS, MOST_LAYERS, ModelConfig, RopeConfig
-from jserve.config_fields import Fields
-from jserve.deepseek_config import GroupRouting, LatentConfig
+from jserve.config.deepseek import GroupRouting, LatentConfig
+from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.layers.grouped_router import GroupedMixture
 from jserve.layers.latent_attention import LatentAttention, latent_arrays

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jserve.batch import LayerKV, StepContext
 from jserve.config import MOST_LAYERS, MixtureConfig, ModelConfig
-from jserve.config_fields import Fields
+from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound

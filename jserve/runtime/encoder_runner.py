@@ -14,11 +14,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jserve.batch import Weights
 from jserve.config import ModelConfig
 from jserve.layers.build import Build
 from jserve.models.bert import Encoder
 from jserve.protocol import ProgramCounts, Request
-from jserve.runtime.encoder_step import EncodeBucket, Weights, encode_buckets, make_encode, pack, packed_size
+from jserve.runtime.encoder_step import EncodeBucket, encode_buckets, make_encode, pack, packed_size
 from jserve.runtime.executables import ExecutableStore, Program
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jserve.batch import Weights
 from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.bidirectional import QUERY_BLOCK
@@ -21,7 +22,6 @@ from jserve.protocol import Pooling, Request
 from jserve.runtime import memory
 from jserve.runtime.shapes import EngineShape, steps
 
-Weights = tuple[jax.Array, ...]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
 """By their numbers on the device."""
 _SHORTEST = 16

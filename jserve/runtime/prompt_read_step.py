@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jserve.batch import Weights
 from jserve.models.causal_lm import CausalLM
 from jserve.runtime.sampling import SCORE_COLUMNS, logprobs_of
-from jserve.runtime.step import Weights
 
 SCORE_ROWS = 64
 """Tokens that are scored at once: their logits f32[64, V] are the largest array."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jserve.batch import Weights
 from jserve.protocol import MAX_LOGPROBS, TokenLogprobs
 from jserve.runtime.pack import SlotSampling
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import PromptRead, StepPlan
 
-Weights = tuple[jax.Array, ...]
 Table = Mapping[str, jax.stages.Compiled]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jserve.batch import SamplingState
+from jserve.batch import SamplingState, Weights
 from jserve.protocol import ProgramCounts
 from jserve.runtime import prompt_reads, sampling
 from jserve.runtime.executables import ExecutableStore, Program
@@ -24,7 +24,6 @@ from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence
 
-Weights = tuple[jax.Array, ...]
 _NONE = np.zeros(0, np.int64)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import AttentionRows, EngineState, LayerKV, StepContext, StepInput
+from jserve.batch import AttentionRows, EngineState, LayerKV, StepContext, StepInput, Weights
 from jserve.config import ModelConfig
 from jserve.layers.rope import inverse_frequencies, rope_table
 from jserve.models.causal_lm import CausalLM, DecoderLayer
@@ -28,7 +28,6 @@ from jserve.runtime.layout import CacheLayout
 from jserve.runtime.shapes import Bucket, EngineShape
 from pallas_kernels.paged_attention import AttentionPlan, prepare
 
-Weights = tuple[jax.Array, ...]
 Vector = TypeVar("Vector", jax.Array, np.ndarray)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jserve.config import ModelConfig
-from jserve.deepseek_config import GroupRouting
+from jserve.config.deepseek import GroupRouting
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.rope import inverse_frequencies

@@ -1,0 +1,46 @@
+"""Configuration, frozen once read: what the user asks of the engine, and what the model's file says."""
+
+from jserve.config.deepseek import GroupRouting, LatentConfig
+from jserve.config.engine import (
+    DTYPES,
+    KV_CACHE_DTYPES,
+    LOAD_FORMATS,
+    QUANTIZATIONS,
+    QUANTIZE_BITS,
+    STORED_QUANTIZATIONS,
+    EngineConfig,
+    QuantizeConfig,
+)
+from jserve.config.model import (
+    LAYER_TYPES,
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    ROPE_KINDS,
+    MixtureConfig,
+    ModelConfig,
+    RopeConfig,
+    read_model_config,
+    read_rope,
+)
+
+__all__ = [
+    "DTYPES",
+    "KV_CACHE_DTYPES",
+    "LAYER_TYPES",
+    "LOAD_FORMATS",
+    "MOST_EXPERTS",
+    "MOST_LAYERS",
+    "QUANTIZATIONS",
+    "QUANTIZE_BITS",
+    "ROPE_KINDS",
+    "STORED_QUANTIZATIONS",
+    "EngineConfig",
+    "GroupRouting",
+    "LatentConfig",
+    "MixtureConfig",
+    "ModelConfig",
+    "QuantizeConfig",
+    "RopeConfig",
+    "read_model_config",
+    "read_rope",
+]
