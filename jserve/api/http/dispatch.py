@@ -6,12 +6,12 @@ same one. It keeps what needs it: paths with placeholders, its own pages, and ev
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from starlette._utils import get_route_path
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jserve.api.errors import EXPECTED_ERRORS, handle_error
+from jserve.api.path import route_path
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -27,7 +27,7 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = None
         if scope["type"] == "http":
-            handler = self._handlers.get((scope["method"], get_route_path(scope)))
+            handler = self._handlers.get((scope["method"], route_path(scope)))
         if handler is None:
             await self._app(scope, receive, send)
             return

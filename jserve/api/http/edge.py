@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
 from jserve.api.http.body_writer import body_writer_of
+from jserve.api.path import route_path
 from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.log import request_fields
@@ -123,7 +123,7 @@ def _enter(scope: Scope) -> Call:
     others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
     scope["headers"] = [*others, (b"x-request-id", request_id)]
     trace = {name.decode(): headers[name].decode("latin-1") for name in _TRACE_HEADERS if name in headers}
-    call = Call(request_id.decode(), scope["method"], get_route_path(scope), trace)
+    call = Call(request_id.decode(), scope["method"], route_path(scope), trace)
     enter_call(call)
     request_fields.set({"request_id": call.request_id})
     return call
