@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jserve.api.call import Call, enter_call
@@ -32,10 +34,10 @@ class Edge:
     """Gives each request an id, or takes the client's `X-Request-Id`, and says how each of them ended."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[str], tracer: Tracer | None
+        self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[BaseRoute], tracer: Tracer | None
     ) -> None:
         self._app = app
-        self._routes = frozenset(routes)
+        self._routes = frozenset(route.path for route in routes if isinstance(route, APIRoute))
         self._metrics = metrics
         self._model_name = model_name
         self._tracer = tracer
