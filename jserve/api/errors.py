@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 from pydantic import ValidationError
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.path import route_path
 from jserve.errors import (
     EngineFailedError,
     EngineUnavailableError,
@@ -161,7 +161,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response(Dialect.of(get_route_path(request.scope)))
+    response = answer_for(error).response(Dialect.of(route_path(request.scope)))
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
     return response
