@@ -7,7 +7,8 @@ import pytest
 
 from jserve.commands import foreign_flags
 from jserve.commands.inspect import parse_inspect
-from jserve.commands.options import build_parser, parse, parse_size
+from jserve.commands.options import build_parser, parse
+from jserve.commands.sizes import parse_size
 from jserve.errors import ConfigError
 
 
