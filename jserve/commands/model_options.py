@@ -30,6 +30,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--served-model-name",
+        dest="served_model_names",
+        default=[],
         metavar="NAME",
         nargs="+",
         action="extend",
@@ -48,6 +50,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--grammar-compile-timeout",
+        dest="grammar_compile_timeout_s",
         type=float,
         default=5.0,
         metavar="SECONDS",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jserve.api.access.keys import read_key_file
 from jserve.api.access.limits import Limits
-from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
+from jserve.api.settings import ServerSettings
 from jserve.commands.access_options import add_access_options, add_observability_options, flatten
 from jserve.commands.capacity_options import add_capacity_options
 from jserve.commands.model_options import add_model_options
@@ -62,8 +62,8 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
     arguments = list(argv[1:] if argv[:1] == ["serve"] else argv)
     options = parser.parse_args(arguments)
     if options.config is not None:
-        given = _given_options(arguments)
-        options = parser.parse_args([*arguments_of_file(parser, Path(options.config), given), *arguments])
+        from_file = arguments_of_file(parser, Path(options.config), _options_of_flags(arguments))
+        options = parser.parse_args([*from_file, *arguments])
     if options.model and options.model_path and options.model != options.model_path:
         parser.error(f"two models: {options.model_path} and --model {options.model}")
     options.model = options.model or options.model_path
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
     return _engine_config(options), _server_settings(options)
 
 
-def _given_options(arguments: Sequence[str]) -> set[str]:
+def _options_of_flags(arguments: Sequence[str]) -> set[str]:
     """Names of the options that the command line itself sets."""
     parser = build_parser()
     for action in parser._actions:
@@ -86,50 +86,9 @@ def _engine_config(options: argparse.Namespace) -> EngineConfig:
 
 def _server_settings(options: argparse.Namespace) -> ServerSettings:
     _check_parser_names(options)
-    return ServerSettings(
-        model=options.model,
-        served_model_names=tuple(options.served_model_name or ()),
-        host=options.host,
-        port=options.port,
-        root_path=options.root_path.rstrip("/"),
-        ssl_keyfile=options.ssl_keyfile,
-        ssl_certfile=options.ssl_certfile,
-        api_keys=_api_keys(options),
-        api_key_file=options.api_key_file,
-        metrics_without_key=options.metrics_without_key,
-        limits=_limits(options.limits),
-        cache_isolation=options.cache_isolation,
-        max_queued_requests=options.max_queued_requests,
-        max_queued_tokens=options.max_queued_tokens,
-        allowed_origins=flatten(options.allowed_origins),
-        allowed_methods=flatten(options.allowed_methods),
-        allowed_headers=flatten(options.allowed_headers),
-        allow_credentials=options.allow_credentials,
-        chat_template=options.chat_template,
-        tool_call_parser=options.tool_call_parser,
-        reasoning_parser=options.reasoning_parser,
-        exclude_tools_when_none=options.exclude_tools_when_tool_choice_none,
-        trust_request_chat_template=options.trust_request_chat_template,
-        generation_config=options.generation_config,
-        pooling=options.pooling,
-        score_method=options.score_method,
-        grammar_compile_timeout_s=options.grammar_compile_timeout,
-        max_grammar_bytes=options.max_grammar_bytes,
-        max_request_bytes=options.max_request_bytes,
-        receive_timeout_s=options.receive_timeout,
-        shutdown_timeout_s=options.shutdown_timeout,
-        stall_timeout_s=options.stall_timeout,
-        enable_prompt_tokens_details=options.enable_prompt_tokens_details,
-        enable_force_include_usage=options.enable_force_include_usage,
-        enable_per_request_metrics=options.enable_per_request_metrics,
-        stream_interval=options.stream_interval,
-        sse_keep_alive_interval_s=options.sse_keep_alive_interval,
-        log_level=options.log_level,
-        log_format=options.log_format,
-        enable_log_requests=options.enable_log_requests,
-        otlp_traces_endpoint=options.otlp_traces_endpoint,
-        engine_command=tuple(options.engine_command or DEFAULT_ENGINE_COMMAND),
-    )
+    values = {name: value for name, value in vars(options).items() if name in ServerSettings.__struct_fields__}
+    lists = {name: flatten(value) for name, value in values.items() if isinstance(value, list)}
+    return ServerSettings(**(values | lists | {"api_keys": _api_keys(options), "limits": _limits(options.limits)}))
 
 
 def _check_parser_names(options: argparse.Namespace) -> None:
@@ -152,5 +111,5 @@ def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:
     """Keys given by flag; the environment counts where no flag speaks of keys. A file that is wrong is told here."""
     if options.api_key_file is not None:
         read_key_file(options.api_key_file)
-        return tuple(options.api_key or ())
-    return tuple(options.api_key or [key for name in _KEY_VARIABLES if (key := os.environ.get(name))][:1])
+        return tuple(options.api_keys)
+    return tuple(options.api_keys or [key for name in _KEY_VARIABLES if (key := os.environ.get(name))][:1])

@@ -11,19 +11,27 @@ from jserve.errors import ConfigError
 def arguments_of_file(parser: argparse.ArgumentParser, path: Path, set_by_flag: set[str]) -> list[str]:
     """The file's options as arguments, without those that the command line sets itself: `set_by_flag`."""
     arguments: list[str] = []
-    actions: dict[str, argparse.Action] = {}
-    for action in parser._actions:
-        if action.option_strings and action.dest not in ("help", "version", "config"):
-            actions.setdefault(action.dest, action)
+    actions = _by_name(parser)
     for key, value in _read_yaml(path).items():
-        dest = str(key).replace("-", "_")
-        if dest not in actions:
-            flags = [flag for action in actions.values() for flag in action.option_strings]
-            hint = hint_for(f"--{dest.replace('_', '-')}", flags)
+        name = str(key).replace("_", "-")
+        action = actions.get(name)
+        if action is None:
+            hint = hint_for(f"--{name}", [f"--{known}" for known in actions])
             raise ConfigError(f"{path}: unknown option {key!r}" + (f": {hint}" if hint else ""))
-        if dest not in set_by_flag and not (dest == "model" and "model_path" in set_by_flag) and value is not None:
-            arguments += _as_arguments(actions[dest], value, path)
+        is_set = action.dest in set_by_flag or (name == "model" and "model_path" in set_by_flag)
+        if not is_set and value is not None:
+            arguments += _as_arguments(action, value, path)
     return arguments
+
+
+def _by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Options by the name of their flag. What switches another one off has no name of its own."""
+    return {
+        flag.removeprefix("--"): action
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and not flag.startswith("--no-") and action.dest not in ("help", "version", "config")
+    }
 
 
 def _as_arguments(action: argparse.Action, value: Any, path: Path) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from jserve.api.settings import DEFAULT_ENGINE_COMMAND
 from jserve.commands.sizes import parse_size
 
 
@@ -12,7 +13,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     group.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one")
-    group.add_argument("--root-path", default="", metavar="PATH", help="prefix that a proxy in front takes away")
+    group.add_argument(
+        "--root-path", type=_prefix, default="", metavar="PATH", help="prefix that a proxy in front takes away"
+    )
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
     group.add_argument(
@@ -24,6 +27,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--receive-timeout",
+        dest="receive_timeout_s",
         type=float,
         default=20.0,
         metavar="S",
@@ -31,6 +35,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--shutdown-timeout",
+        dest="shutdown_timeout_s",
         type=float,
         default=30.0,
         metavar="S",
@@ -38,6 +43,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--stall-timeout",
+        dest="stall_timeout_s",
         type=float,
         default=60.0,
         metavar="S",
@@ -63,9 +69,16 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sse-keep-alive-interval",
+        dest="sse_keep_alive_interval_s",
         type=float,
         default=15.0,
         metavar="S",
         help="seconds of silence after which a stream sends a comment, so that proxies do not end it; 0 for never",
     )
-    group.add_argument("--engine-command", type=shlex.split, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--engine-command", type=shlex.split, default=list(DEFAULT_ENGINE_COMMAND), help=argparse.SUPPRESS
+    )
+
+
+def _prefix(text: str) -> str:
+    return text.rstrip("/")
