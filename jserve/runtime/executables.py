@@ -32,8 +32,8 @@ SUFFIX = ".jserve"
 PART_PREFIX = "part-"
 _STALE_S = 3600
 """Age of what a writer left behind unfinished; the slowest write takes seconds."""
-SOURCE_FOLDERS = ("layers", "models", "runtime", "quant", "weights", "constrain")
-SOURCE_FILES = ("batch.py", "config.py", "protocol.py")
+SOURCE_FOLDERS = ("config", "layers", "models", "runtime", "quant", "weights", "constrain")
+SOURCE_FILES = ("batch.py", "protocol.py")
 FLAG_VARIABLES = ("XLA_", "JAX_", "TF_", "TRITON_", "CUBLAS", "CUDNN", "NVIDIA_TF32")
 """Beginnings of the environment variables that may change what is compiled."""
 LIMIT_BYTES = 8 << 30
