@@ -6,7 +6,7 @@ import pytest
 
 from jserve.commands.options import parse
 
-PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[2] / "jserve" / "commands" / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
