@@ -15,6 +15,7 @@ from jserve.api.access.limits import Limits
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND, ServerSettings
 from jserve.commands.access_options import add_access_options, add_observability_options, flatten
 from jserve.commands.foreign_flags import hint_for
+from jserve.commands.preset import config_path
 from jserve.commands.sizes import parse_count, parse_size
 from jserve.commands.speech_options import add_speech_options
 from jserve.config import (
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="YAML file with the options below; the command line wins (default: none)",
+        help="YAML file with the options below, or the name of a preset; the command line wins (default: none)",
     )
     _add_model_options(parser)
     _add_capacity_options(parser)
@@ -301,7 +302,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
     options = parser.parse_args(arguments)
     if options.config is not None:
         given = _given_options(arguments)
-        options = parser.parse_args([*_from_file(parser, Path(options.config), given), *arguments])
+        options = parser.parse_args([*_from_file(parser, config_path(options.config), given), *arguments])
     if options.model and options.model_path and options.model != options.model_path:
         parser.error(f"two models: {options.model_path} and --model {options.model}")
     options.model = options.model or options.model_path
