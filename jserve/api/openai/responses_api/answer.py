@@ -18,7 +18,6 @@ from jserve.api.openai.logprobs import LogprobsFormatter
 from jserve.api.openai.responses_api import shapes
 from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.responses_api.tools import OfferedTools
-from jserve.api.openai.shapes import encode
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}
