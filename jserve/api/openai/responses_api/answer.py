@@ -12,12 +12,12 @@ from jserve.api.generation.blocks import Block, BlockEvent, BlockRow, Closed, Gr
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import EVENT_STREAM
+from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.logprobs import LogprobsFormatter
 from jserve.api.openai.responses_api import shapes
 from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.responses_api.tools import OfferedTools
-from jserve.api.openai.shapes import encode
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from jserve.api.openai.shapes import TokenLogprob, encode
+from jserve.api.json_writer import encode
+from jserve.api.openai.shapes import TokenLogprob
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
