@@ -13,12 +13,12 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.json_writer import encode
+from jserve.api.path import route_path
 from jserve.errors import (
     ContextLengthError,
     EngineFailedError,
@@ -164,7 +164,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response(Dialect.of(get_route_path(request.scope)))
+    response = answer_for(error).response(Dialect.of(route_path(request.scope)))
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
     return response

@@ -67,6 +67,6 @@ async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext)
         add_generation_prompt=not body.continue_final_message if generates is None else generates,
         continue_final_message=body.continue_final_message,
         variables=body.chat_template_kwargs or {},
-        tools=body.tools,
+        tools=[tool for tool in body.tools or () if tool.get("type", "function") == "function"] or None,
         template=body.chat_template,
     )

@@ -53,6 +53,8 @@ class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     call_id: str
     name: str
     arguments: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+    """Where the function was offered in one."""
 
 
 Item = ReasoningItem | MessageItem | FunctionCallItem
