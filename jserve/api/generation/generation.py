@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET
 
 from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
@@ -170,8 +171,8 @@ class Generation:
     def usage(self, *, with_details: bool = False) -> Usage:
         """Token counts so far."""
         prompt, output = self.num_prompt_tokens, self._num_output
-        cached = PromptTokensDetails(self._num_cached) if with_details else None
-        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else None
+        cached = PromptTokensDetails(self._num_cached) if with_details else UNSET
+        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else UNSET
         return Usage(prompt, prompt + output, output, cached, thought)
 
     def request_metrics(self) -> RequestMetrics | None:
