@@ -16,6 +16,7 @@ from jserve.commands.capacity_options import add_capacity_options
 from jserve.commands.model_options import add_model_options
 from jserve.commands.options_file import arguments_of_file
 from jserve.commands.parser import Formatter, Parser
+from jserve.commands.preset import config_path
 from jserve.commands.server_options import add_server_options
 from jserve.commands.speech_options import add_speech_options
 from jserve.config import EngineConfig
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="YAML file with the options below; the command line wins (default: none)",
+        help="YAML file with the options below, or the name of a preset; the command line wins (default: none)",
     )
     add_model_options(parser)
     add_capacity_options(parser)
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerSettings]:
     arguments = list(argv[1:] if argv[:1] == ["serve"] else argv)
     options = parser.parse_args(arguments)
     if options.config is not None:
-        from_file = arguments_of_file(parser, Path(options.config), _options_of_flags(arguments))
+        from_file = arguments_of_file(parser, config_path(options.config), _options_of_flags(arguments))
         options = parser.parse_args([*from_file, *arguments])
     if options.model and options.model_path and options.model != options.model_path:
         parser.error(f"two models: {options.model_path} and --model {options.model}")
