@@ -15,7 +15,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from jserve.constrain.compiler import GrammarCompiler
+from jserve.constrain.compiler import GrammarCompiler, GrammarTokenizer
 from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
@@ -63,10 +63,10 @@ class EngineCore:
         self._embeds = started.embedder is not None
         self._eos_token_ids = started.eos_token_ids
         self.grammars = GrammarCompiler(
-            lambda: load_tokenizer(started.model).backend.to_str(), shape.vocab_size, started.eos_token_ids
+            lambda: _grammar_tokenizer(started.model), shape.vocab_size, started.eos_token_ids
         )
         self._deferred = DeferredRequests(self.grammars)
-        self._masks = MaskMaker(shape.vocab_size)
+        self._masks = MaskMaker(shape.vocab_size, lambda: self.grammars.vocab_size)
         self._in_flight: Launched | None = None
         self._num_steps = 0
         self._padded_tokens = 0
@@ -166,6 +166,11 @@ class EngineCore:
         masks, failed = self._masks.fill(rows, launched.unsampled.num_masks)
         deltas += [self.scheduler.fail(of_mask[place].sequence, error) for place, error in failed.items()]
         return self.runner.sample(launched, masks)
+
+
+def _grammar_tokenizer(model: str) -> GrammarTokenizer:
+    tokenizer = load_tokenizer(model)
+    return GrammarTokenizer(tokenizer.backend.to_str(), tokenizer.num_ids)
 
 
 def make_core(started: Started[Any], *, enable_prefix_caching: bool = True) -> Core:
