@@ -113,10 +113,10 @@ def test_a_token_costs_the_same_however_long_the_text(name: str, begin: str, end
     parser.push(begin)
     times = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(25_000):
             parser.push("word")
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     parser.push(end)
     assert times[1] < 3 * times[0], times
 
