@@ -14,7 +14,7 @@ import httpx
 import jsonschema
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from schemathesis import GenerationMode
 
 from jserve.api.app import BODIES, ROUTES
@@ -91,10 +91,8 @@ def description(server: LiveServer) -> Any:
 QUICK = settings(
     max_examples=15,
     derandomize=True,
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 LONG = settings(QUICK, max_examples=400, derandomize=False)
 OPERATIONS = [

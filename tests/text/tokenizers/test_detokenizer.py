@@ -56,7 +56,7 @@ def _pieces(tokenizer: Tokenizer, chunks: list[list[int]], skip: bool) -> list[s
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(data=st.data(), skip=st.booleans())
 def test_random_tokens_in_random_pieces_give_what_decode_gives(
     request: pytest.FixtureRequest, name: str, data: st.DataObject, skip: bool
@@ -71,7 +71,7 @@ def test_random_tokens_in_random_pieces_give_what_decode_gives(
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     text=st.text(max_size=30) | st.sampled_from(SAMPLES) | st.text("👍👨‍👩‍👧é你 ", max_size=20),
     data=st.data(),
