@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from pydantic import ValidationError
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.json_writer import encode
+from jserve.api.path import route_path
 from jserve.errors import (
     EngineFailedError,
     EngineUnavailableError,
@@ -98,17 +98,17 @@ class ErrorAnswer:
     def body(self, dialect: Dialect = Dialect.OPENAI) -> bytes:
         """The JSON body."""
         if dialect is Dialect.OLLAMA:
-            return msgspec.json.encode({"error": self.message})
+            return encode({"error": self.message})
         if dialect is Dialect.ANTHROPIC:
             kind = _ANTHROPIC_TYPES.get(self.status, "api_error")
-            return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": self.message}})
+            return encode({"type": "error", "error": {"type": kind, "message": self.message}})
         error = {
             "message": self.message,
             "type": self.type,
             "param": self.param,
             "code": self.code or self.status,
         }
-        return msgspec.json.encode({"error": error})
+        return encode({"error": error})
 
     def response(self, dialect: Dialect = Dialect.OPENAI) -> Response:
         """The HTTP response."""
@@ -161,7 +161,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
 
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response(Dialect.of(get_route_path(request.scope)))
+    response = answer_for(error).response(Dialect.of(route_path(request.scope)))
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)
     return response

@@ -32,8 +32,8 @@ SUFFIX = ".jserve"
 PART_PREFIX = "part-"
 _STALE_S = 3600
 """Age of what a writer left behind unfinished; the slowest write takes seconds."""
-SOURCE_FOLDERS = ("config", "layers", "models", "runtime", "quant", "weights", "constrain")
-SOURCE_FILES = ("batch.py", "protocol.py")
+NOT_COMPILED = ("api", "text", "commands")
+"""Folders of jserve that no program is traced from. All others count, so that none is forgotten."""
 FLAG_VARIABLES = ("XLA_", "JAX_", "TF_", "TRITON_", "CUBLAS", "CUDNN", "NVIDIA_TF32")
 """Beginnings of the environment variables that may change what is compiled."""
 LIMIT_BYTES = 8 << 30
@@ -187,12 +187,11 @@ def source_digest() -> str:
     """Digest of the source and the tables that programs are traced from; the same wherever it is installed."""
     import pallas_kernels
 
-    home, kernels = Path(__file__).parent.parent, Path(pallas_kernels.__path__[0])
-    files = [home / name for name in SOURCE_FILES]
-    files += [file for folder in SOURCE_FOLDERS for file in (home / folder).rglob("*.py")]
-    named = {f"jserve/{file.relative_to(home)}": file for file in files}
-    of_kernels = [*kernels.rglob("*.py"), *kernels.rglob("*.toml")]
-    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in of_kernels}
+    package, kernels = Path(__file__).parent.parent, Path(pallas_kernels.__path__[0])
+    names = {file: file.relative_to(package) for file in package.rglob("*.py")}
+    named = {f"jserve/{name}": file for file, name in names.items() if name.parts[0] not in NOT_COMPILED}
+    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in kernels.rglob("*.py")}
+    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in kernels.rglob("*.toml")}
     digest = hashlib.sha256()
     for name, file in sorted(named.items()):
         digest.update(name.encode() + file.read_bytes())

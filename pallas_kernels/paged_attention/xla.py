@@ -219,8 +219,8 @@ def _read(pages: Pages, ids: jax.Array, live: jax.Array | None = None) -> jax.Ar
     """
 
     def load(array: jax.Array) -> jax.Array:
-        found = _load(array, ids)
-        return found if live is None else jnp.where(live, found, 0)
+        values = _load(array, ids)
+        return values if live is None else jnp.where(live, values, 0)
 
     held, scale = load(pages[0]), pages[1]
     if scale is not None:

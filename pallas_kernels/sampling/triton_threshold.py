@@ -37,7 +37,7 @@ def kept_threshold_triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *
     if mass.dtype != jnp.float32:
         raise NotImplementedError(f"the Triton kernel wants mass in float32; got {mass.dtype}")
     rows, vocab = mass.shape
-    found: jax.Array = pl.pallas_call(
+    threshold: jax.Array = pl.pallas_call(
         functools.partial(_kernel, vocab=vocab),
         grid=(rows,),
         out_shape=output((rows,), jnp.float32, mass),
@@ -45,7 +45,7 @@ def kept_threshold_triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *
         interpret=interpret,
         name="kept_threshold",
     )(mass, top_k.astype(jnp.int32), top_p.astype(jnp.float32))
-    return found
+    return threshold
 
 
 def _kernel(mass_ref: Ref, k_ref: Ref, p_ref: Ref, out_ref: Ref, *, vocab: int) -> None:

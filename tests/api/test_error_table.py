@@ -88,22 +88,6 @@ ROWS: list[tuple[str, Any, int, str, str | None, str]] = [
         f"{CONTEXT}your prompt contains {MAX_MODEL_LEN} input tokens, which plus the number of requested output tokens "
         f"(at least 1) is longer than the maximum model length. {SHORTEN}",
     ),
-    *(
-        (
-            path,
-            {**body, field: 1000},
-            400,
-            "BadRequestError",
-            field,
-            f"{field}=1000 cannot be greater than max_model_len={MAX_MODEL_LEN}. Please request fewer output tokens. "
-            f"(parameter={field}, value=1000)",
-        )
-        for path, body, field in (
-            (COMPLETIONS, {"prompt": "x"}, "max_tokens"),
-            (CHAT, {"messages": MESSAGES}, "max_tokens"),
-            (CHAT, {"messages": MESSAGES}, "max_completion_tokens"),
-        )
-    ),
     (COMPLETIONS, {"prompt": ["a", ""]}, 400, "BadRequestError", "prompt", "The decoder prompt cannot be empty"),
     *(
         (

@@ -234,7 +234,11 @@ def test_environment_key_tells_meshes_and_flags_apart(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "file", ["protocol.py", "batch.py", "weights/load.py", "layers/norm.py", "models/qwen3.py", "runtime/step.py"]
+    "file",
+    [
+        *("protocol.py", "batch.py", "config/model.py", "weights/load.py", "layers/norm.py", "models/qwen3.py"),
+        *("runtime/step.py", "schedule/groups.py"),
+    ],
 )
 def test_source_digest_changes_with_the_source_that_programs_are_made_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str

@@ -28,19 +28,13 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool =
         )
 
 
-def check_max_tokens(value: int | None, max_model_len: int, *, param: str, least: int = 1) -> None:
-    """Raise RequestError where the request asks for fewer tokens than `least`, or for more than the context holds."""
-    if value is None:
-        return
-    if value < least:
+def check_max_tokens(value: int | None, *, param: str, least: int = 1) -> None:
+    """Raise RequestError where the request asks for fewer tokens than `least`.
+
+    More than the context holds is no error: it is cut to what the prompt leaves of it, as is less than that.
+    """
+    if value is not None and value < least:
         raise invalid(f"{param} must be at least {least}, got {value}.", param, value)
-    if value > max_model_len:
-        raise invalid(
-            f"{param}={value} cannot be greater than max_model_len={max_model_len}. "
-            "Please request fewer output tokens.",
-            param,
-            value,
-        )
 
 
 def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int, cap: int | None) -> int:

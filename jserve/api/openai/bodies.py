@@ -1,4 +1,4 @@
-"""The bodies of requests, as pydantic models. Responses are structs in `responses.py`.
+"""The bodies of requests, as pydantic models. Responses are structs in `shapes.py`.
 
 A field that is absent means the server's default, so almost everything is optional. Unknown fields are
 accepted and kept in `model_extra`, where `unsupported.py` looks for those that would change the output.
@@ -154,12 +154,12 @@ class FunctionBody(BaseModel):
 
 
 class ToolBody(BaseModel):
-    """A tool, which is a function."""
+    """A tool. Only a function can be called here; `tool_use.py` leaves tools of other types out."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["function"] = "function"
-    function: FunctionBody
+    type: str = "function"
+    function: FunctionBody | None = None
 
 
 class NamedFunction(BaseModel):
@@ -194,6 +194,8 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
     thinking_token_budget: int | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """A variable of the template, like `reasoning_effort`; most templates do not read it."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 

@@ -6,8 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jserve.api.generation.usage import RequestMetrics, Usage
-
-encode = msgspec.json.Encoder().encode
+from jserve.api.json_writer import encode
 
 StopReason = int | str | None
 

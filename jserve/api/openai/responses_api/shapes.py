@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from jserve.api.openai.shapes import TokenLogprob, encode
+from jserve.api.json_writer import encode
+from jserve.api.openai.shapes import TokenLogprob
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
@@ -51,6 +52,8 @@ class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     call_id: str
     name: str
     arguments: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+    """Where the function was offered in one."""
 
 
 Item = ReasoningItem | MessageItem | FunctionCallItem
