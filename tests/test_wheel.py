@@ -119,8 +119,8 @@ def new_environment(folder: Path) -> Path:
 
 
 def uv(environment: Path, *arguments: str) -> None:
-    python = str(environment / "bin" / "python")
-    subprocess.run([sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *arguments], check=True)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(environment / "bin" / "python")]
+    subprocess.run([*install, *arguments], check=True)
 
 
 def answers_a_chat(environment: Path, folder: Path) -> bool:
