@@ -10,14 +10,13 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
 from jserve.api.http.body_writer import body_writer_of
-from jserve.api.path import route_path
+from jserve.api.http.route_paths import RoutePaths, route_path
 from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.log import request_fields
@@ -37,7 +36,7 @@ class Edge:
         self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[BaseRoute], tracer: Tracer | None
     ) -> None:
         self._app = app
-        self._routes = frozenset(route.path for route in routes if isinstance(route, APIRoute))
+        self._paths = RoutePaths(routes)
         self._metrics = metrics
         self._model_name = model_name
         self._tracer = tracer
@@ -47,6 +46,9 @@ class Edge:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
+        path = route_path(scope)
+        if (meant := self._paths.meant_by(path)) != path:
+            scope["path"] = scope["path"].removesuffix(path) + meant
         call = _enter(scope)
         request_id = (b"x-request-id", call.request_id.encode())
         status = num_bytes = 0
@@ -95,7 +97,7 @@ class Edge:
         route = scope.get("route")
         if route is not None:
             return str(route.path)
-        return call.path if call.path in self._routes else "other"
+        return call.path if call.path in self._paths.fixed else "other"
 
     def _describe(self, call: Call, status: int, seconds: float) -> dict[str, Any]:
         """Fields of the structured log."""

@@ -6,7 +6,7 @@ from jserve.api.access.account import Accounts
 from jserve.api.access.keys import KeyRing
 from jserve.api.call import current_call
 from jserve.api.errors import Dialect, UnauthorizedError, answer_for
-from jserve.api.path import route_path
+from jserve.api.http.route_paths import route_path
 from jserve.errors import RateLimitError
 from jserve.log import request_fields
 
