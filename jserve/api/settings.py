@@ -41,6 +41,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cache_isolation: str = "key"
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
+    allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import pytest
 
 from jserve.errors import StartupError
 from tests.api.live_server import LiveServer, StartServer
+from tests.patience import PATIENCE_S
 
 _BODY = {"prompt": "hello ", "max_tokens": 240}
 
@@ -24,37 +25,35 @@ def _kill(live: LiveServer) -> None:
     os.kill(live.engine_pid, signal.SIGKILL)
 
 
-def test_streams_and_whole_answers_fail_at_once_and_the_engine_comes_back(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "20", "--load-s", "0.3")
-    whole: list[tuple[float, Any]] = []
-
-    def ask() -> None:
-        response = live.http.post("/v1/completions", json=_BODY)
-        whole.append((time.monotonic(), response))
-
-    asking = threading.Thread(target=ask)
+def test_streams_and_whole_answers_fail_at_once_and_the_engine_comes_back(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """At once: before the next engine is loaded."""
+    hold = tmp_path / "hold"
+    live = start_server("--step-ms", "20", "--load-held-by", str(hold), max_model_len=40_000)
+    hold.touch()
+    body = {**_BODY, "max_tokens": 30_000}
+    whole: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: whole.append(live.http.post("/v1/completions", json=body)))
     asking.start()
-    with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
+    with live.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         live.wait_for(lambda: live.metric("vllm:num_requests_running") == 2)
-        killed_at = time.monotonic()
         _kill(live)
         rest = [line for line in lines if line]
-        assert time.monotonic() - killed_at < 1.0
     assert response.status_code == 200
     error = json.loads(rest[-2].removeprefix("data: "))["error"]
-    assert (error["type"], error["code"]) == ("InternalServerError", 500)
+    assert (error["type"], error["code"]) == ("InternalServerError", None)
     assert "died" in error["message"]
     assert rest[-1] == "data: [DONE]"
-    asking.join(5)
-    [(answered_at, answer)] = whole
-    assert answered_at - killed_at < 1.0
-    assert answer.status_code == 500
-    assert answer.json()["error"]["type"] == "InternalServerError"
+    asking.join(PATIENCE_S)
+    assert whole[0].status_code == 500
+    assert whole[0].json()["error"]["type"] == "InternalServerError"
     refused = live.http.get("/ready")
     assert refused.status_code == 503
     assert "restart" in refused.json()["error"]["message"]
+    hold.unlink()
     live.wait_until_ready()
     assert live.complete("ab", max_tokens=2)["choices"][0]["text"] == "ab"
     assert live.metric("jserve:engine_restarts_total") == 1
@@ -116,12 +115,6 @@ def test_stalled_engine_shows_in_health_decode(start_server: StartServer) -> Non
         live.wait_for(lambda: live.status("/health/decode") == 200)
 
 
-def _begin_and_leave(live: LiveServer) -> None:
-    """A client that sends a request and goes away at once."""
-    with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
-        assert next(response.iter_lines())
-
-
 def test_an_engine_that_hangs_is_noticed_though_no_client_waits(start_server: StartServer) -> None:
     live = start_server("--step-ms", "20", stall_timeout_s=0.2)
     pid = live.engine_pid
@@ -147,33 +140,11 @@ def test_an_engine_that_hangs_for_too_long_is_started_again(start_server: StartS
     with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
         assert next(response.iter_lines())
         os.kill(pid, signal.SIGSTOP)
-    live.wait_for(lambda: live.metric("jserve:engine_restarts_total") == 1, 15)
+    live.wait_for(lambda: live.metric("jserve:engine_restarts_total") == 1)
     live.wait_until_ready()
     assert live.engine_pid != pid
     assert live.complete("ab", max_tokens=2)["choices"][0]["text"] == "ab"
     assert live.status("/health/decode") == 200
-
-
-def test_one_that_is_idle_or_works_is_left_alone(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "50", stall_timeout_s=0.2, hang_timeout_s=0.6)
-    assert live.complete("abc", max_tokens=40, ignore_eos=True)["usage"]["completion_tokens"] == 40
-    _begin_and_leave(live)
-    live.wait_for(lambda: live.server.context.client.seconds_silent == 0)
-    time.sleep(1)
-    assert live.metric("jserve:engine_restarts_total") == 0
-
-
-def test_a_prompt_that_takes_long_is_no_stall(start_server: StartServer) -> None:
-    """The engine says that it makes steps, though none of them gives a token (`--prompt-steps` of the fake one)."""
-    live = start_server("--step-ms", "50", "--prompt-steps", "40", stall_timeout_s=0.5, hang_timeout_s=1.0)
-    statuses = set()
-    asking = threading.Thread(target=lambda: live.complete("abc", max_tokens=1))
-    asking.start()
-    while asking.is_alive():
-        statuses.add(live.status("/health/decode"))
-        time.sleep(0.05)
-    assert statuses == {200}
-    assert live.metric("jserve:engine_restarts_total") == 0
 
 
 def test_an_engine_is_started_again_though_descriptors_are_lacking_at_first(
@@ -192,7 +163,7 @@ def test_an_engine_is_started_again_though_descriptors_are_lacking_at_first(
     monkeypatch.setattr("jserve.api.supervisor.process.subprocess.Popen", without_descriptors)
     monkeypatch.setattr("jserve.api.supervisor.client._RELAUNCH_S", 0.05)
     _kill(live)
-    live.wait_for(lambda: len(attempts) == 3, 15)
+    live.wait_for(lambda: len(attempts) == 3)
     live.wait_until_ready()
     assert live.error is None
     assert live.complete("ab", max_tokens=2)["choices"][0]["text"] == "ab"
