@@ -20,6 +20,7 @@ from jserve.api.http.dispatch import Dispatch
 from jserve.api.http.edge import Edge
 from jserve.api.http.error_handler import handle_error
 from jserve.api.http.guard import OPEN_PATHS, Guard
+from jserve.api.http.host_names import HostNames
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
 from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from jserve.api.openai.chat import chat_completions
@@ -119,7 +120,8 @@ def _add_layers(app: FastAPI, server: ServerContext) -> None:
     settings = server.settings
     app.add_middleware(Dispatch, routes=app.routes)
     open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
-    app.add_middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
+    hosts = HostNames(settings.allowed_hosts, needs_key=settings.needs_key)
+    app.add_middleware(Guard, hosts=hosts, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

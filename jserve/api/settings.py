@@ -118,6 +118,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"{flag} is {limit} but must be at least {least}")
 
     @property
+    def needs_key(self) -> bool:
+        """Whether requests must bring a key."""
+        return bool(self.api_keys) or self.api_key_file is not None
+
+    @property
     def model_names(self) -> tuple[str, ...]:
         """The names that requests may use; the first is the one that responses carry."""
         if self.served_model_names:

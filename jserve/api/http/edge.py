@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +28,8 @@ _NOT_IN_AN_ID = re.compile(rb"[^\x21-\x7e]")
 _MAX_ID_CHARS = 128
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _CLIENT_GONE = 499
+_SAFE = "/:@!$&'()*+,;=~"
+"""What a path may hold as it is (RFC 3986, 3.3); in the log all else is encoded again, line ends above all."""
 
 
 class Edge:
@@ -88,7 +91,7 @@ class Edge:
             response_bytes=num_bytes,
         )
         logger.info(
-            "%s %s %d in %.3f s", call.method, call.path, status, seconds,
+            "%s %s %d in %.3f s", call.method, quote(call.path, _SAFE), status, seconds,
             extra=self._describe(call, status, seconds),
         )  # fmt: skip
 
@@ -103,7 +106,7 @@ class Edge:
         """Fields of the structured log."""
         described: dict[str, Any] = {
             "method": call.method,
-            "path": call.path,
+            "path": quote(call.path, _SAFE),
             "status": status,
             "total": round(seconds, 4),
         }
