@@ -4,19 +4,28 @@ Frames are a length and a body, both ways. The process says with an empty frame 
 """
 
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
+from jserve.api.supervisor.environment import child_environment
 from jserve.api.supervisor.process import die_with_parent
 from jserve.text.templates.job_frames import LENGTH
+
+logger = logging.getLogger(__name__)
 
 _START_S = 60.0
 """Seconds to import, and to take in the first frame, on the slowest machine."""
 
 
 class WorkerLostError(Exception):
-    """The process took too long over a job, or ended, and is gone. The message says which."""
+    """The process took too long over a job and was killed, or has ended. The message says which."""
+
+
+class WorkerDiedError(WorkerLostError):
+    """It has ended, or could not be started, twice. Whether the job is at fault nobody knows."""
 
 
 class WorkerProcess:
@@ -35,9 +44,15 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter
 
     async def call(self, request: bytes) -> bytes:
-        """The answer of the process. Raises WorkerLostError."""
+        """The answer of the process. Raises WorkerLostError.
+
+        A process that ends in the middle of a job may have been killed by anybody: the job gets another one.
+        """
         self.num_waiting += 1
         try:
+            return await self._serve(request)
+        except WorkerDiedError as why:
+            logger.warning("a job for %s %s; it is tried once more in a new one", self._module, why)
             return await self._serve(request)
         finally:
             self.num_waiting -= 1
@@ -55,7 +70,9 @@ class WorkerProcess:
             except TimeoutError:
                 raise WorkerLostError(f"took more than {self._wall_s:g} s") from None
             except (asyncio.IncompleteReadError, ConnectionError):
-                raise WorkerLostError("overwhelmed the process that did it") from None
+                raise WorkerDiedError("overwhelmed the process that did it") from None
+            except OSError as error:
+                raise WorkerDiedError(f"found no process to do it: {error}") from error
             finally:
                 if not is_answered:  # Also where the caller was cancelled: its answer must not become the next one's.
                     self.stop()
@@ -78,15 +95,18 @@ class WorkerProcess:
     async def _launch(self) -> None:
         self.stop()
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as opened:
+            opened.enter_context(ours)
             popen = subprocess.Popen(
                 [sys.executable, "-m", self._module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
+                env=child_environment(),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+            opened.pop_all()
         ours.setblocking(False)
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._popen = popen
