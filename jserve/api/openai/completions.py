@@ -98,18 +98,18 @@ def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -
 
 
 def split_prompts(
-    prompt: str | list[int] | list[str] | list[list[int]] | None,
+    prompt: str | list[int] | list[str] | list[list[int]] | None, *, param: str = "prompt"
 ) -> list[str] | list[list[int]]:
     """One entry per prompt. Raises RequestError where there is none, or too many."""
     if not prompt:
-        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param=param)
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
         return [prompt]
     if len(prompt) > MAX_PROMPTS:
-        message = f"prompt holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
-        raise RequestError(message, param="prompt")
+        message = f"{param} holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
+        raise RequestError(message, param=param)
     return prompt
 
 
