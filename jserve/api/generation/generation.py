@@ -7,8 +7,10 @@ a `Generation`, which both the streaming and the whole answer are made from.
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -185,6 +187,7 @@ class Generation:
             return None
         if delta.finish_reason == "error":
             raise EngineFailedError(delta.error or "the engine could not finish this request")
+        _check_finite(delta)
         choice, life = entry
         self._metrics.observe_delta(life, delta, now)
         before, thought = choice.num_tokens, choice.num_reasoning
@@ -322,6 +325,20 @@ class Generator:
             max_tokens=max_tokens,
             min_tokens=min(sampling.min_tokens, max_tokens),
             seed=choice_seed(sampling.seed, k),
+        )
+
+
+def _check_finite(delta: TokenDelta) -> None:
+    """Raise EngineFailedError where a number that the client would read is NaN or infinite: JSON has none of them.
+
+    A probability of zero is no such number: its logarithm is minus infinity, which is written as -9999.
+    """
+    positions = [*(delta.logprobs or ()), *(delta.prompt_logprobs or ())]
+    is_nan = any(position.logprob != position.logprob for position in positions)
+    if is_nan or (delta.embedding and not math.isfinite(math.fsum(array("f", delta.embedding)))):
+        raise EngineFailedError(
+            "the model computed a number that is not finite (NaN or infinity), so it has no answer; its weights or the "
+            "precision that it runs in (--dtype, --kv-cache-dtype) are at fault"
         )
 
 
