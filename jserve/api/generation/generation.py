@@ -31,6 +31,7 @@ from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
 from jserve.text.output.pieces import OutputParser
+from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -254,10 +255,13 @@ class Generator:
     def start(self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None) -> Generation:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
-        The caller must `finish` the generation, whatever happens. Raises EngineUnavailableError, OverloadedError,
-        or RateLimitError for the key of the current call.
+        The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
+        no row for, EngineUnavailableError, OverloadedError, or RateLimitError for the key of the current call.
         """
         self.check_available()
+        check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
+        for prompt in request.prompts:
+            check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
         call = current_call()
         requests, choices = self._engine_requests(request, tokenizer, cap, call)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.api.live_server import LiveServer
+from tests.patience import PATIENCE_S
 
 MESSAGES = [{"role": "user", "content": "né🎉 hello world"}]
 
@@ -144,7 +145,7 @@ def test_all_choices_of_a_step_go_out_in_one_write(server: LiveServer) -> None:
     body = {"prompt": "abc", "n": 8, "temperature": 1, "max_tokens": 10, "stream": True}
     content = json.dumps(body).encode()
     port = int(server.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
             b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content)
@@ -167,7 +168,7 @@ def test_many_streams_at_once_get_their_own_text(server: LiveServer) -> None:
 
     async def all_of_them() -> list[tuple[str, str]]:
         limits = httpx.Limits(max_connections=64)
-        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=PATIENCE_S) as client:
             return await asyncio.gather(*(one(client, number) for number in range(64)))
 
     for prompt, text in asyncio.run(all_of_them()):
