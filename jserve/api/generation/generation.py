@@ -11,8 +11,7 @@ import math
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import msgspec
 from msgspec import UNSET
@@ -22,6 +21,7 @@ from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
 from jserve.api.errors import ClientGoneError
 from jserve.api.generation.choice import Choice, ChoiceUpdate
+from jserve.api.generation.request import GenerationRequest
 from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
@@ -29,8 +29,7 @@ from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.inbox import Inbox
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
-from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
-from jserve.text.output.pieces import OutputParser
+from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
@@ -44,44 +43,6 @@ _LOGGED = (
     "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs", "prompt_logprobs",
 )  # fmt: skip
 """Fields of a request that may be logged; others hold words."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPrompt:
-    """A prompt as token ids, checked against the context's length. `text` is kept where it is echoed."""
-
-    token_ids: list[int]
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ParserUse:
-    """Where tool calls are looked for, in the words of the metric that counts it."""
-
-    mode: str
-    request_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """What an endpoint asks of the engine. Choices are prompt-major: index = prompt * n + k.
-
-    `new_parser` makes the parser of one choice, which takes reasoning and tool calls out of its text.
-    `counts_reasoning`: usage tells how many tokens were reasoning. `parser_use` is None where no tools are.
-    """
-
-    public_id: str
-    prompts: Sequence[PreparedPrompt]
-    sampling: SamplingParams
-    priority: int = 0
-    cache_salt: str = ""
-    new_parser: Callable[[], OutputParser] | None = None
-    stream_interval: int = 1
-    """Tokens of a choice per event of a stream."""
-    pooling: Pooling = ""
-    """Not empty: each prompt's embedding is wanted, and nothing is generated."""
-    counts_reasoning: bool = False
-    parser_use: ParserUse | None = None
 
 
 class Generation:

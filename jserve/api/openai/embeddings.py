@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from jserve.api.context import context_of
 from jserve.api.errors import invalid
-from jserve.api.generation.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
