@@ -42,7 +42,7 @@ from benchmarks.parts import (
 )
 from benchmarks.report import machine
 from benchmarks.servers import SERVERS, Field, Forms, Running, Server, convert, fastest_dtype, install, with_cache
-from benchmarks.speed_table import print_table, write_readme
+from benchmarks.speed_table import print_table, write_pages
 
 RESULTS = ROOT / "benchmarks" / "results"
 GOODPUT_S = 210.0
@@ -210,10 +210,10 @@ def together(names: Sequence[str], bench: Bench, ready: Sequence[Server]) -> lis
 
 
 def finish(results: Path, tiny: bool) -> None:
-    """Charts and tables out of the result files; the README's table where these are the committed ones."""
+    """Charts and tables out of the result files; the pages' tables where these are the committed ones."""
     draw_all(results)
     if results == RESULTS and not tiny:
-        write_readme(results)
+        write_pages(results)
     print_table(results)
 
 

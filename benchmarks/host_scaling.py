@@ -34,6 +34,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.host_scaling_plot import scaling_chart
 from benchmarks.null_device import start_null_engine
 from benchmarks.report import machine
 from benchmarks.turn_clock import PHASES, TurnClock, Turns
@@ -296,15 +297,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     if args.source is None:
         choose_platform(0.9)
-        found = report(measure(args), argv)
+        scaling = report(measure(args), argv)
     else:
-        found = json.loads(args.source.read_text())
+        scaling = json.loads(args.source.read_text())
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        args.out.write_text(json.dumps(scaling, indent=1) + "\n")
     if args.plot:
-        from benchmarks.host_scaling_plot import plot  # needs matplotlib, which nothing else here does
-
-        plot(found, args.plot)
+        scaling_chart(scaling).savefig(args.plot, dpi=130)
     return 0
 
 

@@ -74,7 +74,7 @@ class Limits:
 
     @functools.cached_property
     def copy_bytes_per_second(self) -> float:
-        """PromptRead and writing one large array, both counted."""
+        """Reading and writing one large array, both counted."""
         array = jnp.zeros((2**27 if self._on_gpu else 2**25,), jnp.float32)
         return 2 * array.nbytes / seconds_per_call(lambda x: x + 1, (array,), self._seconds)
 

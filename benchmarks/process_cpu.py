@@ -25,7 +25,7 @@ class CpuTimes(msgspec.Struct, frozen=True):
     system: float
 
     def since(self, before: "CpuTimes") -> "CpuTimes":
-        """What was used between two prompt_reads."""
+        """What was used between two readings."""
         return CpuTimes(self.pid, self.role, self.user - before.user, self.system - before.system)
 
     def zero(self) -> "CpuTimes":

@@ -48,7 +48,7 @@ CACHES = {
 
 
 @dataclass(frozen=True, slots=True)
-class PromptRead:
+class Pass:
     """One pass over all shards. `disk_gb` is what did not come from the page cache, imports included."""
 
     reader: str
@@ -154,7 +154,7 @@ def prepare_cache(paths: Sequence[Path], cache: str) -> None:
                     pass
 
 
-def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[Path]) -> PromptRead:
+def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[Path]) -> Pass:
     """One pass. Raises RuntimeError where a process fails."""
     prepare_cache(paths, cache)
     seconds = cpu = disk = 0.0
@@ -184,21 +184,21 @@ def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[P
         seconds += took
     size = sum(path.stat().st_size for path in paths) / 1e9
     figures = (seconds, size / seconds, cpu, disk, peak * 1024 / 1e9)
-    return PromptRead(reader, cache, index, *(round(figure, 3) for figure in figures))
+    return Pass(reader, cache, index, *(round(figure, 3) for figure in figures))
 
 
-def measure_rounds(rounds: int, deadline: float, folder: Path, paths: Sequence[Path]) -> list[PromptRead]:
+def measure_rounds(rounds: int, deadline: float, folder: Path, paths: Sequence[Path]) -> list[Pass]:
     """Every reader with both states of the cache in each round: at least one, and no more than end by `deadline`."""
-    prompt_reads: list[PromptRead] = []
+    passes: list[Pass] = []
     longest = 0.0
     for index in range(rounds):
         begin = time.monotonic()
-        if prompt_reads and begin + longest > deadline:
+        if passes and begin + longest > deadline:
             print(f"no time for {rounds - index} of {rounds} rounds", file=sys.stderr)
             break
-        prompt_reads += [measure(reader, cache, index, folder, paths) for cache in CACHES for reader in READERS]
+        passes += [measure(reader, cache, index, folder, paths) for cache in CACHES for reader in READERS]
         longest = max(longest, time.monotonic() - begin)
-    return prompt_reads
+    return passes
 
 
 def load_once(folder: Path, *, transposed: bool) -> dict[str, float]:
@@ -226,11 +226,11 @@ def load_once(folder: Path, *, transposed: bool) -> dict[str, float]:
     return told
 
 
-def summary(prompt_reads: Sequence[PromptRead]) -> dict[str, dict[str, object]]:
+def summary(passes: Sequence[Pass]) -> dict[str, dict[str, object]]:
     """Medians by state of the page cache and reader, and of the rounds' ratios of dd's time to ours."""
     found: dict[str, dict[str, object]] = {}
     for cache in CACHES:
-        by_reader = {reader: [r for r in prompt_reads if r.cache == cache and r.reader == reader] for reader in READERS}
+        by_reader = {reader: [r for r in passes if r.cache == cache and r.reader == reader] for reader in READERS}
         found[cache] = {
             reader: {
                 name: round(statistics.median(getattr(r, name) for r in taken), 3)
@@ -244,11 +244,11 @@ def summary(prompt_reads: Sequence[PromptRead]) -> dict[str, dict[str, object]]:
     return found
 
 
-def print_table(prompt_reads: Sequence[PromptRead], found: Mapping[str, Mapping[str, object]]) -> None:
+def print_table(passes: Sequence[Pass], found: Mapping[str, Mapping[str, object]]) -> None:
     """One row a pass, and the ratios."""
     names = ("cache", "round", "reader", "seconds", "gb_per_s", "cpu_s", "disk_gb", "peak_rss_gb")
     table = Table(*(name.replace("_", " ") for name in names))
-    for r in prompt_reads:
+    for r in passes:
         row = {**asdict(r), "round": r.round + 1}
         table.add_row(*(str(row[name]) for name in names))
     Console(width=120).print(table)
@@ -282,9 +282,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="weights-", dir=options.folder) as name:
         paths = write_checkpoint(Path(name), options.gigabytes, options.shards)
         size = sum(path.stat().st_size for path in paths)
-        prompt_reads = measure_rounds(options.rounds, begin + options.limit, Path(name), paths)
-    found = summary(prompt_reads)
-    print_table(prompt_reads, found)
+        passes = measure_rounds(options.rounds, begin + options.limit, Path(name), paths)
+    found = summary(passes)
+    print_table(passes, found)
     if options.out:
         git = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
@@ -297,7 +297,7 @@ def main() -> int:
             "shards": len(paths),
             "page_cache": CACHES,
             "median": found,
-            "passes": [asdict(reading) for reading in prompt_reads],
+            "passes": [asdict(reading) for reading in passes],
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0

@@ -1,27 +1,14 @@
 """The floors of the house: a module imports only from lower floors, and jax stays where it belongs."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-FLOORS = [
-    {"pallas_kernels", "jserve.protocol", "jserve.errors", "jserve.version", "jserve.log"},
-    {"jserve.batch", "jserve.config"},
-    {"jserve.quant", "jserve.ipc", "jserve.checkpoint", "jserve.progress"},
-    {"jserve.constrain"},
-    {"jserve.layers", "jserve.schedule", "jserve.text"},
-    {"jserve.models", "jserve.api"},
-    {"jserve.weights"},
-    {"jserve.runtime"},
-    {"jserve.engine"},
-    {"jserve.llm"},
-    {"jserve.commands"},
-    {"jserve.cli"},
-    {"jserve.__main__", "jserve"},
-]
+from tests.floors import DRAWN_IN, PLANS, ROOT, Floor, drawing, drawn_in
+
 WITHOUT_JAX = ("jserve/api", "jserve/text", "jserve/schedule", "jserve/checkpoint", "jserve/constrain")
 HOST_FILES = (
     "protocol.py",
@@ -69,41 +56,58 @@ def _outside_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
         yield from _outside_type_checking(node)
 
 
-def unit_of(module: str) -> str | None:
-    """The room of the plan that a module belongs to: the longest name in FLOORS that it starts with."""
-    rooms = [room for floor in FLOORS for room in floor]
-    fitting = [room for room in rooms if module == room or (room != "jserve" and module.startswith(f"{room}."))]
-    return max(fitting, key=len, default=None)
+def room_of(module: str, package: str, plan: tuple[Floor, ...]) -> str | None:
+    """The room of a plan that a module belongs to; None outside of it."""
+    rooms = {room for floor in plan for room in floor.modules(package)}
+    return next((room for room in rooms if module == room or module.startswith(f"{room}.")), None)
 
 
-def floor_of(room: str) -> int:
-    return next(number for number, floor in enumerate(FLOORS, 1) if room in floor)
+def floor_of(room: str, package: str, plan: tuple[Floor, ...]) -> int:
+    return next(number for number, floor in enumerate(plan, 1) if room in floor.modules(package))
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_imports_only_from_its_own_room_or_lower_floors(path: Path) -> None:
-    here = unit_of(module_of(path))
-    assert here is not None, f"{path} stands on no floor; give it one"
-    for name in imports_of(path):
-        there = unit_of(name)
-        if there is None or there == here:
+@pytest.mark.parametrize("package", PLANS)
+def test_each_room_imports_only_from_lower_floors(package: str) -> None:
+    plan = PLANS[package]
+    for path in sources():
+        module = module_of(path)
+        if not module.startswith((f"{package}.", "pallas_kernels")) or module.endswith("__main__"):
             continue
-        # batch.py names the kernels' own plan type: both stand on the ground.
-        lower = floor_of(there) < floor_of(here) or (here, there) == ("jserve.batch", "pallas_kernels")
-        assert lower, f"{here} (floor {floor_of(here)}) imports {there} (floor {floor_of(there)})"
+        here = room_of(module, package, plan)
+        if here is None:
+            assert module.startswith("pallas_kernels"), f"{path} stands on no floor; give it one"
+            continue
+        for name in imports_of(path):
+            there = room_of(name, package, plan)
+            if there is None or there == here:
+                continue
+            below, above = floor_of(there, package, plan), floor_of(here, package, plan)
+            assert below < above, f"{path}: {here} (floor {above}) imports {there} (floor {below})"
+
+
+def test_every_room_of_the_plan_exists() -> None:
+    for package, plan in PLANS.items():
+        for room in [room for floor in plan for room in floor.modules(package)]:
+            place = ROOT / room.replace(".", "/")
+            assert place.is_dir() or place.with_suffix(".py").exists(), room
+
+
+@pytest.mark.parametrize("page", DRAWN_IN, ids=lambda page: page.name)
+def test_pages_show_the_plan_that_the_code_is_held_to(page: Path) -> None:
+    assert drawn_in(page.read_text()) == drawing(), "write it anew: python -m tests.floors"
 
 
 @pytest.mark.parametrize("folder", WITHOUT_JAX)
 def test_the_host_side_never_imports_device_libraries(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
-        found = {name.split(".")[0] for name in imports_of(path)} & DEVICE_LIBRARIES
-        assert not found, f"{path} imports {found}"
+        imported = {name.split(".")[0] for name in imports_of(path)} & DEVICE_LIBRARIES
+        assert not imported, f"{path} imports {imported}"
 
 
 def test_files_that_both_processes_read_never_import_device_libraries() -> None:
     for name in HOST_FILES:
-        found = {name.split(".")[0] for name in imports_of(ROOT / "jserve" / name)} & DEVICE_LIBRARIES
-        assert not found, f"{name} imports {found}"
+        imported = {name.split(".")[0] for name in imports_of(ROOT / "jserve" / name)} & DEVICE_LIBRARIES
+        assert not imported, f"{name} imports {imported}"
 
 
 def test_kernels_import_nothing_of_jserve() -> None:
@@ -122,20 +126,43 @@ def test_only_the_runtime_compiles_and_the_command_that_quantizes() -> None:
 
 
 def test_no_circle_between_modules() -> None:
-    graph = {module_of(path): set(imports_of(path)) for path in sources()}
+    assert not circle_in({module_of(path): set(imports_of(path)) for path in sources()})
+
+
+def test_no_circle_between_folders() -> None:
+    folders: dict[str, set[str]] = defaultdict(set)
+    modules = {module_of(path): path for path in sources()}
+
+    def folder_of(module: str) -> str:
+        return str(modules[module].parent.relative_to(ROOT))
+
+    for module, path in modules.items():
+        if path.name in ("__init__.py", "__main__.py"):
+            continue  # a package's names, and the entries on top
+        for name in set(imports_of(path)) & modules.keys():
+            # A folder may use what its inner folders hold, or they what it holds: they are one room.
+            here, there = folder_of(module), folder_of(name)
+            if not (here.startswith(f"{there}/") or there.startswith(f"{here}/")):
+                folders[here].add(there)
+    assert not circle_in(folders)
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The names along a circle; [] where there is none."""
     done: set[str] = set()
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join((*trail, module))
-        if module in done:
-            return
-        for name in graph.get(module, set()) & graph.keys():
-            if name != module:
-                visit(name, (*trail, module))
-        done.add(module)
+    def visit(name: str, trail: tuple[str, ...]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph.get(name, set()) & graph.keys() - {name}):
+            if circle := visit(other, (*trail, name)):
+                return circle
+        done.add(name)
+        return []
 
-    for module in graph:
-        visit(module, ())
+    return next((circle for name in sorted(graph) if (circle := visit(name, ()))), [])
 
 
 def test_no_file_needs_a_map() -> None:

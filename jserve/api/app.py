@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from jserve.api import probes
@@ -57,6 +56,7 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/metrics", probes.metrics),
     *OLLAMA_ROUTES,
 )
+"""What `build_app` puts into FastAPI's route table, from which all else that knows routes is derived."""
 EXPOSED_HEADERS = (
     "X-Request-Id",
     "Retry-After",
@@ -83,7 +83,6 @@ def build_app(server: ServerContext) -> FastAPI:
     app = FastAPI(
         title="jserve",
         version=__version__,
-        middleware=_middleware(server),
         exception_handlers=dict.fromkeys(EXPECTED_ERRORS, handle_error),
     )
     for method, path, handler in ROUTES:
@@ -96,19 +95,18 @@ def build_app(server: ServerContext) -> FastAPI:
             openapi_extra=describe_route(method, path, BODIES),
         )
     app.state.server = server
+    _add_layers(app, server)
     return app
 
 
-def _middleware(server: ServerContext) -> list[Middleware]:
-    """From the outside to the inside. Preflights of browsers carry no key, so CORS comes before the guard."""
+def _add_layers(app: FastAPI, server: ServerContext) -> None:
+    """From the inside to the outside. Preflights of browsers carry no key, so CORS stands before the guard."""
     settings = server.settings
-    routes = [path for _, path, _ in ROUTES]
-    edge = Middleware(
-        Edge, metrics=server.metrics.http, model_name=settings.model_names[0], routes=routes, tracer=server.tracer
-    )
-    layers = [edge]
+    app.add_middleware(Dispatch, routes=app.routes)
+    open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
+    app.add_middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
     if settings.allowed_origins:
-        cors = Middleware(
+        app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=settings.allowed_methods,
@@ -116,9 +114,10 @@ def _middleware(server: ServerContext) -> list[Middleware]:
             allow_credentials=settings.allow_credentials,
             expose_headers=EXPOSED_HEADERS,
         )
-        layers.append(cors)
-    open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
-    layers.append(Middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths))
-    fixed = {(method, path): handler for method, path, handler in ROUTES if "{" not in path}
-    layers.append(Middleware(Dispatch, handlers=fixed))
-    return layers
+    app.add_middleware(
+        Edge,
+        metrics=server.metrics.http,
+        model_name=settings.model_names[0],
+        routes=app.routes,
+        tracer=server.tracer,
+    )

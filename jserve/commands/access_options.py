@@ -14,6 +14,8 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("access")
     group.add_argument(
         "--api-key",
+        dest="api_keys",
+        default=[],
         metavar="KEY",
         nargs="+",
         action="extend",
@@ -77,7 +79,7 @@ def add_observability_options(parser: argparse.ArgumentParser) -> None:
 
 
 def flatten(values: list[list[str] | str]) -> tuple[str, ...]:
-    """What `nargs="+"` of `_names` leads to."""
+    """The names that `nargs="+"` of `_names` leads to."""
     return tuple(name for value in values for name in ([value] if isinstance(value, str) else value))
 
 

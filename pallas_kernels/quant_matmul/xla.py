@@ -38,9 +38,9 @@ def quant_matmul_xla(
         rows, row_scale = round_rows(x, activations, input_scale)
         return _product_of_rounded(rows, values, on_cpu) * row_scale * scale[:, 0].astype(jnp.float32)
     if on_cpu and x.shape[0] <= THIN_TOKENS and group_index is None:
-        found = small_batch_matmul(x, values, scale, zero)
-        if found is not None:
-            return found
+        small = small_batch_matmul(x, values, scale, zero)
+        if small is not None:
+            return small
     if scale.shape[1] == 1:
         return _product_of_channels(x, values, scale[:, 0], zero)
     return _product_of_groups(x, values, scale, zero, group_index)

@@ -74,13 +74,13 @@ def _frames(connection: socket.socket) -> list[StepFrame]:
 
 
 class FewPrograms:
-    """A runner for which a program comes."""
+    """A table that gets a program."""
 
     def __init__(self) -> None:
         self.counts = ProgramCounts(ready=1, failed=0, total=2)
         self.news = [("step 8", "cold")]
 
-    def count_programs(self) -> ProgramCounts:
+    def count(self) -> ProgramCounts:
         return self.counts
 
     def take_news(self) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jserve.runtime import native, start
+from jserve.runtime import native, prepare
 from tests.worlds import (
     LATENT,
     greedy,
@@ -275,7 +275,7 @@ def test_bfloat16_on_any_cpu_says_alone_what_it_says_in_a_batch(
     has_instructions: bool, tmp_path: Path, executables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the CPU cannot multiply bfloat16, native products do it in every step; else only in those of few tokens."""
-    monkeypatch.setattr(start, "multiplies_bfloat16", lambda: has_instructions)
+    monkeypatch.setattr(prepare, "multiplies_bfloat16", lambda: has_instructions)
     folder = make_model(tmp_path, "LlamaForCausalLM", dtype=torch.bfloat16)
     core = start_engine(folder, executables, dtype="bfloat16")
     assert bool(core.runner.small_batch_weights) == has_instructions

@@ -15,7 +15,7 @@ from jserve.layers.grouped_router import GroupedRouter
 from jserve.layers.moe import Router
 from jserve.models import llama4
 from jserve.models.gpt_oss import BiasedRouter
-from jserve.runtime import start
+from jserve.runtime import prepare
 from tests.models.test_parity import CASES, LOGIT_TOLERANCE, PROMPTS
 from tests.quant.prefill import prefill_logits
 from tests.worlds import make_model, reference, reference_logits
@@ -152,13 +152,13 @@ def test_the_case_fails(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         np.testing.assert_allclose(prefill_logits(folder, PROMPTS["long"]), expected, atol=LOGIT_TOLERANCE)
     jax.clear_caches()  # layers traced as they should be, by this test or another
     bug.plant(monkeypatch)
-    resolve = start.resolve
+    resolve = prepare.resolve
 
     def broken(*args: Any, **named: Any) -> tuple[Any, ModelConfig]:
         family, config = resolve(*args, **named)
         return family, bug.change(config)
 
-    monkeypatch.setattr(start, "resolve", broken)
+    monkeypatch.setattr(prepare, "resolve", broken)
     found = prefill_logits(folder, PROMPTS["long"])
     jax.clear_caches()  # that of the wrong one
     with pytest.raises(AssertionError):

@@ -38,6 +38,13 @@ def _load_elsewhere(folder: Path, *, has_numba: bool) -> str:
     return done.stdout
 
 
+def test_fields_of_a_job_follow_its_counters_without_gaps() -> None:
+    from pallas_kernels.native.calls import job_fields
+
+    fields = job_fields("first second", floats="third")
+    assert (fields.first, fields.second, fields.third, fields.num_bytes) == (32, 40, 48, 56)
+
+
 def test_stored_code_is_loaded_without_numba(kept: Path) -> None:
     (file,) = kept.iterdir()
     before = file.stat().st_mtime_ns

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from starlette._utils import get_route_path
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
 from jserve.api.http.body_writer import body_writer_of
+from jserve.api.path import route_path
 from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.log import request_fields
@@ -32,10 +34,10 @@ class Edge:
     """Gives each request an id, or takes the client's `X-Request-Id`, and says how each of them ended."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[str], tracer: Tracer | None
+        self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[BaseRoute], tracer: Tracer | None
     ) -> None:
         self._app = app
-        self._routes = frozenset(routes)
+        self._routes = frozenset(route.path for route in routes if isinstance(route, APIRoute))
         self._metrics = metrics
         self._model_name = model_name
         self._tracer = tracer
@@ -123,7 +125,7 @@ def _enter(scope: Scope) -> Call:
     others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
     scope["headers"] = [*others, (b"x-request-id", request_id)]
     trace = {name.decode(): headers[name].decode("latin-1") for name in _TRACE_HEADERS if name in headers}
-    call = Call(request_id.decode(), scope["method"], get_route_path(scope), trace)
+    call = Call(request_id.decode(), scope["method"], route_path(scope), trace)
     enter_call(call)
     request_fields.set({"request_id": call.request_id})
     return call

@@ -1,12 +1,12 @@
 """Who may come in: the API key, and what its limits leave it. Stands before every route but the probes."""
 
-from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jserve.api.access.account import Accounts
 from jserve.api.access.keys import KeyRing
 from jserve.api.call import current_call
 from jserve.api.errors import Dialect, UnauthorizedError, answer_for
+from jserve.api.path import route_path
 from jserve.errors import RateLimitError
 from jserve.log import request_fields
 
@@ -24,7 +24,7 @@ class Guard:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or get_route_path(scope) in self._open_paths:
+        if scope["type"] != "http" or route_path(scope) in self._open_paths:
             await self._app(scope, receive, send)
             return
         key = self._keys.find(dict(scope["headers"]))
@@ -53,4 +53,4 @@ class Guard:
 
 
 async def _answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    await answer_for(error).response(Dialect.of(get_route_path(scope)))(scope, receive, send)
+    await answer_for(error).response(Dialect.of(route_path(scope)))(scope, receive, send)

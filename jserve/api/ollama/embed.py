@@ -18,6 +18,7 @@ from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
 from jserve.api.ollama.names import check_model_name
@@ -25,7 +26,6 @@ from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
 from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody
 from jserve.api.openai.embeddings import prepare_embeddings
-from jserve.api.openai.shapes import encode
 from jserve.errors import RequestError
 
 Vectors = list[list[float]]
@@ -102,4 +102,4 @@ def _shortened(vector: list[float], dimensions: int | None) -> list[float]:
 
 
 def _json(body: object) -> Response:
-    return Response(encode(body), media_type="application/json")
+    return JsonResponse(body)

@@ -114,9 +114,8 @@ def _check_template_fields(body: ChatBody, model: ServedModel, server: ServerCon
 
 
 def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> SamplingParams:
-    limit = server.client.max_model_len
-    check_max_tokens(body.max_tokens, limit, param="max_tokens")
-    check_max_tokens(body.max_completion_tokens, limit, param="max_completion_tokens")
+    check_max_tokens(body.max_tokens, param="max_tokens")
+    check_max_tokens(body.max_completion_tokens, param="max_completion_tokens")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     if logprobs is not None:
         check_logprobs(logprobs, param="top_logprobs")
@@ -159,6 +158,8 @@ async def _prepare_prompt(body: ChatBody, model: ServedModel, text: str, max_mod
 def _template_variables(body: ChatBody) -> dict[str, Any]:
     """Variables for the chat template. An effort asks for thinking, unless the request says otherwise."""
     variables: dict[str, Any] = {}
+    if body.verbosity is not None:
+        variables["verbosity"] = body.verbosity
     if body.reasoning_effort is not None:
         variables["reasoning_effort"] = body.reasoning_effort
         # Of Qwen and most others, and of DeepSeek and Granite.

@@ -10,6 +10,7 @@ from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import DONE, EVENT_STREAM
+from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import ChatBody
 from jserve.api.openai.logprobs import LogprobsFormatter, prompt_logprobs
@@ -25,7 +26,6 @@ from jserve.api.openai.shapes import (
     ChatToolCallDelta,
     FunctionCall,
     TextEvent,
-    encode,
     event,
 )
 from jserve.api.openai.streaming import wants_usage, wants_usage_always
@@ -200,10 +200,10 @@ class ChatAnswer:
         )
         return bool(has_news or self._with_ids)
 
-    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | None:
+    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | UnsetType:
         if update.logprobs is None:
-            return None
-        return self._formatter.chat(update.token_ids, update.logprobs)
+            return UNSET
+        return ChatLogprobs(self._formatter.chat(update.token_ids, update.logprobs).content, refusal=[])
 
     def _usage(self) -> Usage:
         return self._generation.usage(with_details=self._with_details)

@@ -10,6 +10,7 @@ from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import DONE, EVENT_STREAM
+from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import CompletionBody
 from jserve.api.openai.logprobs import LogprobsFormatter, join_logprobs, prompt_logprobs
@@ -21,7 +22,6 @@ from jserve.api.openai.shapes import (
     CompletionLogprobs,
     PromptLogprobs,
     TextEvent,
-    encode,
     event,
 )
 from jserve.api.openai.streaming import wants_usage, wants_usage_always

@@ -81,7 +81,7 @@ def _check_fields(body: CompletionBody) -> None:
 def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -> SamplingParams:
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     least = 0 if body.echo else 1  # An echo without an answer: the prompt is scored.
-    check_max_tokens(body.max_tokens, server.client.max_model_len, param="max_tokens", least=least)
+    check_max_tokens(body.max_tokens, param="max_tokens", least=least)
     if body.logprobs is not None:
         check_logprobs(body.logprobs, param="logprobs")
     params = sampling_params(

@@ -17,11 +17,12 @@ from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.model.lengths import check_prompt_length, truncate_prompt
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import EmbeddingBody
 from jserve.api.openai.completions import check_vocabulary, split_prompts
-from jserve.api.openai.shapes import Embedding, Embeddings, encode
+from jserve.api.openai.shapes import Embedding, Embeddings
 from jserve.errors import RequestError
 from jserve.protocol import Pooling, SamplingParams
 
@@ -46,7 +47,7 @@ async def embeddings(request: Request) -> Response:
         ],
         usage=prompt_usage(prepared.prompts),
     )
-    return Response(encode(answer), media_type="application/json")
+    return JsonResponse(answer)
 
 
 async def prepare_embeddings(

@@ -32,7 +32,7 @@ def byte_vocabulary() -> Vocabulary:
 def real_vocabulary(real_gguf: Path) -> Vocabulary:
     made = load_tokenizer(str(real_gguf))
     assert made.eos_token_id is not None
-    return Vocabulary(LLTokenizer(made.backend.to_str(), n_vocab=made.vocab_size, eos_token=[made.eos_token_id]))
+    return Vocabulary(LLTokenizer(made.backend.to_str(), n_vocab=made.num_ids, eos_token=[made.eos_token_id]))
 
 
 def check(text: str, schema: Any) -> None:

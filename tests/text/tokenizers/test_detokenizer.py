@@ -64,7 +64,7 @@ def test_random_tokens_in_random_pieces_give_what_decode_gives(
     tokenizer: Tokenizer = request.getfixturevalue(name)
     # Ids past the vocabulary stand for padding rows of the embedding. Low ids are special tokens and bytes,
     # so half of the draws come from there: bytes are where characters break.
-    ids = st.integers(0, tokenizer.vocab_size + 5) | st.integers(0, 262)
+    ids = st.integers(0, tokenizer.num_ids + 5) | st.integers(0, 262)
     chunks = data.draw(st.lists(st.lists(ids, max_size=6), max_size=12))
     flat = [token for chunk in chunks for token in chunk]
     assert "".join(_pieces(tokenizer, chunks, skip)) == tokenizer.decode(flat, skip)
@@ -92,7 +92,7 @@ def test_no_piece_of_a_real_text_ends_inside_a_character(
 
 def _byte_token(tokenizer: Tokenizer, byte: int) -> int:
     """The token that is this byte alone."""
-    numbers = range(tokenizer.vocab_size)
+    numbers = range(tokenizer.num_ids)
     return next(number for number in numbers if tokenizer.token_bytes(number) == bytes([byte]))
 
 

@@ -40,7 +40,7 @@ def _assert_same(mine: Tokenizer, reference: Any) -> None:
     assert mine.encode_batch(SAMPLES, False) == [mine.encode(text, False) for text in SAMPLES]
     assert set(mine.special_ids) >= set(reference.all_special_ids)
     assert (mine.bos_token_id, mine.eos_token_id) == (reference.bos_token_id, reference.eos_token_id)
-    assert mine.vocab_size == len(reference)
+    assert mine.num_ids == len(reference)
 
 
 CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -192,7 +192,7 @@ def test_the_real_model_splits_digits_and_otherwise_agrees_with_transformers(rea
         assert mine.decode(mine.encode(text, True), False) == text
     assert [mine.token_text(number) for number in mine.encode("in 2024", False)] == ["in", " ", *"2024"]
     assert mine.chat_template == reference.chat_template
-    assert (mine.bos_token, mine.eos_token, mine.vocab_size) == ("<|im_start|>", "<|im_end|>", 49_152)
+    assert (mine.bos_token, mine.eos_token, mine.num_ids) == ("<|im_start|>", "<|im_end|>", 49_152)
 
 
 def test_token_bytes_of_a_byte_level_text_join_to_the_text(tmp_path: Path) -> None:
