@@ -52,7 +52,7 @@ class Outcome:
     ended: float = 0.0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    """Of the prompt, what the server had in its prefix cache; None where it does not tell."""
+    """Prompt tokens that the server had in its prefix cache; None where it does not say."""
     output_tokens: int = 0
     counted_by: str = "none"
     text: str = ""

@@ -272,13 +272,13 @@ def known_latency(name: str) -> str:
 
 def goodput_of(limits: Sequence[str]) -> dict[str, float]:
     """`ttft:500` texts as limits in ms by latency."""
-    found = {}
+    bounds = {}
     for limit in limits:
         name, separator, value = limit.partition(":")
         if not separator or name not in ("ttft", "tpot", "e2el"):
             raise ValueError(f"--goodput {limit}: want NAME:MS with ttft, tpot or e2el")
-        found[name] = float(value)
-    return found
+        bounds[name] = float(value)
+    return bounds
 
 
 def wait_for_models(url: str, api_key: str | None, wait_s: float) -> list[str]:
