@@ -52,8 +52,10 @@ def test_presets_types_and_every_module_are_inside(wheel: Path) -> None:
         inside = set(archive.namelist())
     files = [*(ROOT / "jserve").rglob("*"), *(ROOT / "pallas_kernels").rglob("*")]
     wanted = {str(file.relative_to(ROOT)) for file in files if file.is_file() and "__pycache__" not in file.parts}
-    assert {"jserve/py.typed", "pallas_kernels/py.typed", "jserve/commands/presets/8b-one-gpu.yaml"} <= wanted
-    assert wanted <= inside
+    presets = {f"jserve/commands/presets/{file.name}" for file in (ROOT / "configs").glob("*.yaml")}
+    assert {"jserve/py.typed", "pallas_kernels/py.typed"} <= wanted
+    assert presets
+    assert wanted | presets <= inside
 
 
 def test_links_of_the_readme_work_where_there_is_no_repository(metadata: Message) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -17,6 +18,14 @@ _KEPT = 64
 """Grammars that stay compiled after their last use: choices and retries of a request share one."""
 
 
+@dataclass(frozen=True, slots=True)
+class GrammarTokenizer:
+    """The model's tokenizer as the `tokenizers` library writes it, and its highest token id plus one."""
+
+    json: str
+    num_ids: int
+
+
 class GrammarCompiler:
     """Compiles each grammar once and hands out copies. `compile` is called from one thread.
 
@@ -25,11 +34,17 @@ class GrammarCompiler:
     """
 
     def __init__(
-        self, tokenizer_json: Callable[[], str], vocab_size: int, eos_token_ids: frozenset[int], *, kept: int = _KEPT
+        self,
+        load_tokenizer: Callable[[], GrammarTokenizer],
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        *,
+        kept: int = _KEPT,
     ) -> None:
-        """`tokenizer_json` gives the model's tokenizer as the `tokenizers` library writes it."""
-        self._tokenizer_json = tokenizer_json
-        self._vocab_size = vocab_size
+        """`vocab_size` is what the model has rows for; its tokenizer may have more tokens."""
+        self._load_tokenizer = load_tokenizer
+        self.vocab_size = vocab_size
+        """Tokens that matchers know, and their masks have bits for. It may grow before the first matcher is there."""
         self._eos_token_ids = sorted(eos_token_ids)
         self._kept = kept
         self._pool = ThreadPoolExecutor(_THREADS, "grammar")
@@ -61,7 +76,9 @@ class GrammarCompiler:
                 "(eos_token_id in generation_config.json or config.json)"
             )
         try:
-            return LLTokenizer(self._tokenizer_json(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+            tokenizer = self._load_tokenizer()
+            self.vocab_size = max(self.vocab_size, tokenizer.num_ids)
+            return LLTokenizer(tokenizer.json, n_vocab=self.vocab_size, eos_token=self._eos_token_ids)
         except Exception as error:
             logger.warning("grammars are refused, for want of a tokenizer: %s: %s", type(error).__name__, error)
             raise ConstraintError(
