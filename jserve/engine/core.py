@@ -11,6 +11,7 @@ Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pag
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 from llguidance import LLMatcher
@@ -168,7 +169,7 @@ class EngineCore:
         return self.runner.sample(launched, masks)
 
 
-def _grammar_tokenizer(model: str) -> GrammarTokenizer:
+def _grammar_tokenizer(model: Path) -> GrammarTokenizer:
     tokenizer = load_tokenizer(model)
     return GrammarTokenizer(tokenizer.backend.to_str(), tokenizer.num_ids)
 
