@@ -11,7 +11,7 @@ model that costs nothing), and, with all servers resident, a trace under time li
 latency (`serving`). Each has its own limit of time, and `serving` all that is left; its output is in a log and its
 figures in a JSON file. Nothing else may run on the machine: rounds that other load disturbed are flagged and take no
 part in the medians. Everything that was started is stopped in the end, after a failure or Ctrl-C too. What was left
-out is told at the end; loads of `serving` keep what an earlier run on the same machine measured, with its date.
+out is named at the end; loads of `serving` keep what an earlier run on the same machine measured, with its date.
 """
 
 import argparse

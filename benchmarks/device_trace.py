@@ -1,4 +1,4 @@
-"""How much of a step no kernel runs in, out of the trace that `jax.profiler.trace` leaves behind. No jax.
+"""In what share of a step no kernel runs, from the trace that `jax.profiler.trace` writes. Imports no jax.
 
 Written for what the profiler is documented to write, a Chrome trace with a process "/device:GPU:n" for each GPU and a
 thread for each stream; no trace of a GPU has been read with it yet.

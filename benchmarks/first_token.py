@@ -139,7 +139,7 @@ def print_starts(starts: Sequence[Start]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where jserve did not start; a peer that did not is told and left out."""
+    """0, or 1 where jserve did not start; a peer that did not is named and left out."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.first_token",
         description=__doc__,

@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace) -> list[Point]:
-    """All points, told on stderr as they come."""
+    """All points, each reported on stderr as it comes."""
     points = []
     layers = [int(part) for part in args.layers.split(",")]
     for count in layers:

@@ -1,6 +1,6 @@
 """What a compiled kernel takes of one core of a GPU, out of what XLA dumps and what ptxas says. Text in, facts out.
 
-The PTX is assembled once more by the ptxas that is found, whose version goes beside the figures.
+The PTX is assembled once more by the ptxas of this machine, whose version goes beside the figures.
 """
 
 import importlib.util

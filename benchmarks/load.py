@@ -1,4 +1,4 @@
-"""Sends requests to an OpenAI-compatible server, so many at a time or at Poisson arrivals, and times them.
+"""Sends requests to an OpenAI-compatible server, a fixed number at a time or at Poisson arrivals, and times them.
 
 Every request ends as one `Outcome`, failed or not: nothing is dropped, nothing is tried again.
 """

@@ -1,4 +1,4 @@
-"""Step times, prefill rates and kernel times on an H200, reckoned from bytes and operations before one was measured.
+"""Step times, prefill rates and kernel times on an H200, computed from bytes and operations before one was measured.
 
     python -m benchmarks.predict        writes results/predicted.json and predicted.md
 

@@ -14,7 +14,7 @@ allow, with nothing for all-reduces and launches. `measured` is empty until a GP
 
 
 def find(entries: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any] | None:
-    """The first entry with these values, such as `find(found["steps"], gpus=1, batch=8, ...)`."""
+    """The first entry with these values, such as `find(prediction["steps"], gpus=1, batch=8, ...)`."""
     return next((e for e in entries if all(e.get(name) == value for name, value in wanted.items())), None)
 
 

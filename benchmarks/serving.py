@@ -78,7 +78,7 @@ def run_all(plan: Plan, tokenizer: Tokenizer | None) -> list[Run]:
 
 
 def warm_up(plan: Plan, load: Load, tokenizer: Tokenizer | None) -> None:
-    """Some short requests to each target at the load's width, of which only a failure is told."""
+    """Some short requests to each target at the load's width, of which only a failure is reported."""
     concurrency = load.concurrency or 8
     count = min(concurrency, 8) if plan.warmup is None else plan.warmup
     spec = dataclasses.replace(plan.spec, output_len=min(plan.spec.output_len, WARMUP_OUTPUT_LEN))

@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(bench: Bench, args: argparse.Namespace) -> Iterator[StepTime]:
-    """All measurements, each told on stderr as it comes."""
+    """All measurements, each reported on stderr as it comes."""
 
     def printed(result: StepTime) -> StepTime:
         text = result.skipped or f"{result.wall_ms:.2f} ms"

@@ -3,13 +3,17 @@
     python -m benchmarks.weights --out result.json
 
 Writes a checkpoint of random bfloat16 numbers in the shapes of an 8B llama, with fewer layers, as safetensors shards
-into a temporary folder, and removes it in the end. Then, in turn in each round: `dd` of every shard to /dev/null,
-and the engine's own loading in a process of its own, from opening the folder to all arrays being ready, in bfloat16,
-so that as many bytes are kept as are read: `jserve` in the order in which a CPU keeps bfloat16, that of the checkpoint,
-`transposed` in that of GPUs, and of float32 on a CPU, which is inputs first. First with the files in the page cache
-(`warm`), then with them dropped from it (`cold`): synced, then `posix_fadvise(POSIX_FADV_DONTNEED)`, which needs no
-privileges. How many bytes came from the disk is told by the kernel, for both. Imports and the start of jax are outside
-the times, because they go on while a server opens its files.
+into a temporary folder, and removes it at the end. Each round runs, in turn:
+
+    dd          `dd` of every shard to /dev/null
+    jserve      the engine's own loading in bfloat16, so that it keeps as many bytes as it reads, in the order that a
+                CPU has for bfloat16: the checkpoint's
+    transposed  the same in the order of GPUs, and of float32 on a CPU: inputs first
+
+Loading runs in a process of its own and counts from opening the folder until all arrays are ready. Files are first in
+the page cache (`warm`), then dropped from it (`cold`): synced, then `posix_fadvise(POSIX_FADV_DONTNEED)`, which needs
+no privileges. The kernel says for both how many bytes came from the disk. Imports and the start of jax are outside the
+times, because they go on while a server opens its files.
 """
 
 import argparse
