@@ -78,6 +78,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     logprob_token_ids: tuple[int, ...] = ()
     repetition_detection: RepetitionDetection | None = None
     """Watched where the text is made, like `stop`."""
+    penalty_window: int | None = None
+    """Penalties look at this many of the newest tokens, prompt and output alike, and at nothing before them. None:
+    repetition looks at the whole prompt and output, frequency and presence at the whole output."""
+    grammar_bytes: int = 0
+    """Memory of the compiled `grammar`, where it was measured."""
 
     @property
     def is_greedy(self) -> bool:

@@ -11,9 +11,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from jserve.api.access.account import Accounts
@@ -22,7 +21,7 @@ from jserve.api.access.keys import KeyRing
 from jserve.api.context import ServerContext
 from jserve.api.generation.generation import Generator
 from jserve.api.http.early_app import EarlyApp
-from jserve.api.http.http_protocol import http_protocol
+from jserve.api.http.uvicorn_server import CLOSE_S, UvicornServer
 from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.client import EngineClient
@@ -36,18 +35,6 @@ from jserve.errors import EngineUnavailableError
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
-_KEEP_ALIVE_S = 65
-"""Longer than the usual 60 s of load balancers, which would otherwise write to a connection just closed."""
-_CLOSE_S = 2
-"""What uvicorn gives connections to close once all answers are complete."""
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers, which know nothing of draining."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Server:
@@ -75,23 +62,7 @@ class Server:
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
         self._app = EarlyApp(self._build_app)
-        self._http = _HttpServer(
-            uvicorn.Config(
-                self._app,
-                loop="none",
-                http=http_protocol(settings.receive_timeout_s, settings.max_request_bytes),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSE_S,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                root_path=settings.root_path,
-                ssl_keyfile=settings.ssl_keyfile,
-                ssl_certfile=settings.ssl_certfile,
-            )
-        )
+        self._http = UvicornServer(self._app, settings)
 
     @property
     def url(self) -> str:
@@ -174,13 +145,13 @@ class Server:
 
     async def _close(self, http: "asyncio.Task[None]", engine: "asyncio.Task[None]") -> None:
         self.context.generator.is_draining = True
-        self._http.should_exit = True
+        self._http.stop()
         await asyncio.gather(http, return_exceptions=True)
         await self.context.client.stop()
         self.context.grammars.close()
         if self.context.loaded_model is not None:
             self.context.loaded_model.renderer.close()
-        await asyncio.wait({engine}, timeout=_CLOSE_S)
+        await asyncio.wait({engine}, timeout=CLOSE_S)
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
         logger.info("stopped")

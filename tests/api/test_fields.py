@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from jserve.api.openai.bodies import ChatBody, CompletionBody
 from tests.api.live_server import LiveServer, StartServer
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -28,7 +29,7 @@ WITHOUT_EFFECT: dict[str, list[Any]] = {
     "prompt_cache_options": [{}],
     "safety_identifier": ["s"],
     "session_id": ["s"],
-    "verbosity": ["medium", None],
+    "verbosity": ["low", "medium", "high", None],
     "modalities": [["text"], None],
     "spaces_between_special_tokens": [True, False],
     "length_penalty": [0.5, 1.0],
@@ -40,6 +41,8 @@ WITHOUT_EFFECT: dict[str, list[Any]] = {
     "media_io_kwargs": [None],
     "mm_processor_kwargs": [None],
     "parallel_tool_calls": [True],
+    "tools": [[], [{"type": "web_search"}], None],
+    "top_p": [0, 1],
     "documents": [[], None],
     "unknown_field": [1, "x", {"deep": [1]}],
 }
@@ -56,7 +59,6 @@ REFUSED_IN_CHAT: dict[str, list[Any]] = {
     "modalities": [["text", "audio"]],
     "web_search_options": [{}],
     "moderation": [{"model": "omni-moderation-latest"}],
-    "verbosity": ["low", "high"],
     "media_io_kwargs": [{"video": {}}],
     "mm_processor_kwargs": [{"x": 1}],
     "chat_template": ["{{ x }}"],
@@ -276,7 +278,9 @@ def test_the_session_can_stand_in_a_header(server: LiveServer) -> None:
 
 def test_a_client_that_left_gets_no_comment(talkative: LiveServer) -> None:
     body = json.dumps({"prompt": "abc", "max_tokens": 50, "stream": True}).encode()
-    with socket.create_connection(("127.0.0.1", int(talkative.url.rpartition(":")[2])), timeout=5) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", int(talkative.url.rpartition(":")[2])), timeout=PATIENCE_S
+    ) as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
