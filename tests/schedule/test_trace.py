@@ -127,9 +127,9 @@ def test_nearly_all_that_can_be_shared_is_found_even_within_a_burst(trace: list[
     world = TraceWorld(trace, num_pages=4096)
     run_all(world)
     stats = world.scheduler.stats()
-    found = stats.prefix_hits / stats.prefix_queries
+    hit_share = stats.prefix_hits / stats.prefix_queries
     lost = len(trace) * PAGE_SIZE / 2 / stats.prefix_queries
-    assert found >= shareable_share(trace) - 1.25 * lost
+    assert hit_share >= shareable_share(trace) - 1.25 * lost
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])

@@ -28,7 +28,7 @@ def run_measured(world: World) -> int:
 @pytest.mark.parametrize("window", [1, 2, 5, 8, 9])
 def test_window_pages_are_the_most_that_a_page_of_tokens_and_what_it_sees_lie_in(window: int, page_size: int) -> None:
     def pages(start: int) -> int:
-        """Of a token at the start of a page, to the end of it."""
+        """Pages that a token at the start of a page, and those after it on the page, see."""
         return start // page_size + 1 - first_visible_page(start, window, page_size)
 
     assert max(pages(start) for start in range(0, 100 * page_size, page_size)) == window_pages(window, page_size)
