@@ -5,7 +5,8 @@ is 0 for greedy requests and `seed % 7` otherwise, so a test chooses the output 
 `logit_bias` of 100 forces its token. With a grammar it draws uniformly, by the seed, from what the grammar
 allows, and closes strings, objects and arrays after 40 tokens. With `--quote-token T` a prompt that contains T
 twice has the tokens between as its output, and then the end. With `--prompt-steps N` the first N steps of a
-request give no token. It stands still in places that a test names, as long as a file of the test's is there. Run as
+request give no token. With `--nan-token T` a logprob of T is NaN, and so is an embedding of a prompt that contains
+it. It stands still in places that a test names, as long as a file of the test's is there. Run as
 `python -m tests.fake_engine [options] --fd N`.
 """
 
@@ -210,8 +211,12 @@ class FakeEngine:
             finish_reason="stop" if request.pooling else "length",
             scheduled_at=time.time(),
             prompt_logprobs=None if request.pooling else self._prompt_logprobs(request),
-            embedding=struct.pack("<2f", first / length, 100.0 / length) if request.pooling else b"",
+            embedding=self._embedding(request, first / length, 100.0 / length) if request.pooling else b"",
         )
+
+    def _embedding(self, request: Request, first: float, second: float) -> bytes:
+        is_nan = self.options.nan_token in request.token_ids
+        return struct.pack("<2f", math.nan if is_nan else first, second)
 
     def _prompt_logprobs(self, request: Request) -> list[TokenLogprobs] | None:
         """A prompt's own token t is never the best: its logprob is -(t % 100) - 3, its rank 3."""
@@ -243,7 +248,8 @@ class FakeEngine:
         chosen = [-float(token) / 10 for token in request.sampling.logprob_token_ids]
         order = [token + 1, token + 2, token, *range(token + 3, token + 21)]
         ids = [i % self.options.vocab_size for i in order][:count]
-        return [TokenLogprobs(-3.0, 3, ids, [-float(i + 1) for i in range(len(ids))], chosen)]
+        logprob = math.nan if token == self.options.nan_token else -3.0
+        return [TokenLogprobs(logprob, 3, ids, [-float(i + 1) for i in range(len(ids))], chosen)]
 
 
 def _stand_still(held_by: Path | None) -> None:
@@ -269,6 +275,7 @@ def main() -> None:
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
     parser.add_argument("--quote-token", type=int)
+    parser.add_argument("--nan-token", type=int)
     options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     connection = socket.socket(fileno=options.fd)

@@ -107,9 +107,9 @@ def build_app(server: ServerContext) -> FastAPI:
 def _add_heads(app: FastAPI) -> None:
     """Answer HEAD where GET is answered, as RFC 9110 (9.1) wants it; uvicorn leaves the body out."""
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    taken = {route.path for route in routes if "HEAD" in route.methods}
+    taken = {route.path for route in routes if "HEAD" in (route.methods or ())}
     for route in routes:
-        if "GET" in route.methods and route.path not in taken:
+        if "GET" in (route.methods or ()) and route.path not in taken:
             app.add_api_route(
                 route.path, route.endpoint, methods=["HEAD"], response_model=None, include_in_schema=False
             )

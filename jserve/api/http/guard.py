@@ -60,13 +60,14 @@ class Guard:
             return
         try:
             call.account.open_request()
+            call.num_places = 1
         except RateLimitError as error:
             await _answer(error, scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            call.account.close_request()
+            call.account.close(call.num_places)
 
 
 async def _answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:

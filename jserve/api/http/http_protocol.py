@@ -56,7 +56,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.parser: OfferDecliningParser = OfferDecliningParser(self)
+        self.parser: OfferDecliningParser = OfferDecliningParser(self)  # type: ignore[assignment]  # it has what is called
         self._gate: ReadGate
         self._unparsed = b""
         self._deadline: asyncio.TimerHandle | None = None

@@ -315,12 +315,10 @@ class EngineClient:
         self.stats = EngineStats()
 
     def _report_death(self, code: int, was_ready: bool) -> None:
-        if self._fatal is not None:
-            reason = self._fatal.message
-            retry = self._fatal.retry
-        else:
-            reason = f"the engine process {_describe_exit(code)}"
-            retry = was_ready or self.num_restarts > 0
+        reason = self._fatal.message if self._fatal is not None else f"the engine process {_describe_exit(code)}"
+        # What ends the first start would end the next one too; it is told once.
+        has_served = was_ready or self.num_restarts > 0
+        retry = has_served and (self._fatal is None or self._fatal.retry)
         if not retry:
             raise StartupError(reason)
         logger.error("engine died: %s", reason)

@@ -135,7 +135,7 @@ def test_json_log_of_a_server(start: Callable[..., Command]) -> None:  # noqa: F
     }
     assert {name: ended[name] for name in expected} == expected
     assert ended["model"] == answer.json()["model"]
-    assert 0 <= ended["ttft"] <= ended["total"] < 5
+    assert 0 <= ended["ttft"] <= ended["total"]
     assert len(ended["key_id"]) == 12
     [refused] = [line for line in of_request if line.get("status") == 400]
     assert refused["path"] == "/v1/completions"
@@ -157,9 +157,9 @@ def test_bodies_are_not_logged_by_default_either(start_server: StartServer, capl
         live.http.post(
             "/v1/chat/completions", content=f'{{"messages": "{SECRET}"', headers={"content-type": "application/json"}
         )
+        wait_until(lambda: "POST /v1/chat/completions 400" in caplog.text)
     assert SECRET not in caplog.text
     assert "POST /v1/chat/completions 200" in caplog.text
-    assert "POST /v1/chat/completions 400" in caplog.text
     assert "received" not in caplog.text
 
 
