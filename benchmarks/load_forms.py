@@ -70,12 +70,11 @@ def load_once(model: str, case: str) -> dict[str, float]:
     from jserve.config import EngineConfig
     from jserve.layers.build import Build
     from jserve.layers.quantized import WeightPlan
+    from jserve.models.blueprint import Blueprint
     from jserve.models.registry import resolve
     from jserve.quant import detect
     from jserve.runtime import platform
     from jserve.runtime.load_model import load_weights
-    from jserve.runtime.programs import Programs
-    from jserve.runtime.shapes import EngineShape
 
     mesh = platform.make_mesh(1)
     dtype = jnp.dtype("float32" if case == "float32" else "bfloat16")
@@ -85,10 +84,10 @@ def load_once(model: str, case: str) -> dict[str, float]:
     raw, tensors = checkpoint.config(), checkpoint.tensors()
     family, config = resolve(raw, source=checkpoint.path)
     plan = WeightPlan.of(detect(raw, asked, tensors, source=checkpoint.path), tensors)
-    programs = Programs(family, config, Build(dtype, dtype, mesh), EngineShape(1, 2, 1, 1, 1, config.vocab_size), plan)
-    abstract = programs.abstract_model()
+    blueprint = Blueprint(family, config, Build(dtype, dtype, mesh), plan)
+    abstract = blueprint.abstract_model()
     told = EngineConfig(model=model, quantization=asked)
-    arrays = jax.block_until_ready(load_weights(told, abstract, programs, checkpoint, mesh, lambda *_: None))
+    arrays = jax.block_until_ready(load_weights(told, abstract, blueprint, checkpoint, mesh, lambda *_: None))
     for array in arrays:
         np.asarray(array).reshape(-1).view(np.uint8)[::PAGE].sum()
     found = {"seconds": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}

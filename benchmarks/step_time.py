@@ -42,6 +42,8 @@ from jserve.engine.core import EngineCore
 from jserve.errors import JserveError
 from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform
+from jserve.runtime.program_keys import Sample, Step
+from jserve.runtime.sampling import Variant
 from jserve.runtime.start import Started, start_runner
 from jserve.schedule.groups import pages_held
 
@@ -104,11 +106,12 @@ class Bench:
         buckets = self._started.shape.buckets()
         wanted = [min(b for b in buckets if b.is_decode and b.rows >= batch) for batch in batches]
         wanted += [min(b for b in buckets if not b.is_decode and b.tokens >= tokens) for tokens in prefills]
-        names = {f"step {bucket}" for bucket in wanted} | {f"sample {bucket.rows} greedy" for bucket in wanted}
-        for program in self._started.runner.programs_optional():
-            if program.name in names:
+        keys = {Step(bucket) for bucket in wanted} | {Sample(bucket.rows, Variant()) for bucket in wanted}
+        table = self._started.runner.table
+        for program in table.optional():
+            if program.key in keys:
                 print(f"compiling {program.name}", file=sys.stderr, flush=True)
-                self._started.runner.add(program)
+                table.add(program)
 
     def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
         """Decode steps at about `context` tokens a row, the largest batch first; the rest is then aborted."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 from llguidance import LLTokenizer
+from tokenizers import Tokenizer
 
 from jserve.config import EngineConfig
 from jserve.ipc import EngineSocket
@@ -132,8 +133,10 @@ class FakeEngine:
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        tokenizer = (Path(self.config.model) / "tokenizer.json").read_text()
-        return Vocabulary(LLTokenizer(tokenizer, n_vocab=self.options.vocab_size, eos_token=self.options.eos))
+        text = (Path(self.config.model) / "tokenizer.json").read_text()
+        num_ids = 1 + max(Tokenizer.from_str(text).get_vocab().values())
+        size = max(self.options.vocab_size, num_ids)
+        return Vocabulary(LLTokenizer(text, n_vocab=size, eos_token=self.options.eos))
 
     def _quoted(self, prompt: list[int]) -> list[int]:
         """What the prompt tells to say, if it does."""

@@ -57,9 +57,10 @@ class ServerContext:
             raise
 
     def _grammar_setup(self) -> GrammarSetup:
-        tokenizer = self.model_when_ready().tokenizer.backend.to_str()
+        tokenizer = self.model_when_ready().tokenizer
         ready = self.client.ready
-        return GrammarSetup(tokenizer, self.client.vocab_size, tuple(ready.eos_token_ids if ready else ()))
+        vocab_size = max(self.client.vocab_size, tokenizer.num_ids)
+        return GrammarSetup(tokenizer.backend.to_str(), vocab_size, tuple(ready.eos_token_ids if ready else ()))
 
 
 def context_of(request: Request) -> ServerContext:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from jserve.api.json_writer import encode
 from jserve.api.path import route_path
 from jserve.errors import (
+    ContextLengthError,
     EngineFailedError,
     EngineUnavailableError,
     JserveError,
@@ -93,6 +94,7 @@ class ErrorAnswer:
     type: str
     param: str | None = None
     code: str | None = None
+    """A word for programs, where there is one. Never the status: typed clients read a text or null."""
     retry_after_s: int | None = None
 
     def body(self, dialect: Dialect = Dialect.OPENAI) -> bytes:
@@ -106,7 +108,7 @@ class ErrorAnswer:
             "message": self.message,
             "type": self.type,
             "param": self.param,
-            "code": self.code or self.status,
+            "code": self.code,
         }
         return encode({"error": error})
 
@@ -131,9 +133,10 @@ def answer_for(error: Exception) -> ErrorAnswer:
     """What the client is told about `error`. Unexpected errors are logged with their traceback."""
     match error:
         case UnknownModelError():
-            return ErrorAnswer(404, str(error)[:_MAX_MESSAGE_CHARS], "NotFoundError", param="model")
+            return ErrorAnswer(404, str(error)[:_MAX_MESSAGE_CHARS], "NotFoundError", "model", "model_not_found")
         case RequestError():
-            return ErrorAnswer(400, _without_paths(str(error)), "BadRequestError", param=error.param)
+            code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
+            return ErrorAnswer(400, _without_paths(str(error)), "BadRequestError", error.param, code)
         case MediaTypeError():
             return ErrorAnswer(400, str(error), "Bad Request")
         case ValidationError():

@@ -26,6 +26,14 @@ class _Kept:
     """The most that it may take while it runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class GrammarTokenizer:
+    """The model's tokenizer as the `tokenizers` library writes it, and its highest token id plus one."""
+
+    json: str
+    num_ids: int
+
+
 class GrammarCompiler:
     """Compiles each grammar once and hands out copies. `compile` is called from one thread.
 
@@ -36,15 +44,16 @@ class GrammarCompiler:
 
     def __init__(
         self,
-        tokenizer_json: Callable[[], str],
+        load_tokenizer: Callable[[], GrammarTokenizer],
         vocab_size: int,
         eos_token_ids: frozenset[int],
         *,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """`tokenizer_json` gives the model's tokenizer as the `tokenizers` library writes it."""
-        self._tokenizer_json = tokenizer_json
-        self._vocab_size = vocab_size
+        """`vocab_size` is what the model has rows for; its tokenizer may have more tokens."""
+        self._load_tokenizer = load_tokenizer
+        self.vocab_size = vocab_size
+        """Tokens that matchers know, and their masks have bits for. It may grow before the first matcher is there."""
         self._eos_token_ids = sorted(eos_token_ids)
         self._kept_bytes = kept_bytes
         self._used_bytes = 0
@@ -82,7 +91,9 @@ class GrammarCompiler:
                 "(eos_token_id in generation_config.json or config.json)"
             )
         try:
-            return LLTokenizer(self._tokenizer_json(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+            tokenizer = self._load_tokenizer()
+            self.vocab_size = max(self.vocab_size, tokenizer.num_ids)
+            return LLTokenizer(tokenizer.json, n_vocab=self.vocab_size, eos_token=self._eos_token_ids)
         except Exception as error:
             logger.warning("grammars are refused, for want of a tokenizer: %s: %s", type(error).__name__, error)
             raise ConstraintError(

@@ -130,9 +130,9 @@ def make_few_sampler(
         masks: jax.Array,
     ) -> tuple[jax.Array, SamplingState, jax.Array]:
         packed, rows = packed[:-1], packed[-1]
-        state = _slide(state, split_sampling(packed))
-        tokens = choose(take_rows(logits, rows), state, packed, masks)
-        last_token, after = _note(split_sampling(packed).slots, tokens, last_token, state)
+        slid = _slide(state, split_sampling(packed))
+        tokens = choose(take_rows(logits, rows), slid, packed, masks)
+        last_token, after = _note(split_sampling(packed).slots, tokens, last_token, slid)
         assert after is not None
         return last_token, after, output.at[rows].set(tokens, mode="drop")
 

@@ -11,24 +11,20 @@ stuck half way, and only generation asks for further pages, one at a time. `Cach
 differ, which keep only what they see.
 """
 
-import heapq
 import time
-from bisect import insort
 from collections.abc import Callable, Iterable
-from operator import attrgetter
 
 from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
 from jserve.schedule.cache import Cache
-from jserve.schedule.embedding import unit_vector
+from jserve.schedule.deltas import error_delta, prompt_delta, token_delta
 from jserve.schedule.groups import Windows, longest_sequence
 from jserve.schedule.limits import LengthLimits
 from jserve.schedule.padding import filled
 from jserve.schedule.plan import PageRun, ScheduledChunk, StepPlan, StepTokens
+from jserve.schedule.running import RunningSequences
 from jserve.schedule.sequence import Sequence, Status
 from jserve.schedule.waiting import WaitingQueue
-
-_by_rank = attrgetter("rank")
 
 
 class Scheduler:
@@ -62,7 +58,6 @@ class Scheduler:
             )
         self._cache = Cache(num_pages, page_size, windows, max_num_batched_tokens, shares=enable_prefix_caching)
         self._pool = self._cache.pool
-        self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         # Beside running answers prompts get half a step, so that none of them waits as long as a lone chunk takes.
         # Twice the sequences at the least: however many decode, some prompt gets on.
@@ -73,9 +68,7 @@ class Scheduler:
         self._step_overhead = step_overhead
         self._sequences: dict[str, Sequence] = {}
         self._waiting = WaitingQueue()
-        self._running: list[Sequence] = []  # by rank
-        self._free_slots = list(range(max_num_seqs))  # a heap: low slots first, so that few rows stay in use
-        self._num_growing = 0  # running sequences that may need another page
+        self._running = RunningSequences(self._cache, max_num_seqs)
         self._num_arrived = 0
         # The head that was last refused admission, and the spare pages it asked for: until there are as
         # many, its prefix is not looked up again, so waiting costs the same however long a prompt is.
@@ -101,7 +94,7 @@ class Scheduler:
         error = self._limits.refusal(request)
         if request.request_id in self._sequences:
             error = f"request id {request.request_id!r} is in use; send another one"
-        return TokenDelta(request.request_id, [], finish_reason="error", error=error) if error is not None else None
+        return error_delta(request.request_id, error) if error is not None else None
 
     def add(self, request: Request, constraint: RowConstraint | None = None) -> TokenDelta | None:
         """Queue a request. Returns None, or the final "error" delta of one that could never run."""
@@ -131,13 +124,7 @@ class Scheduler:
     def fail(self, sequence: Sequence, error: str) -> TokenDelta:
         """End a sequence that cannot go on, and free what it holds. Returns its last delta."""
         self._retire(sequence)
-        return TokenDelta(
-            sequence.request.request_id,
-            [],
-            finish_reason="error",
-            num_preemptions=sequence.num_preemptions,
-            error=error,
-        )
+        return error_delta(sequence.request.request_id, error, sequence.num_preemptions)
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""
@@ -167,7 +154,8 @@ class Scheduler:
             sequence = chunk.sequence
             if not chunk.samples or sequence.status is finished:
                 if sequence.request.ends_with_prompt and chunk.output_index == 0 and sequence.status is not finished:
-                    deltas.append(self._prompt_delta(sequence))
+                    self._retire(sequence)
+                    deltas.append(prompt_delta(sequence))
                 continue
             token_ids = sequence.token_ids
             token_ids.append(token)
@@ -212,14 +200,8 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError naming the first broken invariant. For tests: cost grows with everything."""
-        self._cache.check(self._running)
-        ranks = [sequence.rank for sequence in self._running]
-        assert ranks == sorted(ranks), f"running sequences are out of order: {ranks}"
-        slots = [sequence.slot for sequence in self._running]
-        assert sorted(slots + self._free_slots) == list(range(self._max_num_seqs)), f"slots are lost: {slots}"
-        growing = sum(sequence.may_grow for sequence in self._running)
-        assert growing == self._num_growing, f"{growing} sequences may grow but {self._num_growing} are counted"
-        running = {id(sequence) for sequence in self._running}
+        self._running.check()
+        running = {id(sequence) for sequence in self._running.by_rank}
         for name, sequence in self._sequences.items():
             is_running = sequence.status is Status.RUNNING
             assert sequence.status is not Status.FINISHED, f"{name} is finished but still known"
@@ -237,7 +219,7 @@ class Scheduler:
         cache = self._cache
         page_size = cache.page_size
         others: list[Sequence] = []
-        for sequence in self._running:
+        for sequence in self._running.by_rank:
             start, num_pending = sequence.num_computed, sequence.num_pending
             end = len(sequence.token_ids) + num_pending
             if end - start != 1 or end >= sequence.max_total:
@@ -249,7 +231,7 @@ class Scheduler:
                 if sequence.num_pages * page_size == start or cache.has_windows:
                     if not self._make_room(sequence):
                         break
-                    page_updates = self._grow(sequence)
+                    page_updates = self._running.grow(sequence)
             if page_updates or not num_pending:
                 with_updates.append(len(chunks))
             sequence.num_computed = end
@@ -281,7 +263,7 @@ class Scheduler:
                 held = sequence if length else None
                 num_planned += length
                 room = room - length if length == wanted else 0
-        while room and self._free_slots:
+        while room and self._running.free_slots:
             waiting = self._waiting.first()
             if waiting is None or waiting.num_pending:
                 break
@@ -305,7 +287,9 @@ class Scheduler:
         """How many of a prompt's next `length` tokens have pages. Where those are not all, no other prompt is planned
         after it: two that both lack pages would wait for each other.
         """
-        return self._cache.count_fitting(sequence, length, self._num_spare) if self._cache.has_windows else length
+        return (
+            self._cache.count_fitting(sequence, length, self._running.num_spare) if self._cache.has_windows else length
+        )
 
     def _excess(self, num_tokens: int, num_rows: int, num_decodes: int) -> int:
         """How many of a step's tokens would cost more in padding than in the next step."""
@@ -336,7 +320,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give the queue's head a slot and its pages, unless running sequences would soon miss them."""
-        cache, num_spare = self._cache, self._num_spare
+        cache, num_spare = self._cache, self._running.num_spare
         if sequence is self._blocked and num_spare < self._blocked_on:
             return False
         num_known = len(sequence.token_ids)
@@ -352,11 +336,7 @@ class Scheduler:
             return False
         self._blocked = None
         self._waiting.pop()
-        cache.admit(sequence, found, num_pages)
-        sequence.slot = heapq.heappop(self._free_slots)
-        sequence.status = Status.RUNNING
-        insort(self._running, sequence, key=_by_rank)
-        self._num_growing += sequence.may_grow
+        self._running.enter(sequence, found, num_pages)
         if not sequence.scheduled_at:
             self._record_first_admission(sequence)
         return True
@@ -368,48 +348,30 @@ class Scheduler:
             self._prefix_queries += sequence.num_prompt
             self._prefix_hits += sequence.num_cached
 
-    @property
-    def _num_spare(self) -> int:
-        """Available pages that no running sequence may soon ask for."""
-        return self._pool.num_available - self._cache.num_groups * self._num_growing
-
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt the least important until the pages that a decode lacks are available. False if that was `sequence`
         itself.
         """
         count = self._cache.count_lacking(sequence)
         while self._pool.num_available < count:
-            victim = self._running[-1]
+            victim = self._running.by_rank[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _grow(self, sequence: Sequence) -> tuple[PageRun, ...]:
-        did_grow = sequence.may_grow
-        runs = self._cache.grow(sequence)
-        self._num_growing -= did_grow and not sequence.may_grow
-        return runs
-
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue: its tokens stay, those in flight still come home, its KV is computed again."""
-        self._leave_running(sequence)
+        self._running.leave(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed = 0
         sequence.num_preemptions += 1
         self._num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _leave_running(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._num_growing -= sequence.may_grow
-        self._cache.free(sequence)
-        heapq.heappush(self._free_slots, sequence.slot)
-        sequence.slot = -1
-
     def _retire(self, sequence: Sequence) -> None:
         if sequence.status is Status.RUNNING:
-            self._leave_running(sequence)
+            self._running.leave(sequence)
             sequence.status = Status.FINISHED
         else:
             sequence.status = Status.FINISHED
@@ -419,32 +381,7 @@ class Scheduler:
     def _delta_with_updates(self, chunk: ScheduledChunk, token: int, logprob: TokenLogprobs | None) -> TokenDelta:
         """Delta of a first or last token, or of one with log probabilities; retires a finished sequence."""
         sequence = chunk.sequence
-        is_first = chunk.output_index == 0
         reason = sequence.finish_reason(chunk.output_index)
         if reason is not None:
             self._retire(sequence)
-        return TokenDelta(
-            sequence.request.request_id,
-            [token],
-            finish_reason=reason,
-            stop_reason=token if reason == "stop" and token not in sequence.eos_ids else None,
-            logprobs=None if logprob is None else [logprob],
-            num_cached_tokens=sequence.num_cached if is_first else 0,
-            num_preemptions=sequence.num_preemptions,
-            scheduled_at=sequence.scheduled_at if is_first else 0.0,
-            prompt_logprobs=sequence.scores() if is_first else None,
-        )
-
-    def _prompt_delta(self, sequence: Sequence) -> TokenDelta:
-        """The only delta of a request that generates nothing, whose prompt has been computed."""
-        self._retire(sequence)
-        return TokenDelta(
-            sequence.request.request_id,
-            [],
-            finish_reason="stop" if sequence.request.pooling else "length",
-            num_cached_tokens=sequence.num_cached,
-            num_preemptions=sequence.num_preemptions,
-            scheduled_at=sequence.scheduled_at,
-            prompt_logprobs=sequence.scores(),
-            embedding=unit_vector(sequence.hidden_sums) if sequence.request.pooling else b"",
-        )
+        return token_delta(chunk, token, reason, logprob)

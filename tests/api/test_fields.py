@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from jserve.api.openai.bodies import ChatBody, CompletionBody
 from tests.api.live_server import LiveServer, StartServer
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -277,7 +278,9 @@ def test_the_session_can_stand_in_a_header(server: LiveServer) -> None:
 
 def test_a_client_that_left_gets_no_comment(talkative: LiveServer) -> None:
     body = json.dumps({"prompt": "abc", "max_tokens": 50, "stream": True}).encode()
-    with socket.create_connection(("127.0.0.1", int(talkative.url.rpartition(":")[2])), timeout=5) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", int(talkative.url.rpartition(":")[2])), timeout=PATIENCE_S
+    ) as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(100).startswith(b"HTTP/1.1 200")

@@ -158,7 +158,7 @@ def test_check_names_a_leak() -> None:
         pool.check([pages, pages[:1]])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 3), max_size=200), st.integers(0, 199))
 def test_digests_are_equal_exactly_while_prefixes_are(token_ids: list[int], changed: int) -> None:
     other = list(token_ids)

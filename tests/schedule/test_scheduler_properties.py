@@ -94,7 +94,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.world.check_outcome()
 
 
-AnyOrder.TestCase.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=400, stateful_step_count=30)
 TestAnyOrder = AnyOrder.TestCase
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET
 
 from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
@@ -28,6 +29,7 @@ from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
 from jserve.text.output.pieces import OutputParser
+from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -170,8 +172,8 @@ class Generation:
     def usage(self, *, with_details: bool = False) -> Usage:
         """Token counts so far."""
         prompt, output = self.num_prompt_tokens, self._num_output
-        cached = PromptTokensDetails(self._num_cached) if with_details else None
-        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else None
+        cached = PromptTokensDetails(self._num_cached) if with_details else UNSET
+        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else UNSET
         return Usage(prompt, prompt + output, output, cached, thought)
 
     def request_metrics(self) -> RequestMetrics | None:
@@ -250,10 +252,13 @@ class Generator:
     def start(self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None) -> Generation:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
-        The caller must `finish` the generation, whatever happens. Raises EngineUnavailableError, OverloadedError,
-        or RateLimitError for the key of the current call.
+        The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
+        no row for, EngineUnavailableError, OverloadedError, or RateLimitError for the key of the current call.
         """
         self.check_available()
+        check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
+        for prompt in request.prompts:
+            check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
         call = current_call()
         requests, choices = self._engine_requests(request, tokenizer, cap, call)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)

@@ -205,7 +205,7 @@ class ServedModel:
     @cached_property
     def max_token_chars(self) -> int:
         """The longest token, in bytes, which is at least its characters."""
-        return max(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size))
+        return max(len(self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.num_ids))
 
 
 def _num_content_chars(message: Mapping[str, Any]) -> int:

@@ -200,10 +200,10 @@ class ChatAnswer:
         )
         return bool(has_news or self._with_ids)
 
-    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | None:
+    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | UnsetType:
         if update.logprobs is None:
-            return None
-        return self._formatter.chat(update.token_ids, update.logprobs)
+            return UNSET
+        return ChatLogprobs(self._formatter.chat(update.token_ids, update.logprobs).content, refusal=[])
 
     def _usage(self) -> Usage:
         return self._generation.usage(with_details=self._with_details)

@@ -56,7 +56,7 @@ def sampling_params(
         prompt_logprobs=_prompt_logprobs(body),
         logprob_token_ids=_logprob_token_ids(body, vocab_size, logprobs),
         allowed_token_ids=allowed_tokens(body.allowed_token_ids, vocab_size),
-        bad_words=bad_word_tokens(body.bad_words, tokenizer),
+        bad_words=bad_word_tokens(body.bad_words, tokenizer, vocab_size),
         repetition_detection=_repetition_detection(body.repetition_detection),
         penalty_window=body.dialect.penalty_window,
     )

@@ -35,7 +35,8 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeBody)
     model = server.admit()
     model.check_name(body.model)
-    check_vocabulary(body.tokens, server.client.vocab_size, param="tokens")
+    vocab_size = max(server.client.vocab_size, model.tokenizer.num_ids)
+    check_vocabulary(body.tokens, vocab_size, param="tokens")
     return JsonResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
 

@@ -31,7 +31,10 @@ _MAX_ERROR_CHARS = 600
 
 @dataclass(frozen=True, slots=True)
 class GrammarSetup:
-    """The first frame: the model's tokenizer as `tokenizers` writes it, its size, and its end tokens."""
+    """The first frame: the model's tokenizer as `tokenizers` writes it, and the model's end tokens.
+
+    `vocab_size` counts the tokenizer's tokens or the model's rows, whichever are more.
+    """
 
     tokenizer_json: str
     vocab_size: int

@@ -1,17 +1,19 @@
 """Forms of output, through the server: what is asked for in any spelling holds, and what cannot be is a 400."""
 
+import contextlib
 import json
 import re
-import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
+import psutil
 import pytest
 from pydantic import BaseModel
 
 from tests.api.live_server import LiveServer, StartServer
+from tests.api.stream_pace import StreamPace
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {
@@ -153,14 +155,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 def test_what_cannot_be_enforced_is_refused_by_name(
     server: LiveServer, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    began = time.monotonic()
-    response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 1, **fields})
+    with _cheap_for_the_compiler():
+        response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 1, **fields})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
     assert len(error["message"]) < 1000
-    assert time.monotonic() - began < 8
 
 
 def test_an_explosive_regex_is_answered_quickly_whatever_comes_of_it(server: LiveServer) -> None:
@@ -170,10 +171,10 @@ def test_an_explosive_regex_is_answered_quickly_whatever_comes_of_it(server: Liv
         "(.|\\n)*a(.|\\n){200}b",
         "(" * 3000 + "a" + ")" * 3000,
     ):
-        began = time.monotonic()
-        response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 20, "guided_regex": pattern})
+        with _cheap_for_the_compiler():
+            response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 20, "guided_regex": pattern})
         assert response.status_code in (200, 400), response.text
-        assert time.monotonic() - began < 6
+        assert "took more than" not in response.text
     assert ask(server, COMPLETIONS, guided_choice=["fine"]) == "fine"
 
 
@@ -198,23 +199,14 @@ def test_a_schema_deeper_than_64_levels_is_refused(server: LiveServer) -> None:
 def test_neighbours_stream_on_while_a_grammar_compiles_until_it_is_stopped(start_server: StartServer) -> None:
     server = start_server("--step-ms", "5", grammar_compile_timeout_s=1.0)
     ask(server, COMPLETIONS, guided_choice=["a"])  # The process is started.
-    slow = slow_grammar()
-    answer: list[Any] = []
-    asking = threading.Thread(
-        target=lambda: answer.append(server.http.post(COMPLETIONS, json={"prompt": "x", "guided_grammar": slow}))
-    )
-    gaps, last = [], 0.0
-    with server.openai.completions.create(model="tiny", prompt="abc", max_tokens=230, stream=True) as stream:
-        for number, _ in enumerate(stream):
-            if number == 10:
-                asking.start()
-            now = time.monotonic()
-            gaps.append(now - last if last else 0.0)
-            last = now
-    asking.join()
-    assert answer[0].status_code == 400
-    assert "took more than 1 s" in answer[0].json()["error"]["message"]
-    assert max(gaps) < 0.5
+    with StreamPace(server) as neighbour:
+        before = neighbour.num_chunks
+        answer = server.http.post(COMPLETIONS, json={"prompt": "x", "guided_grammar": slow_grammar()})
+        num_meanwhile = neighbour.num_chunks - before
+    assert answer.status_code == 400
+    assert "took more than 1 s" in answer.json()["error"]["message"]
+    assert num_meanwhile > 5
+    assert neighbour.longest_s < 0.1
     assert ask(server, COMPLETIONS, guided_choice=["b"]) == "b"
 
 
@@ -245,6 +237,24 @@ def ask(server: LiveServer, path: str, **fields: Any) -> str:
         text = choice["text"]
     assert choice["finish_reason"] == "stop", text
     return text
+
+
+@contextlib.contextmanager
+def _cheap_for_the_compiler() -> Iterator[None]:
+    """In here, no process that compiles grammars may take 6 s of CPU time."""
+    before = _cpu_of_compilers()
+    yield
+    assert all(seconds - before.get(pid, 0.0) < 6 for pid, seconds in _cpu_of_compilers().items())
+
+
+def _cpu_of_compilers() -> dict[int, float]:
+    seconds = {}
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "jserve.text.grammars.grammar_worker" in process.cmdline():
+                times = process.cpu_times()
+                seconds[process.pid] = times.user + times.system
+    return seconds
 
 
 def slow_grammar() -> str:

@@ -4,7 +4,6 @@ import json
 import logging
 import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,8 @@ import pytest
 
 from jserve.log import JsonFormatter, TextFormatter, request_fields
 from tests.api.live_server import LiveServer, StartServer
-from tests.commands.test_serve import Command, start  # noqa: F401
+from tests.commands.test_serve import Command, start, status_of  # noqa: F401
+from tests.patience import PATIENCE_S, wait_until
 
 SECRET = "zebra"
 
@@ -61,20 +61,15 @@ def _serve(start: Callable[..., Command], *flags: str) -> tuple[Command, str]:  
         port = free.getsockname()[1]
     command = start("--port", str(port), *flags)
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return command, url
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: status_of(port, "/ready") == 200)
+    return command, url
 
 
 def _ask(url: str, **fields: Any) -> httpx.Response:
     headers = {"x-request-id": "my-id", "authorization": "Bearer opensesame"}
-    return httpx.post(f"{url}/v1/completions", json={"prompt": SECRET, "max_tokens": 3, **fields}, headers=headers)
+    return httpx.post(
+        f"{url}/v1/completions", json={"prompt": SECRET, "max_tokens": 3, **fields}, headers=headers, timeout=PATIENCE_S
+    )
 
 
 def test_json_log_of_a_server(start: Callable[..., Command]) -> None:  # noqa: F811
@@ -144,7 +139,7 @@ def test_bodies_are_not_logged_by_default_either(start_server: StartServer, capl
 )
 def test_request_ids_are_cleaned(server: LiveServer, sent: str, returned: str | None) -> None:
     headers = {"x-request-id": sent.encode("latin-1")}
-    answer = server.http.post("/v1/completions", json={"prompt": "a"}, headers=headers)  # type: ignore[arg-type]
+    answer = server.http.post("/v1/completions", json={"prompt": "a"}, headers=headers, timeout=PATIENCE_S)  # type: ignore[arg-type]
     seen = answer.headers["x-request-id"]
     assert answer.headers.get_list("x-request-id") == [seen]
     assert seen == returned if returned else len(seen) == 32
