@@ -281,10 +281,7 @@ class EngineClient:
         self.stats = EngineStats()
 
     def _report_death(self, code: int, was_ready: bool) -> None:
-        if self._fatal is not None:
-            reason = self._fatal.message
-        else:
-            reason = f"the engine process {_describe_exit(code)}"
+        reason = self._fatal.message if self._fatal is not None else f"the engine process {_describe_exit(code)}"
         # What ends the first start would end the next one too; it is told once.
         has_served = was_ready or self.num_restarts > 0
         retry = has_served and (self._fatal is None or self._fatal.retry)
