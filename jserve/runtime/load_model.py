@@ -26,6 +26,7 @@ from jserve.text.load import load_tokenizer
 from jserve.text.save import save_tokenizer
 from jserve.weights import converted
 from jserve.weights.load import Progress, load, load_bits, load_dummy, parameters, resolve_names
+from jserve.weights.tied_head import with_trained_head
 
 
 def check_weights(model: nnx.Module, programs: Programs | EncoderPrograms, checkpoint: Checkpoint) -> None:
@@ -84,6 +85,7 @@ def convert(asked: EngineConfig, folder: Path, progress: Callable[[int, int], No
         if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
             raise ConfigError(f"{asked.model} is an encoder, which is not converted; serve it as it is")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
+        config = with_trained_head(config, checkpoint)
         quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
         weights = WeightPlan.of(quantization, checkpoint.tensors())
         tokenizer = load_tokenizer(asked.model)

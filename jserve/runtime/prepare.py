@@ -27,6 +27,7 @@ from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
+from jserve.weights.tied_head import with_trained_head
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Fo
     quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
+    config = config if embeds or asked.load_format == "dummy" else with_trained_head(config, checkpoint)
     build = _build(asked, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
     model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights).abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
