@@ -52,6 +52,15 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prompt tokens that may wait for their first token before more are answered 503 (default: no limit)",
     )
+    group.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        type=_names,
+        default=[],
+        metavar="NAME",
+        help="names of this server that requests may carry in `Host`, '*' for all (default: all where a key is needed; "
+        "else, over loopback, localhost and others that no web site can take)",
+    )
     for flag, default, what in (
         ("--allowed-origins", [], "web sites whose scripts may call (CORS), '*' for all (default: none)"),
         ("--allowed-methods", ["*"], "methods that these may use (default: all)"),

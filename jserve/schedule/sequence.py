@@ -3,7 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec import structs
 
@@ -11,6 +11,9 @@ from jserve.constrain.row import RowConstraint
 from jserve.protocol import FinishReason, Request, TokenLogprobs
 from jserve.schedule.groups import PageTable
 from jserve.schedule.prefix import DigestChain
+
+if TYPE_CHECKING:
+    from jserve.schedule.share import Share
 
 
 class Status(Enum):
@@ -38,7 +41,9 @@ class Sequence:
     max_pages: int
     """Most pages of tokens. The last token generated is never fed back and needs no place."""
     rank: tuple[int, int]
-    """(priority, order of arrival): smaller is served first and preempted last. Never changes."""
+    """(priority, order of arrival): smaller is preempted last. Never changes."""
+    share: "Share"
+    """What its tenant is served of; it counts this sequence's tokens."""
     eos_ids: frozenset[int]
     """The model's end-of-sequence tokens, or none if the request ignores them."""
     stop_ids: frozenset[int]
@@ -54,6 +59,12 @@ class Sequence:
     status: Status = Status.WAITING
     num_computed: int = 0
     """Tokens whose KV is written by steps already dispatched."""
+    num_charged: int = 0
+    """Leading tokens that its share has counted, or that came from the prefix cache."""
+    num_resumed: int = 0
+    """Tokens that it had been computed to when it was last admitted; those that it lost are computed again."""
+    num_owed: int = 0
+    """Tokens in its share's backlog."""
     num_pending: int = 0
     """Sampled tokens that are still on the device."""
     tables: list[PageTable] = field(default_factory=list)
@@ -89,6 +100,7 @@ class Sequence:
         request: Request,
         *,
         arrival_number: int,
+        share: "Share",
         max_total: int,
         page_size: int,
         eos_token_ids: frozenset[int],
@@ -107,6 +119,7 @@ class Sequence:
             max_total=max_total,
             max_pages=-(-max(max_total - 1, num_prompt) // page_size),
             rank=(request.priority, arrival_number),
+            share=share,
             eos_ids=eos_ids,
             stop_ids=eos_ids.union(sampling.stop_token_ids),
             chain=DigestChain(token_ids, page_size, request.cache_salt),

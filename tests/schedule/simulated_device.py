@@ -208,10 +208,13 @@ class World:
         priority: int = 0,
         salt: str = "",
         pooling: Pooling = "",
+        tenant: int = 0,
         **sampling: object,
     ) -> TokenDelta | None:
         params = SamplingParams(**sampling)  # type: ignore[arg-type]
-        request = Request(request_id, token_ids, params, cache_salt=salt, priority=priority, pooling=pooling)
+        request = Request(
+            request_id, token_ids, params, cache_salt=salt, priority=priority, pooling=pooling, tenant=tenant
+        )
         refused = self.scheduler.add(request)
         if refused is None:
             self.requests[request_id] = request

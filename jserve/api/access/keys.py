@@ -20,6 +20,8 @@ class ApiKey:
 
     digest: bytes
     id: str
+    tenant: int = 0
+    """A number that tells the engine nothing but whose requests belong together."""
 
     @property
     def is_anonymous(self) -> bool:
@@ -43,6 +45,7 @@ class KeyRing:
         self._given = tuple(keys)
         self._file = file
         self._names = names or {}
+        self._tenants: dict[bytes, int] = {}  # of all keys that ever were: a number is never used again
         self._keys = self._read()
 
     @property
@@ -80,7 +83,11 @@ class KeyRing:
     def _read(self) -> tuple[ApiKey, ...]:
         keys = [*self._given, *(read_key_file(self._file) if self._file is not None else ())]
         digests = dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys)
-        return tuple(ApiKey(digest, self._names.get(digest) or digest.hex()[:_ID_CHARS]) for digest in digests)
+        return tuple(self._key(digest) for digest in digests)
+
+    def _key(self, digest: bytes) -> ApiKey:
+        tenant = self._tenants.setdefault(digest, len(self._tenants) + 1)
+        return ApiKey(digest, self._names.get(digest) or digest.hex()[:_ID_CHARS], tenant)
 
 
 def read_key_file(path: Path) -> list[str]:

@@ -90,18 +90,19 @@ class EventStream(Response):
         self._writer = body_writer_of(scope)
         self._keep_alive = KeepAlive(self._writer, self._keep_alive_s)
         self._last_events = asyncio.get_running_loop().create_future()
+        self._writer.begin()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
             self._keep_alive.start()
             body = await self._events()
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(self._writer.last_message(body))
         except ClientGoneError:
             pass  # Nobody is left to be told.
         except Exception as error:
             self._keep_alive.stop()
             held = self._interval.rest()
             body = (self._answer.chunk(held) if held else b"") + self._answer.error(answer_for(error))
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(self._writer.last_message(body))
         finally:
             watcher.cancel()
             self._writer.on_writable = None

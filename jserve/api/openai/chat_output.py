@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import msgspec
-
 from jserve.api.context import ServerContext
 from jserve.api.errors import invalid
 from jserve.api.model.speech import ModelSpeech
 from jserve.api.openai.bodies import ChatBody
-from jserve.api.openai.structured import constrain, structured_output
+from jserve.api.openai.structured import constrain, structured_output, with_grammar
 from jserve.api.openai.tool_use import ToolUse
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
@@ -90,8 +88,8 @@ class ChatOutput:
         grammar = self._call_grammar(use.tools, answer)
         if (reasoning := self.reasoning_before_answer) is not None:
             grammar = after_reasoning(grammar, reasoning.begin, reasoning.end, is_open=reasoning.is_open)
-        await server.grammars.check(grammar, param="tools")
-        return msgspec.structs.replace(sampling, grammar=grammar)
+        verdict = await server.grammars.check(grammar, param="tools")
+        return with_grammar(sampling, grammar, verdict.num_bytes)
 
     async def _constrain_final(self, server: ServerContext, body: ChatBody, sampling: SamplingParams) -> SamplingParams:
         """The form is that of the last channel's message; what the model thinks before it is free."""
@@ -100,8 +98,8 @@ class ChatOutput:
         if not answer or spec is None:
             return sampling
         grammar = CallGrammar(self.speech.tool_format, {}, False, self._special_id).final_answer(answer)
-        await server.grammars.check(grammar, param=spec.field)
-        return msgspec.structs.replace(sampling, grammar=grammar)
+        verdict = await server.grammars.check(grammar, param=spec.field)
+        return with_grammar(sampling, grammar, verdict.num_bytes)
 
     def _call_grammar(self, tools: Mapping[str, Tool], answer: str) -> str:
         use = self.tool_use
@@ -145,6 +143,7 @@ class ChatOutput:
             use.tools,
             visible_tokens=speech.visible_tokens(with_tools=bool(use.tools)),
             called_reason=use.called_reason,
+            is_forced=use.is_forced,
             max_calls=max_calls if use.tools else 0,
             with_reasoning=self.with_reasoning,
             new_id=short_call_id if isinstance(speech.tool_format, Mistral) else call_id,

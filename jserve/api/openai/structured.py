@@ -12,6 +12,7 @@ from jserve.text.grammars.grammar_worker import Reasoning
 from jserve.text.grammars.structured import Kind, StructuredOutput
 
 _KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_MAX_GRAMMAR_TEXT = 64 << 20
 _GUIDED: dict[str, Kind] = {f"guided_{kind}": kind for kind in _KINDS if kind != "structural_tag"}
 
 
@@ -25,8 +26,20 @@ async def constrain(
     spec = structured_output(body)
     if spec is None:
         return sampling
-    grammar = await server.grammars.compile(spec, reasoning)
-    return msgspec.structs.replace(sampling, grammar=grammar)
+    verdict = await server.grammars.compile(spec, reasoning)
+    return with_grammar(sampling, verdict.grammar, verdict.num_bytes)
+
+
+def with_grammar(sampling: SamplingParams, grammar: str, num_bytes: int) -> SamplingParams:
+    """`sampling` under a grammar. Raises RequestError where it goes to too many choices: each carries its text."""
+    total = sampling.n * len(grammar)
+    if total > _MAX_GRAMMAR_TEXT:
+        raise RequestError(
+            f"n={sampling.n} times a grammar of {len(grammar):,} characters is more than {_MAX_GRAMMAR_TEXT:,}; "
+            "ask for fewer choices at once",
+            param="n",
+        )
+    return msgspec.structs.replace(sampling, grammar=grammar, grammar_bytes=num_bytes)
 
 
 def structured_output(body: GenerationBody) -> StructuredOutput | None:

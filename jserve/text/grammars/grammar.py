@@ -14,6 +14,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from jserve.errors import RequestError
 from jserve.text.grammars.json_schema import bound_schema
+from jserve.text.grammars.prefix_tree import prefix_tree
 
 JSON_WHITESPACE = r"([ \t]{1,8}|\r?\n[ \t]{0,40})"
 """Between the tokens of JSON, at most once: a few blanks, or a line's end and the indentation of the next."""
@@ -72,10 +73,17 @@ def regex_rule(pattern: str) -> str:
 
 
 def choice_rule(choices: Sequence[str]) -> str:
-    """A rule for exactly one of `choices`."""
+    """A rule for exactly one of `choices`: a regular expression in which common beginnings stand once.
+
+    As alternatives of a rule, the parser would keep a state for each of them at the first character.
+    """
     if not choices:
         raise RequestError("a choice needs at least one text to choose from")
-    return "(" + " | ".join(literal(text) for text in dict.fromkeys(choices)) + ")"
+    texts = sorted(set(choices) - {""})
+    if not texts:
+        return '""'
+    rule = f"/{prefix_tree(texts)}/"
+    return f"({rule})?" if "" in choices else rule
 
 
 def whole_grammar(rule: str) -> str:
