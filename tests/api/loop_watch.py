@@ -4,6 +4,7 @@ Time of the thread, not of the clock on the wall: what else runs on the machine 
 """
 
 import asyncio
+import gc
 import time
 from types import TracebackType
 
@@ -28,6 +29,8 @@ class LoopWatch:
         self.longest_s = 0.0
 
     def __enter__(self) -> "LoopWatch":
+        gc.collect()
+        gc.freeze()  # As `jserve serve` does once it has loaded: what pytest keeps is not the server's.
         asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result(20)
         return self
 
@@ -35,6 +38,7 @@ class LoopWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
+        gc.unfreeze()
 
     async def _begin(self) -> None:
         self._last = time.thread_time()

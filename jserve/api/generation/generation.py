@@ -20,6 +20,7 @@ from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
 from jserve.api.errors import ClientGoneError
+from jserve.api.generation.answer_size import check_answer_size
 from jserve.api.generation.choice import Choice, ChoiceUpdate
 from jserve.api.generation.request import GenerationRequest
 from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
@@ -228,6 +229,7 @@ class Generator:
         call.check_priority(request.priority)
         call.open_sequences(len(request.prompts) * request.sampling.n)
         requests, choices = self._engine_requests(request, tokenizer, cap, call)
+        check_answer_size(requests)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
         inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)

@@ -35,6 +35,12 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "a long answer with logprobs": ("/v1/completions", _completion(max_tokens=2000, logprobs=5)),
     "many choices": ("/v1/completions", _completion(max_tokens=16, n=32, temperature=1)),
     "choices with logprobs": ("/v1/chat/completions", _chat(max_tokens=64, n=4, logprobs=True, top_logprobs=20)),
+    "more choices with logprobs": ("/v1/completions", _completion(max_tokens=100, n=64, logprobs=5, temperature=1)),
+    "a stream of logprobs": (
+        "/v1/chat/completions",
+        _chat(max_tokens=20, n=128, temperature=1, logprobs=True, top_logprobs=20, stream=True),
+    ),
+    "logprobs of a prompt": ("/v1/completions", _completion(prompt=WORDS, max_tokens=1, prompt_logprobs=5)),
     "a stream of choices": ("/v1/chat/completions", _chat(max_tokens=64, n=16, temperature=1, stream=True)),
     "a long prompt": ("/v1/completions", _completion(prompt=WORDS, max_tokens=1)),
     "a prompt that is too long": ("/v1/completions", _completion(prompt=TEXT, max_tokens=1)),
@@ -79,6 +85,33 @@ def test_a_flood_of_pipelined_requests_does_not_either(live: LiveServer) -> None
         raw.send(get * 2000 + post("/v1/completions", json.dumps(_completion(max_tokens=1)).encode()))
         for _ in range(2001):
             assert raw.answer()[0] == 200
+    assert watch.longest_s < MOST_HELD_S
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2048, "logprobs": 5, "max_tokens": 4, "temperature": 1},
+        {"prompt": ["hello"] * 900, "logprobs": 5, "max_tokens": 1},
+        {"n": 256, "logprobs": 5, "max_tokens": 4000, "temperature": 1},
+    ],
+)
+def test_more_logprobs_than_one_request_may_have_are_refused(live: LiveServer, fields: dict[str, Any]) -> None:
+    with LoopWatch(live) as watch:
+        response = live.http.post("/v1/completions", json=_completion(**fields))
+    assert response.status_code == 400
+    assert "logprobs" in response.json()["error"]["message"]
+    assert watch.longest_s < MOST_HELD_S
+
+
+def test_what_has_piled_up_behind_a_client_that_pauses_is_written_in_pieces(live: LiveServer) -> None:
+    body = _chat(max_tokens=3000, logprobs=True, top_logprobs=20, stream=True)
+    with LoopWatch(live) as watch, RawConnection(live.url) as raw:
+        raw.send(post("/v1/chat/completions", json.dumps(body).encode(), b"connection: close"))
+        live.wait_for(lambda: live.metric("vllm:num_requests_running") == 1)
+        live.wait_for(lambda: live.metric("vllm:num_requests_running") == 0)
+        received = raw.rest()
+    assert received.count(b'"logprobs":{') == 3000
     assert watch.longest_s < MOST_HELD_S
 
 
