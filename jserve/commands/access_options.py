@@ -32,7 +32,8 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         "--limits",
         type=Path,
         metavar="FILE",
-        help="YAML file with what each key may use: requests and tokens per minute, requests at once (default: none)",
+        help="YAML file with what each key may use: requests and tokens per minute, sequences at once, priority "
+        "(default: none)",
     )
     group.add_argument(
         "--cache-isolation",

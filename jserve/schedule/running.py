@@ -28,7 +28,7 @@ class RunningSequences:
         self.prefix_queries = 0
         """Prompt tokens of those that ever ran and may share a prefix."""
         self.prefix_hits = 0
-        """Of these, the tokens that were there."""
+        """Those of them that were in the prefix cache."""
 
     def __len__(self) -> int:
         return len(self.by_rank)
@@ -86,9 +86,9 @@ class RunningSequences:
         return runs
 
     def least_important(self, place: int) -> Sequence:
-        """Who gives its pages back when there are none left, of those from this place in the order of ranks on.
+        """The sequence to preempt when no page is left, among those from this place in the order of ranks on.
 
-        One of the lowest priority; there, of the tenant that holds most pages, the newest.
+        It has the lowest priority, there the tenant that holds most pages, and is that tenant's newest.
         """
         last = self.by_rank[-1]
         if len(self._num_running) == 1:
@@ -98,10 +98,10 @@ class RunningSequences:
         return max(candidates, key=lambda sequence: (held[sequence.share.tenant], sequence.rank))
 
     def in_the_way(self, sequence: Sequence) -> Sequence | None:
-        """Who gives way to a waiting sequence: the newest of the tenant that holds most of the slots or pages that it
-        lacks, has been served more, and would still hold more. None where nobody does, or nothing lacks.
+        """The sequence to preempt for a waiting one that lacks a slot or pages, or None.
 
-        One that was admitted gets on by a token at least before it gives way, so two cannot keep each other from it.
+        It is the newest of the tenant that holds most of them, if that tenant has been served more and holds more even
+        then. It has got on by a token since it was admitted: two that preempt each other in turn both reach their end.
         """
         tenant = sequence.share.tenant
         if self.num_free <= 0:

@@ -1,14 +1,14 @@
-"""Decides what each step computes, and turns the tokens that come home into deltas.
+"""Decides what each step computes, and turns the tokens that are read back into deltas.
 
-Owns the sequences, their order, their slots and their pages. Knows no prefill and no decode, only tokens
-still to compute and a budget per step; knows nothing of arrays or of the device. It relies on three things:
+Owns the sequences, their order, their slots and their pages. It knows no prefill and no decode, only tokens
+still to compute and a budget per step; it knows nothing of arrays or of the device. It relies on three things:
 steps run in the order they were scheduled, each layer writes a step's KV before it attends, and every plan
-that `schedule` returns is dispatched. Then a page may be shared as soon as the step that fills it is planned,
+that `schedule` returns is dispatched. So a page may be shared as soon as the step that fills it is planned,
 and reused as soon as the plans that read it are.
 
-A sequence's pages for all tokens known at admission are taken at admission: a prompt that started is never
-stuck half way, and only generation asks for further pages, one at a time. `Cache` tells how layers with a window
-differ, which keep only what they see.
+The pages for all tokens known at admission are taken at admission: no prompt is stuck half way, and only answers
+need further pages, one at a time. Layers with a window differ, see `Cache`. Sequences that need one token get it
+first; `PromptStep` deals the rest of a step out to prompts, by `Share`.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,10 +32,9 @@ class Scheduler:
     """Continuous batching over a fixed pool of pages. Driven from one thread.
 
     One step ahead (or more): `schedule` may be called again before `update` of the plan before. `num_pages`
-    pages of `page_size` tokens for cache groups of these `windows`; at most `max_num_seqs` sequences run, in slots
-    0 to max_num_seqs - 1; a step computes at most `max_num_batched_tokens` tokens. `step_sizes` tells the tokens,
-    ascending, to which steps of so many rows are padded, and `step_overhead` how many tokens cost as much as a further
-    step, see `filled`.
+    pages of `page_size` tokens serve cache groups of these `windows`; at most `max_num_seqs` sequences run, in slots
+    0 to max_num_seqs - 1; a step computes at most `max_num_batched_tokens` tokens. `step_sizes` and `step_overhead`
+    are those of `Padding`.
     """
 
     def __init__(
@@ -144,9 +143,9 @@ class Scheduler:
         return StepPlan(tuple(chunks), num_tokens, prompt_reads, num_decodes, tuple(with_updates))
 
     def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
-        """Take the tokens of a plan home: append, finish, free. Plans come home in the order they went."""
+        """Take the tokens read back of a plan: append, finish, free. Plans are read back in the order they went."""
         if len(tokens.token_ids) != len(plan.chunks):
-            raise ValueError(f"{len(tokens.token_ids)} tokens came home for {len(plan.chunks)} chunks")
+            raise ValueError(f"{len(tokens.token_ids)} tokens were read back for {len(plan.chunks)} chunks")
         deltas: list[TokenDelta] = []
         finished = Status.FINISHED
         for reading in tokens.prompt_reads:
@@ -183,7 +182,7 @@ class Scheduler:
         last_step_at: float = 0.0,
         num_deferred: int = 0,
     ) -> EngineStats:
-        """Gauges and counters; the arguments are what only the engine knows."""
+        """Gauges and counters; the arguments are those that only the engine knows."""
         return EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._sequences) - len(self._running),
@@ -263,7 +262,7 @@ class Scheduler:
         return len(running) > 1 and all(sequence.num_owed for sequence in running)
 
     def _make_way(self) -> None:
-        """Where the tenant whose turn it is lacks a slot or pages, have one that holds more give way."""
+        """Preempt sequences of a tenant that holds more, where the tenant whose turn it is lacks a slot or pages."""
         share = next((share for share in self._shares.in_order() if share.waiting.num_live), None)
         head = share.waiting.first() if share is not None else None
         if head is None or head.num_pending:
@@ -284,7 +283,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue: its tokens stay, those in flight are still read back, its KV is computed again."""
+        """Put a sequence back into the queue. Its tokens stay, and its KV is computed again."""
         self._running.leave(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed = 0

@@ -43,17 +43,17 @@ class Sequence:
     rank: tuple[int, int]
     """(priority, order of arrival): smaller is preempted last. Never changes."""
     share: "Share"
-    """What its tenant is served of; it counts this sequence's tokens."""
+    """Its tenant's, which counts its tokens."""
     eos_ids: frozenset[int]
     """The model's end-of-sequence tokens, or none if the request ignores them."""
     stop_ids: frozenset[int]
     """All tokens that end it: `eos_ids` and the request's own."""
     chain: DigestChain
     next_read: int
-    """First position that no step dispatched so far reads for the request; `end_read` where all are read."""
+    """First position that no dispatched step reads for the request; `end_read` where all are read."""
     end_read: int
-    """End of the positions whose hidden states are read, beyond the next token: by the scores of the prompt's
-    tokens all but its last, by an embedding its last, its first or all."""
+    """End of the positions whose hidden states the request needs, beyond the next token. Prompt logprobs need all but
+    the last; an embedding needs the last, the first or all."""
     constraint: RowConstraint | None = None
     """What may come next, where that depends on what has come."""
     status: Status = Status.WAITING
@@ -81,9 +81,9 @@ class Sequence:
     scheduled_at: float = 0.0
     """`time.time()` of the first admission."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """What has come home so far."""
+    """Those that have been read back so far."""
     hidden_sums: list[bytes] = field(default_factory=list)
-    """Likewise, of an embedding; one f32[E] for each chunk."""
+    """Of an embedding, the sums read back so far: one f32[E] for each chunk."""
 
     @property
     def num_uncomputed(self) -> int:
@@ -129,7 +129,7 @@ class Sequence:
         )
 
     def take_prompt_reads(self, start: int, end: int) -> tuple[int, int] | None:
-        """The positions in [start, end) to read, now that they are computed; none is given out twice."""
+        """The positions in [start, end) that a step shall read; no position is returned twice."""
         first, last = max(start, self.next_read), min(end, self.end_read)
         if first >= last:
             return None
@@ -137,9 +137,9 @@ class Sequence:
         return first, last
 
     def scores(self) -> list[TokenLogprobs] | None:
-        """What has come home of the prompt's tokens, None where they were not asked for."""
-        wanted = self.request.sampling.prompt_logprobs is not None and not self.request.pooling
-        return self.prompt_logprobs if wanted else None
+        """The prompt's logprobs that have been read back; None where the request wants none."""
+        wants_scores = self.request.sampling.prompt_logprobs is not None and not self.request.pooling
+        return self.prompt_logprobs if wants_scores else None
 
     def finish_reason(self, output_index: int) -> FinishReason | None:
         """Why the sequence ends with its newest token, the output of this index, or None.

@@ -44,7 +44,7 @@ class TextQueue:
 
     @property
     def num_open(self) -> int:
-        """Those in flight included."""
+        """Requests that wait or are in flight."""
         return len(self._open)
 
     def add(self, request: Request) -> TokenDelta | None:
@@ -82,13 +82,13 @@ class TextQueue:
                 heapq.heapify(heap)
 
     def next_length(self) -> tuple[int, int] | None:
-        """What the next step's texts are padded to and how many such texts wait; None where none does."""
+        """The length that the next step's texts are padded to, and how many texts of it wait; None where none waits."""
         waiting = [(heap[0][0], length) for length, heap in self._waiting.items() if heap]
         length = min(waiting)[1] if waiting else None
         return None if length is None else (length, len(self._waiting[length]))
 
     def take(self, length: int, count: int) -> list[Request]:
-        """Out of the queue and into a step: at most `count` of the texts of this padded length."""
+        """Take at most `count` texts of this padded length out of the queue, the first in its order first."""
         heap = self._waiting[length]
         entries = [heapq.heappop(heap) for _ in range(min(count, len(heap)))]
         self._num_waiting -= len(entries)
@@ -100,7 +100,7 @@ class TextQueue:
         return [request for _, request in entries]
 
     def finish(self, request: Request) -> bool:
-        """A step has come home. Returns whether somebody still waits for this request."""
+        """Forget a request whose vector has been read back. Returns whether somebody still waits for it."""
         is_open = self._open.get(request.request_id) is request
         if is_open:
             del self._open[request.request_id]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jserve.constrain.compiler import GrammarCompiler
+from jserve.constrain.compiler import GrammarCompiler, GrammarTokenizer
 from jserve.constrain.limits import GROWTH
 from tests.text.tokenizers.tokenizer_maker import train_byte_level
 
@@ -15,7 +15,7 @@ def tokenizer_json() -> str:
 
 
 def make_compiler(tokenizer_json: str, kept_bytes: int) -> GrammarCompiler:
-    return GrammarCompiler(lambda: tokenizer_json, 600, frozenset({0}), kept_bytes=kept_bytes)
+    return GrammarCompiler(lambda: GrammarTokenizer(tokenizer_json, 600), 600, frozenset({0}), kept_bytes=kept_bytes)
 
 
 def test_large_grammars_are_forgotten_where_small_ones_stay(tokenizer_json: str) -> None:

@@ -264,7 +264,7 @@ def test_tokens_that_do_not_fit_their_plan_are_an_error() -> None:
     scheduler.add(Request("a", [1], SamplingParams()))
     plan = scheduler.schedule()
     assert plan is not None
-    with pytest.raises(ValueError, match="2 tokens came home for 1 chunks"):
+    with pytest.raises(ValueError, match="2 tokens were read back for 1 chunks"):
         scheduler.update(plan, StepTokens([5, 6]))
 
 

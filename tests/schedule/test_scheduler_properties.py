@@ -12,7 +12,7 @@ from tests.schedule.simulated_device import World
 
 _HEADS = ([], [1, 2], [1, 2, 3, 1], [1, 2, 3, 1, 2, 2], [3, 3, 3, 3])
 WINDOWS = ((None,), (None,), (4,), (None, 3), (None, 1, 1), (None, None, 6), (None, 5, 2), (7, 7))
-"""Of cache groups: of one model that sees everything, of one with a window, and of mixed ones."""
+"""Windows of cache groups: a model that sees everything, one with a window, and mixed ones."""
 _prompts = st.builds(
     lambda head, tail: [*head, *tail] or [1],
     st.sampled_from(_HEADS),
@@ -21,7 +21,7 @@ _prompts = st.builds(
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests come, are aborted, and steps go and come home, in any order in any small world."""
+    """Requests come, are aborted, and steps are dispatched and read back, in any order in any small world."""
 
     @initialize(
         num_pages=st.integers(4, 12),

@@ -39,7 +39,7 @@ class TokenBucket:
         return max(0.0, (level - self.level) * _MINUTE_S / self.capacity)
 
     def take(self, count: float) -> None:
-        """Remove `count` tokens, whether it has them or not; a negative count gives back."""
+        """Remove `count` tokens, whether it has them or not; a negative count adds them."""
         self._level = min(float(self.capacity), self.level - count)
 
 
@@ -96,7 +96,7 @@ class Account:
         self._tokens.take(num_tokens)
 
     def spend(self, num_tokens: int) -> None:
-        """Account for tokens that were generated; a negative number gives back what was reserved."""
+        """Account for tokens that were generated; a negative number undoes a reservation."""
         if self._tokens is not None:
             self._tokens.take(num_tokens)
 

@@ -33,7 +33,7 @@ ANYBODY = ApiKey(b"", "anonymous")
 
 
 class KeyRing:
-    """The keys of a server: those given by flag or environment, and those of a file, which can be read again.
+    """The keys of a server: those of flags or the environment, and those of a file, which can be read again.
 
     Raises ConfigError where the file cannot be used.
     """
@@ -42,7 +42,7 @@ class KeyRing:
         self, keys: Iterable[str] = (), file: Path | None = None, names: Mapping[bytes, str] | None = None
     ) -> None:
         """`names` maps digests of keys to the names that logs and metrics use."""
-        self._given = tuple(keys)
+        self._flag_keys = tuple(keys)
         self._file = file
         self._names = names or {}
         self._tenants: dict[bytes, int] = {}  # of all keys that ever were: a number is never used again
@@ -51,7 +51,7 @@ class KeyRing:
     @property
     def is_open(self) -> bool:
         """Whether no key is needed."""
-        return not self._given and self._file is None
+        return not self._flag_keys and self._file is None
 
     def reload(self) -> None:
         """Read the file again; one that cannot be used changes nothing."""
@@ -73,15 +73,15 @@ class KeyRing:
         if scheme.lower() == b"bearer":
             offered.append(bearer.strip())
         digests = [hashlib.sha256(offer).digest() for offer in offered]
-        found = None
-        for key in self._keys:  # All of them, each in constant time, so that the time taken tells nothing.
+        match = None
+        for key in self._keys:  # All of them, each in constant time, so that the time reveals nothing.
             for digest in digests:
                 if hmac.compare_digest(digest, key.digest):
-                    found = key
-        return found
+                    match = key
+        return match
 
     def _read(self) -> tuple[ApiKey, ...]:
-        keys = [*self._given, *(read_key_file(self._file) if self._file is not None else ())]
+        keys = [*self._flag_keys, *(read_key_file(self._file) if self._file is not None else ())]
         digests = dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys)
         return tuple(self._key(digest) for digest in digests)
 

@@ -13,7 +13,7 @@
         highest_priority: -10       # may be served before others; null: by any priority
 
 A key is named by the SHA-256 of its characters (`printf %s "$KEY" | sha256sum`), so that this file holds no
-secret. It lets nobody in: keys are given with `--api-key`, `--api-key-file` or the environment, and an entry
+secret. It lets nobody in: keys come from `--api-key`, `--api-key-file` or the environment, and an entry
 for a key that is not among them has no effect. Without keys, the defaults hold for all clients together, and
 anybody may ask for any priority. A limit that is left out, everywhere, is none; `highest_priority` is then 0.
 
@@ -84,14 +84,14 @@ class _Reader:
     def _limit(self, entry: yaml.Node, where: str, default: Limit) -> Limit:
         names = [field.name for field in fields(Limit)]
         known = (*names, "sha256") if where != "default" else tuple(names)
-        given = {
+        changes = {
             name: self._priority(node, f"{where}.{name}")
             if name == "highest_priority"
             else self._count(node, f"{where}.{name}")
             for name, node in self._items(entry, where, known)
             if name in names
         }
-        return replace(default, **given)
+        return replace(default, **changes)
 
     def _count(self, node: yaml.Node, where: str) -> int | None:
         if node.tag == _NULL:

@@ -144,7 +144,7 @@ class EngineClient:
         """Stop those of these requests that are still open, and forget them. Returns at once."""
         open_ids = [request_id for request_id in request_ids if self._inboxes.pop(request_id, None)]
         for request_id in open_ids:
-            self.admission.unstarted.pop(request_id, None)
+            self.admission.close(request_id)
         if open_ids:
             self._send([Abort(open_ids)])
 
@@ -304,13 +304,14 @@ class EngineClient:
                 to_wake.append(inbox)
             if delta.finish_reason is not None:
                 del inboxes[delta.request_id]
+                self.admission.close(delta.request_id)
         stats = frame.stats
         has_work = inboxes or stats.num_running or stats.num_waiting or stats.num_deferred
         self._clock.heard(has_work=bool(has_work))
 
     def _fail_open_requests(self) -> None:
         inboxes, self._inboxes = self._inboxes, {}
-        self.admission.unstarted.clear()
+        self.admission.clear()
         for inbox in set(inboxes.values()):
             inbox.fail(EngineFailedError("the engine process died while it worked on this request; send it again"))
         self.stats = EngineStats()

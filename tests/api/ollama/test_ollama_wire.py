@@ -168,7 +168,7 @@ def test_defaults_are_the_models_and_then_ollamas() -> None:
     assert (fields["temperature"], fields["top_k"], fields["top_p"], fields["min_p"]) == (0.8, 40, 0.9, 0.0)
     assert fields["max_tokens"] is None
     assert fields["repetition_penalty"] == 1.0
-    model = SamplingDefaults.from_generation_config({"temperature": 1.0, "top_k": 20})
+    model = SamplingDefaults.from_generation_config({"temperature": 1.0, "top_k": 20}, source="m")
     fields = sampling_fields({}, model, 100)
     assert (fields["temperature"], fields["top_k"], fields["top_p"]) == (1.0, 20, 0.9)
     fields = sampling_fields({"temperature": 0.1, "top_k": 0, "num_predict": 500}, model, 100)
