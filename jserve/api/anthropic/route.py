@@ -18,7 +18,7 @@ async def messages(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, MessagesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
         generation = await start_chat(request, chat_of(body, reasons=model.speech().reasons), model, "msg_")
     with_thinking = body.thinking is None or body.thinking.display != "omitted"
@@ -30,7 +30,7 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of a message's prompt. The body is that of a message, less what comes after the prompt."""
     server = context_of(request)
     body = await read_body(request, CountTokensBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
         prepared = await prepare_chat(request, chat_to_count(body), model)
     return JsonResponse({"input_tokens": len(prepared.prompts[0].token_ids)})

@@ -16,8 +16,7 @@ async def tokenize(request: Request) -> Response:
     """Token ids of a text, or of a conversation as chat completions would send it to the model."""
     server = context_of(request)
     body = await read_body(request, TokenizeBody)
-    model = server.admit()
-    model.check_name(body.model)
+    model = server.admit(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either `prompt` or `messages`", param="prompt")
     limit = server.client.max_model_len
@@ -33,8 +32,7 @@ async def detokenize(request: Request) -> Response:
     """The text of some token ids, special tokens included."""
     server = context_of(request)
     body = await read_body(request, DetokenizeBody)
-    model = server.admit()
-    model.check_name(body.model)
+    model = server.admit(body.model)
     vocab_size = max(server.client.vocab_size, model.tokenizer.num_ids)
     check_vocabulary(body.tokens, vocab_size, param="tokens")
     return JsonResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
@@ -42,7 +40,7 @@ async def detokenize(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """What clients need that render and tokenize for themselves: lm-eval takes its tokenizer from here."""
-    model = context_of(request).admit()
+    model = context_of(request).admit(None)
     found = {**model.tokenizer.special_tokens, "chat_template": model.template.sources.get("default")}
     return JsonResponse({"eos_token": None, "bos_token": None, "pad_token": None, **found})
 

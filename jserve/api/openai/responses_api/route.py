@@ -22,7 +22,7 @@ async def responses(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, ResponsesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     chat = chat_of(body)
     with errors_naming(NAMES):
         if body.truncation == "auto":
@@ -36,7 +36,7 @@ async def count_input_tokens(request: Request) -> Response:
     """Count the tokens of a response's input. The body is that of a response."""
     server = context_of(request)
     body = await read_body(request, ResponsesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
         prepared = await prepare_chat(request, chat_of(body), model)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
