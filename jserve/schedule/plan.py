@@ -83,3 +83,5 @@ class StepTokens:
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_reads: tuple[PromptRead, ...] = ()
     """One for each chunk that reads, in their order."""
+    not_finite: tuple[int, ...] = ()
+    """Indices of the chunks for which the device computed NaN or infinity; what else is said of them is nothing."""

@@ -41,16 +41,16 @@ def name_of(parameter: Parameter) -> str:
 
 
 def layouts_of(model: nnx.Module) -> dict[str, Layout]:
-    """Of all quantized weights, by each of the checkpoint's modules that they are made of."""
-    found: dict[str, Layout] = {}
+    """The layouts of all quantized weights, by each of the checkpoint's modules that they are made of."""
+    layouts: dict[str, Layout] = {}
     for parameter in parameters(model):
         if parameter.scheme is not None and parameter.part == "values":
             inputs = parameter.shape[-1] * (2 if parameter.dtype == jnp.uint8 else 1)
             layout = parameter.scheme.layout(inputs)
             assert layout is not None
             names = (parameter.absolute(name).removesuffix(".weight") for name in parameter.source.names())
-            found |= dict.fromkeys(names, fit_devices(layout, inputs, 1))
-    return found
+            layouts |= dict.fromkeys(names, fit_devices(layout, inputs, 1))
+    return layouts
 
 
 def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
