@@ -52,7 +52,7 @@ class CausalLM(nnx.Module):
 
     layer_type: ClassVar[type[DecoderLayer]]
     norm_type: ClassVar[type[Norm]] = RMSNorm
-    """Of the last norm."""
+    """The class of the last norm."""
     config_defaults: ClassVar[dict[str, object]] = {}
     """What the family means where its `config.json` is silent."""
     config_names: ClassVar[dict[str, str]] = {}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jserve.batch import StepContext
 from jserve.config import MixtureConfig, ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import INNER_AXIS, Build
@@ -72,8 +73,8 @@ class GptOssMixture(nnx.Module):
         self.router = BiasedRouter(build, config, config.mixture)
         self.experts = GptOssExperts(build, config, config.mixture)
 
-    def __call__(self, x: jax.Array, is_real: jax.Array) -> jax.Array:
-        routed: Routed = self.router(x, is_real)
+    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
+        routed: Routed = self.router(x, context.is_real)
         return self.experts(x, routed)
 
 

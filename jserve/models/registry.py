@@ -90,8 +90,8 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
                 raw = _without_head(raw, source)
             return family, family.read_config(raw, source=source)
     listed = ", ".join([*ARCHITECTURES, *ENCODERS])
-    found = ", ".join(map(str, names)) or "none"
-    raise CheckpointError(f"{source}: architecture {found} is not supported; supported are {listed}")
+    named = ", ".join(map(str, names)) or "none"
+    raise CheckpointError(f"{source}: architecture {named} is not supported; supported are {listed}")
 
 
 def resolve_encoder(raw: dict[str, Any], *, source: Path | str) -> tuple[type[Encoder], ModelConfig] | None:
