@@ -34,6 +34,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.host_scaling_plot import scaling_chart
 from benchmarks.null_device import start_null_engine
 from benchmarks.report import machine
 from benchmarks.turn_clock import PHASES, TurnClock, Turns
@@ -69,7 +70,7 @@ class Point:
     costliest_us: float = 0.0
     """Most processor time that a turn took."""
     phases_us: dict[str, float] = field(default_factory=dict)
-    """Of the costliest turn in the sweep `admission`, medians otherwise."""
+    """In the sweep `admission` those of the costliest turn, else medians."""
 
 
 class World:
@@ -128,7 +129,7 @@ class World:
             self.drain()
 
     def drain(self) -> None:
-        """Read what was sent home."""
+        """Read what the engine sent."""
         while True:
             try:
                 if not self._far.recv(1 << 20):
@@ -296,20 +297,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     if args.source is None:
         choose_platform(0.9)
-        found = report(measure(args), argv)
+        scaling = report(measure(args), argv)
     else:
-        found = json.loads(args.source.read_text())
+        scaling = json.loads(args.source.read_text())
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        args.out.write_text(json.dumps(scaling, indent=1) + "\n")
     if args.plot:
-        from benchmarks.host_scaling_plot import plot  # needs matplotlib, which nothing else here does
-
-        plot(found, args.plot)
+        scaling_chart(scaling).savefig(args.plot, dpi=130)
     return 0
 
 
 def measure(args: argparse.Namespace) -> list[Point]:
-    """All points, told on stderr as they come."""
+    """All points, each reported on stderr as it comes."""
     points = []
     layers = [int(part) for part in args.layers.split(",")]
     for count in layers:

@@ -66,7 +66,7 @@ class CpuWatch:
         )
 
     def shares(self, before: CpuReading | None, after: CpuReading | None) -> CpuShares | None:
-        """Who used the CPU between two prompt_reads of the same target; None for less than `SHORTEST_S`."""
+        """Who used the CPU between two readings of the same target; None for less than `SHORTEST_S`."""
         if before is None or after is None or after.wall - before.wall < SHORTEST_S:
             return None
         whole = (after.wall - before.wall) * (psutil.cpu_count() or 1)

@@ -74,7 +74,7 @@ class Limits:
 
     @functools.cached_property
     def copy_bytes_per_second(self) -> float:
-        """PromptRead and writing one large array, both counted."""
+        """Reading and writing one large array, both counted."""
         array = jnp.zeros((2**27 if self._on_gpu else 2**25,), jnp.float32)
         return 2 * array.nbytes / seconds_per_call(lambda x: x + 1, (array,), self._seconds)
 
@@ -237,13 +237,13 @@ def _as_float64(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarra
 
 def _matching(match: str) -> Iterator[tuple[Kernel, KernelCase]]:
     """Each case once, in the order of the words between commas."""
-    told = set()
+    yielded = set()
     for word in match.split(","):
         for kernel in discover():
             for case in kernel.cases:
                 name = f"{kernel.name}/{case.name}"
-                if word in name and name not in told:
-                    told.add(name)
+                if word in name and name not in yielded:
+                    yielded.add(name)
                     yield kernel, case
 
 

@@ -1,7 +1,10 @@
-"""The README's speed table, out of `targets.toml` and the result files.
+"""The speed tables of docs/performance.md and of the README, out of `targets.toml` and the result files.
 
-    python -m benchmarks.speed_table            write it between the markers in README.md
-    python -m benchmarks.speed_table --check    exit status 1 if it does not say what the result files give
+    python -m benchmarks.speed_table            write them between the markers of both pages
+    python -m benchmarks.speed_table --check    exit status 1 if a page does not say what the result files give
+
+docs/performance.md has every target, where its figure comes from and what stops those that were missed. The README has
+the rows whose target has a `readme` (a short name), at most seven.
 
 A target names its figures by paths into a result file: keys between slashes; in a list, `key=value,...` picks the
 first entry that has them. What is not in the file is "not measured", never guessed.
@@ -23,13 +26,20 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TARGETS = Path(__file__).with_name("targets.toml")
 README = ROOT / "README.md"
-CHART = "cpu-serving.png"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+README_ROWS = 7
+CHARTS = {
+    "cpu-serving.png": "output tokens/s against the time per output token, EPYC",
+    "cpu-serving-amx.png": "the same on a Xeon with AMX",
+    "cpu-targets.png": "each target's ratio beside the one that is wanted",
+    "host-scaling.png": "the engine's host time per step",
+}
 BEGIN = "<!-- speed: written by `python -m benchmarks.speed_table` out of benchmarks/results -->"
 END = "<!-- /speed -->"
 
 
 @dataclass(frozen=True, slots=True)
-class PromptRead:
+class Reached:
     """What one variant of jserve reached; `ratio` to the peer, where the target has one."""
 
     variant: str
@@ -47,9 +57,10 @@ class Row:
     wanted_ratio: float | None
     unit: str
     file: str
-    prompt_reads: tuple[PromptRead, ...]
+    reached: tuple[Reached, ...]
     met: bool | None
     note: str
+    readme: str
 
 
 def find(data: Any, path: str) -> float | None:
@@ -68,7 +79,7 @@ def find(data: Any, path: str) -> float | None:
 def row_of(target: Mapping[str, Any], files: Mapping[str, Any]) -> Row:
     """One target's row. A target without `ratio` has it from `value` and `peer`, or is about the value alone."""
     data = files.get(target["file"])
-    prompt_reads = []
+    reached: list[Reached] = []
     for variant in target.get("variants", [""]):
 
         def figure(key: str, variant: str = variant) -> float | None:
@@ -78,7 +89,7 @@ def row_of(target: Mapping[str, Any], files: Mapping[str, Any]) -> Row:
         if ratio is None and value is not None and peer:
             ratio = value / peer
         if value is not None or ratio is not None:
-            prompt_reads.append(PromptRead(variant, value, ratio))
+            reached.append(Reached(variant, value, ratio))
     return Row(
         target["group"],
         target["text"],
@@ -86,17 +97,18 @@ def row_of(target: Mapping[str, Any], files: Mapping[str, Any]) -> Row:
         target.get("ratio_at_least", target.get("ratio_at_most")),
         target.get("unit", ""),
         target["file"],
-        tuple(prompt_reads),
-        verdict(target, prompt_reads),
+        tuple(reached),
+        verdict(target, reached),
         target.get("note", ""),
+        target.get("readme", ""),
     )
 
 
-def verdict(target: Mapping[str, Any], prompt_reads: Sequence[PromptRead]) -> bool | None:
+def verdict(target: Mapping[str, Any], reached: Sequence[Reached]) -> bool | None:
     """Whether the target is met, by the variant named first; all of its limits count."""
-    if not prompt_reads:
+    if not reached:
         return None
-    first = prompt_reads[0]
+    first = reached[0]
     checks = []
     for name, figure in (("ratio", first.ratio), ("value", first.value)):
         if f"{name}_at_least" in target:
@@ -134,9 +146,9 @@ def number(value: float | None) -> str:
 
 def cells(row: Row) -> tuple[str, str, str]:
     """Reached, ratio and verdict; further variants in brackets."""
-    if not row.prompt_reads:
+    if not row.reached:
         return "not measured", "", ""
-    first, *others = row.prompt_reads
+    first, *others = row.reached
     reached = f"{number(first.value)} {row.unit}".strip() if first.value is not None else ""
     ratio = f"{first.ratio:.2f} x" if first.ratio is not None else ""
     for other in others:
@@ -145,26 +157,42 @@ def cells(row: Row) -> tuple[str, str, str]:
     return reached, ratio, {True: "yes", False: "no", None: ""}[row.met]
 
 
-def markdown(results: Path = RESULTS) -> str:
-    """The table with its sources, and what stops the targets that were not reached."""
-    found, files = rows(results)
+def table_lines(title: str, table: Sequence[tuple[str, Row]], link: str) -> list[str]:
+    """A table in markdown with one line for each (name, row); `link` leads to the folder of results."""
+    lines = [f"| {title} | target | reached | ratio | met |", "|---|---|---|---|---|"]
+    for name, row in table:
+        reached, ratio, met = cells(row)
+        lines.append(f"| [{name}]({link}/{row.file}) | {row.wanted} | {reached} | {ratio} | {met} |")
+    return lines
+
+
+def small_table(results: Path = RESULTS) -> str:
+    """The README's rows. ValueError for more than fit on its screen."""
+    chosen = [(row.readme, row) for row in rows(results)[0] if row.readme]
+    if len(chosen) > README_ROWS:
+        raise ValueError(f"{len(chosen)} targets have a `readme`; the README has room for {README_ROWS}")
+    return "\n".join(table_lines("SmolLM2-135M on two CPU cores", chosen, "benchmarks/results"))
+
+
+def whole_table(results: Path = RESULTS) -> str:
+    """All targets by group, their sources, what stops those that were not reached, and the charts."""
+    all_rows, files = rows(results)
     lines = []
-    for group in dict.fromkeys(row.group for row in found):
-        lines += [f"| {group} | target | reached | ratio | met |", "|---|---|---|---|---|"]
-        for row in (row for row in found if row.group == group):
-            reached, ratio, met = cells(row)
-            name = f"[{row.text}](benchmarks/results/{row.file})" if row.file in files else row.text
-            lines.append(f"| {name} | {row.wanted} | {reached} | {ratio} | {met} |")
-        lines.append("")
+    for group in dict.fromkeys(row.group for row in all_rows):
+        named = [(row.text, row) for row in all_rows if row.group == group]
+        lines += [*table_lines(group, named, "../benchmarks/results"), ""]
+    lines += ["## Where the figures come from", ""]
     lines += [f"- `{name}`: {source(data)}" for name, data in files.items()]
-    missed = [row for row in found if row.met is False or (row.met is None and row.note)]
+    missed = [row for row in all_rows if row.met is False or (row.met is None and row.note)]
     if missed:
-        lines += ["", "What stops those that were not reached:", ""]
-        notes = dict.fromkeys(row.note or "not known yet" for row in missed)
+        lines += ["", "## What stops the targets that were not reached", ""]
+        notes = dict.fromkeys(row.note or "Not known yet" for row in missed)
         for note in notes:
-            lines.append(f"- {'; '.join(row.text for row in missed if (row.note or 'not known yet') == note)}: {note}")
-    if (results / CHART).exists():
-        lines += ["", f"![output tokens/s against the time per output token](benchmarks/results/{CHART})"]
+            names = "; ".join(row.text for row in missed if (row.note or "Not known yet") == note)
+            lines.append(f"- **{names}.** {note}.")
+    charts = [f"![{text}](../benchmarks/results/{name})" for name, text in CHARTS.items() if (results / name).exists()]
+    if charts:
+        lines += ["", "## Charts", "", "\n\n".join(charts)]
     return "\n".join(lines)
 
 
@@ -184,32 +212,39 @@ def source(data: Mapping[str, Any]) -> str:
 
 
 def with_table(text: str, table: str) -> str:
-    """The README with the table between its markers. ValueError without markers."""
+    """A page with the table between its markers. ValueError without markers."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md must hold {BEGIN} and {END} once each")
+        raise ValueError(f"a page with speed tables must hold {BEGIN} and {END} once each")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
 
 
-def write_readme(results: Path = RESULTS) -> None:
-    """Put the table of these results into the README."""
-    README.write_text(with_table(README.read_text(), markdown(results)))
+def pages(results: Path = RESULTS) -> dict[Path, str]:
+    """What README.md and docs/performance.md say with the tables of these results."""
+    tables = {README: small_table(results), PERFORMANCE: whole_table(results)}
+    return {page: with_table(page.read_text(), table) for page, table in tables.items()}
+
+
+def write_pages(results: Path = RESULTS) -> None:
+    """Put the tables of these results into both pages."""
+    for page, text in pages(results).items():
+        page.write_text(text)
 
 
 def print_table(results: Path = RESULTS) -> None:
     """The same for a terminal, short."""
     table = Table("", "target", "reached", "ratio", "met", title="targets", title_justify="left")
-    found = rows(results)[0]
-    for group in dict.fromkeys(row.group for row in found):
+    all_rows = rows(results)[0]
+    for group in dict.fromkeys(row.group for row in all_rows):
         table.add_section()
         table.add_row(f"[bold]{group}")
-        for row in (row for row in found if row.group == group):
+        for row in (row for row in all_rows if row.group == group):
             table.add_row(row.text, row.wanted, *cells(row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or with --check 1 if the README says something else."""
+    """0, or with --check 1 if a page says something else."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed_table",
         description=__doc__,
@@ -218,13 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args(argv)
     if not args.check:
-        write_readme()
+        write_pages()
         return 0
-    text = README.read_text()
-    same = text == with_table(text, markdown())
-    if not same:
-        print("README.md's speed table is not that of the result files; run `python -m benchmarks.speed_table`")
-    return 0 if same else 1
+    stale = [page.relative_to(ROOT) for page, text in pages().items() if page.read_text() != text]
+    for page in stale:
+        print(f"{page}: its speed table is not that of the result files; run `python -m benchmarks.speed_table`")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ outputs = LLM("path/to/model").generate(["The capital of France is"], SamplingPa
 
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from jserve.text.output.repetition import RepetitionDetector
 from jserve.text.output.stop import StopMatcher
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
+from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
@@ -219,9 +220,8 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         tokens = self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
         vocab = self.core.shape.vocab_size
-        for token in (*tokens, *_named_tokens(params)):
-            if not 0 <= token < vocab:
-                raise RequestError(f"token id {token} is out of the vocabulary, which has {vocab:,} tokens")
+        check_prompt_tokens(tokens, vocab, self.tokenizer)
+        check_named_tokens(params, vocab, self.tokenizer)
         if is_empty(fixed_tokens(params, vocab), vocab):
             raise RequestError("bad_words forbids every token of allowed_token_ids; relax one of them")
         _check_counts(params)
@@ -260,19 +260,6 @@ class LLM:
             except BaseException:
                 self.core.abort(list(choices))
                 raise
-
-
-def _named_tokens(params: SamplingParams) -> Iterator[int]:
-    """Every token id that the parameters name."""
-    yield from params.logit_bias or {}
-    yield from params.stop_token_ids
-    yield from params.allowed_token_ids
-    yield from params.logprob_token_ids
-    for word in params.bad_words:
-        yield from word
-    if params.thinking_budget is not None:
-        yield from params.thinking_budget.begin
-        yield from params.thinking_budget.end
 
 
 def _check_counts(params: SamplingParams) -> None:

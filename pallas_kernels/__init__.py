@@ -80,7 +80,7 @@ def discover(folder: Path | None = None, package: str = __name__) -> tuple[Kerne
     """
     folder = folder or Path(__file__).parent
     names = sorted(
-        found.name for found in pkgutil.iter_modules([str(folder)]) if found.ispkg and found.name not in SHARED
+        module.name for module in pkgutil.iter_modules([str(folder)]) if module.ispkg and module.name not in SHARED
     )
     return tuple(_load(f"{package}.{name}" if package else name, name) for name in names)
 

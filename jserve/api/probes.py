@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import answer_for
+from jserve.api.json_writer import JsonResponse
 from jserve.api.supervisor.client import EngineStatus
 from jserve.api.telemetry.metrics import CONTENT_TYPE
 from jserve.errors import EngineUnavailableError, UnknownModelError
@@ -42,7 +43,7 @@ async def ready(request: Request) -> Response:
             "failed": counts.failed,
             "total": counts.total,
         }
-    return JSONResponse(answer)
+    return JsonResponse(answer)
 
 
 async def ping(request: Request) -> Response:
@@ -52,12 +53,12 @@ async def ping(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """The version of jserve."""
-    return JSONResponse({"version": __version__})
+    return JsonResponse({"version": __version__})
 
 
 async def load(request: Request) -> Response:
     """How many requests are being answered."""
-    return JSONResponse({"server_load": context_of(request).generator.num_open})
+    return JsonResponse({"server_load": context_of(request).generator.num_open})
 
 
 async def metrics(request: Request) -> Response:
@@ -70,7 +71,7 @@ async def list_models(request: Request) -> Response:
     server = context_of(request)
     names = server.settings.listed_names
     page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
-    return JSONResponse({"object": "list", "data": [_model_card(server, name) for name in names], **page})
+    return JsonResponse({"object": "list", "data": [_model_card(server, name) for name in names], **page})
 
 
 async def show_model(request: Request) -> Response:
@@ -82,7 +83,7 @@ async def show_model(request: Request) -> Response:
         aliases = ", ".join(server.settings.listed_names)
         message = f"The model `{name}` does not exist. Valid aliases: {aliases}."
         raise UnknownModelError(message, param="model")
-    return JSONResponse(_model_card(server, name))
+    return JsonResponse(_model_card(server, name))
 
 
 def _model_card(server: ServerContext, name: str) -> dict[str, Any]:

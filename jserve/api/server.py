@@ -6,14 +6,14 @@ finish until `--shutdown-timeout`. The second ends everything at once.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from jserve.api.access.account import Accounts
@@ -22,7 +22,7 @@ from jserve.api.access.keys import KeyRing
 from jserve.api.context import ServerContext
 from jserve.api.generation.generation import Generator
 from jserve.api.http.early_app import EarlyApp
-from jserve.api.http.http_protocol import http_protocol
+from jserve.api.http.uvicorn_server import CLOSE_S, UvicornServer
 from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.client import EngineClient
@@ -36,18 +36,6 @@ from jserve.errors import EngineUnavailableError
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
-_KEEP_ALIVE_S = 65
-"""Longer than the usual 60 s of load balancers, which would otherwise write to a connection just closed."""
-_CLOSE_S = 2
-"""What uvicorn gives connections to close once all answers are complete."""
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers, which know nothing of draining."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Server:
@@ -59,7 +47,9 @@ class Server:
         settings: ServerSettings,
         listener: socket.socket,
         launched: LaunchedEngine | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_loaded` is called when all that stays until the end has been loaded."""
         client = EngineClient(config, settings, launched)
         metrics = Metrics(client, settings.model_names[0])
         keys = KeyRing(settings.api_keys, settings.api_key_file, settings.limits.names if settings.limits else None)
@@ -71,27 +61,12 @@ class Server:
         tracer = Tracer(endpoint, settings.model_names[0]) if endpoint else None
         self.context = ServerContext(settings, client, generator, metrics, keys, accounts, tracer)
         self._config = config
+        self._on_loaded = on_loaded
         self._listener = listener
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
         self._app = EarlyApp(self._build_app)
-        self._http = _HttpServer(
-            uvicorn.Config(
-                self._app,
-                loop="none",
-                http=http_protocol(settings.receive_timeout_s, settings.max_request_bytes),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSE_S,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                root_path=settings.root_path,
-                ssl_keyfile=settings.ssl_keyfile,
-                ssl_certfile=settings.ssl_certfile,
-            )
-        )
+        self._http = UvicornServer(self._app, settings)
 
     @property
     def url(self) -> str:
@@ -143,6 +118,7 @@ class Server:
         await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
+        self._on_loaded()
         self._announce()
         await self.context.loaded_model.renderer.start()  # A request that comes first waits for it, and no other does.
 
@@ -174,16 +150,24 @@ class Server:
 
     async def _close(self, http: "asyncio.Task[None]", engine: "asyncio.Task[None]") -> None:
         self.context.generator.is_draining = True
-        self._http.should_exit = True
+        self._http.stop()
         await asyncio.gather(http, return_exceptions=True)
         await self.context.client.stop()
         self.context.grammars.close()
         if self.context.loaded_model is not None:
             self.context.loaded_model.renderer.close()
-        await asyncio.wait({engine}, timeout=_CLOSE_S)
+        await asyncio.wait({engine}, timeout=CLOSE_S)
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
         logger.info("stopped")
+
+
+def _settle() -> None:
+    """Take what is there out of garbage collection: walking through it would hold everybody up for a tenth of a second
+    now and then.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def serve(
@@ -193,7 +177,7 @@ async def serve(
     launched: LaunchedEngine | None = None,
 ) -> None:
     """Run a server that obeys signals, until it is told to stop. Raises StartupError."""
-    server = Server(config, settings, listener, launched)
+    server = Server(config, settings, listener, launched, _settle)
 
     def on_signal() -> None:
         if server.context.generator.is_draining:

@@ -14,6 +14,8 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("access")
     group.add_argument(
         "--api-key",
+        dest="api_keys",
+        default=[],
         metavar="KEY",
         nargs="+",
         action="extend",
@@ -30,7 +32,8 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         "--limits",
         type=Path,
         metavar="FILE",
-        help="YAML file with what each key may use: requests and tokens per minute, requests at once (default: none)",
+        help="YAML file with what each key may use: requests and tokens per minute, sequences at once, priority "
+        "(default: none)",
     )
     group.add_argument(
         "--cache-isolation",
@@ -49,6 +52,15 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="prompt tokens that may wait for their first token before more are answered 503 (default: no limit)",
+    )
+    group.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        type=_names,
+        default=[],
+        metavar="NAME",
+        help="names of this server that requests may carry in `Host`, '*' for all (default: all where a key is needed; "
+        "else, over loopback, localhost and others that no web site can take)",
     )
     for flag, default, what in (
         ("--allowed-origins", [], "web sites whose scripts may call (CORS), '*' for all (default: none)"),
@@ -77,7 +89,7 @@ def add_observability_options(parser: argparse.ArgumentParser) -> None:
 
 
 def flatten(values: list[list[str] | str]) -> tuple[str, ...]:
-    """What `nargs="+"` of `_names` leads to."""
+    """The names that `nargs="+"` of `_names` leads to."""
     return tuple(name for value in values for name in ([value] if isinstance(value, str) else value))
 
 

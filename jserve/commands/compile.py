@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND
-from jserve.commands.options import Parser, parse
+from jserve.commands.options import parse
+from jserve.commands.parser import Parser
 from jserve.config import EngineConfig
 
 _COMPILE_HELP = """usage: jserve compile --model PATH --output DIR [options of the server]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jserve.commands.options import Parser
+from jserve.commands.parser import Parser
 from jserve.config import DTYPES, QUANTIZATIONS, EngineConfig
 from jserve.log import set_up_logging
 

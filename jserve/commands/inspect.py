@@ -12,7 +12,8 @@ import msgspec
 
 from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.checkpoint.contents import Contents, read_contents
-from jserve.commands.options import Parser, kv_cache_dtype
+from jserve.commands.capacity_options import kv_cache_dtype
+from jserve.commands.parser import Parser
 from jserve.config import DTYPES, KV_CACHE_DTYPES, EngineConfig
 from jserve.errors import StartupError
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jserve.commands.corpus import read_text
-from jserve.commands.options import Parser, parse
+from jserve.commands.options import parse
+from jserve.commands.parser import Parser
 from jserve.commands.sizes import parse_count
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError

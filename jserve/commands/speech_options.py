@@ -20,6 +20,7 @@ def add_speech_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--exclude-tools-when-tool-choice-none",
+        dest="exclude_tools_when_none",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="with tool_choice none, do not show the tools to the model either",

@@ -1,16 +1,16 @@
 """The masks of one step, for all of its constrained rows at once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from llguidance import LLExecutor
+from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
-from jserve.constrain.bits import all_tokens
+from jserve.constrain.bits import all_tokens, num_words
 from jserve.constrain.constraint import ConstraintError
 from jserve.constrain.row import RowConstraint
 
@@ -35,8 +35,12 @@ class MaskMaker:
     by itself takes as much processor time is given up.
     """
 
-    def __init__(self, vocab_size: int, slow_s: float = SLOW_S) -> None:
+    def __init__(
+        self, vocab_size: int, grammar_vocab_size: Callable[[], int] | None = None, *, slow_s: float = SLOW_S
+    ) -> None:
+        """`grammar_vocab_size` says how many tokens matchers know: as many as the model has rows for, or more."""
         self._vocab_size = vocab_size
+        self._grammar_vocab_size = grammar_vocab_size or (lambda: vocab_size)
         self._slow_s = slow_s
         self._is_suspicious = False
 
@@ -69,6 +73,15 @@ class MaskMaker:
     def _fill_grammars(self, rows: list[MaskRow], masks: NDArray[np.int32]) -> dict[int, str]:
         """Why rows fail, by row."""
         matchers = [(entry.constraint.matcher, entry.row) for entry in rows if entry.constraint.matcher is not None]
+        if matchers and (words := num_words(self._grammar_vocab_size())) > masks.shape[1]:
+            wide = np.empty((len(masks), words), np.int32)  # a matcher fills all of its bits or refuses
+            failed = self._fill(matchers, wide)
+            of_matchers = [row for _, row in matchers]
+            masks[of_matchers] = wide[of_matchers, : masks.shape[1]]
+            return failed
+        return self._fill(matchers, masks)
+
+    def _fill(self, matchers: list[tuple[LLMatcher, int]], masks: NDArray[np.int32]) -> dict[int, str]:
         failed: dict[int, str] = {}
         start = time.perf_counter()
         if len(matchers) > 1 and not self._is_suspicious:

@@ -11,11 +11,12 @@ Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pag
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 from llguidance import LLMatcher
 
-from jserve.constrain.compiler import GrammarCompiler
+from jserve.constrain.compiler import GrammarCompiler, GrammarTokenizer
 from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
@@ -65,10 +66,10 @@ class EngineCore:
         self._eos_token_ids = started.eos_token_ids
         self._not_finite = started.not_finite
         self.grammars = GrammarCompiler(
-            lambda: load_tokenizer(started.model).backend.to_str(), shape.vocab_size, started.eos_token_ids
+            lambda: _grammar_tokenizer(started.model), shape.vocab_size, started.eos_token_ids
         )
         self._deferred = DeferredRequests(self.grammars)
-        self._masks = MaskMaker(shape.vocab_size)
+        self._masks = MaskMaker(shape.vocab_size, lambda: self.grammars.vocab_size)
         self._in_flight: Launched | None = None
         self._num_steps = 0
         self._padded_tokens = 0
@@ -176,6 +177,11 @@ class EngineCore:
         masks, failed = self._masks.fill(rows, launched.unsampled.num_masks)
         deltas += [self.scheduler.fail(of_mask[place].sequence, error) for place, error in failed.items()]
         return self.runner.sample(launched, masks)
+
+
+def _grammar_tokenizer(model: Path) -> GrammarTokenizer:
+    tokenizer = load_tokenizer(model)
+    return GrammarTokenizer(tokenizer.backend.to_str(), tokenizer.num_ids)
 
 
 def make_core(started: Started[Any], *, enable_prefix_caching: bool = True) -> Core:

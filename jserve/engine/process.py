@@ -56,6 +56,8 @@ class EngineProcess:
     def turn(self) -> None:
         """Take in what has arrived, make one step, send what it yields."""
         refused = self._receive(block=self.core.is_idle)
+        if self.connection.is_closed:
+            return  # Nobody reads what would be sent.
         deltas = self.core.step() if not self.core.is_idle else []
         num_deferred = self.core.num_deferred
         # A long prompt takes many steps that yield nothing; the other side wants to hear that they are made.

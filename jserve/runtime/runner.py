@@ -67,7 +67,7 @@ class Unsampled:
     logits: jax.Array
     """f32[S, V]"""
     packed: np.ndarray
-    """i32[10, S] of `SamplingInput`."""
+    """i32[11, S] of `SamplingInput`."""
 
     @property
     def mask_rows(self) -> np.ndarray:

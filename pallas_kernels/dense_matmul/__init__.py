@@ -37,7 +37,7 @@ def dense_matmul(x: jax.Array, weight: jax.Array, *, implementation: str = "xla"
         f32[T, N].
 
     Raises:
-        NotImplementedError: "native" does not take this K, or is asked for elsewhere than on a CPU.
+        NotImplementedError: "native" does not take this K, or the device is not a CPU.
         RuntimeError: "native" could not be loaded.
         ValueError: unknown implementation.
     """

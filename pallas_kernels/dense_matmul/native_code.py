@@ -6,11 +6,9 @@ from a cache. What a row gets does not depend on the other rows. Addresses are i
 
 from typing import Any
 
-import numpy as np
 from numba import njit
 
 from ..native.calls import (
-    JOB,
     address_of,
     answer,
     argument,
@@ -20,6 +18,7 @@ from ..native.calls import (
     free,
     hold,
     is_question,
+    job_fields,
     leave,
     make_job,
     malloc,
@@ -29,7 +28,10 @@ from ..native.calls import (
     take,
     wait,
 )
-from ..native.vectors import BFLOAT16, DOTS_ROWS, FLOAT32, LANES, dots, load, store, widen
+from ..native.memory import ZERO_I64, load_i64, store
+from ..native.products import dots
+from ..native.rows import widen
+from ..native.vector_ir import BFLOAT16, DOTS_ROWS, FLOAT32, LANES
 
 __all__ = ["KINDS", "make_handler", "make_participate"]
 
@@ -40,13 +42,13 @@ COLUMNS = 4
 WIDEN_ROWS = 2 * DOTS_ROWS
 """With more rows than these weights are widened once, and not for every block of rows."""
 CHUNK_BYTES = 256 * 1024
-"""Of x at most, which a core's cache keeps while all outputs of a unit meet it."""
+"""The most of x that all outputs of a unit meet at once: a core's cache keeps it."""
 UNITS_PER_THREAD = 8
 LEAST_UNIT = 40_000
 """Multiplications of a unit at least: some 4 microseconds."""
 
-I64 = np.int64(0)
-X, WEIGHT, OUT, ROWS, INPUTS, OUTPUTS, UNIT, FIELDS_BYTES = *range(JOB, JOB + 56, 8), 56
+JOB = job_fields("x weight out rows inputs outputs unit")
+"""`unit`: outputs of a unit of work."""
 
 
 def make_participate(form: int) -> Any:
@@ -87,9 +89,9 @@ def make_participate(form: int) -> Any:
 
     @njit(error_model="numpy")
     def participate(job):
-        x, weight, out = load(job + X, I64), load(job + WEIGHT, I64), load(job + OUT, I64)
-        rows, inputs, outputs = load(job + ROWS, I64), load(job + INPUTS, I64), load(job + OUTPUTS, I64)
-        size = load(job + UNIT, I64)
+        x, weight, out = load_i64(job + JOB.x), load_i64(job + JOB.weight), load_i64(job + JOB.out)
+        rows, inputs, outputs = load_i64(job + JOB.rows), load_i64(job + JOB.inputs), load_i64(job + JOB.outputs)
+        size = load_i64(job + JOB.unit)
         chunk = max(CHUNK_BYTES // (inputs * 4), COLUMNS * DOTS_ROWS)
         unit = take(job)
         if unit >= 0:
@@ -102,7 +104,7 @@ def make_participate(form: int) -> Any:
                 unit = take(job)
             free(scratch)
         leave(job)
-        return I64
+        return ZERO_I64
 
     return participate
 
@@ -115,25 +117,25 @@ def make_handler(participate_name: str, version: tuple[int, int]) -> Any:
     def handler(frame):
         if is_question(frame):
             answer(frame, major, minor)
-            return I64
+            return ZERO_I64
         rows, inputs, outputs = dimension(frame, 0, 0), dimension(frame, 0, 1), dimension(frame, 1, 0)
         threads = num_threads(frame)
         size = max(outputs // (threads * UNITS_PER_THREAD), LEAST_UNIT // (rows * inputs) + 1)
         size = (size + COLUMNS - 1) // COLUMNS * COLUMNS
         units = (outputs + size - 1) // size
-        job = make_job(units, FIELDS_BYTES)
-        store(job + X, argument(frame, 0))
-        store(job + WEIGHT, argument(frame, 1))
-        store(job + OUT, result(frame))
-        store(job + ROWS, rows)
-        store(job + INPUTS, inputs)
-        store(job + OUTPUTS, outputs)
-        store(job + UNIT, size)
+        job = make_job(units, JOB.num_bytes)
+        store(job + JOB.x, argument(frame, 0))
+        store(job + JOB.weight, argument(frame, 1))
+        store(job + JOB.out, result(frame))
+        store(job + JOB.rows, rows)
+        store(job + JOB.inputs, inputs)
+        store(job + JOB.outputs, outputs)
+        store(job + JOB.unit, size)
         hold(job)
         spread(frame, job, min(threads, units) - 1, address_of(participate_name))
         call(address_of(participate_name), job)
         wait(job)
         leave(job)
-        return I64
+        return ZERO_I64
 
     return handler

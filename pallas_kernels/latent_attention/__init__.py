@@ -63,7 +63,7 @@ def latent_attention(
         [T, H, rank] in q's dtype; zeros for padding.
 
     Raises:
-        NotImplementedError: the implementation asked for does not support these shapes; says what it does.
+        NotImplementedError: the named implementation does not support these shapes; says what it does.
         ValueError: unknown implementation.
     """
     if plan is not None:

@@ -51,7 +51,7 @@ def reference(
 
 def _tokens(pages: jax.Array, page_ids: jax.Array) -> jax.Array:
     """[N, 1, B, D] and i32[P] -> f32[P*B, D], in the order of the tokens."""
-    found = pages[page_ids]
-    if found.dtype == jnp.uint16:
-        found = jax.lax.bitcast_convert_type(found, jnp.bfloat16)
-    return found.astype(jnp.float32).reshape(-1, pages.shape[3])
+    rows = pages[page_ids]
+    if rows.dtype == jnp.uint16:
+        rows = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
+    return rows.astype(jnp.float32).reshape(-1, pages.shape[3])

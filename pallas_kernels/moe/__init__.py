@@ -55,7 +55,7 @@ def moe(
         others.
 
     Raises:
-        NotImplementedError: the implementation asked for does not support these types; says what it does.
+        NotImplementedError: the named implementation does not support these types; says what it does.
         ValueError: unknown implementation.
     """
     args = (x, expert_ids, weights, gate_up, down, gate_up_bias, down_bias)

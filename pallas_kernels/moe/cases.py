@@ -76,7 +76,7 @@ class Case:
         chosen = np.isin(np.arange(self.X), ids)
 
         def normal(*shape: int) -> jax.Array:
-            """Of unit variance after a product over axis 1; NaN for the experts that nobody chose."""
+            """Weights of unit variance after a product over axis 1; NaN for the experts that nobody chose."""
             values = rng.standard_normal(shape, np.float32) * np.float32(shape[1] ** -0.5 if len(shape) > 2 else 1)
             values[~chosen] = np.nan
             array = jnp.asarray(values, self.dtype)
@@ -109,7 +109,7 @@ class Case:
         return KernelInputs(args, {"activate": silu_gate})
 
     def _packed_shapes(self, *shape: int) -> PackedExperts:
-        """Of `_pack`."""
+        """The inverse of `_pack`."""
         struct: Any = jax.ShapeDtypeStruct
         *outputs, inputs = (self.X, *shape)
         per_group = (*outputs, inputs // self.group if self.group else 1)

@@ -133,11 +133,11 @@ def _find_tile(start_ref: Ref, last_ref: Ref, X: int, M: int) -> tuple[jax.Array
     experts = lax.iota(jnp.int32, power_of_two(X))
     last = plt.load(last_ref.at[experts], mask=experts < X, other=jnp.iinfo(jnp.int32).max)
     is_over = last <= tile
-    found = is_over.astype(jnp.int32).sum()
+    num_before = is_over.astype(jnp.int32).sum()
     before = jnp.where(is_over, last, 0).max()
-    expert = jnp.minimum(found, X - 1)
+    expert = jnp.minimum(num_before, X - 1)
     row = start_ref[expert] + (tile - before) * M
-    return expert, row, jnp.where(found < X, start_ref[expert + 1], 0)
+    return expert, row, jnp.where(num_before < X, start_ref[expert + 1], 0)
 
 
 def _as_float(stack: jax.Array) -> jax.Array:

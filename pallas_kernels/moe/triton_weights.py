@@ -60,7 +60,7 @@ def multiply(
     def packed_step(block: jax.Array, sums: Sums) -> Sums:
         k, is_k = block_of(block)
         rows = load_rows(k, is_k)
-        found = []
+        totals = []
         for half, total in enumerate(sums):
             raw = _load_block(weight_refs[0], (half, n, k), (is_n, is_k), (expert,))
             load_group = functools.partial(_load_groups, place=(expert, half, n), is_n=is_n, block=block)
@@ -68,8 +68,8 @@ def multiply(
             zero = None
             if product.packing.has_zero:
                 zero = load_group(weight_refs[2], product=product, tiling=tiling).astype(jnp.float32)
-            found.append(_add_packed(total, rows, _codes(raw, zero, product), scale))
-        return tuple(found)
+            totals.append(_add_packed(total, rows, _codes(raw, zero, product), scale))
+        return tuple(totals)
 
     step = packed_step if product.packing.kind else float_step
     zeros = tuple(jnp.zeros((tiling.M, tiling.N), jnp.float32) for _ in range(product.P))
@@ -89,19 +89,19 @@ def _add_packed(total: jax.Array, rows: list[jax.Array], codes: list[jax.Array],
 
 
 def _codes(raw: jax.Array, zero: jax.Array | None, product: Product) -> list[jax.Array]:
-    """Of each plane of inputs, f32[N, columns]."""
+    """One array for each plane of inputs, f32[N, columns]."""
     match product.packing.kind:
         case "mxfp4":
             return [small_float(raw & 15), small_float(raw >> 4)]
         case "fp8":
-            found = [float8_value(raw)]
+            codes = [float8_value(raw)]
         case "int8":
-            found = [raw.astype(jnp.float32)]
+            codes = [raw.astype(jnp.float32)]
         case _:
             pair = raw.astype(jnp.int32)
-            found = [(pair & 15).astype(jnp.float32), (pair >> 4).astype(jnp.float32)]
+            codes = [(pair & 15).astype(jnp.float32), (pair >> 4).astype(jnp.float32)]
             zero = 8.0 if zero is None else zero  # type: ignore[assignment]
-    return found if zero is None else [code - zero for code in found]
+    return codes if zero is None else [code - zero for code in codes]
 
 
 def _load_groups(
@@ -121,15 +121,15 @@ def _load_groups(
         return load(ref, (expert, half, n, group), is_n).reshape(tiling.N, 1)
     count = tiling.K // each
     g = block * count + lax.iota(jnp.int32, count)
-    found = _load_block(ref, (half, n, g), (is_n, g < product.packing.groups), (expert,))
-    wide = lax.broadcast_in_dim(found, (tiling.N, count, each), (0, 1))
+    block = _load_block(ref, (half, n, g), (is_n, g < product.packing.groups), (expert,))
+    wide = lax.broadcast_in_dim(block, (tiling.N, count, each), (0, 1))
     return wide.reshape(tiling.N, tiling.K)
 
 
 def _dot(a: jax.Array, b: jax.Array, *, trans_b: bool = False) -> jax.Array:
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None  # no tf32
-    found: jax.Array = plt.dot(a, b, trans_b=trans_b, precision=precision)
-    return found
+    product_sum: jax.Array = plt.dot(a, b, trans_b=trans_b, precision=precision)
+    return product_sum
 
 
 def _load_block(
@@ -148,5 +148,5 @@ def _load_block(
 
 def load(ref: Ref, index: tuple[jax.Array | int, ...], mask: jax.Array | None) -> jax.Array:
     """Zeros where the mask is not set."""
-    found: jax.Array = plt.load(ref.at[index], mask=mask, other=None if mask is None else 0)
-    return found
+    loaded: jax.Array = plt.load(ref.at[index], mask=mask, other=None if mask is None else 0)
+    return loaded

@@ -26,7 +26,7 @@ __all__ = ["SUFFIX", "load_kernel", "require", "target_name"]
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".native"
-"""Of stored files."""
+"""The ending of stored files' names."""
 _DIGEST_BYTES = 32
 _NAME_BYTES = 256  # of the handler's symbol, before the object code
 _INTERFACES = {(0, 3), (0, 4), (0, 5)}
@@ -136,8 +136,8 @@ def _key(kernel: str) -> str:
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
-    home = Path(__file__).parent
-    for file in (*sorted(home.glob("*.py")), home.parent / kernel / "native_code.py"):
+    folder = Path(__file__).parent
+    for file in (*sorted(folder.glob("*.py")), folder.parent / kernel / "native_code.py"):
         digest.update(file.read_bytes())
     try:
         numba = version("numba")
@@ -152,12 +152,12 @@ def _key(kernel: str) -> str:
 @functools.cache
 def _interface() -> tuple[int, int]:
     """The version of XLA's foreign function interface in the installed jaxlib."""
-    found = {}
+    numbers = {}
     for line in (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text().splitlines():
         words = line.split()
         if words[:1] == ["#define"] and len(words) == 3 and words[1].startswith("XLA_FFI_API_"):
-            found[words[1].removeprefix("XLA_FFI_API_")] = words[2]
-    return int(found["MAJOR"]), int(found["MINOR"])
+            numbers[words[1].removeprefix("XLA_FFI_API_")] = words[2]
+    return int(numbers["MAJOR"]), int(numbers["MINOR"])
 
 
 def _compile(kernel: str, kind: str) -> bytes:

@@ -103,13 +103,13 @@ class Case:
         integers = (page_table, np.concatenate([[0], np.cumsum(lengths)]), np.array(context_len))
         # Around the largest score of a row or far from it: the sum must hold up to a sink that outweighs it.
         sinks = jnp.asarray(rng.normal(2, 4, self.H), self.dtype) if self.sinks else None
-        given = [sinks, *scales] if scales else [] if sinks is None else [sinks]
+        extras = [sinks, *scales] if scales else [] if sinks is None else [sinks]
         return KernelInputs(
             args=(
                 jnp.asarray(q, self.dtype),
                 *held,
                 *(jnp.asarray(array, jnp.int32) for array in integers),
-                *given,
+                *extras,
             ),
             static=self._static,
         )
@@ -121,20 +121,20 @@ class Case:
         T = S if self.decode else sum(row.query_len for row in self.rows) + self.padding_tokens
         pool, dtype = (sum(owned) + 2, self.K, self.B, self.D), jnp.dtype(self.dtype)
         struct = jax.ShapeDtypeStruct
-        given: tuple[Any, ...]
+        extras: tuple[Any, ...]
         sinks = struct((self.H,), dtype) if self.sinks else None
         if self.kv is None:
-            held, given = [struct(pool, dtype)] * 2, (() if sinks is None else (sinks,))
+            held, extras = [struct(pool, dtype)] * 2, (() if sinks is None else (sinks,))
         else:
             held = [struct(pool, jnp.int8 if self.kv == "int8" else jnp.uint8)] * 2
-            given = (sinks, *[struct((*pool[:3], 1), jnp.float32)] * 2)
+            extras = (sinks, *[struct((*pool[:3], 1), jnp.float32)] * 2)
         integers = [(S, max(owned) + self.spare_entries), (S + 1,), (S,)]
         return KernelInputs(
             args=(
                 struct((T, self.H, self.D), dtype),
                 *held,
                 *(struct(shape, jnp.int32) for shape in integers),
-                *given,
+                *extras,
             ),
             static=self._static,
         )

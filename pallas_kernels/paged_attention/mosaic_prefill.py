@@ -126,7 +126,7 @@ def paged_attention_prefill(
 
 
 def _tiles(query_start: jax.Array, context_len: jax.Array, T: int, launch: Launch) -> jax.Array:
-    """Of each tile the fields of `Tile`, i32[tiles, 6]; count 0 where there is nothing to do.
+    """The fields of `Tile` for each tile, i32[tiles, 6]; count 0 where there is nothing to do.
 
     Each row starts at tile query_start // width + row: room for every ragged end. One more row, S, takes the padding
     tokens and writes their zeros. The same in all layers: XLA works it out once a step. The last tiles come first, as
@@ -315,10 +315,10 @@ def _sinks(sinks: Ref, launch: Launch) -> jax.Array:
     """f32[ROWS]: the sink of each row's query head in base 2."""
     G = launch.head.G
     row = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=plgpu.Layout.WGMMA.reduce(1))
-    found = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+    row_sinks = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), plgpu.Layout.WGMMA.reduce(1))
     for g in range(G):
-        found = jnp.where(row >= g * launch.W, sinks[lax.axis_index("head") * G + g] * LOG2_E, found)
-    return found
+        row_sinks = jnp.where(row >= g * launch.W, sinks[lax.axis_index("head") * G + g] * LOG2_E, row_sinks)
+    return row_sinks
 
 
 def _write(o: jax.Array, out: Ref, tile: Tile, launch: Launch, shared: Shared) -> None:

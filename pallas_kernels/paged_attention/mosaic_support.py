@@ -32,8 +32,8 @@ def check_support(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, has_scal
         raise NotImplementedError(f"the Mosaic kernel is for compute capability 9 (Hopper); got {target.capability}")
     (_, H, D), (_, K, B, _) = q.shape, k_pages.shape
     if has_scales or {q.dtype, k_pages.dtype, v_pages.dtype} not in ({jnp.dtype("bfloat16")}, {jnp.dtype("float16")}):
-        found = f"q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}"
-        raise NotImplementedError(f"the Mosaic kernel wants q and the pages all bfloat16 or all float16; got {found}")
+        dtypes = f"q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}"
+        raise NotImplementedError(f"the Mosaic kernel wants q and the pages all bfloat16 or all float16; got {dtypes}")
     if D not in HEAD_DIMS or B not in PAGE_SIZES:
         supported = f"head dims {HEAD_DIMS} and page sizes {PAGE_SIZES}"
         raise NotImplementedError(f"the Mosaic kernel supports {supported}; got {D} and {B}")

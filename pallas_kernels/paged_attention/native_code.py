@@ -12,7 +12,6 @@ import numpy as np
 from numba import njit
 
 from ..native.calls import (
-    JOB,
     address_of,
     answer,
     argument,
@@ -22,6 +21,7 @@ from ..native.calls import (
     free,
     hold,
     is_question,
+    job_fields,
     leave,
     make_job,
     malloc,
@@ -31,20 +31,10 @@ from ..native.calls import (
     take,
     wait,
 )  # fmt: skip
-from ..native.vectors import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    LANES,
-    MAX_ROWS,
-    VECTORS,
-    load,
-    prefetch,
-    product,
-    store,
-    transpose,
-    weigh,
-)
+from ..native.memory import ZERO_F32, ZERO_I64, load_f32, load_i32, load_i64, load_u8, prefetch, store
+from ..native.products import product
+from ..native.rows import transpose, weigh
+from ..native.vector_ir import BFLOAT16, FLOAT16, FLOAT32, LANES, MAX_ROWS, VECTORS
 
 __all__ = ["KINDS", "make_handler", "make_participate"]
 
@@ -59,12 +49,12 @@ SPREAD_COST = 200_000
 
 GROUPS = BLOCK // LANES
 WIDTH = VECTORS[0] * LANES
-F32, U8, I32, I64 = np.float32(0), np.uint8(0), np.int32(0), np.int64(0)
 ONE, MASKED, TINY = np.float32(1), np.float32(-1e30), np.float32(1e-30)
 EXPONENT, SUBNORMAL = np.float32(2.0**120), np.float32(2.0**-9)
-# A job after its counters: 8 addresses, 2 of scales, 9 sizes and flags, then two float32.
-Q, K_PAGES, V_PAGES, TABLE, STARTS, LENGTHS, SINKS, OUT, K_SCALE, V_SCALE = range(JOB, JOB + 80, 8)
-SIZES, SCALE, CAP, FIELDS_BYTES = JOB + 80, JOB + 152, JOB + 156, 160
+JOB = job_fields(
+    "q k_pages v_pages table starts lengths sinks out k_scale v_scale N K G B D Dv P decode window", floats="scale cap"
+)
+"""Addresses, then sizes and flags."""
 
 
 def _multiply(form: int, fresh: int) -> Any:
@@ -90,17 +80,17 @@ def _multiply(form: int, fresh: int) -> Any:
 
 @njit(error_model="numpy")
 def _tiles(s, starts, lengths, decode, tile_queries):
-    """Of row s: its first token, its queries, and into how many tiles these go."""
-    first = s if decode else np.int64(load(starts + 4 * s, I32))
-    last = s + 1 if decode else np.int64(load(starts + 4 * s + 4, I32))
-    queries = max(0, last - first) if load(lengths + 4 * s, I32) > 0 else 0
+    """Row s's first token, its number of queries, and the number of tiles that these fill."""
+    first = s if decode else np.int64(load_i32(starts + 4 * s))
+    last = s + 1 if decode else np.int64(load_i32(starts + 4 * s + 4))
+    queries = max(0, last - first) if load_i32(lengths + 4 * s) > 0 else 0
     return first, queries, (queries + tile_queries - 1) // tile_queries
 
 
 @njit(error_model="numpy")
 def _token(table, position, head, N, K, B):
     """Where a position's key and value are, counted in tokens of one head; some place where the table is wrong."""
-    page = min(max(np.int64(load(table + position // B * 4, I32)), 0), N - 1)
+    page = min(max(np.int64(load_i32(table + position // B * 4)), 0), N - 1)
     return (page * K + head) * B + position % B
 
 
@@ -112,7 +102,7 @@ def _tile_queries(G):
 @njit(error_model="numpy")
 def _zero(address, count):
     for i in range(count):
-        store(address + 4 * i, F32)
+        store(address + 4 * i, ZERO_F32)
 
 
 def make_participate(kind: int) -> Any:
@@ -129,22 +119,22 @@ def make_participate(kind: int) -> Any:
             into = target + i * D * used_bytes
             if at + i < low or at + i >= high:
                 for d in range(0, D * used_bytes, 8):
-                    store(into + d, I64)
+                    store(into + d, ZERO_I64)
                 continue
             token = _token(table, at + i, head, N, K, B)
             source = pages + token * D * held_bytes
             if not has_scales:
                 for d in range(0, D * used_bytes, 8):
-                    store(into + d, load(source + d, I64))
+                    store(into + d, load_i64(source + d))
                 continue
-            size = load(scales + 4 * token, F32)
+            size = load_f32(scales + 4 * token)
             for d in range(D):
-                bits = np.int32(load(source + d, U8))
+                bits = np.int32(load_u8(source + d))
                 if kind == 3:
                     value = np.float32(np.int8(bits))
                 elif bits & 0x78:  # sign, 4 bits of exponent, 3 of mantissa
                     store(into + 4 * d, np.int32((bits & 0x80) << 24 | (bits & 0x7F) << 20))
-                    value = load(into + 4 * d, F32) * EXPONENT
+                    value = load_f32(into + 4 * d) * EXPONENT
                 else:
                     value = np.float32(bits & 7) * (-SUBNORMAL if bits & 0x80 else SUBNORMAL)
                 store(into + 4 * d, value * size)
@@ -153,19 +143,19 @@ def make_participate(kind: int) -> Any:
     def attend_tile(job, table, first, queries, position, head, sizes, scratch):
         """One tile with one KV head; its first query is token `first`, at `position` of its row."""
         N, K, G, B, D, Dv, _P, _decode, window = sizes
-        k_pages, v_pages = load(job + K_PAGES, I64), load(job + V_PAGES, I64)
-        k_scale, v_scale, sinks = load(job + K_SCALE, I64), load(job + V_SCALE, I64), load(job + SINKS, I64)
-        scale, cap = load(job + SCALE, F32), load(job + CAP, F32)
+        k_pages, v_pages = load_i64(job + JOB.k_pages), load_i64(job + JOB.v_pages)
+        k_scale, v_scale, sinks = load_i64(job + JOB.k_scale), load_i64(job + JOB.v_scale), load_i64(job + JOB.sinks)
+        scale, cap = load_f32(job + JOB.scale), load_f32(job + JOB.cap)
         rows, row_bytes = queries * G, D * held_bytes
         a, keys, scores, sums, values, state, keep, key_bases, value_bases, _ = _places(scratch, rows, D, Dv)
         for i in range(queries):
             for g in range(G):
-                source = load(job + Q, I64) + ((first + i) * K * G + head * G + g) * D * 4
+                source = load_i64(job + JOB.q) + ((first + i) * K * G + head * G + g) * D * 4
                 for d in range(D):
-                    store(a + ((i * G + g) * D + d) * 4, load(source + d * 4, F32) * scale)
+                    store(a + ((i * G + g) * D + d) * 4, load_f32(source + d * 4) * scale)
         for r in range(rows):
             store(state + r * 8, MASKED)
-            store(state + r * 8 + 4, F32)
+            store(state + r * 8 + 4, ZERO_F32)
         _zero(sums, rows * Dv)
         for i in range(D // LANES):
             store(key_bases + i * 8, keys + i * LANES * BLOCK * 4)
@@ -182,7 +172,7 @@ def make_participate(kind: int) -> Any:
                     prefetch(k_pages + _token(table, at + BLOCK, head, N, K, B) * row_bytes, LANES * row_bytes)
                 copy = values + i * LANES * D * used_bytes
                 is_copied = has_scales or B % LANES != 0
-                token = I64  # any place: what is read there is masked
+                token = ZERO_I64  # any place: what is read there is masked
                 if not is_copied and at + LANES > low and at < high:
                     token = _token(table, at, head, N, K, B)
                 source, stride = k_pages + token * row_bytes, row_bytes
@@ -203,13 +193,13 @@ def make_participate(kind: int) -> Any:
                 weigh(scores + r * BLOCK * 4, oldest - start, own + 1 - start, cap, state + r * 8, keep + r * 4, GROUPS)
             add_values(scores, BLOCK * 4, value_bases, GROUPS, D * used_bytes, sums, Dv * 4, keep, rows, Dv)
         for r in range(rows):
-            total = load(state + r * 8 + 4, F32)
+            total = load_f32(state + r * 8 + 4)
             if sinks != 0:
-                total += np.exp(load(sinks + (head * G + r % G) * 4, F32) - load(state + r * 8, F32))
+                total += np.exp(load_f32(sinks + (head * G + r % G) * 4) - load_f32(state + r * 8))
             share = ONE / max(total, TINY)
-            target = load(job + OUT, I64) + ((first + r // G) * K * G + head * G + r % G) * Dv * 4
+            target = load_i64(job + JOB.out) + ((first + r // G) * K * G + head * G + r % G) * Dv * 4
             for d in range(Dv):
-                store(target + d * 4, load(sums + (r * Dv + d) * 4, F32) * share)
+                store(target + d * 4, load_f32(sums + (r * Dv + d) * 4) * share)
 
     @njit(error_model="numpy")
     def _places(scratch, rows, D, Dv):
@@ -228,14 +218,14 @@ def make_participate(kind: int) -> Any:
     @njit(error_model="numpy")
     def participate(job):
         N, K, G, B, D, Dv, P, decode, window = (
-            load(job + SIZES, I64), load(job + SIZES + 8, I64), load(job + SIZES + 16, I64),
-            load(job + SIZES + 24, I64), load(job + SIZES + 32, I64), load(job + SIZES + 40, I64),
-            load(job + SIZES + 48, I64), load(job + SIZES + 56, I64), load(job + SIZES + 64, I64),
+            load_i64(job + JOB.N), load_i64(job + JOB.K), load_i64(job + JOB.G),
+            load_i64(job + JOB.B), load_i64(job + JOB.D), load_i64(job + JOB.Dv),
+            load_i64(job + JOB.P), load_i64(job + JOB.decode), load_i64(job + JOB.window),
         )  # fmt: skip
-        starts, lengths, tile_queries = load(job + STARTS, I64), load(job + LENGTHS, I64), _tile_queries(G)
+        starts, lengths, tile_queries = load_i64(job + JOB.starts), load_i64(job + JOB.lengths), _tile_queries(G)
         unit = take(job)
         if unit >= 0:
-            scratch = malloc(_places(I64, tile_queries * G, D, Dv)[9] + 64)
+            scratch = malloc(_places(ZERO_I64, tile_queries * G, D, Dv)[9] + 64)
             s = before = 0
             first, queries, tiles = _tiles(0, starts, lengths, decode, tile_queries)
             while unit >= 0:
@@ -244,16 +234,16 @@ def make_participate(kind: int) -> Any:
                     s += 1
                     first, queries, tiles = _tiles(s, starts, lengths, decode, tile_queries)
                 done = (unit - before) // K * tile_queries
-                position = load(lengths + 4 * s, I32) - queries + done
+                position = load_i32(lengths + 4 * s) - queries + done
                 attend_tile(
-                    job, load(job + TABLE, I64) + s * P * 4, first + done, min(queries - done, tile_queries), position,
-                    (unit - before) % K, (N, K, G, B, D, Dv, P, decode, window), scratch,
+                    job, load_i64(job + JOB.table) + s * P * 4, first + done, min(queries - done, tile_queries),
+                    position, (unit - before) % K, (N, K, G, B, D, Dv, P, decode, window), scratch,
                 )  # fmt: skip
                 finish(job)
                 unit = take(job)
             free(scratch)
         leave(job)
-        return I64
+        return ZERO_I64
 
     return participate
 
@@ -266,51 +256,51 @@ def make_handler(participate_name: str, version: tuple[int, int]) -> Any:
     def handler(frame):
         if is_question(frame):
             answer(frame, major, minor)
-            return I64
+            return ZERO_I64
         T, H, D = dimension(frame, 0, 0), dimension(frame, 0, 1), dimension(frame, 0, 2)
         N, K, B = dimension(frame, 1, 0), dimension(frame, 1, 1), dimension(frame, 1, 2)
         S, P = dimension(frame, 3, 0), dimension(frame, 3, 1)
         integers, floats = argument(frame, 9), argument(frame, 10)
-        Dv, window = np.int64(load(integers, I32)), np.int64(load(integers + 4, I32))
-        decode, has_sinks = np.int64(load(integers + 8, I32)), load(integers + 12, I32)
+        Dv, window = np.int64(load_i32(integers)), np.int64(load_i32(integers + 4))
+        decode, has_sinks = np.int64(load_i32(integers + 8)), load_i32(integers + 12)
         starts, lengths, out = argument(frame, 4), argument(frame, 5), result(frame)
         tile_queries = _tile_queries(H // K)
         units = cost = end = 0
         for s in range(S):
             first, queries, tiles = _tiles(s, starts, lengths, decode, tile_queries)
             units += tiles * K
-            cost += tiles * load(lengths + 4 * s, I32) * D * (8 * K + min(queries, tile_queries) * H)
+            cost += tiles * load_i32(lengths + 4 * s) * D * (8 * K + min(queries, tile_queries) * H)
             if queries > 0:
                 end = max(end, first + queries)
             elif decode:
                 _zero(out + s * H * Dv * 4, H * Dv)
         _zero(out + end * H * Dv * 4, (T - end) * H * Dv)
         if units == 0:
-            return I64
-        job = make_job(units, FIELDS_BYTES)
+            return ZERO_I64
+        job = make_job(units, JOB.num_bytes)
         for i in range(6):
-            store(job + Q + 8 * i, argument(frame, i))
-        store(job + SINKS, argument(frame, 6) if has_sinks else I64)
-        store(job + OUT, out)
-        store(job + K_SCALE, argument(frame, 7))
-        store(job + V_SCALE, argument(frame, 8))
-        store(job + SIZES, N)
-        store(job + SIZES + 8, K)
-        store(job + SIZES + 16, H // K)
-        store(job + SIZES + 24, B)
-        store(job + SIZES + 32, D)
-        store(job + SIZES + 40, Dv)
-        store(job + SIZES + 48, P)
-        store(job + SIZES + 56, decode)
-        store(job + SIZES + 64, window)
-        store(job + SCALE, load(floats, F32))
-        store(job + CAP, load(floats + 4, F32))
+            store(job + JOB.q + 8 * i, argument(frame, i))
+        store(job + JOB.sinks, argument(frame, 6) if has_sinks else ZERO_I64)
+        store(job + JOB.out, out)
+        store(job + JOB.k_scale, argument(frame, 7))
+        store(job + JOB.v_scale, argument(frame, 8))
+        store(job + JOB.N, N)
+        store(job + JOB.K, K)
+        store(job + JOB.G, H // K)
+        store(job + JOB.B, B)
+        store(job + JOB.D, D)
+        store(job + JOB.Dv, Dv)
+        store(job + JOB.P, P)
+        store(job + JOB.decode, decode)
+        store(job + JOB.window, window)
+        store(job + JOB.scale, load_f32(floats))
+        store(job + JOB.cap, load_f32(floats + 4))
         hold(job)
         if cost > SPREAD_COST:
             spread(frame, job, min(num_threads(frame), units) - 1, address_of(participate_name))
         call(address_of(participate_name), job)
         wait(job)
         leave(job)
-        return I64
+        return ZERO_I64
 
     return handler

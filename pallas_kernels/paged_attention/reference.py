@@ -68,10 +68,10 @@ def reference(
 def _tokens(pages: jax.Array, scale: jax.Array | None, page_ids: jax.Array) -> jax.Array:
     """[N, K, B, D] and i32[P] -> f32[P*B, K, D], in the order of the tokens."""
     K, D = pages.shape[1], pages.shape[3]
-    found = pages[page_ids]
-    if found.dtype == jnp.uint16:
-        found = jax.lax.bitcast_convert_type(found, jnp.bfloat16)
-    if found.dtype == jnp.uint8:
-        found = jax.lax.bitcast_convert_type(found, jnp.float8_e4m3fn)
-    wide = found.astype(jnp.float32) * (1 if scale is None else scale[page_ids])
+    rows = pages[page_ids]
+    if rows.dtype == jnp.uint16:
+        rows = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
+    if rows.dtype == jnp.uint8:
+        rows = jax.lax.bitcast_convert_type(rows, jnp.float8_e4m3fn)
+    wide = rows.astype(jnp.float32) * (1 if scale is None else scale[page_ids])
     return wide.swapaxes(1, 2).reshape(-1, K, D)

@@ -43,8 +43,8 @@ class Target:
         # Only compiling. An abstract device has no capability; of those in gpu_target A100 and B200 are no Hopper.
         assert abstract is not None
         kinds = {"A100": (8, 0), "B200": (10, 0)}
-        found = (capability for kind, capability in kinds.items() if kind in abstract.device_kind)
-        capability = next(found, H200.capability)
+        matching = (capability for kind, capability in kinds.items() if kind in abstract.device_kind)
+        capability = next(matching, H200.capability)
         return cls("gpu", abstract.num_cores or H200.num_cores, capability, abstract.device_kind)
 
 

@@ -28,7 +28,7 @@ from .triton_tile import (
     normalize,
     output,
     power_of_two,
-    split_given,
+    split_extras,
 )
 
 __all__ = ["MIN_BLOCKS", "choose_splits", "choose_tiling", "combine", "live_blocks", "paged_attention_decode"]
@@ -88,15 +88,15 @@ def paged_attention_decode(
         interpret=interpret,
     )
     args = (q, k_pages, v_pages, page_table, context_len, *scales)
-    given = () if sinks is None else (sinks,)
+    extras = () if sinks is None else (sinks,)
     if splits == 1:
         kernel = functools.partial(_whole_kernel, head=head, tiling=tiling)
-        whole: jax.Array = call(kernel, out_shape=output(q.shape, q.dtype, q), name="paged_decode")(*args, *given)
+        whole: jax.Array = call(kernel, out_shape=output(q.shape, q.dtype, q), name="paged_decode")(*args, *extras)
         return whole
     kernel = functools.partial(_split_kernel, head=head, tiling=tiling, splits=splits)
     parts = (output((S, H, splits, D), jnp.float32, q), output((S, H, splits), jnp.float32, q))
     o, lse = call(kernel, out_shape=parts, name="paged_decode_split")(*args)
-    return combine(o, lse, given, q.dtype, interpret)
+    return combine(o, lse, extras, q.dtype, interpret)
 
 
 def choose_tiling(head: Head, dtype: jnp.dtype, target: Target = H200) -> Tiling:
@@ -151,8 +151,8 @@ def _query_index(row: jax.Array, kv_head: jax.Array, head: Head, M: int) -> tupl
 
 
 def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
-    q_ref, k_ref, v_ref, table_ref, len_ref, *given, o_ref = refs
-    scales, sinks = split_given(k_ref, tuple(given))
+    q_ref, k_ref, v_ref, table_ref, len_ref, *extras, o_ref = refs
+    scales, sinks = split_extras(k_ref, tuple(extras))
     kv_head, row = pl.program_id(1), pl.program_id(2)
     blocks = live_blocks(len_ref[row], head.sliding_window, tiling.C)
     softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref, *scales), blocks, head, tiling)

@@ -28,7 +28,7 @@ from .triton_tile import (
     normalize,
     output,
     power_of_two,
-    split_given,
+    split_extras,
 )
 
 __all__ = ["QueryTile", "choose_tiling", "find_tile", "paged_attention_prefill"]
@@ -118,8 +118,8 @@ def _kernel(
     head: Head,
     tiling: Tiling,
 ) -> None:
-    *given, o_ref = refs
-    scales, sinks = split_given(k_ref, tuple(given))
+    *extras, o_ref = refs
+    scales, sinks = split_extras(k_ref, tuple(extras))
     tile = find_tile(start_ref, len_ref, tiling.M // head.G, q_ref.shape[0])
     kv_head = pl.program_id(1)
     index, mask = _query_index(tile, kv_head, head, tiling.M)

@@ -30,7 +30,7 @@ __all__ = [
     "normalize",
     "output",
     "power_of_two",
-    "split_given",
+    "split_extras",
     "visible",
 ]
 
@@ -108,10 +108,10 @@ def check_support(
     dtypes = (jnp.bfloat16, jnp.float16, jnp.float32)
     allowed = tuple(LARGEST) if scales else (q.dtype,)
     if q.dtype not in dtypes or k_pages.dtype not in allowed or v_pages.dtype != k_pages.dtype:
-        found = f"q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}, {len(scales)} arrays of scales"
+        names = f"q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}, {len(scales)} arrays of scales"
         raise NotImplementedError(
             "the Triton kernels want q and the pages all bfloat16, all float16 or all float32, or pages of int8 or "
-            f"uint8 with scales; got {found}"
+            f"uint8 with scales; got {names}"
         )
     if B & (B - 1) or not 16 <= B <= 128:
         raise NotImplementedError(f"the Triton kernels support page sizes 16, 32, 64 and 128; got {B}")
@@ -122,10 +122,10 @@ def check_support(
         raise NotImplementedError(f"the Triton kernels support up to {max_group} query heads a KV head; got {group}")
 
 
-def split_given(k_ref: Ref, given: tuple[Ref, ...]) -> tuple[tuple[Ref, ...], tuple[Ref, ...]]:
+def split_extras(k_ref: Ref, extras: tuple[Ref, ...]) -> tuple[tuple[Ref, ...], tuple[Ref, ...]]:
     """The references that not every call has: the scales of keys and values, then the sinks; each may be ()."""
     count = 2 if k_ref.dtype in LARGEST else 0
-    return given[:count], given[count:]
+    return extras[:count], extras[count:]
 
 
 def output(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> Any:

@@ -120,7 +120,7 @@ def make_plan(
 def _queries(
     query_start: jax.Array, context_len: jax.Array, tokens: int, decode: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each token: its row, its position, and whether it goes query by query; each [T]."""
+    """Each token's row, its position, and whether it goes query by query; each [T]."""
     token = jnp.arange(tokens)
     if decode:
         return token, context_len - 1, context_len > 0

@@ -34,7 +34,7 @@ def quant_matmul(
     """x times the transpose of the weight that `dequantize` gives; sums and results are float32.
 
     The weight is (values - zero) * scale: scale and zero belong to an output (G = 1) or to a group of inputs
-    of an output. Input k is of group k // (K / G), or of `group_index[k]` where that is given.
+    of an output. Input k is of group k // (K / G), or of `group_index[k]` where there is one.
 
     Args:
         x: [T, K], float32, bfloat16 or float16.
@@ -54,7 +54,7 @@ def quant_matmul(
         f32[T, N].
 
     Raises:
-        NotImplementedError: the implementation asked for does not support these types; says what it does.
+        NotImplementedError: the named implementation does not support these types; says what it does.
         ValueError: activations or implementation is unknown, or activations do not go with the values.
     """
     args = (x, values, scale, zero, group_index, input_scale)

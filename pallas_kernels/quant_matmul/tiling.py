@@ -29,9 +29,9 @@ class Product:
     K: int
     G: int
     kind: str
-    """Of the weight: "int4", "int8" or "fp8"."""
+    """The type of the weight: "int4", "int8" or "fp8"."""
     dtype: jnp.dtype
-    """Of both sides in the product: that of the rows, int8 or float8."""
+    """The type of both sides in the product: that of the rows, int8 or float8."""
     ordered: bool = False
     """Whether each input names its group."""
 

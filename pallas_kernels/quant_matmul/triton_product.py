@@ -53,10 +53,10 @@ def quant_matmul_triton(
     product = Product(T, N, K, G, KINDS[values.dtype], x.dtype, ordered=group_index is not None and G > 1)
     tiling = tiling or choose_tiling(product, target)
     splits = splits or choose_splits(product, tiling, target)
-    given = {"zero": zero, "group_index": group_index}
-    given = {name: array for name, array in given.items() if array is not None}
+    optional = {"zero": zero, "group_index": group_index}
+    optional = {name: array for name, array in optional.items() if array is not None}
     kernel = functools.partial(
-        _kernel, product=product, tiling=tiling, splits=splits, names=tuple(given), has_fp8=target.has_fp8
+        _kernel, product=product, tiling=tiling, splits=splits, names=tuple(optional), has_fp8=target.has_fp8
     )
     parts: jax.Array = pl.pallas_call(
         kernel,
@@ -66,7 +66,7 @@ def quant_matmul_triton(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
         name=f"quant_matmul_{product.kind}",
-    )(x, values, scale, *given.values())
+    )(x, values, scale, *optional.values())
     y = parts[0] if splits == 1 else parts.sum(0)
     return y if row_scale is None else y * row_scale
 
@@ -115,13 +115,13 @@ def _sum(x_ref: Ref, row: jax.Array, weight: WeightTile, first: jax.Array, end: 
 
     def times(weights: list[jax.Array], block: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         rows = _load_rows(x_ref, row, block, weight)
-        found = functools.reduce(jnp.add, map(_dot, weights, rows))
+        total = functools.reduce(jnp.add, map(_dot, weights, rows))
         if shift is None:
-            return found
+            return total
         # Not taken from each weight: what differs between outputs keeps their numbers out of the registers that
         # tensor cores read, and the way through shared memory is slower than the memory of an H200.
         whole = functools.reduce(jnp.add, (part.astype(jnp.float32).sum(1) for part in rows))
-        return found - shift[:, None] * whole[None, :]
+        return total - shift[:, None] * whole[None, :]
 
     if product.is_scaled_by_input:
         return lax.fori_loop(first, end, lambda block, sums: sums + times(weight.scaled(block), block), sums)
@@ -161,5 +161,5 @@ def _load_rows(x_ref: Ref, row: jax.Array, block: jax.Array, weight: WeightTile)
 def _dot(weight: jax.Array, x: jax.Array) -> jax.Array:
     """[outputs, width] and [rows, width] to [outputs, rows], in int32 or float32."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None  # no tf32
-    found: jax.Array = plt.dot(weight, x, trans_b=True, precision=precision)
-    return found
+    product_sum: jax.Array = plt.dot(weight, x, trans_b=True, precision=precision)
+    return product_sum

@@ -29,7 +29,7 @@ MIDDLE = 8  # what a code of 4 bits without a zero point is counted from
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Of the group that a block of inputs lies in, for each output of a tile."""
+    """The scale of the group that a block of inputs lies in, for each output of a tile."""
 
     scale: jax.Array
     """f32[outputs]"""
@@ -58,7 +58,7 @@ class WeightTile:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of both sides when they are multiplied."""
+        """The type of both sides when they are multiplied."""
         wanted = self.product.dtype
         return jnp.dtype(jnp.float16) if wanted == jnp.float8_e4m3fn and not self.has_fp8 else wanted
 
@@ -68,7 +68,7 @@ class WeightTile:
         return self.tiling.inputs // self.product.codes_per_byte
 
     def load_group(self, block: jax.Array, end: jax.Array) -> Group:
-        """Of a block of inputs; zeros from block `end` on."""
+        """The weights of a block of inputs; zeros from block `end` on."""
         n = self.first + lax.iota(jnp.int32, self.tiling.outputs)
         group = lax.div(block * self.tiling.inputs, self.product.group)
         return self._load_groups((n, lax.broadcast(group, n.shape)), (n < self.product.N) & (block < end))
@@ -114,10 +114,10 @@ class WeightTile:
         if product.K % self.tiling.inputs:
             exists = byte < product.K // product.codes_per_byte
             mask = exists if mask is None else mask & exists
-        found = load(self.values, (n, byte), mask)
+        bytes_read = load(self.values, (n, byte), mask)
         if product.kind != "int4":
-            return [found]
-        return [found & jnp.uint8(15), lax.shift_right_logical(found, jnp.uint8(4))]
+            return [bytes_read]
+        return [bytes_read & jnp.uint8(15), lax.shift_right_logical(bytes_read, jnp.uint8(4))]
 
     def _numbers(self, codes: jax.Array) -> jax.Array:
         if self.product.kind == "int4":

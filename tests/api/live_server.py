@@ -1,11 +1,11 @@
 """A server in a thread of this process, in front of a fake engine in a process of its own."""
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jserve.api.http.listener import listen
 from jserve.api.server import Server
 from jserve.api.settings import ServerSettings
 from jserve.config import EngineConfig
+from tests.patience import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 END, START, STOP = 0, 1, 2
@@ -43,15 +44,15 @@ class LiveServer:
         self._listener = listen(settings.host, 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._settings, self._config = settings, config
-        self._loop: asyncio.AbstractEventLoop
+        self.loop: asyncio.AbstractEventLoop
         self.server: Server
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
         self._thread.start()
-        assert started.wait(10)
-        self.http = httpx.Client(base_url=self.url, timeout=10)
+        assert started.wait(PATIENCE_S)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
         key = settings.api_keys[0] if settings.api_keys else "none"
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=10)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
 
     def _run(self, started: threading.Event) -> None:
         try:
@@ -60,13 +61,13 @@ class LiveServer:
             self.error = error
 
     async def _serve(self, started: threading.Event) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.server = Server(self._config, self._settings, self._listener)
         started.set()
         await self.server.run()
 
-    def wait_until_ready(self, timeout_s: float = 15.0) -> None:
-        self.wait_for(lambda: self.status("/ready") == 200, timeout_s)
+    def wait_until_ready(self) -> None:
+        self.wait_for(lambda: self.status("/ready") == 200)
 
     def status(self, path: str) -> int:
         """The status of a GET, 0 where nobody listens."""
@@ -75,25 +76,25 @@ class LiveServer:
         except httpx.TransportError:
             return 0
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
             assert self.error is None, f"the server ended: {self.error!r}"
-            assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.005)
+            return condition()
+
+        wait_until(holds)
 
     def begin_stop(self) -> None:
-        self._loop.call_soon_threadsafe(self.server.stop)
+        self.loop.call_soon_threadsafe(self.server.stop)
 
-    def stop(self, timeout_s: float = 15.0) -> None:
-        if self._thread.is_alive():
+    def stop(self) -> None:
+        with contextlib.suppress(RuntimeError):  # It has stopped by itself.
             self.begin_stop()
-        self.join(timeout_s)
+        self.join()
         self.http.close()
         self.openai.close()
 
-    def join(self, timeout_s: float = 15.0) -> None:
-        self._thread.join(timeout_s)
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the server did not stop"
 
     @property

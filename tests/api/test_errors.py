@@ -17,7 +17,7 @@ def _error(server: LiveServer, path: str, body: dict[str, Any], status: int = 40
     assert response.json().keys() == {"error"}
     error: dict[str, Any] = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["code"] == status
+    assert error["code"] is None or isinstance(error["code"], str)
     return error
 
 
@@ -85,13 +85,24 @@ def test_text_that_cannot_fit_is_refused_before_tokenizing(server: LiveServer) -
     assert "contains at least " in error["message"]
 
 
-def test_max_tokens_beyond_the_context_names_the_field_that_was_used(server: LiveServer) -> None:
-    error = _error(server, CHAT, {"messages": MESSAGES, "max_completion_tokens": 1000})
-    assert error["message"].startswith(
-        "max_completion_tokens=1000 cannot be greater than max_model_len=256. Please request fewer output tokens."
-    )
-    assert error["param"] == "max_completion_tokens"
-    assert _error(server, COMPLETIONS, {"prompt": "x", "max_tokens": 1000})["param"] == "max_tokens"
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (COMPLETIONS, {"prompt": "x"}, "max_tokens"),
+        (CHAT, {"messages": MESSAGES}, "max_tokens"),
+        (CHAT, {"messages": MESSAGES}, "max_completion_tokens"),
+        ("/v1/responses", {"input": "x"}, "max_output_tokens"),
+        ("/v1/messages", {"messages": MESSAGES}, "max_tokens"),
+        ("/api/generate", {"prompt": "x", "stream": False}, "options.num_predict"),
+    ],
+)
+def test_more_tokens_than_the_context_holds_are_cut_to_what_is_left(
+    server: LiveServer, path: str, body: dict[str, Any], field: str
+) -> None:
+    outer, _, inner = field.partition(".")
+    wanted = {outer: {inner: 2**40} if inner else 2**40, **({"logit_bias": {"5": 100}} if path == CHAT else {})}
+    response = server.http.post(path, json={**body, **wanted})
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("prompt", [None, "", []])
@@ -116,8 +127,8 @@ def test_token_id_out_of_vocabulary(server: LiveServer, token: int) -> None:
     [
         ({"temperature": -1}, "temperature", "temperature must be in [0, 2], got -1.0."),
         ({"temperature": 2.5}, "temperature", "[0, 2]"),
-        ({"top_p": 0}, "top_p", "top_p must be in (0, 1], got 0.0."),
-        ({"top_p": 1.1}, "top_p", "(0, 1]"),
+        ({"top_p": -0.1}, "top_p", "top_p must be in [0, 1], got -0.1."),
+        ({"top_p": 1.1}, "top_p", "[0, 1]"),
         ({"top_k": -2}, "top_k", "top_k must be 0 (disable), or at least 1, got -2."),
         ({"min_p": 1.5}, "min_p", "[0, 1]"),
         ({"frequency_penalty": 3}, "frequency_penalty", "[-2, 2]"),
@@ -127,7 +138,6 @@ def test_token_id_out_of_vocabulary(server: LiveServer, token: int) -> None:
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens", "less than or equal to max_tokens=3, got 9."),
         ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
         ({"n": 0}, "n", "n must be at least 1, got 0."),
-        ({"n": 2, "temperature": 0}, "n", "n must be 1 when using greedy sampling, got 2."),
         ({"stop": ""}, "stop", "stop cannot contain an empty string."),
         ({"stop_token_ids": [5000]}, "stop_token_ids", "5000"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
@@ -187,7 +197,7 @@ def test_a_wrong_body_is_not_repeated(server: LiveServer) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "logprobs of 21, which is greater than max allowed: 20"),
         ({"logprobs": True, "top_logprobs": -1}, "non-negative"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "Cannot set both"),
-        ({"tools": []}, "empty"),
+        ({"tools": [], "tool_choice": "required"}, "`tools` must be set"),
         ({"tool_choice": "auto"}, "When using `tool_choice`, `tools` must be set."),
         ({"messages": []}, "empty"),
     ],

@@ -1,4 +1,4 @@
-"""The README's speed table is what the committed result files give."""
+"""The speed tables of README.md and docs/performance.md are what the committed result files give."""
 
 import json
 import tomllib
@@ -9,14 +9,17 @@ import pytest
 from benchmarks.speed_table import (
     BEGIN,
     END,
+    PERFORMANCE,
     README,
+    README_ROWS,
     RESULTS,
     TARGETS,
-    Reading,
+    Reached,
     cells,
     find,
-    markdown,
+    pages,
     row_of,
+    small_table,
     with_table,
 )
 
@@ -27,9 +30,14 @@ DATA = {
 }
 
 
-def test_readme_says_what_the_committed_results_give() -> None:
-    text = README.read_text()
-    assert text == with_table(text, markdown()), "run `python -m benchmarks.speed_table`"
+@pytest.mark.parametrize("page", [README, PERFORMANCE], ids=lambda path: path.name)
+def test_page_says_what_the_committed_results_give(page: Path) -> None:
+    assert page.read_text() == pages()[page], "run `python -m benchmarks.speed_table`"
+
+
+def test_readme_has_rows_of_speed_and_no_more_than_fit_on_its_screen() -> None:
+    table = small_table().splitlines()[2:]
+    assert 0 < len(table) <= README_ROWS
 
 
 def test_no_committed_result_is_a_trial() -> None:
@@ -67,13 +75,13 @@ def test_ratio_comes_from_value_and_peer_and_all_limits_count() -> None:
     assert row(**start, ratio_at_most=0.2, value_at_most=2) == ("3 s", "0.05 x", "no")
 
 
-def test_missing_file_or_figure_is_told_as_not_measured() -> None:
+def test_missing_file_or_figure_reads_not_measured() -> None:
     missing = row_of({"group": "g", "text": "t", "file": "none", "value": "a", "value_at_least": 1}, {})
     assert cells(missing) == ("not measured", "", "")
     assert missing.met is None
     assert row(value="seconds/jserve", ratio="no/such", ratio_at_least=1)[2] == ""
-    assert row_of({"group": "g", "text": "t", "file": "f", "value": "seconds/jserve"}, {"f": DATA}).readings == (
-        Reading("", 3.0, None),
+    assert row_of({"group": "g", "text": "t", "file": "f", "value": "seconds/jserve"}, {"f": DATA}).reached == (
+        Reached("", 3.0, None),
     )
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from jserve.api.settings import ServerSettings
 from jserve.commands import foreign_flags
 from jserve.commands.inspect import parse_inspect
-from jserve.commands.options import build_parser, parse, parse_size
+from jserve.commands.options import build_parser, parse
+from jserve.commands.sizes import parse_size
+from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 
 
@@ -89,6 +92,18 @@ def test_bad_flag_is_one_line_and_code_two(argv: list[str], text: str, capsys: p
 def test_impossible_value_names_the_flag(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match=argv[0]):
         parse(["--model", "m", *argv])
+
+
+def test_every_option_is_a_field_of_the_engine_or_of_the_server() -> None:
+    fields = {*EngineConfig.__struct_fields__, *ServerSettings.__struct_fields__}
+    elsewhere = {"help", "version", "config", "model_path", "enable_auto_tool_choice"}
+    assert {action.dest for action in build_parser()._actions} - fields == elsewhere
+
+
+def test_defaults_of_the_command_line_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JSERVE_API_KEY", "VLLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert parse(["m"]) == (EngineConfig(model="m"), ServerSettings(model="m"))
 
 
 def test_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

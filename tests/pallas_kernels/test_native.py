@@ -34,8 +34,15 @@ def _load_elsewhere(folder: Path, *, has_numba: bool) -> str:
         "from pathlib import Path; from pallas_kernels.native.library import load_kernel; "
         f"print(load_kernel({KERNEL!r}, {KIND!r}, Path({str(folder)!r})), 'numba' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=400)
     return done.stdout
+
+
+def test_fields_of_a_job_follow_its_counters_without_gaps() -> None:
+    from pallas_kernels.native.calls import job_fields
+
+    fields = job_fields("first second", floats="third")
+    assert (fields.first, fields.second, fields.third, fields.num_bytes) == (32, 40, 48, 56)
 
 
 def test_stored_code_is_loaded_without_numba(kept: Path) -> None:

@@ -13,8 +13,8 @@ from jserve.api.generation.blocks import Block, BlockEvent, BlockRow, Closed, Gr
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import EVENT_STREAM
+from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
-from jserve.api.openai.shapes import encode
 
 
 class MessageAnswer:

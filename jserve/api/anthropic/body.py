@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jserve.api.openai.bodies import MAX_MESSAGES, MAX_STOP_STRINGS, Int64, StopString
+from jserve.api.openai.bodies import MAX_MESSAGES, Int64, StopString
+
+MAX_STOP_SEQUENCES = 64
+"""More than OpenAI's four, which are no limit of Anthropic's."""
 
 
 class Thinking(BaseModel):
@@ -67,7 +70,7 @@ class MessagesBody(CountTokensBody):
     """POST /v1/messages."""
 
     max_tokens: Int64
-    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_SEQUENCES)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     top_k: Int64 | None = None
     top_p: float | None = None

@@ -5,6 +5,8 @@ from typing import Any
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.conversation import messages_of
 from jserve.api.openai.bodies import ChatBody
+from jserve.api.openai.left_out import log_left_out
+from jserve.api.openai.structured import refuse_unread_forms
 from jserve.api.openai.translation import chat_body, extra_chat_fields
 from jserve.errors import RequestError
 
@@ -42,11 +44,11 @@ def chat_of(body: MessagesBody, *, reasons: bool) -> ChatBody:
         "temperature": body.temperature,
         "top_k": body.top_k,
         "top_p": body.top_p,
-        "stop": body.stop_sequences,
         **({"thinking_token_budget": budget} if budget is not None and reasons else {}),
         "user": user if isinstance(user, str) else None,
     }
-    return chat_body(fields, NAMES)
+    # Past the validation of chat, whose limit is OpenAI's four.
+    return chat_body(fields, NAMES).model_copy(update={"stop": body.stop_sequences} if body.stop_sequences else {})
 
 
 def chat_to_count(body: CountTokensBody) -> ChatBody:
@@ -58,9 +60,6 @@ def chat_to_count(body: CountTokensBody) -> ChatBody:
 
 def _prompt_fields(body: CountTokensBody, extra: dict[str, Any]) -> dict[str, Any]:
     """The fields of chat that decide about the prompt, and `extra`."""
-    if body.mcp_servers:
-        message = "`mcp_servers` is not supported: this server runs no tools; give them as `tools` and run them"
-        raise RequestError(message, param="mcp_servers")
     messages = messages_of(body.system, body.messages)
     is_prefilled = messages[-1]["role"] == "assistant"
     if is_prefilled and "tool_calls" in messages[-1]:
@@ -68,14 +67,15 @@ def _prompt_fields(body: CountTokensBody, extra: dict[str, Any]) -> dict[str, An
         raise RequestError(message, param=f"messages[{len(body.messages) - 1}]")
     choice = body.tool_choice or {}
     effort = body.output_config.effort if body.output_config is not None else None
+    tools = _tools(body)
     return {
         **extra,
         "messages": messages,
         "model": body.model,
         "continue_final_message": is_prefilled,
-        "tools": [_tool(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ())] or None,
-        "tool_choice": _tool_choice(choice, has_tools=bool(body.tools)),
-        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") and body.tools else None,
+        "tools": tools or None,
+        "tool_choice": _tool_choice(choice, tools, body),
+        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") and tools else None,
         "response_format": _response_format(body),
         "reasoning_effort": effort,
         "chat_template_kwargs": _template_variables(body, extra.get("chat_template_kwargs")),
@@ -92,17 +92,29 @@ def _response_format(body: CountTokensBody) -> dict[str, Any] | None:
     wanted = (body.output_config.format if body.output_config is not None else None) or body.output_format
     if wanted is None:
         return None
+    refuse_unread_forms(wanted.model_extra or {}, "output_config.format", wanted.type)
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": wanted.schema_, "strict": True}}
 
 
+def _tools(body: CountTokensBody) -> list[dict[str, Any]]:
+    """The client's own tools in chat's form. Those of Anthropic's are never called here, and are left out."""
+    tools, left_out = [], ["mcp_servers"] if body.mcp_servers else []
+    for number, tool in enumerate(body.tools or ()):
+        kind = tool.get("type")
+        if kind is not None and not isinstance(kind, str):
+            raise RequestError(f"tools[{number}].type must be a string, such as 'custom'", param=f"tools[{number}]")
+        if kind == "function":  # OpenAI's form, sent here by mistake: to leave it out would take the client's tools.
+            message = f"tools[{number}] has OpenAI's type 'function'; here a tool is name, description and input_schema"
+            raise RequestError(message, param=f"tools[{number}]")
+        if kind in (None, "custom"):
+            tools.append(_tool(tool, f"tools[{number}]"))
+        else:
+            left_out.append(kind)
+    log_left_out("tools", left_out)
+    return tools
+
+
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
-    kind = tool.get("type")
-    if kind not in (None, "custom"):
-        raise RequestError(
-            f"{where} has type {kind!r}, which this server does not have; tools of your own, with name, description "
-            "and input_schema, are supported",
-            param=where,
-        )
     name, schema = tool.get("name"), tool.get("input_schema")
     if not isinstance(name, str) or not name:
         raise RequestError(f"{where}.name must be a string that is not empty", param=f"{where}.name")
@@ -112,8 +124,20 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **optional, "parameters": schema}}
 
 
-def _tool_choice(choice: dict[str, Any], *, has_tools: bool) -> Any:
-    match choice.get("type"):
+def _tool_choice(choice: dict[str, Any], tools: list[dict[str, Any]], body: CountTokensBody) -> Any:
+    """The choice in chat's form. Raises RequestError where it needs a tool of a type that this server does not have."""
+    kind, has_tools = choice.get("type"), bool(tools)
+    if kind in ("any", "tool") and (body.tools or body.mcp_servers):
+        names = {tool["function"]["name"] for tool in tools}
+        others = [tool for tool in body.tools or () if tool.get("name") not in names]
+        if not tools or (kind == "tool" and choice.get("name") in [tool.get("name") for tool in others]):
+            types = ", ".join(f"{tool.get('type')!r:.60}" for tool in others) or "'mcp_servers'"
+            raise RequestError(
+                f"`tool_choice` needs a tool, and this server has none of type {types}; tools of your own, with name, "
+                "description and input_schema, are supported",
+                param="tool_choice",
+            )
+    match kind:
         case None if not choice:
             return None
         case "auto":
@@ -126,6 +150,6 @@ def _tool_choice(choice: dict[str, Any], *, has_tools: bool) -> Any:
             return {"type": "function", "function": {"name": choice["name"]}}
         case "tool":
             raise RequestError("tool_choice of type 'tool' needs the tool's `name`", param="tool_choice.name")
-        case kind:
+        case _:
             message = f"tool_choice has type {kind!r} but must be one of 'auto', 'any', 'tool', 'none'"
             raise RequestError(message, param="tool_choice")

@@ -1,7 +1,7 @@
 """POST /v1/messages and /v1/messages/count_tokens."""
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from jserve.api.anthropic.answer import MessageAnswer
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
@@ -9,6 +9,7 @@ from jserve.api.anthropic.request import NAMES, chat_of, chat_to_count
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.openai.chat import prepare_chat, start_chat
 from jserve.api.openai.translation import errors_naming
 
@@ -32,4 +33,4 @@ async def count_tokens(request: Request) -> Response:
     model = server.admit()
     with errors_naming(NAMES):
         prepared = await prepare_chat(request, chat_to_count(body), model)
-    return JSONResponse({"input_tokens": len(prepared.prompts[0].token_ids)})
+    return JsonResponse({"input_tokens": len(prepared.prompts[0].token_ids)})

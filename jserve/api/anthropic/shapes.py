@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from jserve.api.openai.shapes import encode
+from jserve.api.json_writer import encode
 
 
 class TextBlock(msgspec.Struct, frozen=True, tag_field="type", tag="text"):

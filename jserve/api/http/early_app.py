@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from starlette._utils import get_route_path
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jserve.api.http.route_paths import route_path
 
 _LIVENESS = frozenset({"/health", "/ping"})
 
@@ -29,7 +30,7 @@ class EarlyApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            if scope["type"] == "http" and get_route_path(scope) in _LIVENESS:
+            if scope["type"] == "http" and route_path(scope) in _LIVENESS:
                 await Response()(scope, receive, send)
                 return
             await self._loaded.wait()

@@ -1,7 +1,7 @@
 """How long a prompt and its answer may be. The texts are vLLM's, which clients match on."""
 
 from jserve.api.errors import invalid
-from jserve.errors import RequestError
+from jserve.errors import ContextLengthError, RequestError
 
 
 def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool = False, generates: bool = True) -> None:
@@ -14,13 +14,13 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool =
     start = f"This model's maximum context length is {max_model_len} tokens. However, "
     if num_tokens > max_model_len:
         bound = "at least " if at_least else ""
-        raise RequestError(
+        raise ContextLengthError(
             f"{start}your prompt contains {bound}{num_tokens} input tokens, which exceeds this limit even "
             "without any output tokens. Please reduce the length of the input prompt.",
             param="input_text" if at_least else "input_tokens",
         )
     if num_tokens == max_model_len and generates:
-        raise RequestError(
+        raise ContextLengthError(
             f"{start}your prompt contains {num_tokens} input tokens, which plus the number of requested "
             "output tokens (at least 1) is longer than the maximum model length. "
             "Please reduce the length of the input prompt.",
@@ -28,19 +28,13 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool =
         )
 
 
-def check_max_tokens(value: int | None, max_model_len: int, *, param: str, least: int = 1) -> None:
-    """Raise RequestError where the request asks for fewer tokens than `least`, or for more than the context holds."""
-    if value is None:
-        return
-    if value < least:
+def check_max_tokens(value: int | None, *, param: str, least: int = 1) -> None:
+    """Raise RequestError where the request asks for fewer tokens than `least`.
+
+    More than the context holds is no error: it is cut to what the prompt leaves of it, as is less than that.
+    """
+    if value is not None and value < least:
         raise invalid(f"{param} must be at least {least}, got {value}.", param, value)
-    if value > max_model_len:
-        raise invalid(
-            f"{param}={value} cannot be greater than max_model_len={max_model_len}. "
-            "Please request fewer output tokens.",
-            param,
-            value,
-        )
 
 
 def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int, cap: int | None) -> int:

@@ -12,11 +12,11 @@ from jserve.api.errors import Dialect, ErrorAnswer
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
+from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.timestamps import nanoseconds, now
 from jserve.api.ollama.tool_calls import ToolCallGatherer, render_tool_calls
 from jserve.api.openai.logprobs import LogprobsFormatter
-from jserve.api.openai.shapes import encode
 from jserve.protocol import TokenLogprobs
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jserve.api.ollama.open_calls import OpenCalls
 from jserve.errors import RequestError
+from jserve.text.templates.messages import called_arguments, left_out_note
 
 _ID = "call{:05d}"
 """Nine letters and digits, since Mistral's templates refuse others."""
@@ -24,7 +25,7 @@ def to_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise RequestError(f"{where}.role is missing; it is one of system, user, assistant, tool", param=where)
-        if message.get("images"):
+        if message.get("images") and role.lower() != "tool":
             raise RequestError(f"{where}.images: this model takes text only; leave them out", param=f"{where}.images")
         fresh = {name: value for name, value in message.items() if name not in ("images", "tool_calls", "tool_name")}
         fresh["role"] = role.lower()
@@ -37,6 +38,8 @@ def to_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             fresh["tool_calls"] = calls
         if fresh["role"] == "tool":
             fresh |= _answered(message, open_calls)
+        if message.get("images"):
+            fresh["content"] = f"{message.get('content') or ''}\n{left_out_note('image')}".lstrip()
         made.append(fresh)
     return made
 
@@ -54,6 +57,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RequestError(f"{where} must have a function with a name", param=where)
     arguments = function.get("arguments")
+    if isinstance(arguments, str):  # As other APIs write them, and perhaps cut off.
+        arguments = called_arguments(arguments)
     if arguments is not None and not isinstance(arguments, dict):
         raise RequestError(f"{where}.function.arguments must be an object", param=f"{where}.function.arguments")
     made = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}

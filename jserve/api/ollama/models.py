@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import ShowBody
 from jserve.api.ollama.capabilities import capabilities
@@ -43,14 +44,14 @@ async def ollama_root(request: Request) -> Response:
 
 async def ollama_version(request: Request) -> Response:
     """The release of Ollama whose API this is."""
-    return JSONResponse({"version": API_VERSION})
+    return JsonResponse({"version": API_VERSION})
 
 
 async def tags(request: Request) -> Response:
     """The served model, once for each of its names."""
     server = context_of(request)
     model = _model(server)
-    return JSONResponse({"models": [_card(name, model) for name in server.settings.listed_names]})
+    return JsonResponse({"models": [_card(name, model) for name in server.settings.listed_names]})
 
 
 async def ps(request: Request) -> Response:
@@ -58,13 +59,13 @@ async def ps(request: Request) -> Response:
     server = context_of(request)
     ready = server.client.ready
     if server.loaded_model is None or ready is None:
-        return JSONResponse({"models": []})
+        return JsonResponse({"models": []})
     card = _card(server.settings.listed_names[0], server.loaded_model)
     del card["modified_at"], card["capabilities"]
     card["expires_at"] = NEVER
     card["size_vram"] = 0 if ready.device.lower().startswith("cpu") else card["size"]
     card["context_length"] = ready.max_model_len
-    return JSONResponse({"models": [card]})
+    return JsonResponse({"models": [card]})
 
 
 async def show(request: Request) -> Response:
@@ -92,7 +93,7 @@ async def show(request: Request) -> Response:
         shown["tensors"] = [
             {"name": name, "type": info.stored, "shape": list(info.shape)} for name, info in model.files.tensors.items()
         ]
-    return JSONResponse(shown)
+    return JsonResponse(shown)
 
 
 def parameter_size(count: int) -> str:

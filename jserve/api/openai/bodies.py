@@ -1,12 +1,13 @@
-"""The bodies of requests, as pydantic models. Responses are structs in `responses.py`.
+"""The bodies of requests, as pydantic models. Responses are structs in `shapes.py`.
 
 A field that is absent means the server's default, so almost everything is optional. Unknown fields are
 accepted and kept in `model_extra`, where `unsupported.py` looks for those that would change the output.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 MAX_PROMPTS = 1024
 MAX_STOP_STRINGS = 4
@@ -88,10 +89,23 @@ class RepetitionDetectionBody(BaseModel):
     min_count: Annotated[int, Field(ge=0, le=MAX_PATTERN)] = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingDialect:
+    """What the API that a request came by says about sampling and OpenAI's has no field for.
+
+    `has_ranges`: a value out of OpenAI's ranges is an error. `penalty_window`: see `SamplingParams`.
+    """
+
+    has_ranges: bool = True
+    penalty_window: int | None = None
+
+
 class GenerationBody(BaseModel):
     """The fields that chat and completions share."""
 
     model_config = ConfigDict(extra="allow")
+
+    _dialect: SamplingDialect = PrivateAttr(SamplingDialect())
 
     model: str | None = None
     stream: bool | None = False
@@ -141,6 +155,14 @@ class GenerationBody(BaseModel):
     guided_decoding_backend: str | None = None
     session_id: str | None = None
 
+    @property
+    def dialect(self) -> SamplingDialect:
+        return self._dialect
+
+    def speak(self, dialect: SamplingDialect) -> None:
+        """Say that the request was written in another dialect than OpenAI's."""
+        self._dialect = dialect
+
 
 class FunctionBody(BaseModel):
     """A function that the model may call. `parameters` is a JSON schema of an object."""
@@ -154,12 +176,12 @@ class FunctionBody(BaseModel):
 
 
 class ToolBody(BaseModel):
-    """A tool, which is a function."""
+    """A tool. Only a function can be called here; `tool_use.py` leaves tools of other types out."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["function"] = "function"
-    function: FunctionBody
+    type: str = "function"
+    function: FunctionBody | None = None
 
 
 class NamedFunction(BaseModel):
@@ -194,6 +216,8 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
     thinking_token_budget: int | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """A variable of the template, like `reasoning_effort`; most templates do not read it."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 

@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
-from jserve.api.generation.generation import Generation, GenerationRequest, ParserUse, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import GenerationRequest, ParserUse, PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_max_tokens, check_prompt_length, truncate_prompt
@@ -114,9 +115,8 @@ def _check_template_fields(body: ChatBody, model: ServedModel, server: ServerCon
 
 
 def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> SamplingParams:
-    limit = server.client.max_model_len
-    check_max_tokens(body.max_tokens, limit, param="max_tokens")
-    check_max_tokens(body.max_completion_tokens, limit, param="max_completion_tokens")
+    check_max_tokens(body.max_tokens, param="max_tokens")
+    check_max_tokens(body.max_completion_tokens, param="max_completion_tokens")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     if logprobs is not None:
         check_logprobs(logprobs, param="top_logprobs")
@@ -159,6 +159,8 @@ async def _prepare_prompt(body: ChatBody, model: ServedModel, text: str, max_mod
 def _template_variables(body: ChatBody) -> dict[str, Any]:
     """Variables for the chat template. An effort asks for thinking, unless the request says otherwise."""
     variables: dict[str, Any] = {}
+    if body.verbosity is not None:
+        variables["verbosity"] = body.verbosity
     if body.reasoning_effort is not None:
         variables["reasoning_effort"] = body.reasoning_effort
         # Of Qwen and most others, and of DeepSeek and Granite.

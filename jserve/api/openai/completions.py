@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_max_tokens, check_prompt_length, truncate_prompt
@@ -81,7 +82,7 @@ def _check_fields(body: CompletionBody) -> None:
 def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -> SamplingParams:
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     least = 0 if body.echo else 1  # An echo without an answer: the prompt is scored.
-    check_max_tokens(body.max_tokens, server.client.max_model_len, param="max_tokens", least=least)
+    check_max_tokens(body.max_tokens, param="max_tokens", least=least)
     if body.logprobs is not None:
         check_logprobs(body.logprobs, param="logprobs")
     params = sampling_params(
@@ -98,18 +99,18 @@ def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -
 
 
 def split_prompts(
-    prompt: str | list[int] | list[str] | list[list[int]] | None,
+    prompt: str | list[int] | list[str] | list[list[int]] | None, *, param: str = "prompt"
 ) -> list[str] | list[list[int]]:
     """One entry per prompt. Raises RequestError where there is none, or too many."""
     if not prompt:
-        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param=param)
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
         return [prompt]
     if len(prompt) > MAX_PROMPTS:
-        message = f"prompt holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
-        raise RequestError(message, param="prompt")
+        message = f"{param} holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
+        raise RequestError(message, param=param)
     return prompt
 
 

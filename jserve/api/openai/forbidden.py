@@ -25,21 +25,22 @@ def allowed_tokens(raw: list[int] | None, vocab_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(raw))
 
 
-def bad_word_tokens(raw: list[str] | None, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+def bad_word_tokens(raw: list[str] | None, tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, ...], ...]:
     """Each word as it begins a text and as it follows a space, which are other tokens.
 
-    Raises RequestError for a word without characters.
+    A spelling with a token that the model has no row for cannot be generated, and is left out. Raises RequestError for
+    a word without characters.
     """
     sequences: dict[tuple[int, ...], None] = {}
     for word in raw or ():
         stem = word.lstrip()
-        found = [
+        spellings = [
             tuple(tokenizer.encode(text, add_special_tokens=False))
             for text in ((stem, " " + stem) if stem else (word,))
         ]
-        if not word or not all(found):
+        if not word or not all(spellings):
             raise RequestError(f"bad_words contains {word!r}, which has no tokens.", param="bad_words")
-        sequences.update(dict.fromkeys(found))
+        sequences.update(dict.fromkeys(tokens for tokens in spellings if max(tokens) < vocab_size))
     return tuple(sequences)
 
 

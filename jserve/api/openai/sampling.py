@@ -56,10 +56,12 @@ def sampling_params(
         prompt_logprobs=_prompt_logprobs(body),
         logprob_token_ids=_logprob_token_ids(body, vocab_size, logprobs),
         allowed_token_ids=allowed_tokens(body.allowed_token_ids, vocab_size),
-        bad_words=bad_word_tokens(body.bad_words, tokenizer),
+        bad_words=bad_word_tokens(body.bad_words, tokenizer, vocab_size),
         repetition_detection=_repetition_detection(body.repetition_detection),
+        penalty_window=body.dialect.penalty_window,
     )
-    _check_ranges(params)
+    if body.dialect.has_ranges:
+        _check_ranges(params)
     _check_counts(params)
     check_something_is_allowed(params, vocab_size)
     return params
@@ -86,8 +88,7 @@ def _check_ranges(params: SamplingParams) -> None:
     _in_range("min_p", params.min_p, 0.0, 1.0)
     _in_range("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
     _in_range("presence_penalty", params.presence_penalty, -2.0, 2.0)
-    if not 0.0 < params.top_p <= 1.0:
-        raise invalid(f"top_p must be in (0, 1], got {params.top_p}.", "top_p", params.top_p)
+    _in_range("top_p", params.top_p, 0.0, 1.0)
     if params.top_k < -1:
         raise invalid(f"top_k must be 0 (disable), or at least 1, got {params.top_k}.", "top_k", params.top_k)
     penalty = params.repetition_penalty
@@ -101,8 +102,6 @@ def _check_counts(params: SamplingParams) -> None:
         raise invalid(f"n must be at least 1, got {n}.", "n", n)
     if n > MAX_CHOICES:
         raise invalid(f"n must be at most {MAX_CHOICES}, got {n}.", "n", n)
-    if n > 1 and params.is_greedy:
-        raise invalid(f"n must be 1 when using greedy sampling, got {n}.", "n", n)
     if min_tokens < 0:
         raise invalid(f"min_tokens must be greater than or equal to 0, got {min_tokens}.", "min_tokens", min_tokens)
     if max_tokens is not None and min_tokens > max_tokens:

@@ -17,16 +17,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import context_of
-from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.model.lengths import check_prompt_length
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody, Int64, TokenIds
 from jserve.api.openai.completions import check_vocabulary, split_prompts
 from jserve.api.openai.embeddings import embed, prepare_embeddings, prompt_usage
-from jserve.api.openai.shapes import LabelScores, RankedDocument, Ranking, Score, Scores, encode
+from jserve.api.openai.shapes import LabelScores, RankedDocument, Ranking, Score, Scores
 from jserve.errors import RequestError
 from jserve.protocol import MAX_CHOSEN, SamplingParams
 
@@ -93,7 +94,7 @@ async def score(request: Request) -> Response:
     model = context_of(request).admit()
     model.check_name(body.model)
     if body.label_token_ids is not None:
-        return Response(encode(await _label_scores(request, body, model)), media_type="application/json")
+        return JsonResponse(await _label_scores(request, body, model))
     documents = body.documents if body.documents is not None else body.items
     queries = body.queries if body.queries is not None else body.query
     for name, given in (("queries", queries), ("documents", documents)):
@@ -109,7 +110,7 @@ async def score(request: Request) -> Response:
         data=[Score(index, value) for index, value in enumerate(values)],
         usage=usage,
     )
-    return Response(encode(answer), media_type="application/json")
+    return JsonResponse(answer)
 
 
 async def rerank(request: Request) -> Response:
@@ -125,7 +126,7 @@ async def rerank(request: Request) -> Response:
     shown = body.return_documents is not False
     results = [RankedDocument(i, values[i], {"text": texts[i]} if shown else None) for i in order]
     answer = Ranking(public_id("rerank", request.headers, body.request_id), model.name, usage, results)
-    return Response(encode(answer), media_type="application/json")
+    return JsonResponse(answer)
 
 
 async def judge(

@@ -1,10 +1,11 @@
 """POST /tokenize and /detokenize, GET /tokenizer_info: the model's tokenizer, for texts and conversations."""
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import DetokenizeBody, TokenizeBody
 from jserve.api.openai.completions import check_vocabulary
@@ -25,7 +26,7 @@ async def tokenize(request: Request) -> Response:
         text, special = await _render(body, model, server), bool(body.add_special_tokens)
     tokens = await model.encode(text, add_special_tokens=special, max_model_len=limit)
     strings = [model.tokenizer.token_string(token) for token in tokens] if body.return_token_strs else None
-    return JSONResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
+    return JsonResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
 
 
 async def detokenize(request: Request) -> Response:
@@ -34,15 +35,16 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeBody)
     model = server.admit()
     model.check_name(body.model)
-    check_vocabulary(body.tokens, server.client.vocab_size, param="tokens")
-    return JSONResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+    vocab_size = max(server.client.vocab_size, model.tokenizer.num_ids)
+    check_vocabulary(body.tokens, vocab_size, param="tokens")
+    return JsonResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
 
 async def tokenizer_info(request: Request) -> Response:
     """What clients need that render and tokenize for themselves: lm-eval takes its tokenizer from here."""
     model = context_of(request).admit()
     found = {**model.tokenizer.special_tokens, "chat_template": model.template.sources.get("default")}
-    return JSONResponse({"eos_token": None, "bos_token": None, "pad_token": None, **found})
+    return JsonResponse({"eos_token": None, "bos_token": None, "pad_token": None, **found})
 
 
 async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext) -> str:
@@ -66,6 +68,6 @@ async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext)
         add_generation_prompt=not body.continue_final_message if generates is None else generates,
         continue_final_message=body.continue_final_message,
         variables=body.chat_template_kwargs or {},
-        tools=body.tools,
+        tools=[tool for tool in body.tools or () if tool.get("type", "function") == "function"] or None,
         template=body.chat_template,
     )

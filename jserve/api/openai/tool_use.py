@@ -1,11 +1,12 @@
 """What a chat request says about tools, checked: which the model may call, which it must, how many."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jserve.api.openai.bodies import ChatBody, NamedToolChoice, ToolBody
+from jserve.api.openai.bodies import ChatBody, FunctionBody, NamedToolChoice, ToolBody
+from jserve.api.openai.left_out import log_left_out
 from jserve.errors import RequestError
 from jserve.text.tools.tool import NO_ARGUMENTS, Tool
 
@@ -31,14 +32,12 @@ class ToolUse:
         """From the body. Raises RequestError, in the contract's words."""
         _refuse_legacy(body)
         choice = body.tool_choice
-        if body.tools is None:
-            if choice not in (None, "none"):
-                raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
+        functions = _functions(body.tools or ())
+        if not functions:
+            _check_that_no_call_is_due(body)
             return cls()
-        if not body.tools:
-            raise RequestError("`tools` must not be an empty list; leave it out to use none", param="tools")
-        tools = {tool.function.name: _tool(tool, f"tools[{number}]") for number, tool in enumerate(body.tools)}
-        descriptions = [_description(tool) for tool in body.tools]
+        tools = {function.name: _tool(function, where) for where, function in functions.items()}
+        descriptions = [_description(tool) for tool in body.tools or () if tool.type == "function"]
         is_parallel = body.parallel_tool_calls is not False
         if isinstance(choice, NamedToolChoice):
             name = choice.function.name
@@ -75,18 +74,43 @@ def _refuse_legacy(body: ChatBody) -> None:
             raise RequestError(f"`{name}` is OpenAI's former name and not supported; use `{successor}`", param=name)
 
 
-def _tool(tool: ToolBody, where: str) -> Tool:
-    function = tool.function
+def _functions(tools: Sequence[ToolBody]) -> dict[str, FunctionBody]:
+    """The functions among `tools`, by their place in the request. Tools of other types are never called."""
+    functions = {}
+    for number, tool in enumerate(tools):
+        if tool.type != "function":
+            continue
+        if tool.function is None:
+            raise RequestError(f"tools[{number}].function is missing", param=f"tools[{number}].function")
+        functions[f"tools[{number}].function"] = tool.function
+    log_left_out("tools", [tool.type for tool in tools if tool.type != "function"])
+    return functions
+
+
+def _check_that_no_call_is_due(body: ChatBody) -> None:
+    """Raise RequestError where `tool_choice` needs a tool, and the request has none that can be called here."""
+    if body.tool_choice in (None, "none") or (body.tool_choice == "auto" and body.tools is not None):
+        return
+    if not body.tools:
+        raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
+    types = ", ".join(sorted({f"{tool.type!r:.60}" for tool in body.tools}))
+    raise RequestError(
+        f"`tool_choice` needs a tool, and this server has none of type {types}; it calls tools of type 'function'",
+        param="tool_choice",
+    )
+
+
+def _tool(function: FunctionBody, where: str) -> Tool:
     if not _NAME.fullmatch(function.name):
         raise RequestError(
-            f"{where}.function.name is {function.name[:80]!r} but must be 1 to 256 letters, digits and _-.:/",
-            param=f"{where}.function.name",
+            f"{where}.name is {function.name[:80]!r} but must be 1 to 256 letters, digits and _-.:/",
+            param=f"{where}.name",
         )
     parameters = function.parameters or NO_ARGUMENTS
     if parameters.get("type", "object") != "object":
         raise RequestError(
-            f"{where}.function.parameters has type {str(parameters['type'])[:80]!r} but must be an object's schema",
-            param=f"{where}.function.parameters",
+            f"{where}.parameters has type {str(parameters['type'])[:80]!r} but must be an object's schema",
+            param=f"{where}.parameters",
         )
     return Tool(function.name, {"type": "object", **parameters}, is_strict=bool(function.strict))
 

@@ -43,7 +43,6 @@ _REASONS: dict[str, str] = {
     "modalities": 'answers are text, so only ["text"] is possible',
     "web_search_options": "this server does not search; offer a tool instead",
     "moderation": "this server moderates nothing",
-    "verbosity": "say in a message how long the answer is to be",
     "mm_processor_kwargs": "messages are text",
     "media_io_kwargs": "messages are text",
 }
@@ -51,7 +50,6 @@ _REASONS: dict[str, str] = {
 _CHAT: dict[str, _Harmless] = {
     "audio": _never,
     "moderation": _never,
-    "verbosity": lambda value: value == "medium",
     "modalities": _is_text_only,
     "web_search_options": _never,
     "mm_processor_kwargs": _is_falsy,

@@ -12,7 +12,7 @@ import msgspec
 
 from jserve.checkpoint import open_checkpoint, weight_files
 from jserve.commands.corpus import OWN_TEXT, read_text
-from jserve.commands.options import Parser
+from jserve.commands.parser import Parser
 from jserve.commands.sizes import parse_count
 from jserve.config import QUANTIZE_BITS, QuantizeConfig
 from jserve.errors import StartupError

@@ -2,6 +2,9 @@
 
 Templates follow Hugging Face's conventions, clients OpenAI's: `developer` is a system message, absent fields
 are left out rather than null, the arguments of tool calls are objects and not JSON in a string.
+
+What a model or a tool wrote earlier is rendered, not validated: a call that a token limit has cut off must not end
+the conversation that it is part of. What the user sends and a model for text cannot read is refused.
 """
 
 from __future__ import annotations
@@ -11,10 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import from_json
+
 from jserve.errors import RequestError
 
 Message = Mapping[str, Any]
 
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_RESULT_ROLES = ("tool", "function")
+_MAX_KIND = 60
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning. Templates read the first; gpt-oss reads the second."""
 
@@ -48,7 +56,7 @@ def normalize_messages(messages: Sequence[Message], form: MessageForm) -> list[d
         fresh = {key: value for key, value in message.items() if value is not None and value != []}
         if fresh.get("role") == "developer" and not form.keeps_developer:
             fresh["role"] = "system"
-        fresh["content"] = _content(message.get("content"), where, form.takes_lists, form.takes_strings)
+        fresh["content"] = _content(message, where, form.takes_lists, form.takes_strings)
         if "tool_calls" in fresh:
             as_text = form.arguments_as_text
             fresh["tool_calls"] = [_tool_call(call, f"{where}.tool_calls", as_text) for call in fresh["tool_calls"]]
@@ -58,46 +66,75 @@ def normalize_messages(messages: Sequence[Message], form: MessageForm) -> list[d
     return normalized
 
 
-def _content(content: Any, where: str, takes_lists: bool, takes_strings: bool) -> Any:
+def left_out_note(kind: str) -> str:
+    """What stands in a tool's result for a part that is no text: neither the client nor the tool can change it."""
+    return f"[{kind[:_MAX_KIND]} left out: this model takes text only]"
+
+
+def called_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call in the history, from their JSON. Of a call that was cut off, what is complete.
+
+    What is no object stands under "arguments", so that a template finds an object in any case.
+    """
+    try:
+        parsed = from_json(text.strip() or "{}", allow_partial="trailing-strings")
+    except ValueError:
+        parsed = text
+    if parsed is None:
+        return {}
+    return parsed if isinstance(parsed, dict) else {"arguments": parsed}
+
+
+def _content(message: Message, where: str, takes_lists: bool, takes_strings: bool) -> Any:
+    content = message.get("content")
     if content is None:
         content = ""
     if isinstance(content, str):
         return content if takes_strings else [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise RequestError(f"{where}.content must be a string or a list of parts", param=f"{where}.content")
-    texts = [_part_text(part, f"{where}.content[{number}]") for number, part in enumerate(content)]
+    role = message["role"]
+    parts = [part_text(part, role, f"{where}.content[{number}]") for number, part in enumerate(content)]
+    texts = [text for text in parts if text is not None]
     if takes_lists:
         return [{"type": "text", "text": text} for text in texts]
     return "\n".join(texts)
 
 
-def _part_text(part: Any, where: str) -> str:
+def part_text(part: Any, role: str, where: str) -> str | None:
+    """The text of a part; None where it has none and is left out."""
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
-    if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
-        raise RequestError(
-            f"{where} has type {kind!r} but this model takes text only: parts of type 'text' with a text",
-            param=where,
-        )
-    return text
+    if isinstance(kind, str) and isinstance(text, str):
+        return text
+    if isinstance(kind, str) and kind not in _TEXT_PARTS and role in _RESULT_ROLES:
+        return left_out_note(kind)
+    if isinstance(kind, str) and kind not in _TEXT_PARTS and role == "assistant":
+        return None
+    raise RequestError(
+        f"{where} has type {kind!r} but this model takes text only: parts of type 'text' with a text",
+        param=where,
+    )
 
 
 def _tool_call(call: Any, where: str, as_text: bool) -> Any:
-    """A copy with its arguments parsed, or as JSON. Both {"function": {...}} and the bare function are in use."""
+    """A copy with its arguments parsed, or as JSON. Both {"function": {...}} and the bare function are in use.
+
+    A call of a custom tool, whose input is text, becomes that of a function with one parameter.
+    """
     if not isinstance(call, dict):
         raise RequestError(f"{where} must hold objects", param=where)
     if isinstance(call.get("function"), dict):
         return {**call, "function": _tool_call(call["function"], f"{where}.function", as_text)}
+    if isinstance(custom := call.get("custom"), dict):
+        function = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
+        return {"id": call.get("id"), "type": "function", "function": _tool_call(function, where, as_text)}
     arguments = call.get("arguments")
     if not isinstance(arguments, str):
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)} if as_text and arguments else dict(call)
-    try:
-        parsed = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where}.arguments is not JSON: {error}", param=f"{where}.arguments") from None
-    return {**call, "arguments": (arguments.strip() or "{}") if as_text else parsed}
+    return {**call, "arguments": (arguments.strip() or "{}") if as_text else called_arguments(arguments)}
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

@@ -97,9 +97,9 @@ class Tokenizer:
         return token_id in self.special_ids
 
     @cached_property
-    def vocab_size(self) -> int:
-        """Tokens, added ones included. The model's embedding may have more rows."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+    def num_ids(self) -> int:
+        """The highest token id plus one, added tokens included. The model's embedding may have more rows, or fewer."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jserve.text.templates.messages import part_text
 from jserve.text.tools.format import CallForm
 
 Message = Mapping[str, Any]
@@ -48,7 +49,7 @@ def with_instructions(messages: Sequence[Message], text: str, *, takes_system: b
 def plain_history(messages: Sequence[Message], form: CallForm) -> list[Message]:
     """The messages with calls as the assistant's text and results as the user's; neighbours are put together."""
     plain: list[dict[str, Any]] = []
-    for message in messages:
+    for number, message in enumerate(messages):
         fresh = dict(message)
         calls = fresh.pop("tool_calls", None)
         is_result = fresh.get("role") in ("tool", "function")
@@ -56,7 +57,7 @@ def plain_history(messages: Sequence[Message], form: CallForm) -> list[Message]:
             written = form.write([_name_and_arguments(call) for call in calls])
             fresh["content"] = _joined(fresh.get("content"), written, after=True)
         if is_result:
-            text = _text(fresh.get("content"))
+            text = _text(fresh.get("content"), f"messages[{number}].content")
             fresh = {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
         # Templates that demand that roles alternate know no results, so results join what the user says.
         if plain and plain[-1].get("role") == fresh.get("role") == "user" and (is_result or plain[-1].pop("_", None)):
@@ -89,7 +90,8 @@ def _parts(content: Any) -> list[Any]:
     return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
 
 
-def _text(content: Any) -> str:
+def _text(content: Any, where: str) -> str:
     if isinstance(content, list):
-        return "\n".join(part.get("text", "") if isinstance(part, Mapping) else str(part) for part in content)
+        parts = (part_text(part, "tool", f"{where}[{number}]") for number, part in enumerate(content))
+        return "\n".join(part or "" for part in parts)
     return "" if content is None else str(content)

@@ -8,6 +8,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from jserve.api.http.early_app import EarlyApp
+from tests.patience import PATIENCE_S
 
 
 def test_liveness_is_answered_at_once_and_the_rest_when_the_app_is_there() -> None:
@@ -18,7 +19,7 @@ async def _ask_before_and_after() -> None:
     may_build = threading.Event()
 
     def build() -> ASGIApp:
-        may_build.wait(10)
+        may_build.wait(PATIENCE_S)
         return PlainTextResponse("the app", status_code=203)
 
     app = EarlyApp(build)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import jsonschema
 import pytest
 
@@ -16,28 +15,42 @@ from jserve.api.app import BODIES
 from jserve.api.errors import Dialect
 from jserve.api.http.description import error_schema
 from tests.api.live_server import LiveServer, StartServer
-from tests.api.stream_pace import contention, undisturbed
+from tests.api.stream_pace import undisturbed
+from tests.patience import PATIENCE_S, wait_until
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
 AT_ONCE_S = 0.5
-"""An answer that needs no work is there within milliseconds; the rest is for a machine that is busy with tests."""
+"""CPU time of the client and the server: an answer that needs no work takes milliseconds, a large body some more."""
 PACE_S = 0.1
+"""CPU time for which the server's loop may be held up."""
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
 def slow(make_server: StartServer) -> Iterator[LiveServer]:
     """A server whose streams last, with a limit on bodies that a test can reach."""
-    live = make_server("--step-ms", "5", max_request_bytes=8 << 20, receive_timeout_s=1.0)
+    live = make_server("--step-ms", "5", max_request_bytes=8 << 20, receive_timeout_s=PATIENCE_S)
     yield live
     live.stop()
 
 
-def _raw(server: LiveServer, request: bytes, timeout_s: float = 10.0) -> bytes:
+@pytest.fixture(scope="module")
+def impatient(make_server: StartServer) -> Iterator[LiveServer]:
+    """A server that waits for the rest of a request for no longer than a second."""
+    live = make_server(receive_timeout_s=1.0)
+    yield live
+    live.stop()
+
+
+def _connect(server: LiveServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=PATIENCE_S)
+
+
+def _raw(server: LiveServer, request: bytes) -> bytes:
     """What the server sends until it closes, or until an answer with a body is complete."""
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=timeout_s) as connection:
+    with _connect(server) as connection:
         with contextlib.suppress(ConnectionError):  # It did not want the rest; what it said stands in the buffer.
             connection.sendall(request)
         return _answer(connection)
@@ -159,21 +172,16 @@ def test_a_hostile_completion_is_refused_at_once(slow: LiveServer, name: str) ->
 
 
 def _check_refusal(server: LiveServer, path: str, body: bytes) -> None:
-    took = float("inf")
-
-    def post() -> httpx.Response:
-        nonlocal took
-        began = time.monotonic()
-        response = server.http.post(path, content=body, headers=JSON)
-        took = min(took, time.monotonic() - began)
-        return response
-
-    response = undisturbed(server, post, PACE_S)
+    post = functools.partial(server.http.post, path, content=body, headers=JSON)
+    began = time.process_time()
+    response = post()
+    took_s = time.process_time() - began
     assert 400 <= response.status_code < 500, response.text[:500]
     error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert len(error["message"]) < 20_000
-    assert took < AT_ONCE_S or took < AT_ONCE_S * contention()
+    assert took_s < AT_ONCE_S
+    undisturbed(server, post, PACE_S)
 
 
 def test_the_largest_bodies_that_are_parsed_hold_up_nobody(slow: LiveServer) -> None:
@@ -220,8 +228,8 @@ def test_a_content_length_that_is_none(slow: LiveServer, length: bytes) -> None:
     assert _status(_raw(slow, _post(COMPLETIONS, b'{"prompt": "x"}', b"content-length: " + length))) in (400, 413)
 
 
-def test_a_content_length_that_is_too_long_ends_in_a_timeout(slow: LiveServer) -> None:
-    answer = _raw(slow, _post(COMPLETIONS, b'{"prompt": "x"}', b"content-length: 100"))
+def test_a_content_length_that_is_too_long_ends_in_a_timeout(impatient: LiveServer) -> None:
+    answer = _raw(impatient, _post(COMPLETIONS, b'{"prompt": "x"}', b"content-length: 100"))
     assert _status(answer) == 408
     assert b"did not arrive in time" in answer
 
@@ -231,30 +239,32 @@ def test_a_content_length_that_is_too_short_breaks_the_json(slow: LiveServer) ->
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-a: b"])
-def test_a_head_that_never_ends_is_cut_off(slow: LiveServer, sent: bytes) -> None:
+def test_a_head_that_never_ends_is_cut_off(impatient: LiveServer, sent: bytes) -> None:
     began = time.monotonic()
-    answer = _raw(slow, sent)
-    assert 0.9 < time.monotonic() - began < 5
+    answer = _raw(impatient, sent)
+    assert time.monotonic() - began > 0.9, "not before its second is over"
     assert _status(answer) == 408 if sent else answer == b""
 
 
-def test_a_body_that_drips_is_cut_off(slow: LiveServer) -> None:
-    began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", int(slow.url.rpartition(":")[2])), timeout=10) as connection:
-        connection.sendall(_post(COMPLETIONS, b"", b"content-length: 1000"))
+def test_a_body_that_drips_is_cut_off(impatient: LiveServer) -> None:
+    with _connect(impatient) as connection:
+        connection.sendall(_post(COMPLETIONS, b"", b"content-length: 100000"))
         connection.settimeout(0.05)
-        answer = b""
-        while not answer and time.monotonic() - began < 5:
-            connection.sendall(b" ")
-            try:
-                answer = connection.recv(1 << 16)
-            except TimeoutError:
-                continue
-    assert _status(answer) == 408
+        answers: list[bytes] = []
+        wait_until(lambda: _drip(connection, answers))
+    assert _status(answers[0]) == 408
 
 
-def test_an_idle_connection_may_stay_between_requests(slow: LiveServer) -> None:
-    with socket.create_connection(("127.0.0.1", int(slow.url.rpartition(":")[2])), timeout=10) as connection:
+def _drip(connection: socket.socket, answers: list[bytes]) -> bool:
+    """Send a byte; whether there was an answer to it."""
+    connection.sendall(b" ")
+    with contextlib.suppress(TimeoutError):
+        answers.append(connection.recv(1 << 16))
+    return bool(answers)
+
+
+def test_an_idle_connection_may_stay_between_requests(impatient: LiveServer) -> None:
+    with _connect(impatient) as connection:
         for _ in range(2):
             connection.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
             assert _status(_answer(connection)) == 200
@@ -320,11 +330,6 @@ def test_other_methods_are_refused(slow: LiveServer, method: str, path: str) -> 
         assert response.json()["error"]["type"] == "Method Not Allowed"
 
 
-def test_a_slash_too_many_is_led_to_the_route(slow: LiveServer) -> None:
-    response = slow.http.post(COMPLETIONS + "/", json={"prompt": "abc", "max_tokens": 3}, follow_redirects=True)
-    assert response.status_code == 200
-
-
 def test_of_a_field_that_is_given_twice_the_last_counts(slow: LiveServer) -> None:
     body = b'{"prompt": "xyz", "prompt": "abc", "max_tokens": 3}'
     assert slow.http.post(COMPLETIONS, content=body, headers=JSON).json()["choices"][0]["text"] == "abc"
@@ -379,6 +384,6 @@ def test_every_route_has_the_limits_of_a_body(slow: LiveServer, path: str) -> No
 )
 def test_the_largest_requests_hold_up_nobody(slow: LiveServer, path: str, fields: dict[str, Any]) -> None:
     """The engine, a stand-in that takes them all into one step, needs a part of the time."""
-    post = functools.partial(slow.http.post, path, json={"temperature": 1, **fields}, timeout=30)
+    post = functools.partial(slow.http.post, path, json={"temperature": 1, **fields}, timeout=PATIENCE_S)
     response = undisturbed(slow, post, 4 * PACE_S)
     assert response.status_code == 200, response.text[:300]

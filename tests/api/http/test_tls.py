@@ -33,7 +33,7 @@ def test_answers_over_https_only(start_server: StartServer, files: tuple[Path, P
     with httpx.Client(
         base_url=url, verify=ssl.create_default_context(cafile=str(certificate.with_name("authority.pem")))
     ) as client:
-        live.wait_for(lambda: client.get("/ready").status_code == 200, 15)
+        live.wait_for(lambda: client.get("/ready").status_code == 200)
         body = {"prompt": "abc", "max_tokens": 5, "stream": True}
         assert client.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
     assert live.status("/health") == 0

@@ -69,10 +69,10 @@ def test_values_that_change_nothing_are_taken(server: LiveServer) -> None:
 def test_bad_words_are_forbidden_at_the_beginning_and_after_a_space(model_dir: object) -> None:
     tokenizer = load_tokenizer(str(model_dir))
     encode = lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
-    assert bad_word_tokens([" cat", "cat", "\n"], tokenizer) == (encode("cat"), encode(" cat"), encode("\n"))
-    assert bad_word_tokens(None, tokenizer) == ()
+    assert bad_word_tokens([" cat", "cat", "\n"], tokenizer, 300) == (encode("cat"), encode(" cat"), encode("\n"))
+    assert bad_word_tokens(None, tokenizer, 300) == ()
     with pytest.raises(RequestError, match="no tokens"):
-        bad_word_tokens([""], tokenizer)
+        bad_word_tokens([""], tokenizer, 300)
 
 
 def test_allowed_tokens_are_kept_once() -> None:

@@ -235,7 +235,7 @@ def test_a_model_that_does_not_reason_counts_none(hermes: LiveServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"tools": []}, "tools", "`tools` must not be an empty list"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "`tools` must be set"),
         ({"tool_choice": "auto"}, "tool_choice", "When using `tool_choice`, `tools` must be set."),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice", ""),
         (
@@ -243,7 +243,8 @@ def test_a_model_that_does_not_reason_counts_none(hermes: LiveServer) -> None:
             "tool_choice",
             "The tool specified in `tool_choice` does not match any of the specified `tools`",
         ),
-        ({"tools": [{"type": "web_search"}]}, "tools", ""),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "'web_search'"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "letters"),
         (
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]},

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import openai
@@ -11,6 +12,7 @@ from jserve.api.supervisor.admission import Admission
 from jserve.errors import OverloadedError
 from jserve.protocol import EngineStats, Request, SamplingParams
 from tests.api.live_server import LiveServer, StartServer
+from tests.patience import PATIENCE_S
 
 
 def _requests(*lengths: int) -> list[Request]:
@@ -60,11 +62,59 @@ def test_prompt_tokens_wait_until_the_first_token() -> None:
     assert admission.rejected == {"queued_tokens": 1}
 
 
-def _flood(live: LiveServer, count: int, **fields: object) -> "Counter[int]":
+def _of(tenant: int, name: str, *lengths: int) -> list[Request]:
+    return [Request(f"{name} {i}", [1] * length, SamplingParams(), tenant=tenant) for i, length in enumerate(lengths)]
+
+
+def test_a_full_queue_is_open_to_a_tenant_below_its_part() -> None:
+    """4 places and a queue of 6: one tenant may have all 10, and beside another only its half."""
+    admission = Admission(6, None)
+
+    def admits(tenant: int, name: str, count: int) -> bool:
+        num_open = sum(admission._num_open.values())
+        try:
+            admission.check(_of(tenant, name, *[1] * count), num_open=num_open, max_num_seqs=4, stats=EngineStats())
+        except OverloadedError:
+            return False
+        return True
+
+    assert admits(1, "flood", 10)
+    assert not admits(1, "more", 1)
+    assert admits(2, "light", 5)
+    assert not admits(2, "light too", 1)
+    assert not admits(1, "more", 1)
+    assert admits(3, "third", 3), "a third of 10"
+    assert not admits(3, "third too", 1)
+    for number in range(10):
+        admission.close(f"flood {number}")
+    assert admits(2, "again", 2)
+    admission.clear()
+    assert admits(1, "flood", 10)
+
+
+def test_waiting_tokens_are_parted_likewise() -> None:
+    admission = Admission(None, 100)
+    admission.check(_of(1, "flood", 50, 50), num_open=0, max_num_seqs=4, stats=EngineStats())
+    admission.check(_of(2, "light", 20, 30), num_open=2, max_num_seqs=4, stats=EngineStats())
+    for tenant in (1, 2):
+        with pytest.raises(OverloadedError):
+            admission.check(_of(tenant, "more", 1), num_open=4, max_num_seqs=4, stats=EngineStats())
+    admission.close("light 1")
+    admission.check(_of(2, "more", 30), num_open=3, max_num_seqs=4, stats=EngineStats())
+
+
+def _flood(live: LiveServer, hold: Path, count: int, **fields: object) -> "Counter[int]":
+    """How many of `count` requests end with which status, where the engine makes no step before the last is there."""
+
     async def send() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=live.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=live.url, timeout=PATIENCE_S) as client:
             body = {"prompt": "abcd", "max_tokens": 4, "temperature": 1, **fields}
-            return await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(count)))
+            hold.touch()
+            tasks = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(count)]
+            while sum(task.done() for task in tasks) + live.server.context.generator.num_open < count:
+                await asyncio.sleep(0.005)
+            hold.unlink()
+            return await asyncio.gather(*tasks)
 
     answers = asyncio.run(send())
     for answer in answers:
@@ -76,14 +126,22 @@ def _flood(live: LiveServer, count: int, **fields: object) -> "Counter[int]":
     return Counter(answer.status_code for answer in answers)
 
 
-def test_a_flood_leaves_what_fits(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "80", "--max-num-seqs", "4", max_queued_requests=6)
-    assert _flood(live, 40) == {200: 4 + 6, 503: 30}
-    assert _flood(live, 10, n=3) == {200: 3, 503: 7}
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """A file: while it is there, the engine makes no step."""
+    return tmp_path / "hold"
+
+
+def test_a_flood_leaves_what_fits(start_server: StartServer, hold: Path) -> None:
+    live = start_server("--steps-held-by", str(hold), "--max-num-seqs", "4", max_queued_requests=6)
+    assert _flood(live, hold, 40) == {200: 4 + 6, 503: 30}
+    assert _flood(live, hold, 10, n=3) == {200: 3, 503: 7}
     assert live.metric("vllm:admission_rejections_total", reason="queued_requests") == 37
-    assert _flood(live, 10) == {200: 10}, "nothing is left behind"
+    assert _flood(live, hold, 10) == {200: 10}, "nothing is left behind"
+    hold.touch()
     with pytest.raises(openai.InternalServerError) as caught:
         asyncio.run(_one_too_many(live))
+    hold.unlink()
     assert caught.value.status_code == 503
 
 
@@ -92,17 +150,18 @@ async def _one_too_many(live: LiveServer) -> None:
     await asyncio.gather(*(client.completions.create(model="tiny", prompt="ab", max_tokens=2) for _ in range(20)))
 
 
-def test_a_flood_of_tokens(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "80", "--max-num-seqs", "4", max_queued_tokens=40)
-    assert _flood(live, 20) == {200: 10, 503: 10}
+def test_a_flood_of_tokens(start_server: StartServer, hold: Path) -> None:
+    live = start_server("--steps-held-by", str(hold), "--max-num-seqs", "4", max_queued_tokens=40)
+    assert _flood(live, hold, 20) == {200: 10, 503: 10}
     assert live.metric("vllm:admission_rejections_total", reason="queued_tokens") == 10
     assert not live.server.context.client.admission.unstarted
-    assert _flood(live, 10) == {200: 10}
+    assert _flood(live, hold, 10) == {200: 10}
 
 
 def test_clients_that_leave_make_room(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "20", "--max-num-seqs", "1", max_queued_requests=1, max_queued_tokens=8)
-    body = {"prompt": "abcd", "max_tokens": 250, "stream": True}
+    limits = {"max_queued_requests": 1, "max_queued_tokens": 8}
+    live = start_server("--step-ms", "20", "--max-num-seqs", "1", max_model_len=40_000, **limits)
+    body = {"prompt": "abcd", "max_tokens": 30_000, "stream": True}
     for _ in range(3):
         with live.http.stream("POST", "/v1/completions", json=body) as running:
             lines = running.iter_lines()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jserve.constrain.compiler import GrammarTokenizer
 from jserve.errors import CheckpointError, RequestError
 from jserve.llm import LLM
 from jserve.protocol import RepetitionDetection, SamplingParams, ThinkingBudget
@@ -111,10 +112,10 @@ def test_model_without_a_tokenizer_refuses_grammars_and_serves_the_rest(
 ) -> None:
     core = world.core()
 
-    def missing() -> str:
+    def missing() -> GrammarTokenizer:
         raise CheckpointError("/secret/path: no tokenizer")
 
-    monkeypatch.setattr(core.grammars, "_tokenizer_json", missing)
+    monkeypatch.setattr(core.grammars, "_load_tokenizer", missing)
     requests = {
         "grammar": (world.prompt("hello"), SamplingParams(grammar=JSON_GRAMMAR)),
         "plain": (world.prompt("hello"), greedy(10)),
@@ -158,9 +159,9 @@ def test_offline_api_honours_every_constraint(world: World, executables: str) ->
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"allowed_token_ids": (VOCAB,)}, f"token id {VOCAB} is out of the vocabulary"),
-        ({"bad_words": ((3, -1),)}, "token id -1 is out of the vocabulary"),
-        ({"thinking_budget": ThinkingBudget(3, (), (VOCAB + 1,))}, f"token id {VOCAB + 1} is out of the vocabulary"),
+        ({"allowed_token_ids": (VOCAB,)}, f"token id {VOCAB}, which is out of vocabulary"),
+        ({"bad_words": ((3, -1),)}, "token id -1, which is out of vocabulary"),
+        ({"thinking_budget": ThinkingBudget(3, (), (VOCAB + 1,))}, f"token id {VOCAB + 1}, which is out of vocabulary"),
         ({"allowed_token_ids": (4, 5), "bad_words": ((4,), (5,))}, "forbids every token"),
     ],
 )

@@ -39,7 +39,7 @@ def bytewise() -> LLTokenizer:
 def real(real_gguf: Path) -> Vocabulary:
     made = load_tokenizer(str(real_gguf))
     assert made.eos_token_id is not None
-    return Vocabulary(LLTokenizer(made.backend.to_str(), n_vocab=made.vocab_size, eos_token=[made.eos_token_id]))
+    return Vocabulary(LLTokenizer(made.backend.to_str(), n_vocab=made.num_ids, eos_token=[made.eos_token_id]))
 
 
 def accepts(tokenizer: LLTokenizer, grammar: str, text: str) -> bool:

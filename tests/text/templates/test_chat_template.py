@@ -183,17 +183,48 @@ def test_empty_arguments_are_no_arguments() -> None:
             "messages[0].content[0]",
         ),
         ([{"role": "user", "content": 5}], "must be a string or a list", "messages[0].content"),
-        (
-            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{no"}}]}],
-            "arguments is not JSON",
-            "messages[0].tool_calls.function.arguments",
-        ),
     ],
 )
 def test_a_message_that_cannot_be_text_is_named(messages: list[dict[str, Any]], message: str, param: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         _chat(TOOLS).render(messages)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ('{"city": "Bon', '{"city": "Bon"}'),
+        ('{"city": "Bonn", "da', '{"city": "Bonn"}'),
+        ("{no", '{"arguments": "{no"}'),
+        ("[1]", '{"arguments": [1]}'),
+        ("null", "{}"),
+        ('{"a": ' + "[" * 2000, None),
+    ],
+)
+@pytest.mark.parametrize("template", [TOOLS, "{{ messages[1].tool_calls[0].function.arguments }}"])
+def test_a_call_that_was_cut_off_is_rendered(template: str, arguments: str, shown: str | None) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    text = _chat(template).render([TALK[0], {"role": "assistant", "content": "", "tool_calls": [call]}, TALK[0]])
+    if template == TOOLS and shown is not None:
+        assert f"f{shown}" in text
+
+
+def test_a_call_of_a_custom_tool_is_that_of_a_function() -> None:
+    call = {"id": "1", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    assert 'patch{"input": "*** Begin"}' in _chat(TOOLS).render([TALK[0], {"role": "assistant", "tool_calls": [call]}])
+
+
+def test_what_is_no_text_becomes_a_note_in_a_result_and_is_left_out_of_an_answer() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    messages = [
+        TALK[0],
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": []}, {"type": "output_text", "text": "A"}]},
+        {"role": "tool", "content": [image, {"type": "text", "text": "B"}]},
+    ]
+    text = _chat(CHATML).render(messages)
+    assert "assistant\nA<|im_end|>" in text
+    assert "tool\n[image_url left out: this model takes text only]\nB<|im_end|>" in text
 
 
 def test_no_template_names_the_flag() -> None:

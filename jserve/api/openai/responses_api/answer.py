@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from pydantic_core import to_json
 
 from jserve.api.errors import ErrorAnswer
@@ -12,11 +13,12 @@ from jserve.api.generation.blocks import Block, BlockEvent, BlockRow, Closed, Gr
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.http.answers import EVENT_STREAM
+from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.logprobs import LogprobsFormatter
 from jserve.api.openai.responses_api import shapes
 from jserve.api.openai.responses_api.body import ResponsesBody
-from jserve.api.openai.shapes import encode
+from jserve.api.openai.responses_api.tools import OfferedTools
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}
@@ -35,6 +37,7 @@ class ResponsesAnswer:
         self._created = int(time.time())
         self._formatter = LogprobsFormatter(model.tokenizer)
         self._row = BlockRow()
+        self._offered = OfferedTools.of(body.tools)
         self._num_events = 0
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
@@ -129,8 +132,9 @@ class ResponsesAnswer:
         where: dict[str, Any] = {"item_id": self._item_id(block), "output_index": block.index}
         part = self._part(block)
         if block.kind == "tool_call":
+            _, name = self._offered.origin(block.name)
             yield shapes.FunctionCallArgumentsDone(
-                sequence_number=self._next_number(), name=block.name, arguments=block.text, **where
+                sequence_number=self._next_number(), name=name, arguments=block.text, **where
             )
         elif isinstance(part, shapes.OutputText):
             yield shapes.OutputTextDone(
@@ -159,8 +163,14 @@ class ResponsesAnswer:
     def _item(self, block: Block, status: str) -> shapes.Item:
         item_id, has_begun = self._item_id(block), status != "in_progress"
         if block.kind == "tool_call":
+            namespace, name = self._offered.origin(block.name)
             return shapes.FunctionCallItem(
-                id=item_id, status=status, call_id=block.call_id, name=block.name, arguments=block.text
+                id=item_id,
+                status=status,
+                call_id=block.call_id,
+                name=name,
+                arguments=block.text,
+                namespace=namespace or msgspec.UNSET,
             )
         part = self._part(block)
         if isinstance(part, shapes.OutputText):
@@ -206,11 +216,11 @@ class ResponsesAnswer:
             temperature=sampling.temperature,
             text=_echo(_text(body)),
             tool_choice=_echo(body.tool_choice or "auto"),
-            tools=_echo([_EMPTY_TOOL | tool for tool in body.tools or ()]),
+            tools=_echo([_EMPTY_TOOL | tool if tool["type"] == "function" else tool for tool in body.tools or ()]),
             top_logprobs=body.top_logprobs or 0,
             top_p=sampling.top_p,
             truncation=body.truncation or "disabled",
-            user=body.user,
+            user=UNSET if body.user is None else body.user,
             **changing,
         )
 
@@ -226,6 +236,7 @@ def _reasoning(body: ResponsesBody) -> dict[str, str | None]:
 
 
 def _text(body: ResponsesBody) -> dict[str, Any]:
+    verbosity = (body.text.verbosity if body.text is not None else None) or "medium"
     if body.text is None or body.text.format is None:
-        return {"format": {"type": "text"}, "verbosity": "medium"}
-    return {"format": body.text.format.model_dump(by_alias=True, exclude_none=True), "verbosity": "medium"}
+        return {"format": {"type": "text"}, "verbosity": verbosity}
+    return {"format": body.text.format.model_dump(by_alias=True, exclude_none=True), "verbosity": verbosity}

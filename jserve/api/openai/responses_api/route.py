@@ -4,11 +4,12 @@ from typing import NoReturn
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
+from jserve.api.json_writer import JsonResponse
 from jserve.api.openai.chat import prepare_chat, start_chat
 from jserve.api.openai.responses_api.answer import ResponsesAnswer
 from jserve.api.openai.responses_api.body import ResponsesBody
@@ -38,7 +39,7 @@ async def count_input_tokens(request: Request) -> Response:
     model = server.admit()
     with errors_naming(NAMES):
         prepared = await prepare_chat(request, chat_of(body), model)
-    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
+    return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
 
 
 async def stored_response(request: Request) -> NoReturn:

@@ -3,8 +3,10 @@
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from jserve.api.openai.shapes import TokenLogprob, encode
+from jserve.api.json_writer import encode
+from jserve.api.openai.shapes import TokenLogprob
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
@@ -51,6 +53,8 @@ class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     call_id: str
     name: str
     arguments: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+    """Where the function was offered in one."""
 
 
 Item = ReasoningItem | MessageItem | FunctionCallItem
@@ -98,7 +102,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     incomplete_details: dict[str, str] | None = None
     model: str
     output: list[Item] = []
-    usage: ResponseUsage | None = None
+    usage: ResponseUsage | UnsetType = UNSET
     background: bool = False
     instructions: str | None
     max_output_tokens: int | None
@@ -118,7 +122,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int
     top_p: float
     truncation: str
-    user: str | None
+    user: str | UnsetType
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

@@ -1,0 +1,56 @@
+"""uvicorn as this server runs it: on a socket that listens already, without signal handlers, logs and websockets.
+
+This file, `http_protocol.py`, `body_writer.py` and `read_gate.py` are the only ones that know uvicorn, and
+`tests/api/http/test_private_attributes.py` names every part of it that they use and that its documentation does not
+promise.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from jserve.api.http.descriptors import connection_limit
+from jserve.api.http.http_protocol import http_protocol
+from jserve.api.settings import ServerSettings
+
+_KEEP_ALIVE_S = 65
+"""Longer than the usual 60 s of load balancers, which would otherwise write to a connection just closed."""
+CLOSE_S = 2
+"""What connections get to close once all answers are complete."""
+
+
+class UvicornServer(uvicorn.Server):
+    """uvicorn without its signal handlers, which know nothing of draining."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http=http_protocol(
+                    settings.receive_timeout_s,
+                    settings.max_request_bytes,
+                    connection_limit(settings.max_connections),
+                ),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSE_S,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                root_path=settings.root_path,
+                ssl_keyfile=settings.ssl_keyfile,
+                ssl_certfile=settings.ssl_certfile,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        """Take no more connections, close those that are idle, and end `serve`."""
+        self.should_exit = True
