@@ -203,6 +203,8 @@ class FakeEngine:
     def _end_with_prompt(self, request: Request) -> TokenDelta:
         """Of pooling "last" (last token, 100), of "mean" (sum of the tokens, 100), brought to length 1."""
         del self.sequences[request.request_id]
+        if self.options.error_token in request.token_ids:
+            return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
         first = float(request.token_ids[-1] if request.pooling == "last" else sum(request.token_ids))
         length = math.hypot(first, 100.0)
         return TokenDelta(
