@@ -28,8 +28,9 @@ from jserve.checkpoint import (
     kept_ollama_model,
     open_checkpoint,
 )
+from jserve.checkpoint.json_file import read_json
 from jserve.config import EngineConfig
-from jserve.errors import ConfigError, RequestError, UnknownModelError
+from jserve.errors import CheckpointError, ConfigError, RequestError, UnknownModelError
 from jserve.text.load import load_tokenizer
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.templates.render_worker import RenderJob
@@ -138,6 +139,14 @@ class ServedModel:
         system = [] if has_system else [{"role": "system", "content": self.ollama.system}]
         return [*system, *self.ollama.messages, *messages] if system or self.ollama.messages else messages
 
+    @cached_property
+    def blank_token(self) -> int:
+        """The token that stands for an empty text where the tokenizer has none around it: beginning or end."""
+        tokenizer = self.tokenizer
+        named = [tokenizer.special_tokens.get(name) for name in ("bos_token", "cls_token", "eos_token", "pad_token")]
+        ids = [token_id for token in named if token and (token_id := tokenizer.token_id(token)) is not None]
+        return [*ids, 0][0]
+
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
         """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""
         if self.tokenizer.keeps_text:
@@ -240,13 +249,14 @@ def _sampling_defaults(settings: ServerSettings, ollama: OllamaModel | None) -> 
         return SamplingDefaults()
     if source == "auto":
         with closing(open_checkpoint(settings.model)) as checkpoint:
-            of_file = SamplingDefaults.from_generation_config(checkpoint.generation_config())
+            source_file = checkpoint.path / "generation_config.json" if checkpoint.path.is_dir() else checkpoint.path
+            of_file = SamplingDefaults.from_generation_config(checkpoint.generation_config(), source=source_file)
         if ollama is None:
             return of_file
         return SamplingDefaults.from_ollama(ollama.parameters, source=ollama.name).over(of_file)
     path = Path(source) / "generation_config.json"
     try:
-        raw: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"--generation-config: {path} cannot be read: {error}") from error
-    return SamplingDefaults.from_generation_config(raw)
+        raw = read_json(path)
+    except CheckpointError as error:
+        raise ConfigError(f"--generation-config: {error}") from error
+    return SamplingDefaults.from_generation_config(raw, source=path)

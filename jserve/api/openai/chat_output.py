@@ -162,6 +162,7 @@ class ChatOutput:
             use.tools,
             visible_tokens=speech.visible_tokens(with_tools=bool(use.tools)),
             called_reason=use.called_reason,
+            is_forced=use.is_forced,
             max_calls=max_calls if use.tools else 0,
             with_reasoning=self.with_reasoning,
             new_id=short_call_id if isinstance(speech.tool_format, Mistral) else call_id,
