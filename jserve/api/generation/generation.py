@@ -22,6 +22,7 @@ from jserve.api.call import Call, current_call
 from jserve.api.errors import ClientGoneError
 from jserve.api.generation.choice import Choice, ChoiceUpdate
 from jserve.api.generation.request import GenerationRequest
+from jserve.api.generation.size import check_size
 from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
@@ -100,16 +101,15 @@ class Generation:
             self._abandon("error", str(error) or type(error).__name__)
             raise
 
-    async def rest(self) -> list[ChoiceUpdate]:
-        """All updates until every choice has finished."""
-        updates: list[ChoiceUpdate] = []
+    async def rest(self, collect: Callable[[list[ChoiceUpdate]], None]) -> None:
+        """Pass all updates to `collect` as they come, until every choice has finished."""
         complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def take() -> None:
             if complete.done():
                 return
             try:
-                updates.extend(self.advance())
+                collect(self.advance())
             except BaseException as error:
                 complete.set_exception(error)
             else:
@@ -119,7 +119,6 @@ class Generation:
         self.listen(take)
         take()
         await complete
-        return updates
 
     def cancel(self, error: JserveError) -> None:
         """End every open choice with `error`: the engine is told now, the reader when it next waits."""
@@ -217,9 +216,11 @@ class Generator:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
         The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
-        no row for, EngineUnavailableError, OverloadedError, or RateLimitError for the key of the current call.
+        no row for and for too many logprobs, EngineUnavailableError, OverloadedError, or RateLimitError for the key
+        of the current call.
         """
         self.check_available()
+        check_size(request, self._client.max_model_len, cap)
         check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
         for prompt in request.prompts:
             check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
@@ -300,7 +301,7 @@ def _check_finite(delta: TokenDelta) -> None:
     """
     positions = [*(delta.logprobs or ()), *(delta.prompt_logprobs or ())]
     is_nan = any(position.logprob != position.logprob for position in positions)
-    if is_nan or (delta.embedding and not math.isfinite(math.fsum(array("f", delta.embedding)))):
+    if is_nan or (delta.embedding and not math.isfinite(sum(array("f", delta.embedding)))):
         raise EngineFailedError(
             "the model computed a number that is not finite (NaN or infinity), so it has no answer; its weights or the "
             "precision that it runs in (--dtype, --kv-cache-dtype) are at fault"

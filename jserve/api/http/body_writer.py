@@ -29,6 +29,11 @@ class BodyWriter:
         """Whether so much waits for the client that the writer should too."""
         return self._cycle.flow.write_paused
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is gone."""
+        return self._cycle.disconnected
+
     def write(self, body: bytes) -> None:
         """Send `body`, not empty, as a chunk. Where the client is gone nothing happens."""
         cycle = self._cycle

@@ -7,6 +7,7 @@ documents too, if less well. `cosine` is the cosine of two embeddings, made as /
 -1 and 1, and only as good as the model's embeddings are. A model for embeddings knows no other way.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -235,11 +236,18 @@ async def _label_scores(request: Request, body: ScoreBody, model: ServedModel) -
         check_prompt_length(len(token_ids), client.max_model_len)
         prompts.append(PreparedPrompt(token_ids))
     logprobs = await _next_token_logprobs(request, body, prompts, body.label_token_ids, model)
-    scores = [[math.exp(logprob) for logprob in row] for row in logprobs]
-    if body.apply_softmax:
-        scores = [[math.exp(logprob - max(row)) for logprob in row] for row in logprobs]
-        scores = [[value / sum(row) for value in row] for row in scores]
+    scores = []
+    for row in logprobs:
+        scores.append(_softmax(row) if body.apply_softmax else [math.exp(logprob) for logprob in row])
+        await asyncio.sleep(0)  # A thousand items of a hundred labels must not hold up everybody else's tokens.
     return LabelScores(scores=scores, model=model.name, usage=prompt_usage(prompts))
+
+
+def _softmax(logprobs: Sequence[float]) -> list[float]:
+    best = max(logprobs)
+    values = [math.exp(logprob - best) for logprob in logprobs]
+    total = math.fsum(values)
+    return [value / total for value in values]
 
 
 def _listed(texts: Any) -> list[str]:

@@ -79,11 +79,12 @@ def test_calls_without_id_get_one() -> None:
 
 def test_logprobs_of_held_text_come_with_it_and_those_of_reasoning_do_not() -> None:
     row = BlockRow()
-    told(row, update(reasoning="hm", logprob=-1.0), update("", logprob=-2.0), update("a", logprob=-3.0))
-    told(row, update("", logprob=-4.0, end="stop"))
-    assert [entry.logprob for entry in row.blocks[1].logprobs] == [-2.0, -3.0]
-    assert row.blocks[1].token_ids == [7, 7]
-    assert row.blocks[0].logprobs == []
+    updates = [update(reasoning="hm", logprob=-1.0), update("", logprob=-2.0), update("a", logprob=-3.0)]
+    events = [event for one in [*updates, update("", logprob=-4.0, end="stop")] for event in row.push(one)]
+    thought, text = [event for event in events if isinstance(event, Grown)]
+    assert [entry.logprob for entry in text.logprobs] == [-2.0, -3.0]
+    assert text.token_ids == [7, 7]
+    assert thought.logprobs == thought.token_ids == []
 
 
 def test_reasoning_can_be_left_out() -> None:

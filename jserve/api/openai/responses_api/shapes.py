@@ -19,7 +19,8 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
     """The content of a message."""
 
     text: str
-    logprobs: list[TokenLogprob] = []
+    logprobs: msgspec.Raw
+    """A list of `TokenLogprob`, which may be long: it is encoded as it grows."""
     annotations: list[Any] = []
 
 
@@ -198,7 +199,7 @@ class OutputTextDone(_InPart, frozen=True, kw_only=True, tag="response.output_te
     """All text of an item."""
 
     text: str
-    logprobs: list[TokenLogprob]
+    logprobs: msgspec.Raw
 
 
 class ReasoningTextDelta(_InPart, frozen=True, kw_only=True, tag="response.reasoning_text.delta"):
