@@ -57,15 +57,15 @@ def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray],
     def outputs_first(w: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(w.T).astype(ml_dtypes.bfloat16)
 
-    found: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
+    listed: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
         ("float32", 4, np.ascontiguousarray, plain),
         ("bfloat16", 2, outputs_first, narrow),
         ("native float32", 4, lambda w: np.ascontiguousarray(w.T), native),
         ("native bits", 2, lambda w: outputs_first(w).view(np.uint16), native),
     ]
     if rows <= THIN_ROWS:
-        found.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
-    return found
+        listed.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
+    return listed
 
 
 def chain_time(rows: int, place: Callable[[np.ndarray], np.ndarray], product: Product, rounds: int) -> float:

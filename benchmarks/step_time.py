@@ -61,7 +61,7 @@ class StepTime:
     context: int
     bucket: str = ""
     wall_ms: float | None = None
-    """Of the engine's loop, one step ahead; of a prefill, which runs alone, from schedule to update."""
+    """A turn of the engine's loop, one step ahead; for a prefill, which runs alone, from schedule to update."""
     device_ms: float | None = None
     host_bound: bool = False
     """The host took about as long to dispatch as `device_ms`, which is then the host's time."""
@@ -191,7 +191,7 @@ class Bench:
         )
 
     def _gaps(self, name: str) -> float | None:
-        """Of a profile of the last step, which is kept under that name; None without one, or without a GPU's events."""
+        """The idle share in a profile of the last step, kept under that name; None without one or without a GPU."""
         if self._profile is None:
             return None
         with jax.profiler.trace(str(self._profile / name)):
@@ -327,17 +327,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(bench: Bench, args: argparse.Namespace) -> Iterator[StepTime]:
-    """All measurements, each told on stderr as it comes."""
+    """All measurements, each reported on stderr as it comes."""
 
-    def told(result: StepTime) -> StepTime:
+    def printed(result: StepTime) -> StepTime:
         text = result.skipped or f"{result.wall_ms:.2f} ms"
         print(f"{result.kind} {result.rows} rows at {result.context}: {text}", file=sys.stderr, flush=True)
         return result
 
     for context in args.context:
-        yield from map(told, bench.decode(args.batch, context))
+        yield from map(printed, bench.decode(args.batch, context))
     for tokens in args.prefill:
-        yield told(bench.prefill(tokens))
+        yield printed(bench.prefill(tokens))
 
 
 def report(

@@ -4,9 +4,10 @@ It repeats the prompt: token i of a request's output is `prompt[(i + shift) % le
 is 0 for greedy requests and `seed % 7` otherwise, so a test chooses the output by choosing the prompt. A
 `logit_bias` of 100 forces its token. With a grammar it draws uniformly, by the seed, from what the grammar
 allows, and closes strings, objects and arrays after 40 tokens. With `--quote-token T` a prompt that contains T
-twice has the tokens between as its output, and then the end. With `--nan-token T` a logprob of T is NaN, and so is
-an embedding of a prompt that contains it. It stands still in places that a test names, as long
-as a file of the test's is there. Run as `python -m tests.fake_engine [options] --fd N`.
+twice has the tokens between as its output, and then the end. With `--prompt-steps N` the first N steps of a
+request give no token. With `--nan-token T` a logprob of T is NaN, and so is an embedding of a prompt that contains
+it. It stands still in places that a test names, as long as a file of the test's is there. Run as
+`python -m tests.fake_engine [options] --fd N`.
 """
 
 import argparse
@@ -51,6 +52,7 @@ class FakeSequence:
     request: Request
     quoted: list[int]
     num_output: int = 0
+    num_prompt_steps: int = 0
     walker: Walker | None = None
 
     def next_token(self) -> int:
@@ -151,7 +153,7 @@ class FakeEngine:
     def _step(self) -> None:
         self.num_steps += 1
         running = list(self.sequences.values())[: self.max_num_seqs]
-        deltas = [self._advance(sequence) for sequence in running]
+        deltas = [delta for sequence in running if (delta := self._advance(sequence)) is not None]
         self._send(deltas)
 
     def _send(self, deltas: list[TokenDelta]) -> None:
@@ -170,8 +172,11 @@ class FakeEngine:
         )
         self.socket.send(StepFrame(deltas, stats))
 
-    def _advance(self, sequence: FakeSequence) -> TokenDelta:
+    def _advance(self, sequence: FakeSequence) -> TokenDelta | None:
         request = sequence.request
+        sequence.num_prompt_steps += 1
+        if sequence.num_prompt_steps <= self.options.prompt_steps:
+            return None
         if request.ends_with_prompt:
             return self._end_with_prompt(request)
         token = sequence.next_token()
@@ -256,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--step-ms", type=float, default=0.0)
+    parser.add_argument("--prompt-steps", type=int, default=0)
     parser.add_argument("--steps-held-by", type=Path, help="a file: no step is made while it is there")
     parser.add_argument(
         "--load-held-by", type=Path, help="a file: a quarter of the weights is loaded while it is there"

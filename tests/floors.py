@@ -41,7 +41,7 @@ HOUSE = (
 )
 """From the ground up."""
 API = (
-    Floor(("path.py", "json_writer.py", "life.py"), ""),
+    Floor(("json_writer.py", "life.py"), ""),
     Floor(("errors.py", "access/"), ""),
     Floor(("settings.py", "call.py"), ""),
     Floor(("supervisor/",), ""),

@@ -44,7 +44,7 @@ def test_every_field_is_described(path: str, field: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
     """Those of this repository: in backticks, with a folder and an ending."""
-    folders = "jserve|pallas_kernels|tests|benchmarks|docs|deploy|models|quant"
+    folders = "jserve|pallas_kernels|tests|benchmarks|configs|docs|deploy|models|quant"
     named = set(re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)", page.read_text())) - MADE_ELSEWHERE
     missing = [name for name in named if not any((ROOT / place / name).exists() for place in ("", "tests", "jserve"))]
     assert not missing

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
@@ -21,6 +20,7 @@ import pytest
 
 from benchmarks.tiny_model import write_tiny_model
 from jserve.version import __version__
+from tests.patience import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parent.parent
 PAGES = "https://github.com/jserve/jserve/"
@@ -129,9 +129,9 @@ def answers_a_chat(environment: Path, folder: Path) -> bool:
     """Serve a tiny model with the environment's command, from a folder that is not the repository's."""
     write_tiny_model(folder / "model")
     with served(environment, folder) as url:
-        model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        model = httpx.get(f"{url}/v1/models", timeout=PATIENCE_S).json()["data"][0]["id"]
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
     return bool(answer["choices"][0]["message"]["content"]) and answer["usage"]["completion_tokens"] == 4
 
 
@@ -148,11 +148,8 @@ def served(environment: Path, folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, cwd=folder, env=clean) as process:
         try:
-            deadline = time.monotonic() + START_LIMIT_S
-            while not is_ready(url):
-                assert process.poll() is None, f"the server ended with {process.returncode}"
-                assert time.monotonic() < deadline, "the server is not ready"
-                time.sleep(0.2)
+            wait_until(lambda: is_ready(url) or process.poll() is not None, START_LIMIT_S)
+            assert process.poll() is None, f"the server ended with {process.returncode}"
             yield url
         finally:
             process.terminate()

@@ -14,11 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.json_writer import encode
-from jserve.api.path import route_path
 from jserve.errors import (
     ContextLengthError,
     EngineFailedError,
@@ -56,7 +54,7 @@ class ClientGoneError(JserveError):
 
 
 EXPECTED_ERRORS = (JserveError, ValidationError, MediaTypeError, UnauthorizedError, HTTPException)
-"""What `handle_error` answers; anything else is a defect, which `Edge` answers and logs."""
+"""What `error_handler.py` answers; anything else is a defect, which `Edge` answers and logs."""
 
 
 class Dialect(enum.Enum):
@@ -160,14 +158,6 @@ def answer_for(error: Exception) -> ErrorAnswer:
     logger.error("unexpected error in a request", exc_info=error)
     message = f"internal error ({type(error).__name__}); the server's log has the details"
     return ErrorAnswer(500, message, "InternalServerError")
-
-
-async def handle_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response(Dialect.of(route_path(request.scope)))
-    if isinstance(error, HTTPException) and error.headers:
-        response.headers.update(error.headers)
-    return response
 
 
 def _answer_for_validation(error: ValidationError) -> ErrorAnswer:

@@ -47,7 +47,9 @@ class Server:
         settings: ServerSettings,
         listener: socket.socket,
         launched: LaunchedEngine | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_loaded` is called when all that stays until the end has been loaded."""
         client = EngineClient(config, settings, launched)
         metrics = Metrics(client, settings.model_names[0])
         keys = KeyRing(settings.api_keys, settings.api_key_file, settings.limits.names if settings.limits else None)
@@ -59,6 +61,7 @@ class Server:
         tracer = Tracer(endpoint, settings.model_names[0]) if endpoint else None
         self.context = ServerContext(settings, client, generator, metrics, keys, accounts, tracer)
         self._config = config
+        self._on_loaded = on_loaded
         self._listener = listener
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
@@ -114,9 +117,8 @@ class Server:
         """What takes a while and does not need the engine: the routes, then the model's text side."""
         await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
-        model = await asyncio.to_thread(load)
-        await asyncio.to_thread(_settle)
-        self.context.loaded_model = model
+        self.context.loaded_model = await asyncio.to_thread(load)
+        self._on_loaded()
         self._announce()
         await self.context.loaded_model.renderer.start()  # A request that comes first waits for it, and no other does.
 
@@ -160,6 +162,14 @@ class Server:
         logger.info("stopped")
 
 
+def _settle() -> None:
+    """Take what is there out of garbage collection: walking through it would hold everybody up for a tenth of a second
+    now and then.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def serve(
     config: EngineConfig,
     settings: ServerSettings,
@@ -167,7 +177,7 @@ async def serve(
     launched: LaunchedEngine | None = None,
 ) -> None:
     """Run a server that obeys signals, until it is told to stop. Raises StartupError."""
-    server = Server(config, settings, listener, launched)
+    server = Server(config, settings, listener, launched, _settle)
 
     def on_signal() -> None:
         if server.context.generator.is_draining:
@@ -180,11 +190,3 @@ async def serve(
     if settings.api_key_file is not None:
         loop.add_signal_handler(signal.SIGHUP, server.context.keys.reload)
     await server.run()
-
-
-def _settle() -> None:
-    """Take what is there out of garbage collection: it stays to the end, and walking through it would hold the event
-    loop up for a tenth of a second now and then.
-    """
-    gc.collect()
-    gc.freeze()

@@ -15,13 +15,11 @@ from jserve.config.model import (
     LAYER_TYPES,
     MOST_EXPERTS,
     MOST_LAYERS,
-    ROPE_KINDS,
     MixtureConfig,
     ModelConfig,
-    RopeConfig,
     read_model_config,
-    read_rope,
 )
+from jserve.config.rope import ROPE_KINDS, RopeConfig, read_rope
 
 __all__ = [
     "DTYPES",

@@ -55,6 +55,28 @@ class Fields:
             raise self.wrong(name, f"{count} but must be a list of one for each of {layers} layers")
         return list(value)
 
+    def boolean(self, name: str, *, default: bool) -> bool:
+        value = self._raw.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.unlike(name, "true or false")
+        return value
+
+    def dictionary(self, name: str) -> dict[str, Any]:
+        """{} where it is missing, null or empty."""
+        value = self._raw.get(name) or {}
+        if not isinstance(value, dict):
+            raise self.unlike(name, "an object")
+        return value
+
+    def numbers(self, name: str) -> list[float]:
+        """A list of positive numbers."""
+        value = self._raw.get(name)
+        if not isinstance(value, list | tuple) or not value or not all(_is_positive(item) for item in value):
+            raise self.wrong(name, "must be a list of positive numbers")
+        return list(value)
+
     def wrong(self, name: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._source}: {name} {problem}")
 
@@ -66,9 +88,15 @@ class Fields:
         value = self._raw.get(name)
         if value is None:
             return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        if not _is_positive(value):
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive number")
         return float(value)
+
+    def required_number(self, name: str) -> float:
+        value = self.optional_number(name)
+        if value is None:
+            raise self.unlike(name, "a positive number")
+        return value
 
     def unlike(self, name: str, must_be: str) -> CheckpointError:
         return self.wrong(name, f"is {self._raw.get(name)!r} but must be {must_be}")
@@ -78,3 +106,7 @@ class Fields:
         if value not in allowed:
             raise self.wrong(name, f"is {value!r}; supported are {', '.join(map(str, allowed))}")
         return value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -6,29 +6,12 @@ from typing import Any
 
 from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.config.fields import Fields
+from jserve.config.rope import RopeConfig, local_rope, read_rope
 from jserve.errors import CheckpointError
 
-ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
 MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
 """Far more than any model has; lists of this length are made of what a file claims."""
 LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding. `scaling` is the checkpoint's own dictionary, without theta, or empty."""
-
-    theta: float
-    kind: str = "default"
-    scaling: tuple[tuple[str, Any], ...] = ()
-    partial: float = 1.0
-    """The share of a head's dimensions that is rotated, the first ones."""
-    interleaved: bool = False
-    """Whether neighbours make a pair that is rotated, and not the two halves."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A field of the scaling dictionary."""
-        return dict(self.scaling).get(key, default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +76,10 @@ class ModelConfig:
     rotated_norm: bool = False
     """Whether queries and keys are divided by their root mean square after they are rotated (Llama 4)."""
     attention_temperature: tuple[float, float] | None = None
-    """(n, s) where nothing is rotated: queries are multiplied by log(1 + floor((position + 1) / n)) * s + 1."""
+    """(n, s): queries grow with the position by a factor log(1 + floor(position / n)) * s + 1.
+
+    Llama 4 counts positions from 1, and does it where nothing is rotated; Ministral 3 in all layers.
+    """
     parallel_residual: bool = False
     """Whether attention and feed-forward both read what the layer was given, where a family has both ways."""
     dtype: str = "bfloat16"
@@ -133,6 +119,9 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
             f"{source}: num_attention_heads is {heads}, not a multiple of num_key_value_heads {kv_heads}"
         )
     types = _layer_types(reader, layers)
+    rope = read_rope(raw, source=source)
+    layer_ropes = _layer_ropes(raw, reader, types, layers, rope, source)
+    positions = reader.integer("max_position_embeddings", default=2048)
     architectures = raw.get("architectures") or ["(none)"]
     return ModelConfig(
         architecture=architectures[0],
@@ -143,24 +132,24 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=reader.integer("head_dim", default=hidden // heads),
-        max_position_embeddings=reader.integer("max_position_embeddings", default=2048),
+        max_position_embeddings=rope.length(positions) if set(layer_ropes) <= {rope, None} else positions,
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
-        rope=read_rope(raw, source=source),
+        rope=rope,
         hidden_act=reader.text("hidden_act", default="silu"),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=bool(raw.get("attention_bias", False)),
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
+        attention_bias=reader.boolean("attention_bias", default=False),
+        mlp_bias=reader.boolean("mlp_bias", default=False),
         layer_windows=_layer_windows(raw, reader, types, layers),
         windows_are_chunks=types is not None and LAYER_TYPES[2] in types,
-        layer_ropes=_layer_ropes(raw, reader, types, layers, source),
+        layer_ropes=layer_ropes,
         attention_scale=_attention_scale(reader),
         attention_soft_cap=reader.optional_number("attn_logit_softcapping"),
         logit_soft_cap=reader.optional_number("final_logit_softcapping"),
         embedding_multiplier=reader.number("embedding_multiplier", default=1.0),
         residual_multiplier=reader.number("residual_multiplier", default=1.0),
         logit_multiplier=reader.number("logit_scale", default=1.0) / reader.number("logits_scaling", default=1.0),
-        parallel_residual=bool(raw.get("use_parallel_residual", False)),
-        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
+        parallel_residual=reader.boolean("use_parallel_residual", default=False),
+        dtype=reader.text("dtype", default=reader.text("torch_dtype", default="bfloat16")),
         eos_token_ids=_token_ids(reader, "eos_token_id"),
         bos_token_id=next(iter(_token_ids(reader, "bos_token_id")), None),
         mixture=_mixture(raw, reader, layers),
@@ -191,55 +180,11 @@ def _mixture(raw: dict[str, Any], reader: Fields, layers: int) -> MixtureConfig 
         experts_per_token=chosen,
         intermediate_size=reader.integer("moe_intermediate_size", default=raw.get("intermediate_size")),
         shared_intermediate_size=reader.optional_integer("shared_expert_intermediate_size") or 0,
-        normalize=bool(raw.get("norm_topk_prob", False)),
+        normalize=reader.boolean("norm_topk_prob", default=False),
         gate_slope=reader.number("swiglu_alpha", default=1.0),
         gate_limit=reader.number("swiglu_limit", default=float("inf")),
         dense_layers=frozenset(dense),
     )
-
-
-def read_rope(raw: dict[str, Any], *, source: Path | str) -> RopeConfig:
-    """Rope of a configuration, in the old spelling (rope_theta, rope_scaling) or the new (rope_parameters).
-
-    Of parameters for each type of layer, those of the layers that see everything.
-    """
-    parameters = _dictionary(raw, "rope_parameters", source)
-    if "full_attention" in parameters:
-        parameters = _dictionary(parameters, "full_attention", source)
-    merged = {**_dictionary(raw, "rope_scaling", source), **parameters}
-    given = merged.pop("rope_theta", None) or raw.get("rope_theta")
-    theta = Fields({"rope_theta": given}, source).number("rope_theta", default=10000.0)
-    old_kind = merged.pop("type", "default")
-    kind = merged.pop("rope_type", old_kind)
-    if kind == "su" or (kind == "yarn" and "short_factor" in merged):
-        kind = "longrope"  # its names in the first weeks of Phi-3
-    if kind not in ROPE_KINDS:
-        raise CheckpointError(
-            f"{source}: rope scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}"
-        )
-    given = merged.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor")
-    partial = Fields({"partial_rotary_factor": given}, source).number("partial_rotary_factor", default=1.0)
-    positions = Fields(raw, source).integer("max_position_embeddings", default=2048)
-    original = raw.get("original_max_position_embeddings") or merged.get("original_max_position_embeddings")
-    checked = Fields({"original_max_position_embeddings": original}, source)
-    merged["original_max_position_embeddings"] = checked.integer("original_max_position_embeddings", default=positions)
-    if kind == "longrope" and not merged.get("factor"):
-        merged["factor"] = positions / merged["original_max_position_embeddings"]
-    scaling = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in merged.items())
-    return RopeConfig(
-        theta=theta,
-        kind=kind,
-        scaling=scaling if kind != "default" else (),
-        partial=partial,
-        interleaved=bool(raw.get("rope_interleaved", False)),
-    )
-
-
-def _dictionary(raw: dict[str, Any], name: str, source: Path | str) -> dict[str, Any]:
-    value = raw.get(name) or {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{source}: {name} is {value!r} but must be an object")
-    return value
 
 
 def _attention_scale(reader: Fields) -> float | None:
@@ -265,38 +210,25 @@ def _layer_windows(raw: dict[str, Any], reader: Fields, types: list[str] | None,
             raise reader.wrong("layer_types", f"has both {LAYER_TYPES[1]} and {LAYER_TYPES[2]}, which no model has")
         chunk = reader.integer("attention_chunk_size")
         return tuple(chunk if kind == LAYER_TYPES[2] else None for kind in types)
-    if raw.get("use_sliding_window") is False:
+    if not reader.boolean("use_sliding_window", default=True):
         return (None,) * layers
     window = reader.optional_integer("sliding_window")
     if window is None:
         return (None,) * layers
     if types:
         return tuple(window if kind == "sliding_attention" else None for kind in types)
-    first = raw.get("max_window_layers", 0) if "use_sliding_window" in raw else 0
+    first = (reader.optional_integer("max_window_layers") or 0) if "use_sliding_window" in raw else 0
     return tuple(window if layer >= first else None for layer in range(layers))
 
 
 def _layer_ropes(
-    raw: dict[str, Any], reader: Fields, types: list[str] | None, layers: int, source: Path | str
+    raw: dict[str, Any], reader: Fields, types: list[str] | None, layers: int, whole: RopeConfig, source: Path | str
 ) -> tuple[RopeConfig | None, ...]:
     """`no_rope_layers` is 1 for each layer that has a rotary embedding: SmolLM3 named it."""
-    whole = read_rope(raw, source=source)
-    local = _local_rope(raw, whole, source)
+    local = local_rope(raw, whole, source=source)
     ropes = [local if types and types[layer] == "sliding_attention" else whole for layer in range(layers)]
     has_rope = reader.for_each_layer("no_rope_layers", layers)
     if has_rope is None:
         every = reader.optional_integer("no_rope_layer_interval") or layers + 1
         has_rope = [(layer + 1) % every > 0 for layer in range(layers)]
     return tuple(rope if has else None for rope, has in zip(ropes, has_rope, strict=True))
-
-
-def _local_rope(raw: dict[str, Any], whole: RopeConfig, source: Path | str) -> RopeConfig:
-    """Of the layers with a window; `whole` where they are not told apart."""
-    parameters = _dictionary(raw, "rope_parameters", source).get("sliding_attention")
-    if parameters is not None:
-        return read_rope({**raw, "rope_scaling": None, "rope_parameters": parameters}, source=source)
-    base = raw.get("rope_local_base_freq")
-    if base is None:
-        return whole
-    theta = Fields(raw, source).number("rope_local_base_freq", default=whole.theta)
-    return RopeConfig(theta, partial=whole.partial, interleaved=whole.interleaved)

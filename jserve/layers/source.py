@@ -66,10 +66,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def join(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """`np.concatenate`, at the speed of a plain copy for every type, in memory that jax need not copy."""
+    """`np.concatenate`, at the speed of a plain copy for every type, in memory that jax need not copy.
+
+    Parts in several types become float32: files have query, key and value in float16 and bfloat16 side by side.
+    """
     dtype = parts[0].dtype
     if any(part.dtype != dtype for part in parts):
-        return np.concatenate(parts, axis)
+        parts, dtype = [part.astype(np.float32) for part in parts], np.dtype(np.float32)
     known = [as_known(part) for part in parts]
     shape = list(known[0].shape)
     shape[axis] = sum(part.shape[axis] for part in known)

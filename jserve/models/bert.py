@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from jserve.config import ModelConfig, read_model_config
+from jserve.config.fields import Fields
 from jserve.errors import CheckpointError
 from jserve.layers.bidirectional import BidirectionalAttention
 from jserve.layers.build import Build
@@ -18,6 +19,7 @@ from jserve.layers.linear import Embedding, Linear
 from jserve.layers.mlp import ACTIVATIONS, checked_activation
 from jserve.layers.norm import LayerNorm
 from jserve.layers.source import Tensor
+from jserve.models import defaults
 
 
 class _Dense(nnx.Module):
@@ -76,23 +78,20 @@ class _Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """BERT, and with other settings its kin."""
 
-    config_defaults: ClassVar[dict[str, object]] = {"pad_token_id": 0}
+    config_defaults: ClassVar[defaults.Defaults] = defaults.BERT
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         """The shape that a `config.json` describes. Raises CheckpointError where it is not one of an encoder."""
-        kind = raw.get("position_embedding_type") or "absolute"
+        raw = defaults.filled(raw, cls.config_defaults)
+        fields = Fields(raw, source)
+        kind = fields.text("position_embedding_type", default="absolute")
         if kind != "absolute":
             raise CheckpointError(f"{source}: position_embedding_type is {kind!r}; supported is 'absolute'")
-        if raw.get("is_decoder"):
+        if fields.boolean("is_decoder", default=False):
             raise CheckpointError(f"{source}: is_decoder is set, but this architecture is supported as an encoder only")
-        eps, act = raw.get("layer_norm_eps", 1e-12), raw.get("hidden_act", "gelu")
-        positions = raw.get("max_position_embeddings", 512)
-        named = {**raw, "rms_norm_eps": eps, "hidden_act": act, "max_position_embeddings": positions}
-        config = read_model_config(named, source=source)
-        offset, types = cls._position_offset({**cls.config_defaults, **raw}), raw.get("type_vocab_size", 2)
-        if type(types) is not int or types < 1:
-            raise CheckpointError(f"{source}: type_vocab_size is {types!r} but must be a positive integer")
+        config = read_model_config({**raw, "rms_norm_eps": raw["layer_norm_eps"]}, source=source)
+        offset, types = cls._position_offset(raw), fields.integer("type_vocab_size")
         checked_activation(config.hidden_act)
         if config.max_position_embeddings <= offset or config.hidden_size % config.num_heads:
             raise CheckpointError(
@@ -130,12 +129,18 @@ class Encoder(nnx.Module):
 class RobertaModel(Encoder):
     """The first token's position is one behind the row of padding."""
 
-    config_defaults: ClassVar = {"pad_token_id": 1}
+    config_defaults = defaults.ROBERTA
 
     @classmethod
     def _position_offset(cls, raw: dict[str, Any]) -> int:
-        padding = raw["pad_token_id"]
+        padding = raw.get("pad_token_id")
         return padding + 1 if type(padding) is int and padding >= 0 else 2
+
+
+class XLMRobertaModel(RobertaModel):
+    """RoBERTa whose configuration class takes another vocabulary for granted."""
+
+    config_defaults = defaults.XLM_ROBERTA
 
 
 def _table(build: Build, rows: int, hidden: int) -> Embedding:

@@ -14,6 +14,7 @@ from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
 from jserve.layers.norm import Norm, RMSNorm
 from jserve.layers.source import Tensor
+from jserve.models.defaults import Defaults, filled
 
 
 class DecoderLayer(nnx.Module):
@@ -53,17 +54,24 @@ class CausalLM(nnx.Module):
     layer_type: ClassVar[type[DecoderLayer]]
     norm_type: ClassVar[type[Norm]] = RMSNorm
     """Of the last norm."""
-    config_defaults: ClassVar[dict[str, object]] = {}
+    config_defaults: ClassVar[Defaults] = {}
     """What the family means where its `config.json` is silent."""
+    rope_defaults: ClassVar[Defaults] = {}
+    """`rope_parameters` where the file has neither them nor `rope_scaling`."""
     config_names: ClassVar[dict[str, str]] = {}
     """The family's own names of fields in its `config.json`, by the common ones."""
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         """The shape that a `config.json` describes. Raises CheckpointError where a field is missing or impossible."""
-        raw = {**cls.config_defaults, **raw}
+        raw = cls.with_defaults(raw)
         renamed = {ours: raw[theirs] for ours, theirs in cls.config_names.items() if theirs in raw}
         return read_model_config({**raw, **renamed}, source=source)
+
+    @classmethod
+    def with_defaults(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """A `config.json` with the family's values for keys that are missing, or null where null means nothing."""
+        return filled(raw, cls.config_defaults, cls.rope_defaults)
 
     @classmethod
     def cache(cls, build: Build, config: ModelConfig) -> tuple[tuple[CacheArray, ...], ...]:

@@ -12,6 +12,7 @@ from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.norm import LayerNormWithoutBias
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
@@ -31,15 +32,7 @@ class Cohere2DecoderLayer(DecoderLayer):
 class Cohere2ForCausalLM(CausalLM):
     layer_type = Cohere2DecoderLayer
     norm_type = LayerNormWithoutBias
-    config_defaults: ClassVar = {
-        "layer_norm_eps": 1e-5,
-        "logit_scale": 0.0625,
-        "max_position_embeddings": 8192,
-        "rope_interleaved": True,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 4,
-        "tie_word_embeddings": True,
-    }
+    config_defaults = defaults.COHERE2
     config_names: ClassVar = {"rms_norm_eps": "layer_norm_eps"}
 
     @classmethod

@@ -12,6 +12,7 @@ from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.layers.grouped_router import GroupedMixture
 from jserve.layers.latent_attention import LatentAttention, latent_arrays
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.mixtral import MixtureDecoderLayer
 
@@ -40,7 +41,7 @@ class DeepseekForCausalLM(CausalLM):
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
-        raw = {**cls.config_defaults, **{name: value for name, value in raw.items() if value is not None}}
+        raw = cls.with_defaults(raw)
         fields = Fields(raw, source)
         latent = LatentConfig(
             rank=fields.integer("kv_lora_rank"),
@@ -70,12 +71,7 @@ class DeepseekForCausalLM(CausalLM):
 
 
 class DeepseekV2ForCausalLM(DeepseekForCausalLM):
-    config_defaults: ClassVar = {
-        "rope_interleave": True,
-        "topk_method": "greedy",
-        "scoring_func": "softmax",
-        "norm_topk_prob": False,
-    }
+    config_defaults = defaults.DEEPSEEK_V2
 
     @classmethod
     def read_routing(cls, fields: Fields) -> GroupRouting:
@@ -89,12 +85,7 @@ class DeepseekV2ForCausalLM(DeepseekForCausalLM):
 
 
 class DeepseekV3ForCausalLM(DeepseekForCausalLM):
-    config_defaults: ClassVar = {
-        "rope_interleave": True,
-        "topk_method": "noaux_tc",
-        "scoring_func": "sigmoid",
-        "norm_topk_prob": True,
-    }
+    config_defaults = defaults.DEEPSEEK_V3
 
     @classmethod
     def read_routing(cls, fields: Fields) -> GroupRouting:

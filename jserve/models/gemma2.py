@@ -13,6 +13,7 @@ from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.norm import OffsetRMSNorm
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
@@ -39,20 +40,11 @@ class Gemma2DecoderLayer(DecoderLayer):
 class Gemma2ForCausalLM(CausalLM):
     layer_type = Gemma2DecoderLayer
     norm_type = OffsetRMSNorm
-    config_defaults: ClassVar = {
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 2,
-    }
+    config_defaults = defaults.GEMMA2
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         # Some files have `hidden_act` too, with what was first said of Gemma 1; it is not used.
-        raw = {**cls.config_defaults, **raw}
+        raw = cls.with_defaults(raw)
         config = super().read_config({**raw, "hidden_act": raw["hidden_activation"]}, source=source)
         return replace(config, embedding_multiplier=math.sqrt(config.hidden_size))

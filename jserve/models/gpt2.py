@@ -10,6 +10,7 @@ from flax import nnx
 
 from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
+from jserve.config.fields import Fields
 from jserve.errors import CheckpointError
 from jserve.layers.attention import Attention, Projections
 from jserve.layers.build import Build
@@ -17,6 +18,7 @@ from jserve.layers.linear import Embedding
 from jserve.layers.mlp import MLP
 from jserve.layers.norm import LayerNorm
 from jserve.layers.source import Tensor
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer, token_table
 
 PROJECTIONS = Projections(fused="c_attn", output="c_proj", inputs_first=True)
@@ -59,12 +61,7 @@ class GPT2Model(nnx.Module):
 
 class GPT2LMHeadModel(CausalLM):
     layer_type = GPT2Block
-    config_defaults: ClassVar = {
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "n_positions": 1024,
-        "tie_word_embeddings": True,
-    }
+    config_defaults = defaults.GPT2
     config_names: ClassVar = {
         "hidden_act": "activation_function",
         "hidden_size": "n_embd",
@@ -76,10 +73,12 @@ class GPT2LMHeadModel(CausalLM):
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
-        if raw.get("scale_attn_by_inverse_layer_idx") or raw.get("scale_attn_weights") is False:
+        raw = cls.with_defaults(raw)
+        fields = Fields(raw, source)
+        by_layer = fields.boolean("scale_attn_by_inverse_layer_idx", default=False)
+        if by_layer or not fields.boolean("scale_attn_weights", default=True):
             raise CheckpointError(f"{source}: attention scores of GPT-2 must be scaled by the head's size alone")
-        width = raw.get("n_embd")
-        inner = raw.get("n_inner") or (4 * width if isinstance(width, int) else width)
+        inner = fields.optional_integer("n_inner") or 4 * fields.integer("n_embd")
         config = super().read_config({**raw, "intermediate_size": inner}, source=source)
         return replace(config, layer_ropes=(None,) * config.num_layers)
 

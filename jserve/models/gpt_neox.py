@@ -12,6 +12,7 @@ from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
 from jserve.layers.mlp import MLP
 from jserve.layers.norm import LayerNorm
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer, token_table
 
 PROJECTIONS = Projections(fused="query_key_value", by_head=True, output="dense")
@@ -44,14 +45,7 @@ class GPTNeoXModel(nnx.Module):
 
 class GPTNeoXForCausalLM(CausalLM):
     layer_type = GPTNeoXLayer
-    config_defaults: ClassVar = {
-        "attention_bias": True,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "rotary_emb_base": 10000,
-        "rotary_pct": 0.25,
-        "use_parallel_residual": True,
-    }
+    config_defaults = defaults.GPT_NEOX
     config_names: ClassVar = {
         "partial_rotary_factor": "rotary_pct",
         "rms_norm_eps": "layer_norm_eps",

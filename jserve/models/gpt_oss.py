@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.config import MixtureConfig, ModelConfig
+from jserve.config import MOST_LAYERS, MixtureConfig, ModelConfig
+from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
 from jserve.layers.build import INNER_AXIS, Build
 from jserve.layers.expert_source import AllBiases, AllExperts
 from jserve.layers.moe import Experts, ExpertSource, Routed, Router
 from jserve.layers.source import Tensor
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.mixtral import MixtureDecoderLayer
 
@@ -88,22 +90,14 @@ class GptOssDecoderLayer(MixtureDecoderLayer):
 
 class GptOssForCausalLM(CausalLM):
     layer_type = GptOssDecoderLayer
-    config_defaults: ClassVar = {
-        "attention_bias": True,
-        "head_dim": 64,
-        "norm_topk_prob": True,
-        "num_experts_per_tok": 4,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 150000.0,
-        "sliding_window": 128,
-        "swiglu_alpha": 1.702,
-        "swiglu_limit": 7.0,
-    }
+    config_defaults = defaults.GPT_OSS
+    rope_defaults = defaults.GPT_OSS_ROPE
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
-        layers = raw.get("num_hidden_layers")
-        if not raw.get("layer_types") and isinstance(layers, int):
+        raw = cls.with_defaults(raw)
+        if not raw.get("layer_types"):
             kinds = ("sliding_attention", "full_attention")
+            layers = Fields(raw, source).integer("num_hidden_layers", most=MOST_LAYERS)
             raw = {**raw, "layer_types": [kinds[layer % 2] for layer in range(layers)]}
         return super().read_config(raw, source=source)

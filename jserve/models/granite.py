@@ -1,12 +1,11 @@
 """Granite 3: Llama with multipliers on embedding, scores, residual stream and logits."""
 
-from typing import ClassVar
-
 import jax
 
 from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.build import Build
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -24,4 +23,4 @@ class GraniteDecoderLayer(LlamaDecoderLayer):
 
 class GraniteForCausalLM(CausalLM):
     layer_type = GraniteDecoderLayer
-    config_defaults: ClassVar = {"attention_multiplier": 1.0}
+    config_defaults = defaults.GRANITE

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what shares its shape (SmolLM2, Mistral with its sliding window)."""
+"""Llama 2 and 3, and what shares its shape (SmolLM2)."""
 
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from jserve.layers.build import Build
 from jserve.layers.latent_attention import LatentAttention
 from jserve.layers.mlp import MLP, GatedMLP
 from jserve.layers.norm import Norm, RMSNorm
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
@@ -42,9 +43,4 @@ class LlamaDecoderLayer(DecoderLayer):
 
 class LlamaForCausalLM(CausalLM):
     layer_type = LlamaDecoderLayer
-    config_defaults: ClassVar = {"use_sliding_window": False}
-
-
-class MistralForCausalLM(CausalLM):
-    layer_type = LlamaDecoderLayer
-    config_defaults: ClassVar = {"num_key_value_heads": 8}
+    config_defaults = defaults.LLAMA

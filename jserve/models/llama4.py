@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.moe import Experts, ExpertSource, Router, real_tokens
 from jserve.layers.norm import RMSNorm, over_rms
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
@@ -109,26 +110,11 @@ class Llama4DecoderLayer(DecoderLayer):
 
 class Llama4ForCausalLM(CausalLM):
     layer_type = Llama4DecoderLayer
-    config_defaults: ClassVar = {
-        "attention_chunk_size": 8192,
-        "attn_scale": 0.1,
-        "attn_temperature_tuning": True,
-        "floor_scale": 8192,
-        "head_dim": 128,
-        "intermediate_size": 8192,
-        "intermediate_size_mlp": 16384,
-        "max_position_embeddings": 131072,
-        "num_experts_per_tok": 1,
-        "num_key_value_heads": 8,
-        "num_local_experts": 16,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "use_qk_norm": True,
-    }
+    config_defaults = defaults.LLAMA4
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
-        raw = {**cls.config_defaults, **raw}
+        raw = cls.with_defaults(raw)
         fields = Fields(raw, source)
         layers = fields.integer("num_hidden_layers", most=MOST_LAYERS)
         has_rope = _rotated_layers(fields, layers)
@@ -143,11 +129,11 @@ class Llama4ForCausalLM(CausalLM):
             "shared_expert_intermediate_size": inner,
         }
         config = super().read_config({**raw, **told}, source=source)
-        grows = bool(raw["attn_temperature_tuning"])
+        grows = fields.boolean("attn_temperature_tuning", default=True)
         temperature = (fields.number("floor_scale", default=8192.0), fields.number("attn_scale", default=0.1))
         return replace(
             config,
-            rotated_norm=bool(raw["use_qk_norm"]),
+            rotated_norm=fields.boolean("use_qk_norm", default=True),
             attention_temperature=temperature if grows else None,
         )
 

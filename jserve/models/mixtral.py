@@ -1,6 +1,6 @@
 """Mixtral: Mistral with a mixture of experts in place of the feed-forward block."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -10,6 +10,7 @@ from jserve.config import ModelConfig
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.moe import ExpertNames, MixtureOfExperts, real_tokens
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -45,4 +46,4 @@ class MixtralDecoderLayer(MixtureDecoderLayer):
 
 class MixtralForCausalLM(CausalLM):
     layer_type = MixtralDecoderLayer
-    config_defaults: ClassVar = {"num_key_value_heads": 8, "num_local_experts": 8, "norm_topk_prob": True}
+    config_defaults = defaults.MIXTRAL

@@ -1,7 +1,5 @@
 """OLMo 2: norms after each block instead of before it, and over all heads of queries and of keys."""
 
-from typing import ClassVar
-
 import jax
 
 from jserve.batch import LayerKV, StepContext
@@ -10,6 +8,7 @@ from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.norm import RMSNorm
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
@@ -29,4 +28,4 @@ class Olmo2DecoderLayer(DecoderLayer):
 
 class Olmo2ForCausalLM(CausalLM):
     layer_type = Olmo2DecoderLayer
-    config_defaults: ClassVar = {"rms_norm_eps": 1e-5}
+    config_defaults = defaults.OLMO2

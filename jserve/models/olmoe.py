@@ -1,12 +1,13 @@
 """OLMoE: Llama with experts, and norms over all heads of queries and of keys."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.mixtral import MixtureDecoderLayer
 
@@ -19,7 +20,7 @@ class OlmoeDecoderLayer(MixtureDecoderLayer):
 
 class OlmoeForCausalLM(CausalLM):
     layer_type = OlmoeDecoderLayer
-    config_defaults: ClassVar = {"rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8}
+    config_defaults = defaults.OLMOE
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:

@@ -1,11 +1,10 @@
 """Phi-3, Phi-3.5 and Phi-4: Llama whose checkpoints keep query, key and value in one tensor, gate and up in another."""
 
-from typing import ClassVar
-
 from jserve.config import ModelConfig
 from jserve.layers.attention import Attention, Projections
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -20,4 +19,4 @@ class Phi3DecoderLayer(LlamaDecoderLayer):
 
 class Phi3ForCausalLM(CausalLM):
     layer_type = Phi3DecoderLayer
-    config_defaults: ClassVar = {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
+    config_defaults = defaults.PHI3

@@ -1,10 +1,9 @@
 """Qwen2 and Qwen2.5: Llama with a bias on query, key and value."""
 
-from typing import ClassVar
-
 from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -16,4 +15,4 @@ class Qwen2DecoderLayer(LlamaDecoderLayer):
 
 class Qwen2ForCausalLM(CausalLM):
     layer_type = Qwen2DecoderLayer
-    config_defaults: ClassVar = {"use_sliding_window": False, "max_window_layers": 28}
+    config_defaults = defaults.QWEN2

@@ -1,10 +1,9 @@
 """Qwen2-MoE (Qwen1.5-MoE, Qwen2-57B-A14B): Qwen2 with experts, one of which every token goes through."""
 
-from typing import ClassVar
-
 from jserve.config import ModelConfig
 from jserve.layers.build import Build
 from jserve.layers.moe import MixtureOfExperts
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.mixtral import MixtureDecoderLayer
 from jserve.models.qwen2 import Qwen2DecoderLayer
@@ -17,11 +16,4 @@ class Qwen2MoeDecoderLayer(MixtureDecoderLayer, Qwen2DecoderLayer):
 
 class Qwen2MoeForCausalLM(CausalLM):
     layer_type = Qwen2MoeDecoderLayer
-    config_defaults: ClassVar = {
-        "use_sliding_window": False,
-        "max_window_layers": 28,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-    }
+    config_defaults = defaults.QWEN2_MOE

@@ -1,11 +1,10 @@
 """Qwen3: Llama with an RMSNorm on every query and key head."""
 
-from typing import ClassVar
-
 from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.norm import RMSNorm
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -18,4 +17,4 @@ class Qwen3DecoderLayer(LlamaDecoderLayer):
 
 class Qwen3ForCausalLM(CausalLM):
     layer_type = Qwen3DecoderLayer
-    config_defaults: ClassVar = {"use_sliding_window": False, "max_window_layers": 28, "head_dim": 128}
+    config_defaults = defaults.QWEN3

@@ -1,7 +1,6 @@
 """Qwen3-MoE (Qwen3-30B-A3B, Qwen3-235B-A22B): Qwen3 with experts."""
 
-from typing import ClassVar
-
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.mixtral import MixtureDecoderLayer
 from jserve.models.qwen3 import Qwen3DecoderLayer
@@ -13,9 +12,4 @@ class Qwen3MoeDecoderLayer(MixtureDecoderLayer, Qwen3DecoderLayer):
 
 class Qwen3MoeForCausalLM(CausalLM):
     layer_type = Qwen3MoeDecoderLayer
-    config_defaults: ClassVar = {
-        "use_sliding_window": False,
-        "max_window_layers": 28,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-    }
+    config_defaults = defaults.QWEN3_MOE

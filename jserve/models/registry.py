@@ -9,7 +9,7 @@ from typing import Any
 from jserve.checkpoint import Embedder
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
-from jserve.models.bert import Encoder, RobertaModel
+from jserve.models.bert import Encoder, RobertaModel, XLMRobertaModel
 from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere2 import Cohere2ForCausalLM
 from jserve.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
@@ -19,8 +19,9 @@ from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
-from jserve.models.llama import LlamaForCausalLM, MistralForCausalLM
+from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
+from jserve.models.mistral import MistralForCausalLM
 from jserve.models.mixtral import MixtralForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
 from jserve.models.olmoe import OlmoeForCausalLM
@@ -47,6 +48,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "LlamaModel": LlamaForCausalLM,
+    "Ministral3ForCausalLM": MistralForCausalLM,
     "Mistral3ForConditionalGeneration": MistralForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
     "MistralModel": MistralForCausalLM,
@@ -65,13 +67,20 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
 }
 
 
+TEXT_TYPES = {
+    "Gemma3ForConditionalGeneration": ("gemma3_text",),
+    "Llama4ForConditionalGeneration": ("llama4_text",),
+    "Mistral3ForConditionalGeneration": ("mistral", "ministral3"),
+}
+"""Model types that the text part of a model of several parts may have; the first is meant where it names none."""
+
 ENCODERS: dict[str, type[Encoder]] = {
     "BertForMaskedLM": Encoder,
     "BertModel": Encoder,
     "RobertaForMaskedLM": RobertaModel,
     "RobertaModel": RobertaModel,
-    "XLMRobertaForMaskedLM": RobertaModel,
-    "XLMRobertaModel": RobertaModel,
+    "XLMRobertaForMaskedLM": XLMRobertaModel,
+    "XLMRobertaModel": XLMRobertaModel,
 }
 
 
@@ -84,8 +93,8 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
     for name in names:
         if name in ARCHITECTURES:
             family = ARCHITECTURES[name]
-            text = raw.get("text_config")
-            raw = {**raw, **text, "architectures": names} if isinstance(text, dict) else raw
+            if isinstance(raw.get("text_config"), dict):
+                raw = _text_part(raw, name, names, source)
             if Embedder.of(raw, source=source) is not None:
                 raw = _without_head(raw, source)
             return family, family.read_config(raw, source=source)
@@ -101,6 +110,19 @@ def resolve_encoder(raw: dict[str, Any], *, source: Path | str) -> tuple[type[En
         return None
     Embedder.of(raw, source=source)  # refuses what it does not support
     return family, family.read_config(raw, source=source)
+
+
+def _text_part(raw: dict[str, Any], name: str, names: list[str], source: Path | str) -> dict[str, Any]:
+    """The configuration of the part that reads and writes text, within what the whole model's says."""
+    text = raw["text_config"]
+    types = TEXT_TYPES.get(name, ())
+    kind = text.get("model_type") or (types[0] if types else None)
+    if types and kind not in types:
+        raise CheckpointError(
+            f"{source}: text_config has model_type {kind!r}, which {name} is not supported with; supported are "
+            f"{', '.join(types)}"
+        )
+    return {**raw, **text, "model_type": kind, "architectures": names}
 
 
 def _without_head(raw: dict[str, Any], source: Path | str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from jserve.config import ModelConfig
 from jserve.layers.build import Build
 from jserve.layers.mlp import MLP
 from jserve.layers.norm import LayerNorm
+from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
 
@@ -20,10 +21,5 @@ class Starcoder2DecoderLayer(LlamaDecoderLayer):
 class Starcoder2ForCausalLM(CausalLM):
     layer_type = Starcoder2DecoderLayer
     norm_type = LayerNorm
-    config_defaults: ClassVar = {
-        "hidden_act": "gelu_pytorch_tanh",
-        "norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "use_bias": True,
-    }
+    config_defaults = defaults.STARCODER2
     config_names: ClassVar = {"rms_norm_eps": "norm_epsilon", "attention_bias": "use_bias", "mlp_bias": "use_bias"}

@@ -2,6 +2,7 @@
 anybody else.
 """
 
+import gc
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jserve.api.generation.answer_size import MAX_LOGPROBS
 from jserve.api.generation.packed_logprobs import PackedLogprobs
-from jserve.api.generation.size import MAX_LOGPROBS
 from jserve.protocol import TokenLogprobs
 from tests.api.live_server import LiveServer, StartServer
 from tests.api.stream_pace import undisturbed
@@ -54,7 +55,10 @@ LARGE: list[tuple[str, dict[str, Any], int]] = [
 @pytest.fixture(scope="module")
 def live(make_server: StartServer) -> Iterator[LiveServer]:
     live = make_server("--embedding-size", "8192", max_model_len=4096)
+    gc.collect()
+    gc.freeze()  # As the server does by itself: `serve`.
     yield live
+    gc.unfreeze()
     live.stop()
 
 

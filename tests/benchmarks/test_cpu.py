@@ -160,13 +160,13 @@ def run(target: str, index: int, rate: float, flags: tuple[str, ...] = ()) -> Ru
     return Run(target, "128 c=8", index, dataclasses.replace(metrics, flags=flags))
 
 
-def test_flagged_round_is_told_but_takes_no_part_in_the_medians() -> None:
+def test_flagged_round_is_kept_but_takes_no_part_in_the_medians() -> None:
     runs = [run("jserve", 0, 20), run("vllm", 0, 10), run("jserve", 1, 90, ("others took 50%",)), run("vllm", 1, 10)]
-    told = summary(runs, ratios(runs))
-    assert find(told, "128/c=8/jserve/output_tokens_per_s") == pytest.approx(20)
-    assert find(told, "128/c=8/jserve/ratio_to/vllm") == pytest.approx(2)
-    assert find(told, "128/c=8/jserve/flagged") == 1
-    assert find(told, "128/c=8/vllm/flagged") == 0
+    medians = summary(runs, ratios(runs))
+    assert find(medians, "128/c=8/jserve/output_tokens_per_s") == pytest.approx(20)
+    assert find(medians, "128/c=8/jserve/ratio_to/vllm") == pytest.approx(2)
+    assert find(medians, "128/c=8/jserve/flagged") == 1
+    assert find(medians, "128/c=8/vllm/flagged") == 0
 
 
 def targets(names: Sequence[str], url: str = "") -> list[Running]:
@@ -235,16 +235,16 @@ def test_a_load_is_expected_to_need_what_the_one_before_needed_for_each_prompt()
 def test_loads_that_are_measured_again_replace_their_results_alone() -> None:
     def result(when: str, loads: dict[str, int], here: dict[str, object]) -> dict[str, Any]:
         kinds = dict.fromkeys(load.split(" ")[0] for load in loads)
-        told: dict[str, Any] = {name: {} for name in kinds}
+        by_kind: dict[str, Any] = {name: {} for name in kinds}
         for load, value in loads.items():
-            told[load.split(" ")[0]][load.split(" ")[1]] = value
+            by_kind[load.split(" ")[0]][load.split(" ")[1]] = value
         return {
             "time": when,
             "machine": here,
             "kinds": [{"name": name, "loads": [(1, 2), (8, 8)]} for name in kinds],
             "ratios": [{"load": load, "median": value} for load, value in loads.items()],
             "runs": [{"load": load, "metrics": value} for load, value in loads.items()],
-            "summary": told,
+            "summary": by_kind,
         }
 
     here = machine()
@@ -261,16 +261,16 @@ def test_loads_that_are_measured_again_replace_their_results_alone() -> None:
     assert with_others(result("sunday", {"1500 c=1": 7}, here), elsewhere)["summary"] == {"1500": {"c=1": 7}}
 
 
-def test_start_of_a_resident_server_is_told_as_its_second(tmp_path: Path) -> None:
+def test_start_of_a_resident_server_counts_as_its_second(tmp_path: Path) -> None:
     file = tmp_path / "startup.json"
     file.write_text(json.dumps({"seconds": {"vllm": {"cold": {"first_token_s": 99.0}, "second": None}}}))
     (running,) = targets(["vllm"])
     running.ready_s = 80.5
     add_second_start(file, running)
-    told = json.loads(file.read_text())
-    assert find(told, "seconds/vllm/second/first_token_s") == 80.5
-    assert find(told, "seconds/vllm/cold/first_token_s") == 99.0
-    assert told["resident"] == ["vllm"]
+    starts = json.loads(file.read_text())
+    assert find(starts, "seconds/vllm/second/first_token_s") == 80.5
+    assert find(starts, "seconds/vllm/cold/first_token_s") == 99.0
+    assert starts["resident"] == ["vllm"]
 
 
 def test_servers_of_a_part_that_is_stopped_at_its_limit_are_stopped_too(visit: Visit) -> None:

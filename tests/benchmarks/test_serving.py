@@ -321,8 +321,8 @@ def test_ratio_is_taken_within_a_round_and_the_median_over_clean_rounds() -> Non
 
 
 def test_every_pair_of_three_servers_is_compared() -> None:
-    found = ratios([run_of(name, 0, first) for name, first in (("a", 1.0), ("b", 2.0), ("c", 8.0))])
-    pairs = {(ratio.of, ratio.to): ratio.median["output_rate"] for ratio in found}
+    compared = ratios([run_of(name, 0, first) for name, first in (("a", 1.0), ("b", 2.0), ("c", 8.0))])
+    pairs = {(ratio.of, ratio.to): ratio.median["output_rate"] for ratio in compared}
     assert pairs == pytest.approx({("a", "b"): 2, ("a", "c"): 8, ("b", "c"): 4})
 
 

@@ -20,9 +20,9 @@ from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
 from jserve.api.errors import ClientGoneError
+from jserve.api.generation.answer_size import check_answer_size
 from jserve.api.generation.choice import Choice, ChoiceUpdate
 from jserve.api.generation.request import GenerationRequest
-from jserve.api.generation.size import check_size
 from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
@@ -216,15 +216,17 @@ class Generator:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
         The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
-        no row for and for too many logprobs, EngineUnavailableError, OverloadedError, or RateLimitError for the key
-        of the current call.
+        no row for, too many logprobs, or a priority that the key of the current call has no right to; RateLimitError
+        for that key; EngineUnavailableError, OverloadedError.
         """
         self.check_available()
-        check_size(request, self._client.max_model_len, cap)
+        check_answer_size(request, self._client.max_model_len, cap)
         check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
         for prompt in request.prompts:
             check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
         call = current_call()
+        call.check_priority(request.priority)
+        call.open_sequences(len(request.prompts) * request.sampling.n)
         requests, choices = self._engine_requests(request, tokenizer, cap, call)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
         inbox = self._submit(requests, num_prompt, call.account)
@@ -271,7 +273,18 @@ class Generator:
         for index, request_id in enumerate(ids):
             prompt = request.prompts[index // n].token_ids
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
-            requests.append(Request(request_id, prompt, sampling, arrived, salt, request.priority, request.pooling))
+            requests.append(
+                Request(
+                    request_id,
+                    prompt,
+                    sampling,
+                    arrived,
+                    salt,
+                    request.priority,
+                    request.pooling,
+                    tenant=call.key.tenant,
+                )
+            )
             # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
             choice = Choice(index, request.sampling, tokenizer, parser)

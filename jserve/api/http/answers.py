@@ -101,11 +101,12 @@ class EventStream(Response):
         self._writer = body_writer_of(scope)
         self._keep_alive = KeepAlive(self._writer, self._keep_alive_s)
         self._last_events = asyncio.get_running_loop().create_future()
+        self._writer.begin()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
             self._keep_alive.start()
             body = await self._events()
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(self._writer.last_message(body))
         except ClientGoneError:
             pass  # Nobody is left to be told.
         except Exception as error:
@@ -113,7 +114,7 @@ class EventStream(Response):
             held = self._interval.rest()
             events = self._answer.chunk(held) if held else b""
             body = (events if isinstance(events, bytes) else b"".join(events)) + self._answer.error(answer_for(error))
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(self._writer.last_message(body))
         finally:
             watcher.cancel()
             self._writer.on_writable = None

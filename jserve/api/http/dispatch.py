@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jserve.api.errors import EXPECTED_ERRORS, handle_error
-from jserve.api.path import route_path
+from jserve.api.errors import EXPECTED_ERRORS
+from jserve.api.http.error_handler import handle_error
+from jserve.api.http.route_paths import route_path
 
 
 class Dispatch:

@@ -27,7 +27,8 @@ class BodyInPieces(Response):
         headers = [(b"content-type", b"application/json")]
         is_begun = False
         try:
-            async for block, is_last in self._blocks():
+            # HTTP/1.0 knows no chunks: there the length stands in the head, whatever it is.
+            async for block, is_last in self._blocks(scope["http_version"] == "1.0"):
                 if not is_begun:
                     length = [(b"content-length", b"%d" % len(block))] if is_last else []
                     await send({"type": "http.response.start", "status": 200, "headers": headers + length})
@@ -38,12 +39,12 @@ class BodyInPieces(Response):
         finally:
             self._on_done()
 
-    async def _blocks(self) -> AsyncIterator[tuple[bytes, bool]]:
-        """The body in blocks, each with whether it is the last."""
+    async def _blocks(self, in_one: bool) -> AsyncIterator[tuple[bytes, bool]]:
+        """The body in blocks, or `in_one`, each with whether it is the last."""
         held: list[bytes] = []
         size = 0
         for number, piece in enumerate(self._pieces, 1):
-            if size > _BLOCK_BYTES:
+            if size > _BLOCK_BYTES and not in_one:
                 yield b"".join(held), False
                 held, size = [], 0
             held.append(piece)

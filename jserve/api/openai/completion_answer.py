@@ -37,10 +37,13 @@ class CompletionAnswer:
         self._frame = AnswerFrame(body, model, generation, settings)
         self._generation = generation
         self._tokenizer = model.tokenizer
-        as_ids = bool(body.return_tokens_as_token_ids)
+        shown: dict[int, tuple[str, list[int]]] = {}
         self._formatters = [
             LogprobsFormatter(
-                model.tokenizer, as_token_ids=as_ids, chosen=generation.request.sampling.logprob_token_ids
+                model.tokenizer,
+                as_token_ids=bool(body.return_tokens_as_token_ids),
+                chosen=generation.request.sampling.logprob_token_ids,
+                shown=shown,
             )
             for _ in range(generation.num_choices)
         ]

@@ -34,13 +34,22 @@ class LogprobsFormatter:
     `chosen` are the tokens of `logprob_token_ids`, which are shown instead of the best.
     """
 
-    __slots__ = ("_as_ids", "_chosen", "_decoder", "_offset", "_tokenizer")
+    __slots__ = ("_as_ids", "_chosen", "_decoder", "_offset", "_shown_tokens", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool = False, chosen: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        as_token_ids: bool = False,
+        chosen: Sequence[int] = (),
+        shown: dict[int, tuple[str, list[int]]] | None = None,
+    ) -> None:
+        """`shown` is where the texts and bytes of tokens are kept; formatters of one answer share it."""
         self._tokenizer = tokenizer
         self._as_ids = as_token_ids
         self._chosen = chosen
         self._offset = 0
+        self._shown_tokens = {} if shown is None else shown
         self._decoder = getincrementaldecoder("utf-8")("replace")
 
     def chat(self, token_ids: Iterable[int], logprobs: Iterable[TokenLogprobs]) -> ChatLogprobs:
@@ -57,10 +66,12 @@ class LogprobsFormatter:
 
     def _chat_entry(self, token: int, position: TokenLogprobs) -> TokenLogprob:
         top = [
-            TopLogprob(self._text(other), _clamp(logprob), self._bytes(other))
+            TopLogprob(shown[0], _clamp(logprob), shown[1])
             for other, logprob in self._alternatives(position)
+            if (shown := self._shown(other))
         ]
-        return TokenLogprob(self._text(token), _clamp(position.logprob), self._bytes(token), top)
+        text, raw = self._shown(token)
+        return TokenLogprob(text, _clamp(position.logprob), raw, top)
 
     def completion(self, token_ids: Iterable[int], logprobs: Iterable[TokenLogprobs]) -> Iterator[CompletionLogprobs]:
         """The same as parallel arrays. Of alternatives that decode to the same text, the best is kept.
@@ -124,10 +135,15 @@ class LogprobsFormatter:
         self._offset += len(self._decoder.decode(added))
 
     def _text(self, token: int) -> str:
-        return f"token_id:{token}" if self._as_ids else self._tokenizer.token_text(token)
+        return self._shown(token)[0]
 
-    def _bytes(self, token: int) -> list[int]:
-        return list(self._tokenizer.token_bytes(token))
+    def _shown(self, token: int) -> tuple[str, list[int]]:
+        """A token's text and its bytes, made once: answers with 20 alternatives a token hold the same ones often."""
+        shown = self._shown_tokens.get(token)
+        if shown is None:
+            text = f"token_id:{token}" if self._as_ids else self._tokenizer.token_text(token)
+            shown = self._shown_tokens[token] = (text, list(self._tokenizer.token_bytes(token)))
+        return shown
 
 
 def _clamp(logprob: float) -> float:

@@ -180,7 +180,7 @@ def _gpt_oss(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     return {
         **_experts("num_local_experts", keys),
         "rope_theta": keys.decimal("rope.freq_base", default=150_000.0),
-        "rope_scaling": {**yarn(keys, factor), "truncate": False} if factor != 1.0 else None,
+        "rope_scaling": {**yarn(keys, factor), "truncate": False} if factor != 1.0 else {"rope_type": "default"},
         "sliding_window": keys.integer("attention.sliding_window", default=128),
         **({"quantization_config": {"quant_method": "mxfp4"}} if packed else {}),
     }

@@ -42,6 +42,27 @@ def test_key_ring_knows_its_keys_and_no_others(tmp_path: Path) -> None:
     assert not ids & {"one", "three", "four"}, "an id never shows the key"
 
 
+def test_a_key_keeps_its_tenant_and_no_other_key_gets_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("b\nc\n")
+    ring = KeyRing(("a",), file)
+
+    def tenant(key: str) -> int:
+        api_key = ring.find(_bearer(key))
+        assert api_key is not None
+        return api_key.tenant
+
+    before = {key: tenant(key) for key in "abc"}
+    assert len({0, *before.values()}) == 4, "0 is for those without a key"
+    file.write_text("d\nc\n")
+    ring.reload()
+    assert (tenant("a"), tenant("c")) == (before["a"], before["c"])
+    assert tenant("d") not in before.values()
+    file.write_text("b\n")
+    ring.reload()
+    assert tenant("b") == before["b"]
+
+
 def test_a_ring_without_keys_lets_everybody_in() -> None:
     key = KeyRing().find({})
     assert key is not None

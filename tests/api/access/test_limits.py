@@ -42,6 +42,7 @@ keys:
     sha256: {_digest("a").upper()}
     tokens_per_minute: null
     concurrent_requests: 2
+    highest_priority: -3
   bob:
     sha256: "{_digest("b")}"
 """
@@ -49,7 +50,7 @@ keys:
     limits = parse(["--model", "m", "--limits", str(file)])[1].limits
     assert limits is not None
     assert limits.default == Limit(60, 100_000, None)
-    assert limits.by_digest[bytes.fromhex(_digest("a"))] == Limit(60, None, 2)
+    assert limits.by_digest[bytes.fromhex(_digest("a"))] == Limit(60, None, 2, -3)
     assert limits.by_digest[bytes.fromhex(_digest("b"))] == limits.default
     assert set(limits.names.values()) == {"alice", "bob"}
 
@@ -70,6 +71,7 @@ keys:
         ("keys:\n  alice:\n    tokens_per_minute: 1\n", "line 3: keys.alice has no sha256"),
         ("keys:\n  alice:\n    sha256: abc\n", "line 3: keys.alice.sha256 must be the 64"),
         ("keys:\n  'a b':\n    sha256: abc\n", "'a b' is no name"),
+        ("default:\n  highest_priority: high\n", "line 2: default.highest_priority is 'high' but must be a whole"),
         (f"keys:\n  a:\n    sha256: {_digest('k')}\n  b:\n    sha256: {_digest('k')}\n", "the sha256 of keys.a"),
         ("other: 1\n", "line 1: the file has no field 'other'"),
     ],
@@ -106,7 +108,7 @@ def test_requests_above_the_rate_are_told_when_to_come_back() -> None:
     account, rejections = _account(clock, requests_per_minute=2)
     for _ in range(2):
         account.open_request()
-        account.close_request()
+        account.close(1)
     with pytest.raises(RateLimitError, match="at most 2 requests per minute") as caught:
         account.open_request()
     assert caught.value.retry_after_s == 30
@@ -118,11 +120,31 @@ def test_requests_above_the_rate_are_told_when_to_come_back() -> None:
 def test_requests_at_once() -> None:
     account, rejections = _account(Clock(), concurrent_requests=1)
     account.open_request()
-    with pytest.raises(RateLimitError, match="at most 1 requests at once"):
+    with pytest.raises(RateLimitError, match=r"at most 1 sequences .* at once, wait until some of 1 are over"):
         account.open_request()
     assert rejections == {("alice", "concurrent"): 1}
-    account.close_request()
+    account.close(1)
     account.open_request()
+
+
+def test_every_sequence_of_a_request_is_counted() -> None:
+    account, rejections = _account(Clock(), concurrent_requests=8)
+    account.open_request()
+    account.open_more(4, num_held=1)
+    account.open_request()
+    with pytest.raises(RateLimitError, match="wait until some of 6 are over") as caught:
+        account.open_more(3, num_held=1)
+    assert caught.value.retry_after_s == 1
+    account.open_more(2, num_held=1)
+    with pytest.raises(RateLimitError):
+        account.open_request()
+    account.close(5)
+    account.close(3)
+    account.open_request()
+    with pytest.raises(RateLimitError, match="this request alone has 2048") as caught:
+        account.open_more(2047, num_held=1)
+    assert caught.value.retry_after_s is None, "waiting does not help"
+    assert rejections == {("alice", "concurrent"): 3}
 
 
 def test_a_long_answer_overdraws_and_the_next_request_waits() -> None:
@@ -177,10 +199,15 @@ def limited(make_server: StartServer) -> Iterator[LiveServer]:
             bytes.fromhex(_digest("many")): Limit(tokens_per_minute=1000, requests_per_minute=1000),
             bytes.fromhex(_digest("slow")): Limit(concurrent_requests=1),
             bytes.fromhex(_digest("tiny")): Limit(tokens_per_minute=20),
+            bytes.fromhex(_digest("eight")): Limit(concurrent_requests=8),
+            bytes.fromhex(_digest("urgent")): Limit(highest_priority=-10),
+            bytes.fromhex(_digest("any")): Limit(highest_priority=None),
+            bytes.fromhex(_digest("batch")): Limit(highest_priority=5),
         },
         {bytes.fromhex(_digest("few")): "the-few"},
     )
-    live = make_server("--step-ms", "5", api_keys=("free", "few", "many", "slow", "tiny"), limits=limits)
+    keys = ("free", "few", "many", "slow", "tiny", "eight", "urgent", "any", "batch")
+    live = make_server("--step-ms", "5", api_keys=keys, limits=limits)
     yield live
     live.stop()
 
@@ -252,6 +279,53 @@ def test_requests_at_once_end_with_their_answers(limited: LiveServer) -> None:
     assert ask(True) == ask(False) == 200
 
 
+def test_choices_and_prompts_count_as_sequences_at_once(limited: LiveServer) -> None:
+    headers = {"x-api-key": "eight"}
+
+    def status(**fields: object) -> int:
+        body = {"prompt": "abc", "max_tokens": 2, "temperature": 1, **fields}
+        return limited.http.post("/v1/completions", json=body, headers=headers).status_code
+
+    for _ in range(3):  # and all are given back
+        assert status(n=8) == status(prompt=["a", "b"], n=4) == 200
+        assert status(n=9) == status(prompt=["a", "b", "c"], n=3) == 429
+    refused = limited.http.post("/v1/completions", json={"prompt": "a", "n": 128, "temperature": 1}, headers=headers)
+    assert refused.status_code == 429
+    assert "at most 8 sequences (prompts and choices) at once" in refused.json()["error"]["message"]
+    assert "128" in refused.json()["error"]["message"]
+    assert refused.headers["x-should-retry"] == "false"
+    inputs = limited.http.post("/v1/embeddings", json={"input": ["a"] * 9}, headers=headers)
+    assert inputs.status_code == 429
+
+
+PRIORITIES = [
+    ("free", -1, 400),
+    ("free", 0, 200),
+    ("free", 7, 200),
+    ("urgent", -10, 200),
+    ("urgent", -11, 400),
+    ("any", -(1 << 40), 200),
+    ("batch", 4, 400),
+    ("batch", 5, 200),
+]
+
+
+@pytest.mark.parametrize(("key", "priority", "status"), PRIORITIES)
+def test_a_priority_above_the_default_needs_a_right(limited: LiveServer, key: str, priority: int, status: int) -> None:
+    headers = {"x-api-key": key}
+    for path, body in (
+        ("/v1/completions", {"prompt": "abc"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/embeddings", {"input": "abc"}),
+    ):
+        answer = limited.http.post(path, json={**body, "priority": priority}, headers=headers)
+        assert answer.status_code == status, (path, answer.text)
+        if status == 400:
+            error = answer.json()["error"]
+            assert error["param"] == "priority"
+            assert f"priority is {priority} but this API key may ask for" in error["message"]
+
+
 def test_a_client_that_leaves_gives_its_place_back(limited: LiveServer) -> None:
     headers = {"x-api-key": "slow"}
     body = {"prompt": "abc", "max_tokens": 250, "stream": True}
@@ -288,3 +362,18 @@ def test_a_prompt_that_the_queue_refuses_is_given_back(
     answer = live.http.post("/v1/completions", json={"prompt": "x" * 90, "max_tokens": 1})
     assert answer.status_code == 200
     assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 20
+
+
+def test_without_keys_anybody_may_ask_for_any_priority(start_server: StartServer) -> None:
+    live = start_server(limits=Limits(Limit(concurrent_requests=4)))
+    assert live.http.post("/v1/completions", json={"prompt": "a", "priority": -5}).status_code == 200
+
+
+def test_keys_without_limits_have_no_right_to_a_higher_priority(start_server: StartServer) -> None:
+    live = start_server(api_keys=("a",))
+    headers = {"x-api-key": "a"}
+    statuses = [
+        live.http.post("/v1/completions", json={"prompt": "a", "priority": priority}, headers=headers).status_code
+        for priority in (-1, 0, 1)
+    ]
+    assert statuses == [400, 200, 200]

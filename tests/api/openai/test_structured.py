@@ -107,6 +107,62 @@ def test_structural_tags_are_taken_in_both_places(server: LiveServer, tag: dict[
         assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions", "/v1/responses"])
+def test_a_schema_beside_json_object_is_held_to(server: LiveServer, path: str) -> None:
+    """As llama.cpp's clients write it, with either type."""
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    for kind in ("json_object", "json_schema"):
+        form = {"type": kind, "schema": schema}
+        body: dict[str, Any] = {"seed": 4, "temperature": 1}
+        if path == "/v1/responses":
+            answer = server.http.post(path, json={**body, "input": "x", "text": {"format": form}}).json()
+            text = answer["output"][0]["content"][0]["text"]
+        elif path == COMPLETIONS:
+            answer = server.http.post(
+                path, json={**body, "prompt": "x", "max_tokens": 90, "response_format": form}
+            ).json()
+            text = answer["choices"][0]["text"]
+        else:
+            messages = [{"role": "user", "content": "x"}]
+            answer = server.http.post(path, json={**body, "messages": messages, "response_format": form}).json()
+            text = answer["choices"][0]["message"]["content"]
+        assert json.loads(text)["a"] in ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (COMPLETIONS, {"response_format": {"type": "json_object", "grammar": "x"}}, "response_format.grammar"),
+        (
+            COMPLETIONS,
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+        ),
+        (
+            COMPLETIONS,
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "pattern": "x"}}},
+            "response_format.json_schema.pattern",
+        ),
+        (COMPLETIONS, {"structured_outputs": {"json_object": True, "schema": {}}}, "structured_outputs.schema"),
+        ("/v1/responses", {"text": {"format": {"type": "json_object", "regex": "x"}}}, "text.format.regex"),
+        (
+            "/v1/messages",
+            {"output_config": {"format": {"type": "json_schema", "schema": {}, "regex": "x"}}},
+            "output_config.format",
+        ),
+    ],
+)
+def test_a_form_that_is_not_read_is_refused_by_name(
+    server: LiveServer, path: str, fields: dict[str, Any], param: str
+) -> None:
+    message = {"role": "user", "content": "x"}
+    given = {COMPLETIONS: {"prompt": "x"}, "/v1/responses": {"input": "x"}}
+    body = given.get(path, {"messages": [message], "max_tokens": 5})
+    response = server.http.post(path, json={**body, **fields})
+    assert response.status_code == 400, response.text
+    assert param in str(response.json()["error"].get("param") or response.json()["error"]["message"])
+
+
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "json_schema"}}, "response_format", "'json_schema' field must be provided"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "needs `schema`"),

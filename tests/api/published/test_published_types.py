@@ -328,7 +328,7 @@ def test_keys_and_limits_are_refused_in_the_published_type(start_server: StartSe
 
 @pytest.mark.parametrize("path", [*GENERATING, "/v1/embeddings", "/ready"])
 def test_a_server_that_loads_says_so_in_the_published_type(start_server: StartServer, path: str) -> None:
-    live = start_server("--load-s", "30", wait=False)
+    live = start_server("--load-held-by", ".", wait=False)
     live.wait_for(lambda: live.status("/health") == 200)
     body = {"model": "tiny", **GENERATING.get(path, {"input": "x"})}
     answer = live.http.get(path) if path == "/ready" else live.http.post(path, json=body)

@@ -8,7 +8,7 @@ MAX_LOGPROBS = 1 << 22
 """In one answer. One is 12 bytes while it is kept, about 65 in the body: 270 MB in the largest."""
 
 
-def check_size(request: GenerationRequest, max_model_len: int, cap: int | None) -> None:
+def check_answer_size(request: GenerationRequest, max_model_len: int, cap: int | None) -> None:
     """Raise RequestError where the answer could hold more than `MAX_LOGPROBS`. `cap` is the model's on any output."""
     sampling = request.sampling
     lengths = [len(prompt.token_ids) for prompt in request.prompts]
