@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.errors import invalid
 from jserve.api.generation.generation import Generation
@@ -68,7 +69,7 @@ async def prepare_embeddings(
         prompts.append(await _prompt_of_input(request, text, body, model))
         await asyncio.sleep(0)  # A thousand texts must not hold up everybody else's tokens.
     return GenerationRequest(
-        public_id=public_id(id_prefix, request.headers, body.request_id),
+        public_id=public_id(id_prefix, current_call(), body.request_id),
         prompts=prompts,
         sampling=SamplingParams(max_tokens=0, temperature=0.0),
         priority=body.priority or 0,

@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
@@ -26,8 +27,8 @@ async def responses(request: Request) -> Response:
     chat = chat_of(body)
     with errors_naming(NAMES):
         if body.truncation == "auto":
-            chat = await drop_oldest_turns(request, chat, model)
-        generation = await start_chat(request, chat, model, "resp_")
+            chat = await drop_oldest_turns(server, current_call(), chat, model)
+        generation = await start_chat(server, current_call(), chat, model, "resp_")
     answer = ResponsesAnswer(body, model, generation)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
@@ -38,7 +39,7 @@ async def count_input_tokens(request: Request) -> Response:
     body = await read_body(request, ResponsesBody)
     model = server.admit()
     with errors_naming(NAMES):
-        prepared = await prepare_chat(request, chat_of(body), model)
+        prepared = await prepare_chat(server, current_call(), chat_of(body), model)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
 
 
