@@ -18,7 +18,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Transcript:
-    """A choice as it grows, in little memory. `logprobs` is None where none were asked for."""
+    """A choice as it grows, in little memory. `logprobs` is None where none are wanted."""
 
     index: int
     token_ids: "array[int]" = field(default_factory=lambda: array("i"))

@@ -94,7 +94,7 @@ class EventStream(Response):
         self._keep_alive: KeepAlive
         self._last_events: asyncio.Future[bytes]
         self._pieces: Iterator[bytes] | None = None
-        """Of the chunk that is being written, where it is written in pieces."""
+        """What is left of the chunk that is being written in pieces."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
@@ -108,7 +108,7 @@ class EventStream(Response):
             body = await self._events()
             await send(self._writer.last_message(body))
         except ClientGoneError:
-            pass  # Nobody is left to be told.
+            pass  # Nobody is left to read it.
         except Exception as error:
             self._keep_alive.stop()
             held = self._interval.rest()

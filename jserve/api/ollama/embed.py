@@ -1,5 +1,7 @@
-"""POST /api/embed and /api/embeddings: the final hidden state of each input's last token, or the mean of all with
-`--pooling mean`, of unit length; of a model for embeddings, as its own files have it.
+"""POST /api/embed and /api/embeddings: a vector of length 1 for each input.
+
+It is the final hidden state of the input's last token, or the mean of all with `--pooling mean`. A model for embeddings
+pools as its own files say.
 
 Each input has its vector, an empty one too. As in Ollama an input over the context is cut at its end, unless the
 request says `truncate: false`: its clients count on that. `dimensions` keeps the first ones and scales them to unit

@@ -62,7 +62,7 @@ class AnswerFrame:
         return known.of(text)
 
     def last_chunk(self, chunk: Shape) -> bytes:
-        """The usage, where it was asked for, and the end."""
+        """The usage, where the request wants it, and the end."""
         if not self._with_usage:
             return DONE
         fields = {"usage": self.usage(), "metrics": self._metrics() or UNSET}

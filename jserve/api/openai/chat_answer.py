@@ -61,7 +61,7 @@ class ChatAnswer:
         return b"".join(events)
 
     def last_chunk(self) -> bytes:
-        """The usage, where it was asked for, and the end."""
+        """The usage, where the request wants it, and the end."""
         return self._frame.last_chunk(ChatChunk)
 
     def error(self, problem: ErrorAnswer) -> bytes:

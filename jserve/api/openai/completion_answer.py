@@ -79,7 +79,7 @@ class CompletionAnswer:
             yield after
 
     def last_chunk(self) -> bytes:
-        """The usage, where it was asked for, and the end."""
+        """The usage, where the request wants it, and the end."""
         return self._frame.last_chunk(CompletionChunk)
 
     def error(self, problem: ErrorAnswer) -> bytes:

@@ -1,5 +1,7 @@
-"""POST /v1/embeddings: the final hidden state of a text's last token, or of its first, or the mean of all, of unit
-length. A model for embeddings says which it is, and what is put before a text.
+"""POST /v1/embeddings: a vector of length 1 for each input.
+
+It is the final hidden state of the input's last token, of its first, or the mean of all. A model for embeddings says
+which of these it was trained for, and what text goes before an input.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The engine's logprobs in the two shapes of the OpenAI API.
 
-Both clamp at -9999, since JSON has no minus infinity. The best alternatives are the true ones, best first,
-whether or not the sampled token is among them.
+Both write -9999 for a probability of zero, since JSON has no minus infinity. The alternatives are the most probable
+tokens, best first, whether or not the sampled token is among them.
 """
 
 from codecs import getincrementaldecoder

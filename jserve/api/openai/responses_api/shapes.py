@@ -28,7 +28,7 @@ Part = ReasoningText | OutputText
 
 
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
-    """What the model thought. It is given as it is, so there is no summary and nothing encrypted."""
+    """What the model thought. It is shown as it is, so there is no summary and nothing encrypted."""
 
     id: str
     status: str
@@ -189,7 +189,7 @@ class ContentPartDone(_InPart, frozen=True, kw_only=True, tag="response.content_
 
 
 class OutputTextDelta(_InPart, frozen=True, kw_only=True, tag="response.output_text.delta"):
-    """More text, with the logprobs of its tokens where they were asked for."""
+    """More text, with the logprobs of its tokens where they are wanted."""
 
     delta: str
     logprobs: list[TokenLogprob]
