@@ -287,7 +287,7 @@ class Generator:
             )
             # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
-            choice = Choice(index, request.sampling, tokenizer, parser)
+            choice = Choice(index, request.sampling, tokenizer, parser, prompt)
             max_tokens = sampling.max_tokens or 0
             choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
         if self._log_requests:
@@ -322,16 +322,16 @@ def _check_finite(delta: TokenDelta) -> None:
 
 
 def describe_sampling(request: GenerationRequest) -> str:
-    """What is asked for, as far as it says nothing about the content."""
+    """The sampling of a request, for the log: nothing in it tells the content."""
     defaults = SamplingParams()
-    asked = {name: getattr(request.sampling, name) for name in _LOGGED}
-    changed = {name: value for name, value in asked.items() if value != getattr(defaults, name)}
+    values = {name: getattr(request.sampling, name) for name in _LOGGED}
+    changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
     num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
     return " ".join(f"{name}={value}" for name, value in {"prompt_tokens": num_prompt, **changed}.items())
 
 
 def choice_seed(seed: int | None, k: int) -> int:
-    """The seed of the k-th choice, as int64: the given one for the first, far from it for the others."""
+    """The seed of the k-th choice, as int64: `seed` itself for the first choice, far from it for the others."""
     if seed is None:
         return secrets.randbits(63)
     mixed = (seed + k * _GOLDEN) % 2**64

@@ -22,6 +22,7 @@ from jserve.api.openai.structured import constrain
 from jserve.api.openai.unsupported import refuse_unsupported_completion_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
+from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -130,7 +131,8 @@ async def _prepare_prompt(
     check_prompt_length(len(token_ids), max_model_len, generates=generates)
     text = prompt if isinstance(prompt, str) else ""
     if body.echo and (not text or body.truncate_prompt_tokens is not None):
-        text = model.tokenizer.decode(token_ids, skip_special_tokens=body.skip_special_tokens)
+        detokenizer = IncrementalDetokenizer(model.tokenizer, body.skip_special_tokens)
+        text = detokenizer.push(token_ids) + detokenizer.finish()
     return PreparedPrompt(token_ids, text)
 
 
