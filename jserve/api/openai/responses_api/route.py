@@ -30,8 +30,8 @@ async def responses(request: Request) -> Response:
     chat = chat_of(body)
     with errors_naming(NAMES):
         if body.truncation == "auto":
-            chat = await drop_oldest_turns(request, chat, model)
-        generation = await start_chat(request, chat, model, "resp_")
+            chat = await drop_oldest_turns(server, current_call(), chat, model)
+        generation = await start_chat(server, current_call(), chat, model, "resp_")
     keep = None if body.store is False else partial(server.recent_items.add, caller)
     answer = ResponsesAnswer(body, model, generation, keep)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
@@ -44,7 +44,7 @@ async def count_input_tokens(request: Request) -> Response:
     model = server.admit(body.model)
     body = with_items(body, server.recent_items, current_call().key.digest)
     with errors_naming(NAMES):
-        prepared = await prepare_chat(request, chat_of(body), model)
+        prepared = await prepare_chat(server, current_call(), chat_of(body), model)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
 
 
