@@ -51,7 +51,7 @@ class Contents:
 
     @property
     def num_bytes(self) -> int:
-        """Of the files."""
+        """Sum of the files' sizes."""
         return sum(file.stat().st_size for file in self.files)
 
     @property

@@ -11,7 +11,7 @@ from jserve.checkpoint.json_file import read_json
 _LIMIT = 8 << 20
 """Bytes; lists of modules are the longest part."""
 GPTQ, AWQ, MODELOPT = "quantize_config.json", "quant_config.json", "hf_quant_config.json"
-"""Of AutoGPTQ, of AutoAWQ and of NVIDIA's ModelOpt."""
+"""Written by AutoGPTQ, by AutoAWQ and by NVIDIA's ModelOpt."""
 
 
 def with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Inspection:
     tokens_of_server: int | None = None
     max_model_len: int | None = None
     pooling: str | None = None
-    """Of a model for embeddings, which generates nothing."""
+    """Set for a model for embeddings, which generates nothing."""
     memory: dict[str, int] | None = None
 
 

@@ -14,7 +14,7 @@ from jserve.quant.weight import Layout
 Array = np.ndarray[Any, Any]
 Index = tuple[slice, ...]
 Shapes = dict[str, tuple[int, ...]]
-"""Of tensors, by name."""
+"""Shapes of tensors by name."""
 Read = Callable[[str, Index], Array]
 """Reads a slice of a tensor of the checkpoint by its name relative to the module."""
 

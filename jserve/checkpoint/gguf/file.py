@@ -26,7 +26,7 @@ _MAX_NESTING = 4
 _MAX_HEADER = 256 << 20
 """Bytes before the tensors. A vocabulary of 262,144 tokens with its merges takes some 10 MB."""
 _MAX_ITEMS = 1 << 24
-"""Of one array of the metadata; as Python's objects each takes tens of bytes."""
+"""Entries of one array of the metadata; as Python's objects each takes tens of bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class DecoderLayers:
 
 
 def linear_paths(layer: DecoderLayer) -> list[Path]:
-    """Of all linear layers in a decoder layer."""
+    """Names of all linear layers in a decoder layer."""
     return [tuple(map(str, path)) for path, module in nnx.iter_modules(layer) if isinstance(module, Linear)]
 
 
@@ -198,7 +198,7 @@ def _apply(graph: Any, weights: Any, x: jax.Array, kv: LayerKV, context: StepCon
 
 
 def _context(config: ModelConfig, shape: EngineShape) -> StepContext:
-    """Of a step whose only row is a whole sample."""
+    """The context of a step whose only row is a whole sample."""
     length = shape.max_model_len
     positions = jnp.arange(length, dtype=jnp.int32)
     row = jnp.arange(shape.num_pages, dtype=jnp.int32)[None]

@@ -176,7 +176,7 @@ def _is_bracketed(token: str) -> bool:
 
 
 def _original_piece(token: str) -> str:
-    """Of BERT's vocabulary (`BertModel.set_vocab` of llama.cpp's converter, read backwards)."""
+    """The token as BERT's vocabulary spells it (`BertModel.set_vocab` of llama.cpp's converter, read backwards)."""
     if _is_bracketed(token):
         return token
     return token[1:] if token.startswith("\u2581") else f"##{token}"

@@ -15,7 +15,7 @@ from jserve.text.tokenizers.decoder_kind import DecoderKind, TokenScheme, decode
 _GIL_HELD_CHARACTERS = 1024
 """`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""
 _PIECE_CHARACTERS = 1 << 16
-"""Of a text whose tokens are counted piece by piece."""
+"""Length of a piece, where the tokens of a text are counted piece by piece."""
 
 
 class Tokenizer:
