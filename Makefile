@@ -11,9 +11,14 @@ UV     := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # The CUDA extra that the driver allows; without an NVIDIA GPU what makes a CPU fast.
 CUDA   := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
 EXTRA  := $(if $(CUDA),$(if $(filter 12,$(CUDA)),[cuda12],[cuda13]),[cpu])
-JAX    = $(shell $(BIN)/python -c 'import jax; print(jax.__version__)')
+# What compiles for GPUs on a machine without one, for the JAX that a venv has; without its dependencies.
+COMPILER = jax=$$($(1)/bin/python -c 'import jax; print(jax.__version__)') && $(1)/bin/uv pip install --quiet \
+  --python $(1)/bin/python --no-deps jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax nvidia-cuda-nvcc-cu12
+# What a GPU user has: a Python for which there is the newest JAX, with Mosaic. pyenv's, unless it is named.
+NEWEST_PYTHON ?= $(lastword $(wildcard $(foreach minor,12 13,$(HOME)/.pyenv/versions/3.$(minor).*/bin/python)))
+NEWEST        := .venv-newest
 
-.PHONY: serve test lint types quick slow test-gpu-compile bench bench-load bench-gpu model install clean help
+.PHONY: serve test lint types quick slow test-gpu-compile test-newest-jax bench bench-load bench-gpu model install clean help
 
 serve: $(VENV)/installed $(MODEL)  ## serve MODEL on PORT; ARGS are further flags
 	$(BIN)/jserve --model $(MODEL) --port $(PORT) $(ARGS)
@@ -37,6 +42,11 @@ slow: $(VENV)/test-installed model  ## the tests that take minutes, with further
 
 test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this machine, without a GPU, in full size
 	$(BIN)/python -m pytest tests/gpu_compile -m "slow or not slow"
+
+# Without torch, and so without what compares with it.
+test-newest-jax: $(if $(NEWEST_PYTHON),$(NEWEST)/installed)  ## the kernels, and what compiles for GPUs, on Python 3.12 or newer
+	$(if $(NEWEST_PYTHON),$(NEWEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+	  tests/pallas_kernels tests/gpu_compile,@echo "skipped: no Python 3.12 or newer is in pyenv; name one with NEWEST_PYTHON=")
 
 bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 29 minutes, after installing them once
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
@@ -76,11 +86,17 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	touch $@
 
 # torch is the reference that the tests compare with; pip, not uv, takes a build without CUDA where there is one.
-# The plugin and ptxas compile for GPUs on a machine without one.
 $(VENV)/test-installed: pyproject.toml | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(UV) --editable '.[test]'
-	test -n "$(CUDA)" || $(UV) --no-deps jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX) nvidia-cuda-nvcc-cu12
+	test -n "$(CUDA)" || { $(call COMPILER,$(VENV)); }
+	touch $@
+
+$(NEWEST)/installed: pyproject.toml
+	$(NEWEST_PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet uv
+	$(NEWEST)/bin/uv pip install --quiet --upgrade --python $(NEWEST)/bin/python --editable '.[kernel-test]'
+	$(call COMPILER,$(NEWEST))
 	touch $@
 
 $(VENV)/bench-installed: pyproject.toml | $(VENV)/installed
@@ -88,7 +104,7 @@ $(VENV)/bench-installed: pyproject.toml | $(VENV)/installed
 	touch $@
 
 clean:  ## remove the virtual environment and the model
-	rm -rf $(VENV) models
+	rm -rf $(VENV) $(NEWEST) models
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18

@@ -80,7 +80,7 @@ class Scenario:
 
 def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> list[Scenario]:
     """Every kind and load, in the order of measuring."""
-    found = []
+    planned = []
     for kind in kinds:
         targets = tuple(r.target for r in running if kind.name == KINDS[0].name or r.server.name not in RARE)
         for streams, prompts in kind.loads:
@@ -98,8 +98,8 @@ def scenarios(kinds: Sequence[Kind], running: Sequence[Running], seed: int) -> l
                 goodput={},
                 server_pids={r.server.name: (r.process.pid,) for r in running},
             )
-            found.append(Scenario(kind, plan))
-    return found
+            planned.append(Scenario(kind, plan))
+    return planned
 
 
 def measure_rounds(
@@ -180,25 +180,25 @@ def label(scenario: Scenario) -> str:
     return f"{scenario.kind.name} {scenario.load.label}"
 
 
-def summary(runs: Sequence[Run], found: Sequence[Ratio]) -> dict[str, Any]:
+def summary(runs: Sequence[Run], own_ratios: Sequence[Ratio]) -> dict[str, Any]:
     """By kind, load and server: medians of the clean rounds (of all, if none is), and ratios to the peers.
 
     `flagged` counts the rounds that were left out of the medians, or all of them if none was clean.
     """
-    told: dict[str, Any] = {}
+    by_kind: dict[str, Any] = {}
     for name in dict.fromkeys(run.load for run in runs):
         kind, load = name.split(" ")
-        here = told.setdefault(kind, {}).setdefault(load, {})
+        here = by_kind.setdefault(kind, {}).setdefault(load, {})
         for target in dict.fromkeys(run.target for run in runs if run.load == name):
             mine = [run.metrics for run in runs if run.load == name and run.target == target]
             clean = [metrics for metrics in mine if not metrics.flags]
             here[target] = medians(clean or mine) | {"rounds": len(mine), "flagged": len(mine) - len(clean)}
             here[target]["ratio_to"] = {
                 ratio.to: round(ratio.median["output_rate"], 3)
-                for ratio in found
+                for ratio in own_ratios
                 if ratio.load == name and ratio.of == target and "output_rate" in ratio.median
             }
-    return told
+    return by_kind
 
 
 def medians(metrics: Sequence[RunMetrics]) -> dict[str, Any]:
@@ -255,29 +255,29 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: order.index(run.target))
 
 
-def with_others(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def with_others(result: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """A result with what an earlier one of the same machine has of the loads that were not measured again; nothing is
     kept of another machine.
     """
-    again = {run["load"] for run in found["runs"]}
+    again = {run["load"] for run in result["runs"]}
     here = machine()
     if any(before["machine"][key] != here[key] for key in SAME_MACHINE if key in before["machine"]):
-        return found
-    told = dict(found)
+        return result
+    merged = dict(result)
     kept = dict.fromkeys(run["load"] for run in before["runs"] if run["load"] not in again)
     for name in ("ratios", "runs"):
-        told[name] = [each for each in before[name] if each["load"] in kept] + found[name]
-    kinds = {kind["name"]: kind for result in (before, found) for kind in result["kinds"]}
-    told["kinds"] = [kinds[kind.name] for kind in KINDS if kind.name in kinds]
-    told["summary"] = {}
-    for kind in told["kinds"]:
+        merged[name] = [each for each in before[name] if each["load"] in kept] + result[name]
+    kinds = {kind["name"]: kind for each in (before, result) for kind in each["kinds"]}
+    merged["kinds"] = [kinds[kind.name] for kind in KINDS if kind.name in kinds]
+    merged["summary"] = {}
+    for kind in merged["kinds"]:
         for streams, _ in kind["loads"]:
-            source = before if f"{kind['name']} c={streams}" in kept else found
+            source = before if f"{kind['name']} c={streams}" in kept else result
             servers = source["summary"].get(kind["name"], {}).get(f"c={streams}")
             if servers is not None:
-                told["summary"].setdefault(kind["name"], {})[f"c={streams}"] = servers
-    told["measured_before"] = {load: before.get("measured_before", {}).get(load, before["time"]) for load in kept}
-    return told
+                merged["summary"].setdefault(kind["name"], {})[f"c={streams}"] = servers
+    merged["measured_before"] = {load: before.get("measured_before", {}).get(load, before["time"]) for load in kept}
+    return merged
 
 
 def compare(servers: Field, folder: Path, visit: Visit, names: Sequence[str]) -> dict[str, Any]:
@@ -290,13 +290,13 @@ def compare(servers: Field, folder: Path, visit: Visit, names: Sequence[str]) ->
     left_out: dict[str, str] = dict(servers.left_out)
     todo = scenarios(kinds, servers.running, seed)
     runs = measure_rounds(todo, ROUNDS, visit, load_tokenizer(str(folder)), left_out)
-    found = [ratio for ratio in ratios(in_order(runs)) if ratio.of.startswith("jserve")]
+    own_ratios = [ratio for ratio in ratios(in_order(runs)) if ratio.of.startswith("jserve")]
     return {
         "seed": seed,
         "kinds": [asdict(kind) for kind in kinds],
-        "servers": [r.told() | {"compiles_after_ready": compiles_after_ready(r)} for r in servers.running],
+        "servers": [r.described() | {"compiles_after_ready": compiles_after_ready(r)} for r in servers.running],
         "left_out": left_out,
-        "summary": summary(runs, found),
-        "ratios": [asdict(ratio) for ratio in found],
+        "summary": summary(runs, own_ratios),
+        "ratios": [asdict(ratio) for ratio in own_ratios],
         "runs": [asdict(run) for run in runs],
     }

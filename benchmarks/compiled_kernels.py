@@ -74,7 +74,7 @@ class Refused:
     gpu: str
     reason: str
     is_fault: bool
-    """Of the compiler; not where the implementation says that it does not support the case, and another one runs."""
+    """The compiler failed. Where the implementation does not support the case, another one runs: that is no fault."""
 
 
 class Compiler:
@@ -86,7 +86,7 @@ class Compiler:
         self._implementation = implementation
 
     def rows(self, kernel: Kernel, case: KernelCase, gpu: str) -> Iterator[Row | Refused]:
-        """Of each of our launches of a case, in their order."""
+        """A row for each of our launches of a case, in their order."""
         inputs = abstract_inputs(case)
         device = jax.sharding.SingleDeviceSharding(gpu_topology(gpu)[0])
         args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), inputs.args)
@@ -147,9 +147,9 @@ def _names(lowered: jax.stages.Lowered) -> set[str]:
     return set(re.findall(r'@__gpu\$xla\.gpu\.triton\(.*?\bname = "(\w+)"', lowered.as_text()))
 
 
-def is_sound(found: Sequence[Row | Refused]) -> bool:
+def is_sound(outcomes: Sequence[Row | Refused]) -> bool:
     """Whether nothing spills, and the compiler took everything that the implementations support."""
-    return not any(each.spilled if isinstance(each, Row) else each.is_fault for each in found)
+    return not any(each.spilled if isinstance(each, Row) else each.is_fault for each in outcomes)
 
 
 def chosen(match: str, implementation: str = "triton") -> list[tuple[Kernel, KernelCase]]:
@@ -163,23 +163,23 @@ def chosen(match: str, implementation: str = "triton") -> list[tuple[Kernel, Ker
     ]
 
 
-def with_others(told: dict[str, Any], file: Path) -> dict[str, Any]:
+def with_others(result: dict[str, Any], file: Path) -> dict[str, Any]:
     """The report with the rows of cases that were not compiled now, if the file has them of the same tools."""
     if not file.exists():
-        return told
+        return result
     before = json.loads(file.read_text())
-    told = told | {name: before[name] for name in ("mosaic",) if name in before}
-    if (before["jax"], before["ptxas"]) != (told["jax"], told["ptxas"]):
-        return told
+    result = result | {name: before[name] for name in ("mosaic",) if name in before}
+    if (before["jax"], before["ptxas"]) != (result["jax"], result["ptxas"]):
+        return result
     order = [(kernel.name, case.name) for kernel, case in chosen("")]
-    now = {(each["kernel"], each["case"], each["gpu"]) for each in (*told["rows"], *told["refused"])}
+    now = {(each["kernel"], each["case"], each["gpu"]) for each in (*result["rows"], *result["refused"])}
 
     def joined(name: str) -> list[dict[str, Any]]:
         kept = [e for e in before[name] if (e["kernel"], e["case"], e["gpu"]) not in now]
-        known = [e for e in (*kept, *told[name]) if (e["kernel"], e["case"]) in order]
+        known = [e for e in (*kept, *result[name]) if (e["kernel"], e["case"]) in order]
         return sorted(known, key=lambda e: (order.index((e["kernel"], e["case"])), list(TARGETS).index(e["gpu"])))
 
-    return {**told, "rows": joined("rows"), "refused": joined("refused")}
+    return {**result, "rows": joined("rows"), "refused": joined("refused")}
 
 
 def with_mosaic(file: Path, rows: Sequence[Row], version: str) -> dict[str, Any]:
@@ -206,22 +206,22 @@ def report(rows: Sequence[Row], refused: Sequence[Refused], version: str) -> dic
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     """The JSON file for a person: a table for each kernel, a line for each launch of a case."""
-    spilled = sum(row["spilled"] for row in found["rows"])
-    gpus = ", ".join(f"{gpu.upper()} ({target})" for gpu, target in found["targets"].items())
-    command = " ".join(found["command"])
+    spilled = sum(row["spilled"] for row in result["rows"])
+    gpus = ", ".join(f"{gpu.upper()} ({target})" for gpu, target in result["targets"].items())
+    command = " ".join(result["command"])
     lines = [
         "# The kernels as compiled, without a GPU",
         "",
-        f"Written by `{command}` with jax {found['jax']} and ptxas {found['ptxas']}, for {gpus}. **Compiled, never",
+        f"Written by `{command}` with jax {result['jax']} and ptxas {result['ptxas']}, for {gpus}. **Compiled, never",
         "executed.** A cell is registers a thread · shared memory a block · warps a block · blocks that fit on one",
-        f"core (SM) at once. Bytes spilled to local memory, in all {len(found['rows'])} rows: {spilled}.",
+        f"core (SM) at once. Bytes spilled to local memory, in all {len(result['rows'])} rows: {spilled}.",
     ]
-    for kernel in dict.fromkeys(row["kernel"] for row in found["rows"]):
-        mine = [row for row in found["rows"] if row["kernel"] == kernel]
-        lines += ["", f"## {kernel}", "", *_table(mine, list(found["targets"]))]
-    if mosaic := found.get("mosaic"):
+    for kernel in dict.fromkeys(row["kernel"] for row in result["rows"]):
+        mine = [row for row in result["rows"] if row["kernel"] == kernel]
+        lines += ["", f"## {kernel}", "", *_table(mine, list(result["targets"]))]
+    if mosaic := result.get("mosaic"):
         lines += [
             "",
             "## paged_attention, Mosaic GPU",
@@ -232,9 +232,9 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             *_table(mosaic["rows"], ["h200"]),
         ]
-    if found["refused"]:
+    if result["refused"]:
         lines += ["", "## Not compiled", "", "| kernel | case | GPU | why |", "|---|---|---|---|"]
-        lines += [f"| {e['kernel']} | {e['case']} | {e['gpu'].upper()} | {e['reason']} |" for e in found["refused"]]
+        lines += [f"| {e['kernel']} | {e['case']} | {e['gpu'].upper()} | {e['reason']} |" for e in result["refused"]]
     return "\n".join(lines) + "\n"
 
 
@@ -281,21 +281,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ["MOSAIC_GPU_DUMP_TO"] = str(dump)
         jax.config.update("jax_platforms", "cpu")
         compiler = Compiler(ptxas, dump, args.implementation)
-        found: list[Row | Refused] = []
+        outcomes: list[Row | Refused] = []
         for kernel, case in chosen(args.match, args.implementation):
             for gpu in args.gpus.split(","):
-                found += (now := list(compiler.rows(kernel, case, gpu)))
+                outcomes += (now := list(compiler.rows(kernel, case, gpu)))
                 faults = [each.reason for each in now if isinstance(each, Refused) and each.is_fault]
                 print(f"{kernel.name}/{case.name} {gpu}", *faults, file=sys.stderr, flush=True)
-    rows = [each for each in found if isinstance(each, Row)]
-    refused = [each for each in found if isinstance(each, Refused)]
+    rows = [each for each in outcomes if isinstance(each, Row)]
+    refused = [each for each in outcomes if isinstance(each, Refused)]
     if args.implementation == "mosaic":
-        told = with_mosaic(args.out, rows, ptxas_version(ptxas))
+        result = with_mosaic(args.out, rows, ptxas_version(ptxas))
     else:
-        told = with_others(report(rows, refused, ptxas_version(ptxas)), args.out)
-    args.out.write_text(json.dumps(told, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(told))
-    return 0 if is_sound(found) else 1
+        result = with_others(report(rows, refused, ptxas_version(ptxas)), args.out)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(markdown(result))
+    return 0 if is_sound(outcomes) else 1
 
 
 if __name__ == "__main__":

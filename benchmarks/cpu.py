@@ -11,7 +11,7 @@ model that costs nothing), and, with all servers resident, a trace under time li
 latency (`serving`). Each has its own limit of time, and `serving` all that is left; its output is in a log and its
 figures in a JSON file. Nothing else may run on the machine: rounds that other load disturbed are flagged and take no
 part in the medians. Everything that was started is stopped in the end, after a failure or Ctrl-C too. What was left
-out is told at the end; loads of `serving` keep what an earlier run on the same machine measured, with its date.
+out is named at the end; loads of `serving` keep what an earlier run on the same machine measured, with its date.
 """
 
 import argparse
@@ -88,14 +88,14 @@ class Bench:
     forms: Forms
     servers: Field
     kinds: list[str]
-    """Of prompts, in `serving`."""
+    """Kinds of prompt in `serving`."""
     command: list[str]
     caches: Path
-    """Of what servers compile, from the part `start`."""
+    """Folder of what servers compile, from the part `start` on."""
     measures_second: bool
     """`start` starts SECOND once, and its start as a resident server is the second one."""
 
-    def write(self, file: str, told: Mapping[str, Any]) -> None:
+    def write(self, file: str, result: Mapping[str, Any]) -> None:
         """A result file, which begins with the command, the time and the machine."""
         head = {
             "command": self.command,
@@ -103,7 +103,7 @@ class Bench:
             "machine": machine(),
             "tiny": self.visit.tiny,
         }
-        (self.results / file).write_text(json.dumps({**head, **told}, indent=1) + "\n")
+        (self.results / file).write_text(json.dumps({**head, **result}, indent=1) + "\n")
 
 
 def start_all(bench: Bench, ready: Sequence[Server]) -> None:
@@ -120,8 +120,8 @@ def start_all(bench: Bench, ready: Sequence[Server]) -> None:
         is_second = bench.measures_second and server.name == SECOND
         caches = with_cache(server, bench.caches / f"{server.name}-0")[1] if is_second else None
         started = servers.add(server, bench.forms, caches=caches)
-        told = f"ready in {started.ready_s:.1f} s" if started else servers.left_out[server.name]
-        print(f"{server.name}: {told}", file=sys.stderr, flush=True)
+        state = f"ready in {started.ready_s:.1f} s" if started else servers.left_out[server.name]
+        print(f"{server.name}: {state}", file=sys.stderr, flush=True)
         if started and is_second:
             add_second_start(bench.results / ALONE["start"].file, started)
     if not servers.running:
@@ -130,23 +130,23 @@ def start_all(bench: Bench, ready: Sequence[Server]) -> None:
 
 def add_second_start(file: Path, started: Running) -> None:
     """Put the start of a resident server among the starts that were measured before."""
-    told = json.loads(file.read_text())
-    told["seconds"][started.server.name]["second"] = {"first_token_s": started.ready_s, "health_s": None}
-    told["resident"] = [started.server.name]
-    file.write_text(json.dumps(told, indent=1) + "\n")
+    starts = json.loads(file.read_text())
+    starts["seconds"][started.server.name]["second"] = {"first_token_s": started.ready_s, "health_s": None}
+    starts["resident"] = [started.server.name]
+    file.write_text(json.dumps(starts, indent=1) + "\n")
 
 
 def serving(bench: Bench) -> tuple[str, ...]:
     """Throughput and latency by kind of prompt and streams; see `benchmarks.compare`."""
-    found = compare(bench.servers, bench.forms.folder, bench.visit, bench.kinds)
-    if found["summary"] == {}:
+    result = compare(bench.servers, bench.forms.folder, bench.visit, bench.kinds)
+    if result["summary"] == {}:
         raise FailedError("there was no time for any scenario")
     before = bench.results / "cpu-serving.json"
-    bench.write(before.name, with_others(found, json.loads(before.read_text())) if before.exists() else found)
+    bench.write(before.name, with_others(result, json.loads(before.read_text())) if before.exists() else result)
     return tuple(
         f"{kind} {load} {server}: {f['output_tokens_per_s']:.0f} tokens/s"
         + "".join(f", {ratio:.2f} x {peer}" for peer, ratio in f["ratio_to"].items() if peer != "jserve-bf16")
-        for kind, loads in found["summary"].items()
+        for kind, loads in result["summary"].items()
         for load, by_server in loads.items()
         for server, f in by_server.items()
         if server.startswith("jserve")
@@ -181,9 +181,9 @@ def own_process(name: str, words: Sequence[str], file: str, limit: float, bench:
     made = bench.visit.folder / file
     made.unlink(missing_ok=True)
     must(bench.visit.run(name, [*MODULE, *words, "--out", str(made)], limit), words[0])
-    told = json.loads(made.read_text())
+    result = json.loads(made.read_text())
     command = ["python", "-m", *(Path(word).name if word.startswith("/") else word for word in words)]
-    bench.write(file, {**told, "command": command})
+    bench.write(file, {**result, "command": command})
     made.unlink()
     log = bench.visit.log(name)
     return (f"see {log.relative_to(ROOT) if log.is_relative_to(ROOT) else log}",)

@@ -22,7 +22,7 @@ from pallas_kernels.dense_matmul import dense_matmul
 
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
 LAYERS = 30
-THIN_ROWS = 2
+SMALL_BATCH = 2
 """Up to so many rows engines without native code use `small_batch`."""
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 native = partial(dense_matmul, implementation="native")
@@ -57,15 +57,15 @@ def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray],
     def outputs_first(w: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(w.T).astype(ml_dtypes.bfloat16)
 
-    found: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
+    listed: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
         ("float32", 4, np.ascontiguousarray, plain),
         ("bfloat16", 2, outputs_first, narrow),
         ("native float32", 4, lambda w: np.ascontiguousarray(w.T), native),
         ("native bits", 2, lambda w: outputs_first(w).view(np.uint16), native),
     ]
-    if rows <= THIN_ROWS:
-        found.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
-    return found
+    if rows <= SMALL_BATCH:
+        listed.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
+    return listed
 
 
 def chain_time(rows: int, place: Callable[[np.ndarray], np.ndarray], product: Product, rounds: int) -> float:

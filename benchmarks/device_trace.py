@@ -1,4 +1,4 @@
-"""How much of a step no kernel runs in, out of the trace that `jax.profiler.trace` leaves behind. No jax.
+"""In what share of a step no kernel runs, from the trace that `jax.profiler.trace` writes. Imports no jax.
 
 Written for what the profiler is documented to write, a Chrome trace with a process "/device:GPU:n" for each GPU and a
 thread for each stream; no trace of a GPU has been read with it yet.
@@ -17,7 +17,7 @@ NO_WORK = ("Steps", "XLA Modules", "XLA Ops", "Framework", "Source", "Launch Sta
 
 
 def idle_share(folder: Path) -> float | None:
-    """Of the first GPU's time between its kernels, on all streams; None where the trace has no GPU in it."""
+    """The share of time in which the first GPU runs no kernel on any stream; None where the trace has no GPU."""
     traces = sorted(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     if not traces:
         return None

@@ -123,7 +123,7 @@ def best(starts: Sequence[Start], server: str, kind: str) -> dict[str, float | N
     return {"first_token_s": min(s.first_token_s for s in mine), "health_s": min(healths, default=None)}
 
 
-def told(start: Start) -> Start:
+def printed(start: Start) -> Start:
     """The same, after a line on standard error."""
     print(f"{start.server} {start.kind}: {start.first_token_s:.1f} s", file=sys.stderr, flush=True)
     return start
@@ -139,7 +139,7 @@ def print_starts(starts: Sequence[Start]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 where jserve did not start; a peer that did not is told and left out."""
+    """0, or 1 where jserve did not start; a peer that did not is named and left out."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.first_token",
         description=__doc__,
@@ -172,12 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cache = (args.caches or folder / "caches") / f"{server.name}-{index}"
                 try:
                     for kind in ("cold",) if server.name in args.cold_only.split(",") else ("cold", "second"):
-                        starts.append(told(measure(server, forms, cache, kind, index, visit)))
+                        starts.append(printed(measure(server, forms, cache, kind, index, visit)))
                     if server.name == "jserve":
                         programs = folder / "programs"
                         compile_s = compile_s or compile_ahead(forms, programs, visit)
                         image = replace(server, command=(*server.command, "--executables", str(programs)))
-                        starts.append(told(measure(image, forms, folder / f"empty-{index}", "image", index, visit)))
+                        starts.append(printed(measure(image, forms, folder / f"empty-{index}", "image", index, visit)))
                 except FailedError as error:
                     left_out[server.name] = str(error)
                     print(f"{server.name}: {error}", file=sys.stderr, flush=True)

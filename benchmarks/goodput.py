@@ -15,7 +15,7 @@ that the server reports as cached (`usage.prompt_tokens_details`; jserve, vLLM: 
 `shareable` the most that a perfect cache could have had.
 
 A stall is the longest gap between two texts of one answer. `--chunk NAME=N` tells a server's token budget per
-step; the time of a lone prompt of N tokens is measured before the rounds, and stalls are given in such chunks.
+step; the time of a lone prompt of N tokens is measured before the rounds, and stalls are counted in such chunks.
 """
 
 import argparse
@@ -60,14 +60,14 @@ class GoodputRun:
     rate: float
     round: int
     good_share: float
-    """Of all requests, failed ones included."""
+    """Share of good requests among all, failed ones included."""
     good_requests_per_s: float
     good_tokens_per_s: float
     """Output tokens of good requests."""
     missed: dict[str, int]
     """Requests that missed a target, by target; some missed several."""
     cached_share: float | None
-    """Of the prompt tokens; None where the server does not tell."""
+    """Share of the prompt tokens; None where the server does not report it."""
     stall_ms: dict[str, float]
     """Distribution over the requests of the longest gap in each, and `max`."""
     chunk_ms: float | None
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         targets = targets_of(args, urls)
         slo = goodput_of(args.slo)
         chunks = {name: int(sizes[-1]) for name, sizes in per_target(args.chunk, urls).items() if sizes}
-        pids = {name: tuple(map(int, found)) for name, found in per_target(args.server_pid, urls).items()}
+        pids = {name: tuple(map(int, numbers)) for name, numbers in per_target(args.server_pid, urls).items()}
         tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
         specs = [spec_of(args, float(rate)) for rate in args.rates.split(",")]
     except (ValueError, OSError) as error:
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     traces = {f"{spec.rate:g}": describe(make_trace(spec, str(args.trace_seed))) for spec in specs}
     print_runs(console, runs, traces)
     if args.out:
-        given = sys.argv[1:] if argv is None else argv
-        args.out.write_text(json.dumps(report_of(args, given, seed, slo, traces, runs), indent=1) + "\n")
+        words = sys.argv[1:] if argv is None else argv
+        args.out.write_text(json.dumps(report_of(args, words, seed, slo, traces, runs), indent=1) + "\n")
     return 1 if any(run.metrics.failed for run in runs) else 0
 
 
@@ -144,7 +144,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--length-scale", type=float, default=0.4, help="of all lengths (default 0.4, for a CPU; recorded: 1)")
     add("--max-total", type=int, default=2048, help="most tokens of a prompt and its answer (default 2048)")
     add("--trace-seed", type=int, default=1, help="of times and lengths (default 1)")
-    add("--seed", type=int, help="of the words (default: a new one each time, told in --out)")
+    add("--seed", type=int, help="of the words (default: a new one each time, written to --out)")
     add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, for exact lengths")
     add = parser.add_argument_group("figures").add_argument
     add("--slo", nargs="+", default=list(DEFAULT_SLO), metavar="NAME:MS", help="default: ttft:2000 tpot:150")
@@ -222,8 +222,8 @@ async def send_trace(replay: Replay, target: Target) -> list[Outcome]:
                 messages += ({"role": "user", "content": said}, {"role": "assistant", "content": outcome.text})
             return outcomes
 
-        told = await asyncio.gather(*map(converse, conversations.values()))
-    return [outcome for outcomes in told for outcome in outcomes]
+        answered = await asyncio.gather(*map(converse, conversations.values()))
+    return [outcome for outcomes in answered for outcome in outcomes]
 
 
 def judge(
@@ -239,8 +239,8 @@ def judge(
     answered = [(outcome, timing_of(outcome, True)) for outcome in outcomes if outcome.error is None]
     good = [outcome for outcome, timing in answered if within(timing, slo)]
     stalls = [max(timing.itl) for _, timing in answered if timing.itl]
-    told = [o for o, _ in answered if o.cached_tokens is not None and o.prompt_tokens]
-    prompt_tokens = sum(outcome.prompt_tokens or 0 for outcome in told)
+    counted = [o for o, _ in answered if o.cached_tokens is not None and o.prompt_tokens]
+    prompt_tokens = sum(outcome.prompt_tokens or 0 for outcome in counted)
     seconds = metrics.duration_s or 1.0
     return GoodputRun(
         target=target,
@@ -250,7 +250,7 @@ def judge(
         good_requests_per_s=len(good) / seconds,
         good_tokens_per_s=sum(outcome.output_tokens for outcome in good) / seconds,
         missed={name: sum(not within(timing, {name: limit}) for _, timing in answered) for name, limit in slo.items()},
-        cached_share=sum(outcome.cached_tokens or 0 for outcome in told) / prompt_tokens if prompt_tokens else None,
+        cached_share=sum(outcome.cached_tokens or 0 for outcome in counted) / prompt_tokens if prompt_tokens else None,
         stall_ms={**distribution(stalls, PERCENTILES), **({"max": max(stalls)} if stalls else {})},
         chunk_ms=chunk_ms,
         metrics=metrics,
@@ -270,8 +270,8 @@ def tell(run: GoodputRun) -> None:
 def print_runs(console: Console, runs: Sequence[GoodputRun], traces: Mapping[str, Mapping[str, float]]) -> None:
     """One row a run, and for each server the highest rate that it served."""
     for rate, trace in traces.items():
-        told = ", ".join(f"{name} {number(value)}" for name, value in trace.items())
-        console.print(f"trace at rate {rate}: {told}", highlight=False)
+        figures = ", ".join(f"{name} {number(value)}" for name, value in trace.items())
+        console.print(f"trace at rate {rate}: {figures}", highlight=False)
     columns = ("rate", "round", "target", "good", "good tok/s", "tok/s", "ttft\n50/90/99", "tpot\n50/90/99")
     table = Table(*columns, "itl\n50/99", "stall\n50/max", "in\nchunks", "cached", "cpu\nothers", title="ms")
     for run in runs:

@@ -82,13 +82,13 @@ def target(visit: Visit) -> tuple[str, ...]:
     dump = Path(tempfile.mkdtemp(prefix="target-"))
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
     must(visit.run("target", [sys.executable, "-c", TARGET], limit_of(visit, "target"), XLA_FLAGS=flags), "the probe")
-    found = [*dump.glob("*gpu_target_config*"), *dump.glob("*autotune_results*")]
-    for path in found:
+    dumped = [*dump.glob("*gpu_target_config*"), *dump.glob("*autotune_results*")]
+    for path in dumped:
         shutil.copy(path, visit.folder / path.name.split(".", 2)[-1])
     shutil.rmtree(dump, ignore_errors=True)
-    if not found:
+    if not dumped:
         raise SkippedError("XLA wrote no target config, as on a CPU")
-    return tuple(sorted({path.name.split(".", 2)[-1] for path in found}))
+    return tuple(sorted({path.name.split(".", 2)[-1] for path in dumped}))
 
 
 def kernel_checks(visit: Visit) -> tuple[str, ...]:
@@ -100,9 +100,9 @@ def kernel_checks(visit: Visit) -> tuple[str, ...]:
     results = json.loads(out.read_text())["results"] if out.exists() else []
     checked = [r for r in results if r["error"] is not None or r["failed"]]
     wrong = [r for r in checked if r["failed"] or not r["error"] <= r["tolerance"]]
-    told = [f"{r['case']} {r['implementation']}: {r['failed'] or 'error ' + str(r['error'])}" for r in wrong]
+    faults = [f"{r['case']} {r['implementation']}: {r['failed'] or 'error ' + str(r['error'])}" for r in wrong]
     if wrong:
-        raise FailedError(f"{len(wrong)} of {len(checked)} are wrong: {'; '.join(told)}")
+        raise FailedError(f"{len(wrong)} of {len(checked)} are wrong: {'; '.join(faults)}")
     must(done, "benchmarks.kernels")
     return (f"{len(checked)} right, {len(results) - len(checked)} not supported here or without time left",)
 
@@ -112,14 +112,14 @@ def model_tests(visit: Visit) -> tuple[str, ...]:
     words = ["-v", "-m", "gpu", "tests/gpu", "-k", "not kernel", "-rs", "--tb=short", "--no-header"]
     done = visit.run("model-tests", [*MODULE, "pytest", *words], limit_of(visit, "model-tests"))
     counts = {word: len(re.findall(rf"::\S+ {word}", done.output)) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
-    told = tuple(f"{count} {word.lower()}" for word, count in counts.items() if count)
+    outcomes = tuple(f"{count} {word.lower()}" for word, count in counts.items() if count)
     if not done.timed_out and done.code == 0 and not counts["PASSED"]:
         reason = re.search(r"SKIPPED \[\d+\] \S+ (.*)", done.output)
         raise SkippedError(reason[1] if reason else "no test ran")
     if done.timed_out and counts["PASSED"] and not counts["FAILED"] + counts["ERROR"]:
-        return (*told, "then its time was over")
-    must(done, f"{', '.join(told) or 'pytest'};")
-    return told
+        return (*outcomes, "then its time was over")
+    must(done, f"{', '.join(outcomes) or 'pytest'};")
+    return outcomes
 
 
 def limits(visit: Visit) -> tuple[str, ...]:
@@ -128,9 +128,9 @@ def limits(visit: Visit) -> tuple[str, ...]:
     seconds = "0.05" if visit.tiny else "1"
     command = [*MODULE, "benchmarks.kernels", "--limits", "--seconds", seconds, "--out", str(out)]
     must(visit.run("limits", command, limit_of(visit, "limits")), "benchmarks.kernels")
-    found = json.loads(out.read_text())
-    rates = [f"{name} product {rate / 1e12:,.1f} TFLOP/s" for name, rate in found["matmul_flops_per_second"].items()]
-    return (f"copy {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s", *rates)
+    measured = json.loads(out.read_text())
+    rates = [f"{name} product {rate / 1e12:,.1f} TFLOP/s" for name, rate in measured["matmul_flops_per_second"].items()]
+    return (f"copy {measured['copy_bytes_per_second'] / 1e9:,.0f} GB/s", *rates)
 
 
 def kernels(visit: Visit) -> tuple[str, ...]:
@@ -141,10 +141,10 @@ def kernels(visit: Visit) -> tuple[str, ...]:
     words = "--match decode_f32 --limit 1 --seconds 0.05" if visit.tiny else words
     command = [*MODULE, "benchmarks.kernels", *words.split()]
     done = visit.run("kernels", [*command, "--out", str(out)], limit)
-    found = json.loads(out.read_text()) if out.exists() else {"results": []}
+    measured = json.loads(out.read_text()) if out.exists() else {"results": []}
     shares = tuple(
         f"{r['case']} {r['implementation']}: {max(r['of_copy'], r['of_matmul']):.0%} of the limit"
-        for r in found["results"]
+        for r in measured["results"]
         if r["of_copy"] is not None
     )
     if not done.timed_out or not shares:
@@ -160,11 +160,11 @@ def steps(visit: Visit) -> tuple[str, ...]:
     words = (tiny + " --max-num-batched-tokens 64" if visit.tiny else full).split()
     command = [*MODULE, "benchmarks.step_time", *words, "--profile", str(visit.folder / "profiles"), "--out", str(out)]
     done = visit.run("steps", command, limit_of(visit, "steps"))
-    found = json.loads(out.read_text())["steps"] if out.exists() else []
-    if not done.timed_out or not found:
+    measured = json.loads(out.read_text())["steps"] if out.exists() else []
+    if not done.timed_out or not measured:
         must(done, "step_time")
     predicted = json.loads(PREDICTED.read_text())
-    return tuple(step_line(step, {} if visit.tiny else predicted) for step in found)
+    return tuple(step_line(step, {} if visit.tiny else predicted) for step in measured)
 
 
 def step_line(step: dict[str, Any], predicted: dict[str, Any]) -> str:
@@ -287,9 +287,9 @@ def peer(name: str) -> Callable[[Visit], tuple[str, ...]]:
             limit = limit_of(visit, f"serving-{name}")
             return load(visit, f"serving-{name}", f"http://127.0.0.1:{port}", limit, "--wait", f"{limit / 2}", *more)
         except FailedError as error:
-            told = visit.log(f"serving-{name}-server").read_text(errors="replace").strip().splitlines()[-1:]
+            last_words = visit.log(f"serving-{name}-server").read_text(errors="replace").strip().splitlines()[-1:]
             raise SkippedError(
-                f"{name} could not be compared: {error}; its last words: {' '.join(told)[:200]}"
+                f"{name} could not be compared: {error}; its last words: {' '.join(last_words)[:200]}"
             ) from error
         finally:
             stop(process)

@@ -1,4 +1,4 @@
-"""What a visit to a GPU is to show, and what it did: a row for each target, out of the files of `benchmarks.gpu`.
+"""The targets of a run on a GPU, and what was reached: a row for each target, from the files of `benchmarks.gpu`.
 
 Each row has what was measured, what `benchmarks.predict` said for an H200, and whether the target is met. What is not
 in a file, because its part was cut off or could not be done, is "not measured".
@@ -129,8 +129,8 @@ def _rates(path: Path) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
 
 
 def print_targets(rows: Sequence[Row]) -> None:

@@ -185,7 +185,7 @@ def warm_up(server: ServerUnderTest, options: argparse.Namespace) -> None:
 
 def measure(servers: Sequence[ServerUnderTest], options: argparse.Namespace, folder: Path) -> list[Figures]:
     """All loads in all rounds, every server in turn."""
-    found = []
+    measured = []
     for round_ in range(options.rounds):
         for label in options.loads:
             for server in servers:
@@ -193,10 +193,10 @@ def measure(servers: Sequence[ServerUnderTest], options: argparse.Namespace, fol
                 load = make_load(server, server.model_name(), label, options, seed)
                 is_profiled = options.profile and server.name == "jserve"
                 with profiled(server, folder, is_on=is_profiled):
-                    found.append(figures(server.name, label, round_, send(load, options.client_prefix.split())))
+                    measured.append(figures(server.name, label, round_, send(load, options.client_prefix.split())))
                 if is_profiled:
-                    print_profiles(folder, found[-1])
-    return found
+                    print_profiles(folder, measured[-1])
+    return measured
 
 
 def print_profiles(folder: Path, of: Figures) -> None:
@@ -234,36 +234,36 @@ def print_figures(rows: Sequence[Figures]) -> None:
 
 def ratios(rows: Sequence[Figures], peer: str) -> dict[str, dict[str, float]]:
     """jserve over the peer: the medians of the clean rounds, or of all where none is clean."""
-    found = {}
+    by_load = {}
     for label in dict.fromkeys(row.load for row in rows):
         ours, theirs = (
             [row for row in rows if row.load == label and row.target == target] for target in ("jserve", peer)
         )
         if ours and theirs:
             names = ("tokens_per_cpu_s", "tokens_per_s")
-            found[label] = {name: round(median(ours, name) / median(theirs, name), 2) for name in names}
-    return found
+            by_load[label] = {name: round(median(ours, name) / median(theirs, name), 2) for name in names}
+    return by_load
 
 
 def median(rows: Sequence[Figures], name: str) -> float:
-    """Of one figure."""
+    """The median of one figure over the rounds, undisturbed ones where there are some."""
     clean = [row for row in rows if row.others_share <= _MAX_OTHERS] or rows
     return statistics.median(float(getattr(row, name)) for row in clean)
 
 
 def versions(options: argparse.Namespace) -> dict[str, str]:
-    """Of what took part, as far as it can be told."""
-    found = {}
+    """The versions of what took part, as far as they are known."""
+    packages = {}
     for package in ("jax", "jaxlib", "uvloop", "uvicorn", "msgspec", "tokenizers"):
         try:
-            found[package] = version(package)
+            packages[package] = version(package)
         except PackageNotFoundError:
             continue
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
-    found["commit"] = git.stdout.strip()
+    packages["commit"] = git.stdout.strip()
     if options.peer:
-        found["peer"] = options.peer
-    return found
+        packages["peer"] = options.peer
+    return packages
 
 
 def parse() -> argparse.Namespace:
@@ -311,8 +311,8 @@ def main() -> int:
             for server in servers:
                 server.stop()
     print_figures(rows)
-    found = ratios(rows, options.peer) if options.peer else {}
-    for label, ratio in found.items():
+    peer_ratios = ratios(rows, options.peer) if options.peer else {}
+    for label, ratio in peer_ratios.items():
         print(f"{label}: jserve / {options.peer}: {ratio}")
     if options.out:
         result = {
@@ -321,7 +321,7 @@ def main() -> int:
             "machine": machine(),
             "versions": versions(options),
             "options": {key: value for key, value in vars(options).items() if key != "out"},
-            "ratios": found,
+            "ratios": peer_ratios,
             "runs": [asdict(row) for row in rows],
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")

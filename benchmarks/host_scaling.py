@@ -70,7 +70,7 @@ class Point:
     costliest_us: float = 0.0
     """Most processor time that a turn took."""
     phases_us: dict[str, float] = field(default_factory=dict)
-    """Of the costliest turn in the sweep `admission`, medians otherwise."""
+    """In the sweep `admission` those of the costliest turn, else medians."""
 
 
 class World:
@@ -129,7 +129,7 @@ class World:
             self.drain()
 
     def drain(self) -> None:
-        """Read what was sent home."""
+        """Read what the engine sent."""
         while True:
             try:
                 if not self._far.recv(1 << 20):
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace) -> list[Point]:
-    """All points, told on stderr as they come."""
+    """All points, each reported on stderr as it comes."""
     points = []
     layers = [int(part) for part in args.layers.split(",")]
     for count in layers:

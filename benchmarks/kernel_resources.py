@@ -1,6 +1,6 @@
 """What a compiled kernel takes of one core of a GPU, out of what XLA dumps and what ptxas says. Text in, facts out.
 
-The PTX is assembled once more by the ptxas that is found, whose version goes beside the figures.
+The PTX is assembled once more by the ptxas of this machine, whose version goes beside the figures.
 """
 
 import importlib.util
@@ -52,7 +52,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Of one kernel: registers and bytes of local memory a thread, of shared memory a block, and spilled bytes."""
+    """What one kernel takes: registers and bytes of local memory per thread, bytes of shared memory per block, and
+    spilled bytes.
+    """
 
     registers: int
     static_shared: int
@@ -88,21 +90,21 @@ def find_ptxas() -> Path | None:
     ):
         spec = importlib.util.find_spec(package)
         for folder in spec.submodule_search_locations or () if spec else ():
-            found = [Path(folder, path) for path in inside if Path(folder, path).exists()]
-            if found:
-                return found[0]
+            present = [Path(folder, path) for path in inside if Path(folder, path).exists()]
+            if present:
+                return present[0]
     return None
 
 
 def ptxas_version(ptxas: Path) -> str:
     """Such as "13.0, V13.0.88"."""
-    told = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
-    match = re.search(r"release (.*)", told)
-    return match[1].strip() if match else told.strip().splitlines()[-1]
+    output = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"release (.*)", output)
+    return match[1].strip() if match else output.strip().splitlines()[-1]
 
 
 def resources(ptx: str, ptxas: Path) -> dict[str, Resources]:
-    """Of each kernel in a PTX file, by its name. Raises ValueError with ptxas' words where it refuses the file."""
+    """What each kernel of a PTX file takes, by name. Raises ValueError in ptxas' words where it refuses the file."""
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     if target is None:
         return {}  # XLA also dumps empty files
@@ -116,22 +118,22 @@ def resources(ptx: str, ptxas: Path) -> dict[str, Resources]:
     return read_ptxas(done.stderr)
 
 
-def read_ptxas(told: str) -> dict[str, Resources]:
+def read_ptxas(output: str) -> dict[str, Resources]:
     """Out of what `ptxas -v` prints."""
-    found = {}
-    for part in told.split("Compiling entry function '")[1:]:
+    by_kernel = {}
+    for part in output.split("Compiling entry function '")[1:]:
         used = re.search(r"Used (\d+) registers(.*)", part)
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         if used is None or frame is None:
             raise ValueError(f"ptxas -v speaks of a kernel in words that are new here: {part[:300]}")
         shared = re.search(r"(\d+) bytes smem", used[2])
-        found[part.split("'", 1)[0]] = Resources(
+        by_kernel[part.split("'", 1)[0]] = Resources(
             registers=int(used[1]),
             static_shared=int(shared[1]) if shared else 0,
             local_memory=int(frame[1]),
             spilled=int(frame[2]) + int(frame[3]),
         )
-    return found
+    return by_kernel
 
 
 def launches(thunks: str) -> list[Launch]:

@@ -237,13 +237,13 @@ def _as_float64(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarra
 
 def _matching(match: str) -> Iterator[tuple[Kernel, KernelCase]]:
     """Each case once, in the order of the words between commas."""
-    told = set()
+    yielded = set()
     for word in match.split(","):
         for kernel in discover():
             for case in kernel.cases:
                 name = f"{kernel.name}/{case.name}"
-                if word in name and name not in told:
-                    told.add(name)
+                if word in name and name not in yielded:
+                    yielded.add(name)
                     yield kernel, case
 
 

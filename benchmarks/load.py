@@ -1,4 +1,4 @@
-"""Sends requests to an OpenAI-compatible server, so many at a time or at Poisson arrivals, and times them.
+"""Sends requests to an OpenAI-compatible server, a fixed number at a time or at Poisson arrivals, and times them.
 
 Every request ends as one `Outcome`, failed or not: nothing is dropped, nothing is tried again.
 """
@@ -52,7 +52,7 @@ class Outcome:
     ended: float = 0.0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    """Of the prompt, what the server had in its prefix cache; None where it does not tell."""
+    """Prompt tokens that the server had in its prefix cache; None where it does not say."""
     output_tokens: int = 0
     counted_by: str = "none"
     text: str = ""

@@ -70,30 +70,29 @@ def load_once(model: str, case: str) -> dict[str, float]:
     from jserve.config import EngineConfig
     from jserve.layers.build import Build
     from jserve.layers.quantized import WeightPlan
+    from jserve.models.blueprint import Blueprint
     from jserve.models.registry import resolve
     from jserve.quant import detect
     from jserve.runtime import platform
     from jserve.runtime.load_model import load_weights
-    from jserve.runtime.programs import Programs
-    from jserve.runtime.shapes import EngineShape
 
     mesh = platform.make_mesh(1)
     dtype = jnp.dtype("float32" if case == "float32" else "bfloat16")
     clock, cpu = time.perf_counter(), time.process_time()
     checkpoint = open_checkpoint(model)
-    asked = None if checkpoint.format == "converted" else QUANTIZED[case]
+    quantization = None if checkpoint.format == "converted" else QUANTIZED[case]
     raw, tensors = checkpoint.config(), checkpoint.tensors()
     family, config = resolve(raw, source=checkpoint.path)
-    plan = WeightPlan.of(detect(raw, asked, tensors, source=checkpoint.path), tensors)
-    programs = Programs(family, config, Build(dtype, dtype, mesh), EngineShape(1, 2, 1, 1, 1, config.vocab_size), plan)
-    abstract = programs.abstract_model()
-    told = EngineConfig(model=model, quantization=asked)
-    arrays = jax.block_until_ready(load_weights(told, abstract, programs, checkpoint, mesh, lambda *_: None))
+    plan = WeightPlan.of(detect(raw, quantization, tensors, source=checkpoint.path), tensors)
+    blueprint = Blueprint(family, config, Build(dtype, dtype, mesh), plan)
+    abstract = blueprint.abstract_model()
+    engine_config = EngineConfig(model=model, quantization=quantization)
+    arrays = jax.block_until_ready(load_weights(engine_config, abstract, blueprint, checkpoint, mesh, lambda *_: None))
     for array in arrays:
         np.asarray(array).reshape(-1).view(np.uint8)[::PAGE].sum()
-    found = {"seconds": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}
+    timings = {"seconds": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}
     checkpoint.close()
-    return found
+    return timings
 
 
 def convert_into(model: str, folder: Path, quantization: str | None) -> None:
@@ -121,8 +120,8 @@ def measure(case: str, form: str, cache: str, index: int, model: Path) -> Loaded
     ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"{shlex.join(command)} ended with {ran.returncode}")
-    told = json.loads(ran.stdout)
-    return Loaded(case, form, cache, index, *(round(told[name], 3) for name in ("seconds", "cpu_s", "busy")))
+    timings = json.loads(ran.stdout)
+    return Loaded(case, form, cache, index, *(round(timings[name], 3) for name in ("seconds", "cpu_s", "busy")))
 
 
 def busy_ticks() -> tuple[int, int]:
@@ -134,7 +133,7 @@ def busy_ticks() -> tuple[int, int]:
 
 def summary(loads: Sequence[Loaded]) -> dict[str, dict[str, object]]:
     """By case and page cache: medians, and the rounds' ratios of converted to source, of seconds and CPU seconds."""
-    found: dict[str, dict[str, object]] = {}
+    medians: dict[str, dict[str, object]] = {}
     for case in dict.fromkeys(load.case for load in loads):
         for cache in dict.fromkeys(load.cache for load in loads):
             here = [load for load in loads if (load.case, load.cache) == (case, cache)]
@@ -146,15 +145,15 @@ def summary(loads: Sequence[Loaded]) -> dict[str, dict[str, object]]:
                 each = [getattr(b, name) / getattr(a, name) for a, b in zip(source, converted, strict=True)]
                 row[f"ratio_{name}"] = round(statistics.median(each), 3)
                 row[f"ratio_{name}_by_round"] = [round(ratio, 3) for ratio in each]
-            found[f"{case}, {cache}"] = row
-    return found
+            medians[f"{case}, {cache}"] = row
+    return medians
 
 
-def print_table(found: dict[str, dict[str, object]]) -> None:
+def print_table(medians: dict[str, dict[str, object]]) -> None:
     """One row a case and state of the page cache."""
     names = ("source_seconds", "converted_seconds", "ratio_seconds", "ratio_seconds_by_round", "ratio_cpu_s")
     table = Table("load", *(name.replace("_", " ") for name in names))
-    for case, row in found.items():
+    for case, row in medians.items():
         table.add_row(case, *(str(row[name]) for name in names))
     Console(width=140).print(table)
 
@@ -174,10 +173,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.load:
         clock, (all_before, own_before) = time.perf_counter(), busy_ticks()
-        told = load_once(str(options.load), options.case)
+        timings = load_once(str(options.load), options.case)
         took, (all_after, own_after) = time.perf_counter() - clock, busy_ticks()
         others = (all_after - all_before - (own_after - own_before)) / 100 / took
-        print(json.dumps(told | {"busy": max(0.0, others)}))
+        print(json.dumps(timings | {"busy": max(0.0, others)}))
         return 0
     cases, caches = options.cases.split(","), options.caches.split(",")
     leave_on_sigterm()
@@ -206,8 +205,8 @@ def main() -> int:
             for case in cases
             for form in (FORMS if index % 2 == 0 else FORMS[::-1])
         ]
-    found = summary(loads)
-    print_table(found)
+    medians = summary(loads)
+    print_table(medians)
     if options.out:
         git = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
@@ -219,7 +218,7 @@ def main() -> int:
             "source_bytes": size,
             "converted_bytes": sizes,
             "page_cache": {cache: CACHES[cache] for cache in caches},
-            "median": found,
+            "median": medians,
             "loads": [asdict(load) for load in loads],
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -16,11 +16,13 @@ from benchmarks.step_time import write_model
 from jserve.batch import EngineState, SamplingState, Weights
 from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore
-from jserve.runtime import memory, start
+from jserve.runtime import memory, prepare
 from jserve.runtime.executables import Program
+from jserve.runtime.program_keys import Sample, Step
 from jserve.runtime.programs import SAMPLING_FIELDS, Programs
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket
+from jserve.runtime.start import start_runner
 from jserve.runtime.step import StepLayout
 
 TOKEN = 5
@@ -48,10 +50,10 @@ class NullPrograms(Programs):
         def lower() -> jax.stages.Lowered:
             size = StepLayout(bucket, self.shape.page_updates(bucket)).size
             null = jax.jit(step, donate_argnums=1, keep_unused=True)
-            weights = self._weights(self.abstract_model())
+            weights = self._weights(self.blueprint.abstract_model())
             return self._lower(null, weights, self.abstract_state().leaves, self._slots(), self._integers(size))
 
-        return Program(f"step {bucket}", lower)
+        return Program(Step(bucket), lower)
 
     def sampler(self, rows: int, variant: Variant) -> Program:
         """See `Programs.sampler`."""
@@ -68,7 +70,7 @@ class NullPrograms(Programs):
             masks = self.masks(rows) if variant.edits else None
             return self._lower(null, logits, self._slots(), state, self._integers(SAMPLING_FIELDS, rows), masks)
 
-        return Program(f"sample {rows} {variant}", lower)
+        return Program(Sample(rows, variant), lower)
 
     def abstract_state(self) -> EngineState:
         """As many arrays as the real one, none of a size that counts."""
@@ -91,9 +93,12 @@ def start_null_engine(layers: int, rows: int, max_model_len: int, num_pages: int
         kv_cache_memory_bytes=num_pages * page_bytes,
         compile_cache_dir="",
     )
-    with patch.object(start, "Programs", NullPrograms), patch.object(memory, "device_limit", lambda _: 1 << 50):
-        started = start.start_runner(config, lambda *_: None)
-        for program in started.runner.programs_optional():
-            if program.name.startswith("step decode") or program.name.endswith("greedy"):
-                started.runner.add(program)
+    with patch.object(prepare, "Programs", NullPrograms), patch.object(memory, "device_limit", lambda _: 1 << 50):
+        started = start_runner(config, lambda *_: None)
+        for program in started.runner.table.optional():
+            match program.key:
+                case Step(bucket) if bucket.is_decode:
+                    started.runner.table.add(program)
+                case Sample(_, variant) if variant == Variant():
+                    started.runner.table.add(program)
     return EngineCore(started)

@@ -1,4 +1,4 @@
-"""The command line of the serving benchmark, and the plan that comes of it."""
+"""The command line of the serving benchmark, and the plan that follows from it."""
 
 import argparse
 import json
@@ -111,7 +111,7 @@ def add_prompts(group: Group) -> None:
     add("--range-ratio", type=float, default=0.0, help="0.2 spreads both lengths over 0.8 to 1.2 of them")
     add("--shared-prefix-len", type=int, default=0, help="tokens that all prompts of a round begin with")
     add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, for exact lengths of prompts")
-    add("--seed", type=int, help="of prompts and arrivals (default: a new one each time, told in --out)")
+    add("--seed", type=int, help="of prompts and arrivals (default: a new one each time, written to --out)")
     add("--same-prompts", action="store_true", help="repeat the prompts each round (prefix caches will hit)")
 
 
@@ -272,13 +272,13 @@ def known_latency(name: str) -> str:
 
 def goodput_of(limits: Sequence[str]) -> dict[str, float]:
     """`ttft:500` texts as limits in ms by latency."""
-    found = {}
+    bounds = {}
     for limit in limits:
         name, separator, value = limit.partition(":")
         if not separator or name not in ("ttft", "tpot", "e2el"):
             raise ValueError(f"--goodput {limit}: want NAME:MS with ttft, tpot or e2el")
-        found[name] = float(value)
-    return found
+        bounds[name] = float(value)
+    return bounds
 
 
 def wait_for_models(url: str, api_key: str | None, wait_s: float) -> list[str]:

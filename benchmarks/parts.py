@@ -1,6 +1,6 @@
 """A benchmark made of parts, each a process with its own time limit, so that one that fails does not cost the others.
 
-Its output is kept in a log and its figures in a file; what was not measured is told at the end, with the reason.
+Its output is kept in a log and its figures in a file; what was not measured is named at the end, with the reason.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Step times, prefill rates and kernel times on an H200, reckoned from bytes and operations before one was measured.
+"""Step times, prefill rates and kernel times on an H200, computed from bytes and operations before one was measured.
 
     python -m benchmarks.predict        writes results/predicted.json and predicted.md
 
@@ -49,7 +49,7 @@ class Device:
     memory_reached: float
     matrix_reached: float
     attention_reached: float
-    """Of the matrix rate that is reached, by prefill attention."""
+    """The share of the reached matrix rate that prefill attention gets."""
     link_reached: float
     launch: float
     all_reduce: float
@@ -149,7 +149,7 @@ def weights(config: ModelConfig, precision: Precision, parts: int = 1) -> Weight
 
 
 def kv_bytes(config: ModelConfig, parts: int = 1) -> int:
-    """Of one token on one GPU; with more GPUs than KV heads, each has one."""
+    """Bytes of one token on one GPU; with more GPUs than KV heads, each has one head."""
     return 2 * config.num_layers * max(1, config.num_kv_heads // parts) * config.head_dim * 2
 
 
@@ -289,7 +289,7 @@ def _kernel(case: KernelCase, device: Device = H200) -> dict[str, Any]:
 
 def report() -> dict[str, Any]:
     """What the JSON file holds: figures with six digits, so that it is the same on every machine."""
-    found = {
+    prediction = {
         "command": ["python", "-m", "benchmarks.predict"],
         "measured": False,
         "device": dataclasses.asdict(H200),
@@ -297,7 +297,7 @@ def report() -> dict[str, Any]:
         "prefills": list(prefills()),
         "kernels": list(kernels()),
     }
-    rounded: dict[str, Any] = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
+    rounded: dict[str, Any] = json.loads(json.dumps(prediction), parse_float=lambda text: float(f"{float(text):.6g}"))
     return rounded
 
 
@@ -310,9 +310,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="a .md goes beside it")
     args = parser.parse_args(argv)
-    found = report()
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(found))
+    prediction = report()
+    args.out.write_text(json.dumps(prediction, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(markdown(prediction))
     return 0
 
 

@@ -14,20 +14,20 @@ allow, with nothing for all-reduces and launches. `measured` is empty until a GP
 
 
 def find(entries: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any] | None:
-    """The first entry with these values, such as `find(found["steps"], gpus=1, batch=8, ...)`."""
+    """The first entry with these values, such as `find(prediction["steps"], gpus=1, batch=8, ...)`."""
     return next((e for e in entries if all(e.get(name) == value for name, value in wanted.items())), None)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(prediction: dict[str, Any]) -> str:
     """All of the file."""
     lines = [HEAD, "## Decode steps, tokens/s of all rows", ""]
-    lines += _overview(found["steps"])
+    lines += _overview(prediction["steps"])
     lines += ["", "## Decode steps, ms", ""]
-    lines += _steps(found["steps"])
+    lines += _steps(prediction["steps"])
     lines += ["", "## Prompts alone", ""]
-    lines += _prefills(found["prefills"])
+    lines += _prefills(prediction["prefills"])
     lines += ["", "## Kernels", ""]
-    lines += _kernels(found["kernels"])
+    lines += _kernels(prediction["kernels"])
     return "\n".join(lines) + "\n"
 
 

@@ -47,13 +47,13 @@ class MachineTimes(msgspec.Struct, frozen=True):
 def read_cpu(root: int) -> list[CpuTimes]:
     """The root process and everything that it has started."""
     process = psutil.Process(root)
-    found = [CpuTimes(root, "api", *_times(process))]
+    processes = [CpuTimes(root, "api", *_times(process))]
     for child in process.children(recursive=True):
         try:
-            found.append(CpuTimes(child.pid, role_of(child.cmdline()), *_times(child)))
+            processes.append(CpuTimes(child.pid, role_of(child.cmdline()), *_times(child)))
         except psutil.NoSuchProcess:
             continue
-    return found
+    return processes
 
 
 def role_of(command: Sequence[str]) -> str:

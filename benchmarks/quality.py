@@ -84,14 +84,14 @@ def measure(options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, An
     tokens = llm.tokenizer.encode(options.text.read_text(), add_special_tokens=True)[: options.tokens]
     length = options.sequence_length
     stretches = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
-    found = score_tokens(llm, stretches)
+    scores = score_tokens(llm, stretches)
     halves = [stretch[: length // 2] for stretch in stretches[: options.prompts]]
     params = SamplingParams(temperature=0.0, max_tokens=options.answer, ignore_eos=True)
     answers = [output.outputs[0].token_ids for output in llm.generate(halves, params)]
     return {
-        "perplexity": found.value,
-        "nats_per_token": found.nats_per_token,
-        "tokens": found.tokens,
+        "perplexity": scores.value,
+        "nats_per_token": scores.nats_per_token,
+        "tokens": scores.tokens,
         "greedy": answers,
     }
 
@@ -100,17 +100,17 @@ def rows_of(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, str
     """COLUMNS for every form."""
     base = results[REFERENCE]
     rows = []
-    for name, found in results.items():
-        more = found["nats_per_token"] - base["nats_per_token"]
-        share = agreement(base["greedy"], found["greedy"])
-        rows.append((name, f"{found['perplexity']:.2f}", f"{more:+.4f}", f"{share:.0%}"))
+    for name, result in results.items():
+        more = result["nats_per_token"] - base["nats_per_token"]
+        share = agreement(base["greedy"], result["greedy"])
+        rows.append((name, f"{result['perplexity']:.2f}", f"{more:+.4f}", f"{share:.0%}"))
     return rows
 
 
-def agreement(expected: list[list[int]], found: list[list[int]]) -> float:
+def agreement(expected: list[list[int]], actual: list[list[int]]) -> float:
     """The share of tokens before the first that differs, over all answers."""
     same = 0
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected, actual, strict=True):
         same += next((n for n, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
     return same / sum(map(len, expected))
 
@@ -136,8 +136,8 @@ def print_table(rows: list[tuple[str, str, str, str]]) -> None:
 def _in_own_process(fields: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.quality", *arguments, "--one", json.dumps(fields)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Ratio:
 
 def ratios(runs: Sequence[Run]) -> list[Ratio]:
     """Every pair of targets, the one named first on top, under each load."""
-    found = []
+    computed = []
     for load in dict.fromkeys(run.load for run in runs):
         here = [run for run in runs if run.load == load]
         names = dict.fromkeys(run.target for run in here)
@@ -53,8 +53,8 @@ def ratios(runs: Sequence[Run]) -> list[Ratio]:
             top = {run.round: run.metrics for run in here if run.target == of}
             bottom = {run.round: run.metrics for run in here if run.target == to}
             pairs = [(top[index], bottom[index]) for index in sorted(top.keys() & bottom.keys())]
-            found.append(ratio_of(of, to, load, pairs))
-    return found
+            computed.append(ratio_of(of, to, load, pairs))
+    return computed
 
 
 def ratio_of(of: str, to: str, load: str, pairs: Sequence[tuple[RunMetrics, RunMetrics]]) -> Ratio:
@@ -124,14 +124,14 @@ def print_runs(console: Console, runs: Sequence[Run], latencies: Sequence[str]) 
             console.print(f"{run.load} round {run.round + 1} {run.target}: {note}", markup=False)
 
 
-def print_ratios(console: Console, found: Sequence[Ratio]) -> None:
+def print_ratios(console: Console, shown: Sequence[Ratio]) -> None:
     """One row a pair and load."""
-    if not found:
+    if not shown:
         return
     table = Table(title="ratios, median of rounds", title_justify="left")
     for heading in ("load", "pair", "out tok/s", "each round", "ttft", "tpot", "clean rounds"):
         table.add_column(heading, justify="right" if heading not in ("load", "pair") else "left")
-    for ratio in found:
+    for ratio in shown:
         each = " ".join(f"{value:.2f}" for value in ratio.rounds["output_rate"])
         medians = (ratio.median.get(name) for name in ("output_rate", "ttft", "tpot"))
         rate, ttft, tpot = ("-" if value is None else f"{value:.2f}" for value in medians)

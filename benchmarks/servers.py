@@ -135,7 +135,7 @@ class Running:
     precision: str
     version: str
 
-    def told(self) -> dict[str, object]:
+    def described(self) -> dict[str, object]:
         """What the result file says of it."""
         return {
             "name": self.server.name,
@@ -333,16 +333,16 @@ def version_of(server: Server) -> str:
     """The installed version of a peer's package; jserve's own otherwise."""
     python = sys.executable if server.venv is None else str(peers_dir() / server.venv / "bin" / "python")
     code = f"import importlib.metadata as m; print(m.version({server.package or 'jserve'!r}))"
-    found = subprocess.run(
+    listed = subprocess.run(
         [python, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ""}
     )
-    return found.stdout.strip() or "unknown"
+    return listed.stdout.strip() or "unknown"
 
 
 def jserve_precision(log: str) -> str:
     """What `--dtype auto` became, from jserve's log."""
-    found = re.search(r"weights in (\w+)", log)
-    return found[1] if found else "auto"
+    match = re.search(r"weights in (\w+)", log)
+    return match[1] if match else "auto"
 
 
 def last_lines(log: Path, count: int = 3) -> str:

@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     console = Console(width=None if sys.stdout.isatty() else 220)
     runs = run_all(plan, tokenizer)
-    found = ratios(runs)
+    run_ratios = ratios(runs)
     print_runs(console, runs, plan.table)
-    print_ratios(console, found)
+    print_ratios(console, run_ratios)
     if args.out:
-        report = report_of(plan, runs, found, sys.argv[1:] if argv is None else argv)
+        report = report_of(plan, runs, run_ratios, sys.argv[1:] if argv is None else argv)
         args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
     return 1 if any(run.metrics.failed for run in runs) else 0
 
@@ -78,7 +78,7 @@ def run_all(plan: Plan, tokenizer: Tokenizer | None) -> list[Run]:
 
 
 def warm_up(plan: Plan, load: Load, tokenizer: Tokenizer | None) -> None:
-    """Some short requests to each target at the load's width, of which only a failure is told."""
+    """Some short requests to each target at the load's width, of which only a failure is reported."""
     concurrency = load.concurrency or 8
     count = min(concurrency, 8) if plan.warmup is None else plan.warmup
     spec = dataclasses.replace(plan.spec, output_len=min(plan.spec.output_len, WARMUP_OUTPUT_LEN))
@@ -128,7 +128,7 @@ async def send_all(
         return await generator.open_loop(target, prompts, arrival_offsets(rate, len(prompts), seed))
 
 
-def report_of(plan: Plan, runs: Sequence[Run], found: Sequence[Ratio], argv: Sequence[str]) -> dict[str, Any]:
+def report_of(plan: Plan, runs: Sequence[Run], run_ratios: Sequence[Ratio], argv: Sequence[str]) -> dict[str, Any]:
     """What the JSON file holds; an API key is left out of it."""
     settings = dataclasses.asdict(plan)
     settings["style"]["api_key"] = None
@@ -142,7 +142,7 @@ def report_of(plan: Plan, runs: Sequence[Run], found: Sequence[Ratio], argv: Seq
         "machine": machine(),
         "settings": settings,
         "runs": [dataclasses.asdict(run) for run in runs],
-        "ratios": [dataclasses.asdict(ratio) for ratio in found],
+        "ratios": [dataclasses.asdict(ratio) for ratio in run_ratios],
     }
 
 

@@ -41,7 +41,7 @@ class Stages:
         self.seconds = {stage: [0.0] for stage in STAGES}
 
     def medians_ms(self) -> dict[str, float]:
-        """Of the steps that are done; packing is taken out of the dispatch that it is a part of."""
+        """Medians over the finished steps. Packing is part of the dispatch and is subtracted from it."""
         done = {stage: values[:-1] for stage, values in self.seconds.items()}
         done["dispatch"] = [a - b for a, b in zip(done["dispatch"], done["pack"], strict=True)]
         return {stage: statistics.median(values) * 1e3 for stage, values in done.items()}
@@ -57,7 +57,7 @@ class Loop:
         self._in_flight: Launched | None = None
 
     def step(self) -> StepPlan | None:
-        """Dispatch a step and bring the one before it home. Returns the plan, or None if there was none."""
+        """Dispatch a step and read back the tokens of the one before. Returns the plan, or None if there was none."""
         scheduler, runner, time_of = self.core.scheduler, self.core.runner, self.stages.time
         with time_of("schedule"):
             plan = scheduler.schedule()
@@ -76,7 +76,7 @@ class Loop:
         return plan
 
     def drain(self) -> None:
-        """Bring home what is in flight."""
+        """Read back the step that is in flight."""
         if self._in_flight is not None:
             with self.stages.time("collect", -2):
                 tokens = self.core.runner.collect(self._in_flight)

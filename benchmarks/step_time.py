@@ -42,6 +42,8 @@ from jserve.engine.core import EngineCore
 from jserve.errors import JserveError
 from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform
+from jserve.runtime.program_keys import Sample, Step
+from jserve.runtime.sampling import Variant
 from jserve.runtime.start import Started, start_runner
 from jserve.schedule.groups import pages_held
 
@@ -59,7 +61,7 @@ class StepTime:
     context: int
     bucket: str = ""
     wall_ms: float | None = None
-    """Of the engine's loop, one step ahead; of a prefill, which runs alone, from schedule to update."""
+    """A turn of the engine's loop, one step ahead; for a prefill, which runs alone, from schedule to update."""
     device_ms: float | None = None
     host_bound: bool = False
     """The host took about as long to dispatch as `device_ms`, which is then the host's time."""
@@ -104,11 +106,12 @@ class Bench:
         buckets = self._started.shape.buckets()
         wanted = [min(b for b in buckets if b.is_decode and b.rows >= batch) for batch in batches]
         wanted += [min(b for b in buckets if not b.is_decode and b.tokens >= tokens) for tokens in prefills]
-        names = {f"step {bucket}" for bucket in wanted} | {f"sample {bucket.rows} greedy" for bucket in wanted}
-        for program in self._started.runner.programs_optional():
-            if program.name in names:
+        keys = {Step(bucket) for bucket in wanted} | {Sample(bucket.rows, Variant()) for bucket in wanted}
+        table = self._started.runner.table
+        for program in table.optional():
+            if program.key in keys:
                 print(f"compiling {program.name}", file=sys.stderr, flush=True)
-                self._started.runner.add(program)
+                table.add(program)
 
     def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
         """Decode steps at about `context` tokens a row, the largest batch first; the rest is then aborted."""
@@ -188,7 +191,7 @@ class Bench:
         )
 
     def _gaps(self, name: str) -> float | None:
-        """Of a profile of the last step, which is kept under that name; None without one, or without a GPU's events."""
+        """The idle share in a profile of the last step, kept under that name; None without one or without a GPU."""
         if self._profile is None:
             return None
         with jax.profiler.trace(str(self._profile / name)):
@@ -324,17 +327,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(bench: Bench, args: argparse.Namespace) -> Iterator[StepTime]:
-    """All measurements, each told on stderr as it comes."""
+    """All measurements, each reported on stderr as it comes."""
 
-    def told(result: StepTime) -> StepTime:
+    def printed(result: StepTime) -> StepTime:
         text = result.skipped or f"{result.wall_ms:.2f} ms"
         print(f"{result.kind} {result.rows} rows at {result.context}: {text}", file=sys.stderr, flush=True)
         return result
 
     for context in args.context:
-        yield from map(told, bench.decode(args.batch, context))
+        yield from map(printed, bench.decode(args.batch, context))
     for tokens in args.prefill:
-        yield told(bench.prefill(tokens))
+        yield printed(bench.prefill(tokens))
 
 
 def report(

@@ -21,7 +21,7 @@ VOCAB_SIZE = 1024
 HIDDEN, HEADS, HEAD_DIM, INNER = 64, 2, 32, 128
 CONTEXT = 65_536
 _SPLIT_CHARACTERS = ("🙂", "é", "Ж", "中")
-"""Of four, two, two and three bytes, all different, each byte a token of its own."""
+"""Characters of four, two, two and three bytes. All bytes differ, and each is a token of its own."""
 _SAMPLES = (
     "def f(x):\n    return x + 1\n\n",
     "naïve café, 10,500 — “quotes” … über façade",

@@ -90,15 +90,15 @@ def make_trace(spec: TraceSpec, seed: str) -> list[TracedRequest]:
         for _ in range(spec.system_prompts)
     ]
     weights = [1 / rank**spec.zipf for rank in range(1, spec.system_prompts + 1)]
-    found: list[TracedRequest] = []
+    requests: list[TracedRequest] = []
     for index, start in enumerate(conversation_starts(spec, rng)):
         # All turns of the conversations that follow come after its start: the first `requests` are settled.
-        if sum(request.at <= start for request in found) >= spec.requests:
+        if sum(request.at <= start for request in requests) >= spec.requests:
             break
         (system,) = rng.choices(range(spec.system_prompts), weights)
-        found += conversation(spec, rng, index, start, system, systems[system])
-    found.sort(key=lambda request: request.at)
-    kept = found[: spec.requests]
+        requests += conversation(spec, rng, index, start, system, systems[system])
+    requests.sort(key=lambda request: request.at)
+    kept = requests[: spec.requests]
     first, last = kept[0].at, kept[-1].at
     scale = spec.requests / spec.rate / max(last - first, 1e-9)
     return [dataclasses.replace(request, at=(request.at - first) * scale) for request in kept]
@@ -187,7 +187,7 @@ def shareable_share(trace: Sequence[TracedRequest]) -> float:
 
 
 def describe(trace: Sequence[TracedRequest]) -> dict[str, float]:
-    """The trace in figures, for a report: what was asked for and what came out of it."""
+    """The trace in figures, for a report: what the spec wants and what came out of it."""
     prompts = sorted(r.system_len + r.history_len + r.input_len for r in trace)
     outputs = sorted(r.output_len for r in trace)
     gaps = [later.at - earlier.at for earlier, later in itertools.pairwise(trace)]

@@ -56,24 +56,24 @@ class Question:
 
 def questions(match: str) -> list[Question]:
     """What the GPU kernels ask the table when their real cases are traced; of Mosaic after all of Triton."""
-    found: dict[tuple[str, str], Question] = {}
+    by_key: dict[tuple[str, str], Question] = {}
     for implementation in ("triton", "mosaic"):
         for kernel in discover():
             for case in kernel.cases if implementation in kernel.implementations else ():
                 if case.quick or match not in f"{kernel.name}/{case.name}":
                     continue
-                for name, key, default in _asked(kernel, case, implementation):
-                    first = found.setdefault((name, key), Question(name, key, default, kernel, (), implementation))
-                    found[name, key] = dataclasses.replace(first, cases=(*first.cases, case))
-    return [dataclasses.replace(each, cases=_spread(each.cases)) for each in found.values()]
+                for name, key, default in _lookups(kernel, case, implementation):
+                    first = by_key.setdefault((name, key), Question(name, key, default, kernel, (), implementation))
+                    by_key[name, key] = dataclasses.replace(first, cases=(*first.cases, case))
+    return [dataclasses.replace(each, cases=_spread(each.cases)) for each in by_key.values()]
 
 
-def _asked(kernel: Kernel, case: KernelCase, implementation: str) -> list[tuple[str, str, Any]]:
+def _lookups(kernel: Kernel, case: KernelCase, implementation: str) -> list[tuple[str, str, Any]]:
     """Names, keys and defaults; none where this GPU, this JAX or the kernel itself does not support the case."""
-    asked: dict[tuple[str, str], Any] = {}
+    lookups: dict[tuple[str, str], Any] = {}
 
     def note(kind: str, name: str, key: str, default: Any) -> Values:
-        asked.setdefault((name, key), default)
+        lookups.setdefault((name, key), default)
         return {}
 
     inputs = abstract_inputs(case)
@@ -82,7 +82,7 @@ def _asked(kernel: Kernel, case: KernelCase, implementation: str) -> list[tuple[
             jax.eval_shape(functools.partial(kernel.implementations[implementation], **inputs.static), *inputs.args)
     except NotImplementedError:
         return []
-    return [(name, key, default) for (name, key), default in asked.items()]
+    return [(name, key, default) for (name, key), default in lookups.items()]
 
 
 def _spread(cases: Sequence[KernelCase]) -> tuple[KernelCase, ...]:
@@ -180,9 +180,9 @@ class Timer:
 
     @contextmanager
     def _given(self, values: Values) -> Iterator[None]:
-        given = {**self._others, (self._question.name, self._question.key): values}
+        entries = {**self._others, (self._question.name, self._question.key): values}
         jax.clear_caches()  # what was traced with other values
-        with patch.object(tuning, "lookup", lambda kind, name, key, default: given.get((name, key), {})):
+        with patch.object(tuning, "lookup", lambda kind, name, key, default: entries.get((name, key), {})):
             yield
 
 
@@ -202,16 +202,16 @@ def table(kind: str, entries: Entries) -> str:
 
 def known(kind: str) -> dict[tuple[str, str], Values]:
     """What the table of a device says already."""
-    found = tuning.read_table(tuning.table_path(kind), kind)
-    return {(name, key): values for name, keys in found.items() for key, values in keys.items()}
+    on_disk = tuning.read_table(tuning.table_path(kind), kind)
+    return {(name, key): values for name, keys in on_disk.items() for key, values in keys.items()}
 
 
 def fill(
-    kind: str, asked: Sequence[Question], timer_of: Callable[[Question, Entries], TimeOf], deadline: float
+    kind: str, pending: Sequence[Question], timer_of: Callable[[Question, Entries], TimeOf], deadline: float
 ) -> None:
     """Answer the questions one after the other, each beside the answers so far, and write the table after each."""
     entries = known(kind)
-    for question in asked:
+    for question in pending:
         if time.monotonic() > deadline:
             print(f"no time was left for {question.name} {question.key}", file=sys.stderr)
             continue

@@ -3,13 +3,17 @@
     python -m benchmarks.weights --out result.json
 
 Writes a checkpoint of random bfloat16 numbers in the shapes of an 8B llama, with fewer layers, as safetensors shards
-into a temporary folder, and removes it in the end. Then, in turn in each round: `dd` of every shard to /dev/null,
-and the engine's own loading in a process of its own, from opening the folder to all arrays being ready, in bfloat16,
-so that as many bytes are kept as are read: `jserve` in the order in which a CPU keeps bfloat16, that of the checkpoint,
-`transposed` in that of GPUs, and of float32 on a CPU, which is inputs first. First with the files in the page cache
-(`warm`), then with them dropped from it (`cold`): synced, then `posix_fadvise(POSIX_FADV_DONTNEED)`, which needs no
-privileges. How many bytes came from the disk is told by the kernel, for both. Imports and the start of jax are outside
-the times, because they go on while a server opens its files.
+into a temporary folder, and removes it at the end. Each round runs, in turn:
+
+    dd          `dd` of every shard to /dev/null
+    jserve      the engine's own loading in bfloat16, so that it keeps as many bytes as it reads, in the order that a
+                CPU has for bfloat16: the checkpoint's
+    transposed  the same in the order of GPUs, and of float32 on a CPU: inputs first
+
+Loading runs in a process of its own and counts from opening the folder until all arrays are ready. Files are first in
+the page cache (`warm`), then dropped from it (`cold`): synced, then `posix_fadvise(POSIX_FADV_DONTNEED)`, which needs
+no privileges. The kernel says for both how many bytes came from the disk. Imports and the start of jax are outside the
+times, because they go on while a server opens its files.
 """
 
 import argparse
@@ -74,14 +78,14 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (INNER, HIDDEN),
         "mlp.down_proj": (HIDDEN, INNER),
     }
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for number in range(layers):
-        found |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
-    return found
+        tensors |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+    return tensors
 
 
 def num_bytes(tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """Of all of them together."""
+    """Bytes of all tensors together."""
     return sum(ITEM * int(np.prod(shape)) for shape in tensors.values())
 
 
@@ -112,7 +116,7 @@ def write_checkpoint(folder: Path, gigabytes: float, num_shards: int) -> list[Pa
 
 
 def config(layers: int) -> dict[str, object]:
-    """Of a llama with these shapes."""
+    """The `config.json` of a llama with these shapes."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -168,7 +172,7 @@ def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[P
         clock = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        told = process.stdout.read()
+        output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         took = time.perf_counter() - clock
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -176,8 +180,8 @@ def measure(reader: str, cache: str, index: int, folder: Path, paths: Sequence[P
             raise RuntimeError(f"{shlex.join(command)} ended with {process.returncode}")
         disk += usage.ru_inblock * 512 / 1e9
         peak = max(peak, usage.ru_maxrss)
-        if told:
-            own = json.loads(told)
+        if output:
+            own = json.loads(output)
             took, cpu = own["seconds"], own["cpu_s"]
         else:
             cpu += usage.ru_utime + usage.ru_stime
@@ -221,17 +225,17 @@ def load_once(folder: Path, *, transposed: bool) -> dict[str, float]:
     clock, cpu = time.perf_counter(), time.process_time()
     checkpoint = open_checkpoint(folder)
     jax.block_until_ready(load(model, checkpoint, mesh))
-    told = {"seconds": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}
+    timings = {"seconds": time.perf_counter() - clock, "cpu_s": time.process_time() - cpu}
     checkpoint.close()
-    return told
+    return timings
 
 
 def summary(passes: Sequence[Pass]) -> dict[str, dict[str, object]]:
     """Medians by state of the page cache and reader, and of the rounds' ratios of dd's time to ours."""
-    found: dict[str, dict[str, object]] = {}
+    medians: dict[str, dict[str, object]] = {}
     for cache in CACHES:
         by_reader = {reader: [r for r in passes if r.cache == cache and r.reader == reader] for reader in READERS}
-        found[cache] = {
+        medians[cache] = {
             reader: {
                 name: round(statistics.median(getattr(r, name) for r in taken), 3)
                 for name in ("seconds", "gb_per_s", "cpu_s", "disk_gb", "peak_rss_gb")
@@ -239,12 +243,12 @@ def summary(passes: Sequence[Pass]) -> dict[str, dict[str, object]]:
             for reader, taken in by_reader.items()
         }
         each = [dd.seconds / ours.seconds for dd, ours in zip(by_reader["dd"], by_reader["jserve"], strict=True)]
-        found[cache]["ratio"] = round(statistics.median(each), 3)
-        found[cache]["ratio_by_round"] = [round(ratio, 3) for ratio in each]
-    return found
+        medians[cache]["ratio"] = round(statistics.median(each), 3)
+        medians[cache]["ratio_by_round"] = [round(ratio, 3) for ratio in each]
+    return medians
 
 
-def print_table(passes: Sequence[Pass], found: Mapping[str, Mapping[str, object]]) -> None:
+def print_table(passes: Sequence[Pass], medians: Mapping[str, Mapping[str, object]]) -> None:
     """One row a pass, and the ratios."""
     names = ("cache", "round", "reader", "seconds", "gb_per_s", "cpu_s", "disk_gb", "peak_rss_gb")
     table = Table(*(name.replace("_", " ") for name in names))
@@ -252,7 +256,7 @@ def print_table(passes: Sequence[Pass], found: Mapping[str, Mapping[str, object]
         row = {**asdict(r), "round": r.round + 1}
         table.add_row(*(str(row[name]) for name in names))
     Console(width=120).print(table)
-    for cache, of_cache in found.items():
+    for cache, of_cache in medians.items():
         print(f"{cache}: dd's time / jserve's {of_cache['ratio']} (rounds: {of_cache['ratio_by_round']})")
 
 
@@ -283,8 +287,8 @@ def main() -> int:
         paths = write_checkpoint(Path(name), options.gigabytes, options.shards)
         size = sum(path.stat().st_size for path in paths)
         passes = measure_rounds(options.rounds, begin + options.limit, Path(name), paths)
-    found = summary(passes)
-    print_table(passes, found)
+    medians = summary(passes)
+    print_table(passes, medians)
     if options.out:
         git = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
@@ -296,7 +300,7 @@ def main() -> int:
             "bytes": size,
             "shards": len(paths),
             "page_cache": CACHES,
-            "median": found,
+            "median": medians,
             "passes": [asdict(reading) for reading in passes],
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")

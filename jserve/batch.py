@@ -124,6 +124,8 @@ class SamplingInput:
     """i32[S]"""
     top_k: jax.Array
     """i32[S]; V where off."""
+    leaving: jax.Array
+    """i32[S]; the token that leaves the row's window of penalties with this step; V where none does."""
     temperature: jax.Array
     """f32[S]; 0 is greedy."""
     top_p: jax.Array
@@ -144,7 +146,7 @@ class SamplingState:
     """Per slot, what logit edits need; read and written only by steps that have a row with edits."""
 
     output_counts: jax.Array
-    """i16[R, V]; how often each token was generated."""
+    """i16[R, V]; how often each token was generated, or stands in the row's window of penalties."""
     in_prompt: jax.Array
     """bool[R, V]"""
     bias: jax.Array

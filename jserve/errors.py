@@ -24,6 +24,10 @@ class UnknownModelError(RequestError):
     """The request names a model that this server does not serve (HTTP 404)."""
 
 
+class ContextLengthError(RequestError):
+    """The prompt does not fit the context (HTTP 400, with the code that OpenAI's clients look for)."""
+
+
 class OverloadedError(JserveError):
     """The queue is full (HTTP 503, with Retry-After)."""
 

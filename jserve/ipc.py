@@ -34,6 +34,8 @@ class EngineSocket:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._poll = select.poll()  # Its number may be above what select() takes, where the server has many clients.
+        self._poll.register(connection, select.POLLIN)
         self._buffer = bytearray()
         self._sending = threading.Lock()
         self.is_closed = False
@@ -58,7 +60,7 @@ class EngineSocket:
             self._connection.sendall(frame)
 
     def _is_readable(self, timeout: float | None) -> bool:
-        return bool(select.select([self._connection], [], [], timeout)[0])
+        return bool(self._poll.poll(None if timeout is None else timeout * 1e3))
 
     def _fill(self) -> None:
         try:

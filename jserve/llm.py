@@ -137,9 +137,10 @@ class LLM:
         bars = StartupBars()
         started = start_runner(self._config, bars.show)
         if wait_for_compile:
-            programs = started.runner.programs_optional()
+            table = started.runner.table
+            programs = table.optional()
             for done, program in enumerate(programs, 1):
-                started.runner.add(program)
+                table.add(program)
                 bars.show("background-compile", done, len(programs), program.name)
         bars.close()
         self.started = started

@@ -5,11 +5,13 @@ carries its id, whichever module writes it. Bodies and keys are never logged.
 """
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -18,6 +20,8 @@ LOG_FORMATS = ("text", "json")
 request_fields: ContextVar[Mapping[str, str]] = ContextVar("request_fields")
 """What every line of the running task carries, such as `request_id` and `key_id`."""
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What ends a line for one reader or another, and what terminals take for commands."""
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What a record has by itself; the rest was given as `extra`."""
@@ -43,12 +47,22 @@ def writes_json() -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people; the request's id follows where the line does not hold it already."""
+    """A line for people; the request's id follows where the line does not hold it already.
+
+    What a client sends may stand in it: the line of a request stays one line, and tracebacks are indented.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
         request_id = request_fields.get({}).get("request_id")
-        return line if request_id is None or request_id in line else f"{line} (request {request_id})"
+        if request_id is None:
+            return line
+        line = _CONTROL.sub(lambda control: quote(control[0]), line)
+        return line if request_id in line else f"{line} (request {request_id})"
+
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {_CONTROL.sub(lambda control: quote(control[0]), line)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -66,4 +80,5 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        text = msgspec.json.encode(line, enc_hook=str).decode()
+        return _CONTROL.sub(lambda control: f"\\u{ord(control[0]):04x}", text)  # msgspec escapes those below 0x20.

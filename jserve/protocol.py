@@ -78,6 +78,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     logprob_token_ids: tuple[int, ...] = ()
     repetition_detection: RepetitionDetection | None = None
     """Watched where the text is made, like `stop`."""
+    penalty_window: int | None = None
+    """Penalties look at this many of the newest tokens, prompt and output alike, and at nothing before them. None:
+    repetition looks at the whole prompt and output, frequency and presence at the whole output."""
+    grammar_bytes: int = 0
+    """Memory of the compiled `grammar`, where it was measured."""
 
     @property
     def is_greedy(self) -> bool:
@@ -107,8 +112,9 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     """One sequence to generate. `n` choices are n requests (the prefix cache makes the prompt cheap).
 
     `arrival` is `time.time()` at the API; `cache_salt` isolates the prefix cache; `priority`: lower is
-    earlier, equal priorities are served first come, first served. With `pooling` nothing is generated: the
-    answer is the embedding of the prompt, from its last or first token's final hidden state or the mean of all.
+    earlier. `tenant` is a number that stands for an API key: tenants get equal shares of each priority. With `pooling`
+    nothing is generated: the answer is the embedding of the prompt, from its last or first token's final hidden state
+    or the mean of all.
     """
 
     request_id: str
@@ -118,6 +124,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     cache_salt: str = ""
     priority: int = 0
     pooling: Pooling = ""
+    tenant: int = 0
 
     @property
     def ends_with_prompt(self) -> bool:

@@ -9,7 +9,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No property is decided by how fast its examples are made and run.
+hypothesis.settings.register_profile(
+    "jserve",
+    deadline=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+        hypothesis.HealthCheck.large_base_example,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
+)
+hypothesis.settings.load_profile("jserve")
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REAL_ENCODER = "all-MiniLM-L6-v2"
@@ -24,10 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:
     """The real model's file. `make model` fetches it."""
-    told = os.environ.get("JSERVE_TEST_MODEL")
-    path = Path(told) if told else Path(__file__).parent.parent / "models" / REAL_MODEL
-    if told and not path.exists():
-        pytest.fail(f"JSERVE_TEST_MODEL is {told}, which is not there")
+    named = os.environ.get("JSERVE_TEST_MODEL")
+    path = Path(named) if named else Path(__file__).parent.parent / "models" / REAL_MODEL
+    if named and not path.exists():
+        pytest.fail(f"JSERVE_TEST_MODEL is {named}, which is not there")
     if not path.exists():
         pytest.skip(f"{path} is not there; `make model` fetches it")
     return path
@@ -45,7 +59,7 @@ def real_encoder(real_gguf: Path) -> Path:
 @pytest.fixture(scope="session")
 def executables(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of stored executables for the whole run, all its processes, so that equal engines compile once."""
-    told = os.environ.get("JSERVE_TEST_EXECUTABLES")
-    if told is None and "PYTEST_XDIST_WORKER" in os.environ:
+    named = os.environ.get("JSERVE_TEST_EXECUTABLES")
+    if named is None and "PYTEST_XDIST_WORKER" in os.environ:
         return str(tmp_path_factory.getbasetemp().parent / "executables")
-    return told or str(tmp_path_factory.mktemp("executables"))
+    return named or str(tmp_path_factory.mktemp("executables"))

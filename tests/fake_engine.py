@@ -4,8 +4,10 @@ It repeats the prompt: token i of a request's output is `prompt[(i + shift) % le
 is 0 for greedy requests and `seed % 7` otherwise, so a test chooses the output by choosing the prompt. A
 `logit_bias` of 100 forces its token. With a grammar it draws uniformly, by the seed, from what the grammar
 allows, and closes strings, objects and arrays after 40 tokens. With `--quote-token T` a prompt that contains T
-twice has the tokens between as its output, and then the end. It stands still in places that a test names, as long
-as a file of the test's is there. Run as `python -m tests.fake_engine [options] --fd N`.
+twice has the tokens between as its output, and then the end. With `--prompt-steps N` the first N steps of a
+request give no token. With `--nan-token T` a logprob of T is NaN, and so is an embedding of a prompt that contains
+it. It stands still in places that a test names, as long as a file of the test's is there. Run as
+`python -m tests.fake_engine [options] --fd N`.
 """
 
 import argparse
@@ -50,6 +52,7 @@ class FakeSequence:
     request: Request
     quoted: list[int]
     num_output: int = 0
+    num_prompt_steps: int = 0
     walker: Walker | None = None
 
     def next_token(self) -> int:
@@ -150,7 +153,7 @@ class FakeEngine:
     def _step(self) -> None:
         self.num_steps += 1
         running = list(self.sequences.values())[: self.max_num_seqs]
-        deltas = [self._advance(sequence) for sequence in running]
+        deltas = [delta for sequence in running if (delta := self._advance(sequence)) is not None]
         self._send(deltas)
 
     def _send(self, deltas: list[TokenDelta]) -> None:
@@ -169,8 +172,11 @@ class FakeEngine:
         )
         self.socket.send(StepFrame(deltas, stats))
 
-    def _advance(self, sequence: FakeSequence) -> TokenDelta:
+    def _advance(self, sequence: FakeSequence) -> TokenDelta | None:
         request = sequence.request
+        sequence.num_prompt_steps += 1
+        if sequence.num_prompt_steps <= self.options.prompt_steps:
+            return None
         if request.ends_with_prompt:
             return self._end_with_prompt(request)
         token = sequence.next_token()
@@ -205,8 +211,12 @@ class FakeEngine:
             finish_reason="stop" if request.pooling else "length",
             scheduled_at=time.time(),
             prompt_logprobs=None if request.pooling else self._prompt_logprobs(request),
-            embedding=struct.pack("<2f", first / length, 100.0 / length) if request.pooling else b"",
+            embedding=self._embedding(request, first / length, 100.0 / length) if request.pooling else b"",
         )
+
+    def _embedding(self, request: Request, first: float, second: float) -> bytes:
+        is_nan = self.options.nan_token in request.token_ids
+        return struct.pack("<2f", math.nan if is_nan else first, second)
 
     def _prompt_logprobs(self, request: Request) -> list[TokenLogprobs] | None:
         """A prompt's own token t is never the best: its logprob is -(t % 100) - 3, its rank 3."""
@@ -238,7 +248,8 @@ class FakeEngine:
         chosen = [-float(token) / 10 for token in request.sampling.logprob_token_ids]
         order = [token + 1, token + 2, token, *range(token + 3, token + 21)]
         ids = [i % self.options.vocab_size for i in order][:count]
-        return [TokenLogprobs(-3.0, 3, ids, [-float(i + 1) for i in range(len(ids))], chosen)]
+        logprob = math.nan if token == self.options.nan_token else -3.0
+        return [TokenLogprobs(logprob, 3, ids, [-float(i + 1) for i in range(len(ids))], chosen)]
 
 
 def _stand_still(held_by: Path | None) -> None:
@@ -250,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--step-ms", type=float, default=0.0)
+    parser.add_argument("--prompt-steps", type=int, default=0)
     parser.add_argument("--steps-held-by", type=Path, help="a file: no step is made while it is there")
     parser.add_argument(
         "--load-held-by", type=Path, help="a file: a quarter of the weights is loaded while it is there"
@@ -264,6 +276,7 @@ def main() -> None:
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
     parser.add_argument("--quote-token", type=int)
+    parser.add_argument("--nan-token", type=int)
     options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     connection = socket.socket(fileno=options.fd)

@@ -1,4 +1,4 @@
-"""docs/api.md leaves out no endpoint and no field."""
+"""docs/api.md leaves out no endpoint and no field, and what pages name or link to is there."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,53 @@ def test_every_field_is_described(path: str, field: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
     """Those of this repository: in backticks, with a folder and an ending."""
-    folders = "jserve|pallas_kernels|tests|benchmarks|docs|deploy|models|quant"
+    folders = "jserve|pallas_kernels|tests|benchmarks|configs|docs|deploy|models|quant"
     named = set(re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)", page.read_text())) - MADE_ELSEWHERE
     missing = [name for name in named if not any((ROOT / place / name).exists() for place in ("", "tests", "jserve"))]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_say_that_tokens_are_read_back(page: Path) -> None:
+    """Nothing comes home: "is read back", "arrives" and the like are what a stranger reads once."""
+    assert not re.findall(r"\b(?:comes?|came|brings?|brought|takes?|taken|at) home\b", page.read_text())
+
+
+def glossary() -> list[tuple[str, str, str]]:
+    """(our words, vLLM's, the meaning) of each row in docs/design.md."""
+    text = (ROOT / "docs" / "design.md").read_text().partition("## Glossary")[2]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")][2:]
+    return [(ours.strip(), theirs.strip(), meaning.strip()) for ours, theirs, meaning in rows]
+
+
+def test_the_glossary_has_vllms_word_and_a_meaning_for_each_of_ours() -> None:
+    assert len(glossary()) > 15
+    assert all(all(row) for row in glossary())
+
+
+def test_names_in_the_glossary_are_those_of_the_code() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "jserve").rglob("*.py"))
+    names = [name for ours, _, _ in glossary() for name in re.findall(r"`(\w+)`", ours)]
+    assert len(names) > 10
+    assert not [name for name in names if not re.search(rf"\b{name}\b", code)]

@@ -24,13 +24,13 @@ NAMED = re.compile(r"`([\w/]*(?:\.py)?)::([^`]+)`")
 
 def tables(text: str) -> list[list[list[str]]]:
     """Each table of a page by its rows and their cells, the titles first."""
-    found: list[list[list[str]]] = [[]]
+    parsed: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
-            found[-1].append([cell.strip() for cell in line.strip().strip("|").split("|")])
-        elif found[-1]:
-            found.append([])
-    return [[row for row in table if set("".join(row)) - set("-: ")] for table in found if table]
+            parsed[-1].append([cell.strip() for cell in line.strip().strip("|").split("|")])
+        elif parsed[-1]:
+            parsed.append([])
+    return [[row for row in table if set("".join(row)) - set("-: ")] for table in parsed if table]
 
 
 def supported(text: str) -> list[tuple[str, str]]:
@@ -41,10 +41,10 @@ def supported(text: str) -> list[tuple[str, str]]:
 
 def named_tests(cell: str) -> list[tuple[str, str]]:
     """(file, case or function) of each."""
-    found: list[tuple[str, str]] = []
+    named: list[tuple[str, str]] = []
     for file, case in NAMED.findall(cell):
-        found.append((file or found[-1][0], case))
-    return found
+        named.append((file or named[-1][0], case))
+    return named
 
 
 @cache
@@ -62,12 +62,12 @@ def collected() -> dict[str, set[str]]:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "slow or not slow", *files]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    found: dict[str, set[str]] = {}
+    by_file: dict[str, set[str]] = {}
     for line in ran.stdout.splitlines():
         if "::" in line:
             file, _, test = line.partition("::")
-            found.setdefault(file.removeprefix("tests/"), set()).add(test)
-    return found
+            by_file.setdefault(file.removeprefix("tests/"), set()).add(test)
+    return by_file
 
 
 def without_a_test(rows: list[tuple[str, str]], known: dict[str, set[str]]) -> list[str]:
@@ -87,8 +87,8 @@ def is_named(case: str, test: str) -> bool:
 
 
 def without_a_row(wanted: Collection[str], rows: list[tuple[str, str]]) -> list[str]:
-    told = {word for what, _ in rows for word in re.findall(r"`([^`]+)`", what)}
-    return [name for name in wanted if name not in told]
+    described = {word for what, _ in rows for word in re.findall(r"`([^`]+)`", what)}
+    return [name for name in wanted if name not in described]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -139,9 +139,9 @@ ROW = "| names | tests |\n|---|---|\n| `LlamaForCausalLM` | {} |\n"
 )
 def test_a_row_whose_test_is_gone_is_found(tests: str, wrong: str | None) -> None:
     known = {"models/test_parity.py": {"check[llama]", "check[llama, yarn-2]"}}
-    found = without_a_test(supported(ROW.format(tests)), known)
-    assert [each for each in found if wrong is None or wrong not in each] == []
-    assert bool(found) == (wrong is not None)
+    faults = without_a_test(supported(ROW.format(tests)), known)
+    assert [each for each in faults if wrong is None or wrong not in each] == []
+    assert bool(faults) == (wrong is not None)
 
 
 def test_a_family_without_a_row_is_found() -> None:

@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import msgspec
 import numpy as np
@@ -14,7 +15,10 @@ import transformers
 from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore
 from jserve.protocol import Request, SamplingParams, TokenDelta
+from jserve.runtime.program_keys import LogprobsOfFew, SampleFew, Step
+from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.runner import Runner
+from jserve.runtime.shapes import Bucket
 from jserve.runtime.start import Started, start_runner
 from tests.programs import HARDLY_OPTIMIZED, SHARED_PROGRAMS
 
@@ -96,9 +100,14 @@ def reference_greedy(model: Any, prompt: list[int], count: int, guess: list[int]
 
 def add_few(runner: Runner) -> None:
     """What steps of many rows do for a few of them; engines have it some time after they are ready."""
-    for program in runner.programs_missing():
-        if program.name.startswith("few"):
-            runner.add(program)
+    for program in runner.table.missing():
+        if isinstance(program.key, SampleFew | LogprobsOfFew):
+            runner.table.add(program)
+
+
+def steps_of(table: ProgramTable) -> list[tuple[Bucket, jax.stages.Compiled]]:
+    """The decoder steps that are there."""
+    return [(key.bucket, program) for key, program in table.compiled.items() if isinstance(key, Step)]
 
 
 def start_shared(config: EngineConfig, *, early: bool = False) -> Started:

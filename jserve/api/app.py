@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
@@ -13,11 +14,13 @@ from jserve.api import probes
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.route import count_tokens, messages
 from jserve.api.context import ServerContext
-from jserve.api.errors import EXPECTED_ERRORS, handle_error
+from jserve.api.errors import EXPECTED_ERRORS
 from jserve.api.http.description import describe_route
 from jserve.api.http.dispatch import Dispatch
 from jserve.api.http.edge import Edge
+from jserve.api.http.error_handler import handle_error
 from jserve.api.http.guard import OPEN_PATHS, Guard
+from jserve.api.http.host_names import HostNames
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
 from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from jserve.api.openai.chat import chat_completions
@@ -84,6 +87,7 @@ def build_app(server: ServerContext) -> FastAPI:
         title="jserve",
         version=__version__,
         exception_handlers=dict.fromkeys(EXPECTED_ERRORS, handle_error),
+        redirect_slashes=False,
     )
     for method, path, handler in ROUTES:
         app.add_api_route(
@@ -94,9 +98,21 @@ def build_app(server: ServerContext) -> FastAPI:
             operation_id=re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_"),
             openapi_extra=describe_route(method, path, BODIES),
         )
+    _add_heads(app)
     app.state.server = server
     _add_layers(app, server)
     return app
+
+
+def _add_heads(app: FastAPI) -> None:
+    """Answer HEAD where GET is answered, as RFC 9110 (9.1) wants it; uvicorn leaves the body out."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    taken = {route.path for route in routes if "HEAD" in (route.methods or ())}
+    for route in routes:
+        if "GET" in (route.methods or ()) and route.path not in taken:
+            app.add_api_route(
+                route.path, route.endpoint, methods=["HEAD"], response_model=None, include_in_schema=False
+            )
 
 
 def _add_layers(app: FastAPI, server: ServerContext) -> None:
@@ -104,7 +120,8 @@ def _add_layers(app: FastAPI, server: ServerContext) -> None:
     settings = server.settings
     app.add_middleware(Dispatch, routes=app.routes)
     open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
-    app.add_middleware(Guard, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
+    hosts = HostNames(settings.allowed_hosts, needs_key=settings.needs_key)
+    app.add_middleware(Guard, hosts=hosts, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from jserve.api.access.account import Account
 from jserve.api.access.keys import ANYBODY, ApiKey
 from jserve.api.life import RequestLife
+from jserve.errors import RequestError
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Call:
     arrived: float = field(default_factory=time.time)
     lives: list[RequestLife] = field(default_factory=list)
     num_prompt: int = 0
+    num_places: int = 0
+    """Sequences that its account counts as open."""
 
     @property
     def num_output(self) -> int:
@@ -44,6 +47,24 @@ class Call:
     def first_token(self) -> float:
         """When the first token of any choice came; 0 before."""
         return min((life.first_token for life in self.lives if life.first_token), default=0.0)
+
+    def open_sequences(self, count: int) -> None:
+        """So many sequences are about to start. Raises RateLimitError where the key may not have as many."""
+        if self.account is None:
+            return
+        more = max(0, len(self.lives) + count - self.num_places)
+        self.account.open_more(more, self.num_places)
+        self.num_places += more
+
+    def check_priority(self, priority: int) -> None:
+        """Raise RequestError where the key has no right to this priority. Without keys everybody has any."""
+        highest = 0 if self.account is None else self.account.highest_priority
+        if not self.key.is_anonymous and highest is not None and priority < highest:
+            raise RequestError(
+                f"priority is {priority} but this API key may ask for {highest} and above (lower is earlier); leave it "
+                "out, or have `highest_priority` lowered for this key in the server's --limits file",
+                param="priority",
+            )
 
 
 _current: ContextVar[Call] = ContextVar("call")

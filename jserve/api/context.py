@@ -7,6 +7,7 @@ from typing import cast
 from starlette.requests import Request
 
 from jserve.api.access.account import Accounts
+from jserve.api.access.incoming_bodies import IncomingBodies
 from jserve.api.access.keys import KeyRing
 from jserve.api.generation.generation import Generator
 from jserve.api.model.grammars import GrammarChecker
@@ -17,6 +18,9 @@ from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.errors import EngineUnavailableError
 from jserve.text.grammars.grammar_worker import GrammarSetup
+
+_MOST_BODIES = 8
+"""Bodies of the largest size that may be in memory, all unfinished and unparsed ones together."""
 
 
 @dataclass(slots=True)
@@ -34,9 +38,11 @@ class ServerContext:
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
     grammars: GrammarChecker = field(init=False)
+    bodies: IncomingBodies = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.bodies = IncomingBodies(_MOST_BODIES * settings.max_request_bytes)
         self.grammars = GrammarChecker(
             self._grammar_setup, settings.grammar_compile_timeout_s, settings.max_grammar_bytes
         )

@@ -14,12 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.json_writer import encode
-from jserve.api.path import route_path
 from jserve.errors import (
+    ContextLengthError,
     EngineFailedError,
     EngineUnavailableError,
     JserveError,
@@ -55,7 +54,7 @@ class ClientGoneError(JserveError):
 
 
 EXPECTED_ERRORS = (JserveError, ValidationError, MediaTypeError, UnauthorizedError, HTTPException)
-"""What `handle_error` answers; anything else is a defect, which `Edge` answers and logs."""
+"""What `error_handler.py` answers; anything else is a defect, which `Edge` answers and logs."""
 
 
 class Dialect(enum.Enum):
@@ -93,6 +92,7 @@ class ErrorAnswer:
     type: str
     param: str | None = None
     code: str | None = None
+    """A word for programs, where there is one. Never the status: typed clients read a text or null."""
     retry_after_s: int | None = None
 
     def body(self, dialect: Dialect = Dialect.OPENAI) -> bytes:
@@ -106,7 +106,7 @@ class ErrorAnswer:
             "message": self.message,
             "type": self.type,
             "param": self.param,
-            "code": self.code or self.status,
+            "code": self.code,
         }
         return encode({"error": error})
 
@@ -131,9 +131,10 @@ def answer_for(error: Exception) -> ErrorAnswer:
     """What the client is told about `error`. Unexpected errors are logged with their traceback."""
     match error:
         case UnknownModelError():
-            return ErrorAnswer(404, str(error)[:_MAX_MESSAGE_CHARS], "NotFoundError", param="model")
+            return ErrorAnswer(404, str(error)[:_MAX_MESSAGE_CHARS], "NotFoundError", "model", "model_not_found")
         case RequestError():
-            return ErrorAnswer(400, _without_paths(str(error)), "BadRequestError", param=error.param)
+            code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
+            return ErrorAnswer(400, _without_paths(str(error)), "BadRequestError", error.param, code)
         case MediaTypeError():
             return ErrorAnswer(400, str(error), "Bad Request")
         case ValidationError():
@@ -157,14 +158,6 @@ def answer_for(error: Exception) -> ErrorAnswer:
     logger.error("unexpected error in a request", exc_info=error)
     message = f"internal error ({type(error).__name__}); the server's log has the details"
     return ErrorAnswer(500, message, "InternalServerError")
-
-
-async def handle_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler of `EXPECTED_ERRORS`."""
-    response = answer_for(error).response(Dialect.of(route_path(request.scope)))
-    if isinstance(error, HTTPException) and error.headers:
-        response.headers.update(error.headers)
-    return response
 
 
 def _answer_for_validation(error: ValidationError) -> ErrorAnswer:

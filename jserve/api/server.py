@@ -6,6 +6,7 @@ finish until `--shutdown-timeout`. The second ends everything at once.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -46,7 +47,9 @@ class Server:
         settings: ServerSettings,
         listener: socket.socket,
         launched: LaunchedEngine | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_loaded` is called when all that stays until the end has been loaded."""
         client = EngineClient(config, settings, launched)
         metrics = Metrics(client, settings.model_names[0])
         keys = KeyRing(settings.api_keys, settings.api_key_file, settings.limits.names if settings.limits else None)
@@ -58,6 +61,7 @@ class Server:
         tracer = Tracer(endpoint, settings.model_names[0]) if endpoint else None
         self.context = ServerContext(settings, client, generator, metrics, keys, accounts, tracer)
         self._config = config
+        self._on_loaded = on_loaded
         self._listener = listener
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
@@ -114,6 +118,7 @@ class Server:
         await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
+        self._on_loaded()
         self._announce()
         await self.context.loaded_model.renderer.start()  # A request that comes first waits for it, and no other does.
 
@@ -157,6 +162,14 @@ class Server:
         logger.info("stopped")
 
 
+def _settle() -> None:
+    """Take what is there out of garbage collection: walking through it would hold everybody up for a tenth of a second
+    now and then.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def serve(
     config: EngineConfig,
     settings: ServerSettings,
@@ -164,7 +177,7 @@ async def serve(
     launched: LaunchedEngine | None = None,
 ) -> None:
     """Run a server that obeys signals, until it is told to stop. Raises StartupError."""
-    server = Server(config, settings, listener, launched)
+    server = Server(config, settings, listener, launched, _settle)
 
     def on_signal() -> None:
         if server.context.generator.is_draining:

@@ -22,7 +22,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `chat_template` is a template or the path of one. `generation_config` "auto" takes default sampling from
     the model's `generation_config.json`, "vllm" uses neutral defaults, anything else is a folder to read it
     from. `max_request_bytes` bounds a body; `receive_timeout_s` is what a client has for the head of a request,
-    and for its body (plus a second per 500 bytes). `max_engine_restarts` within `restart_window_s` seconds are
+    and in which its body must go on by 500 bytes a second. An engine that has owed an answer for `hang_timeout_s` is
+    killed and started again, 0 for never. `max_engine_restarts` within `restart_window_s` seconds are
     tried before the server gives up.
     """
 
@@ -40,6 +41,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cache_isolation: str = "key"
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
+    allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)
@@ -55,9 +57,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     grammar_compile_timeout_s: float = 5.0
     max_grammar_bytes: int = 1 << 20
     shutdown_timeout_s: float = 30.0
+    max_connections: int | None = None
     max_request_bytes: int = 32 << 20
     receive_timeout_s: float = 20.0
     stall_timeout_s: float = 60.0
+    hang_timeout_s: float = 300.0
     enable_prompt_tokens_details: bool = False
     enable_force_include_usage: bool = False
     enable_per_request_metrics: bool = False
@@ -82,6 +86,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--max-grammar-bytes is {self.max_grammar_bytes} but must be at least 1")
         if self.shutdown_timeout_s < 0:
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
+        if not self.hang_timeout_s >= 0:
+            raise ConfigError(f"--hang-timeout is {self.hang_timeout_s:g} but must be 0 (never) or more seconds")
         if self.stream_interval < 1:
             raise ConfigError(f"--stream-interval is {self.stream_interval} but must be at least 1 token")
         if self.max_request_bytes < 1:
@@ -106,9 +112,15 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         for flag, limit, least in (
             ("--max-queued-requests", self.max_queued_requests, 0),
             ("--max-queued-tokens", self.max_queued_tokens, 1),
+            ("--max-connections", self.max_connections, 1),
         ):
             if limit is not None and limit < least:
                 raise ConfigError(f"{flag} is {limit} but must be at least {least}")
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests must bring a key."""
+        return bool(self.api_keys) or self.api_key_file is not None
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         "--limits",
         type=Path,
         metavar="FILE",
-        help="YAML file with what each key may use: requests and tokens per minute, requests at once (default: none)",
+        help="YAML file with what each key may use: requests and tokens per minute, sequences at once, priority "
+        "(default: none)",
     )
     group.add_argument(
         "--cache-isolation",
@@ -51,6 +52,15 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="prompt tokens that may wait for their first token before more are answered 503 (default: no limit)",
+    )
+    group.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        type=_names,
+        default=[],
+        metavar="NAME",
+        help="names of this server that requests may carry in `Host`, '*' for all (default: all where a key is needed; "
+        "else, over loopback, localhost and others that no web site can take)",
     )
     for flag, default, what in (
         ("--allowed-origins", [], "web sites whose scripts may call (CORS), '*' for all (default: none)"),

@@ -45,7 +45,7 @@ _FLAGS = {
     "--task": _NOT_NEEDED + "one server generates, embeds and scores",
     "--runner": _NOT_NEEDED + "one server generates, embeds and scores",
     "--device": "the device is a GPU where jax finds one, else the CPU; set JAX_PLATFORMS to choose",
-    "--scheduling-policy": _NOT_NEEDED + "requests with a lower `priority` come first, equal ones in order",
+    "--scheduling-policy": _NOT_NEEDED + "requests with a lower `priority` come first; API keys get equal shares",
     "--num-gpu-blocks-override": "use --kv-cache-memory-bytes",
     "--disable-sliding-window": "sliding windows are part of the model",
     "--middleware": "put a proxy in front",

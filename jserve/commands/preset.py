@@ -1,10 +1,12 @@
-"""The presets that come with jserve: files of `presets/`, which `--config` finds by their names."""
+"""The presets that come with jserve: files of `configs/`, which `--config` finds by their names."""
 
 from pathlib import Path
 
 from jserve.errors import ConfigError
 
-PRESETS = Path(__file__).with_name("presets")
+_IN_WHEEL = Path(__file__).with_name("presets")
+PRESETS = _IN_WHEEL if _IN_WHEEL.exists() else Path(__file__).parents[2] / "configs"
+"""The wheel has `configs/` beside this file; a checkout has it at its top."""
 
 
 def config_path(name: str) -> Path:

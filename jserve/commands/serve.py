@@ -14,8 +14,10 @@ def run(argv: Sequence[str]) -> None:
     """Serve until stopped. Raises StartupError where that is not possible."""
     config, settings = parse(argv)
     set_up_logging(settings.log_level, settings.log_format)
+    from jserve.api.http.descriptors import raise_descriptor_limit
     from jserve.api.http.listener import listen
 
+    raise_descriptor_limit()
     listener = listen(settings.host, settings.port)
     from jserve.api.supervisor.process import launch_engine
 

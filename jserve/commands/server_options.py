@@ -19,6 +19,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
     group.add_argument(
+        "--max-connections",
+        type=int,
+        metavar="N",
+        help="connections that may be open at once; more are answered 503 (default: what the limit of open files "
+        "allows, 16384 at most)",
+    )
+    group.add_argument(
         "--max-request-bytes",
         type=parse_size,
         default=32 << 20,
@@ -31,7 +38,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=20.0,
         metavar="S",
-        help="seconds a client has to send a request's head, and its body (plus a second per 500 bytes)",
+        help="seconds a client has to send a request's head, and in each of which its body must go on by 500 bytes",
     )
     group.add_argument(
         "--shutdown-timeout",
@@ -47,7 +54,15 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="S",
-        help="silence after which /health/decode says 503",
+        help="silence of an engine with work after which /health/decode says 503",
+    )
+    group.add_argument(
+        "--hang-timeout",
+        dest="hang_timeout_s",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="silence of an engine with work after which it is killed and started again; 0 for never",
     )
     group.add_argument(
         "--enable-prompt-tokens-details", action="store_true", help="report cached prompt tokens in usage"

@@ -6,16 +6,24 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
 from jserve.constrain.constraint import ConstraintError
+from jserve.constrain.limits import GROWTH, KEPT_BYTES, parser_limits
 from jserve.constrain.row import reason_of
 
 logger = logging.getLogger(__name__)
 
 _THREADS = 2
-_KEPT = 64
-"""Grammars that stay compiled after their last use: choices and retries of a request share one."""
+_LEAST_BYTES = 1 << 16
+"""Memory of the smallest grammar."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    matcher: "Future[LLMatcher]"
+    num_bytes: int
+    """The most that it may take while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +37,9 @@ class GrammarTokenizer:
 class GrammarCompiler:
     """Compiles each grammar once and hands out copies. `compile` is called from one thread.
 
-    llguidance bounds the work: its limits on a grammar's size, on the lexer's states and on the work of one
-    mask end an explosive grammar with an error, within milliseconds to a second.
+    Choices and retries of a request share one. Grammars stay compiled after their last use while all of them
+    together take no more than `kept_bytes`. llguidance bounds the work (`limits.py`): an explosive grammar ends
+    with an error, within milliseconds to a second.
     """
 
     def __init__(
@@ -39,17 +48,18 @@ class GrammarCompiler:
         vocab_size: int,
         eos_token_ids: frozenset[int],
         *,
-        kept: int = _KEPT,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         """`vocab_size` is what the model has rows for; its tokenizer may have more tokens."""
         self._load_tokenizer = load_tokenizer
         self.vocab_size = vocab_size
         """Tokens that matchers know, and their masks have bits for. It may grow before the first matcher is there."""
         self._eos_token_ids = sorted(eos_token_ids)
-        self._kept = kept
+        self._kept_bytes = kept_bytes
+        self._used_bytes = 0
         self._pool = ThreadPoolExecutor(_THREADS, "grammar")
         self._vocabulary: Future[LLTokenizer] | None = None
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._compiled: OrderedDict[str, _Kept] = OrderedDict()
 
     def prepare(self) -> None:
         """Begin to build the vocabulary's tree, which the first grammar waits for. It holds the GIL throughout:
@@ -58,16 +68,21 @@ class GrammarCompiler:
         if self._vocabulary is None:
             self._vocabulary = self._pool.submit(self._build_vocabulary)
 
-    def compile(self, grammar: str) -> Future[LLMatcher]:
-        """The matcher at the grammar's beginning, to be copied; ConstraintError where it does not compile."""
-        found = self._compiled.get(grammar)
-        if found is None:
+    def compile(self, grammar: str, num_bytes: int = 0) -> Future[LLMatcher]:
+        """The matcher at the grammar's beginning, to be copied; ConstraintError where it does not compile.
+
+        `num_bytes` is its memory as it was measured when the grammar was tried (`SamplingParams.grammar_bytes`).
+        """
+        kept = self._compiled.get(grammar)
+        if kept is None:
             self.prepare()
-            found = self._compiled[grammar] = self._pool.submit(self._compile, grammar)
-            if len(self._compiled) > self._kept:
-                self._compiled.popitem(last=False)
+            size = GROWTH * max(num_bytes, len(grammar), _LEAST_BYTES)
+            kept = self._compiled[grammar] = _Kept(self._pool.submit(self._compile, grammar), size)
+            self._used_bytes += size
+            while self._used_bytes > self._kept_bytes and len(self._compiled) > 1:
+                self._used_bytes -= self._compiled.popitem(last=False)[1].num_bytes
         self._compiled.move_to_end(grammar)
-        return found
+        return kept.matcher
 
     def _build_vocabulary(self) -> LLTokenizer:
         if not self._eos_token_ids:
@@ -87,9 +102,7 @@ class GrammarCompiler:
 
     def _compile(self, grammar: str) -> LLMatcher:
         assert self._vocabulary is not None
-        matcher = LLMatcher(
-            self._vocabulary.result(), grammar, log_level=0, limits=LLParserLimits(verbose_errors=False)
-        )
+        matcher = LLMatcher(self._vocabulary.result(), grammar, log_level=0, limits=parser_limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first mask is the slowest, and what it learns is copied with it
         if matcher.is_error():

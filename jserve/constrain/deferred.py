@@ -31,7 +31,9 @@ class DeferredRequests:
 
     def add(self, request: Request) -> None:
         """Compile a request's grammar."""
-        self._requests[request.request_id] = request, self._compiler.compile(request.sampling.grammar)
+        sampling = request.sampling
+        matcher = self._compiler.compile(sampling.grammar, sampling.grammar_bytes)
+        self._requests[request.request_id] = request, matcher
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget these; unknown ids are ignored. A compile that has begun goes on and is kept for the next."""

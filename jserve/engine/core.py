@@ -11,6 +11,8 @@ Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pag
 """
 
 import time
+from pathlib import Path
+from typing import Any
 
 from llguidance import LLMatcher
 
@@ -19,6 +21,7 @@ from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
 from jserve.engine.encoder_core import EncoderCore
+from jserve.engine.interface import Core
 from jserve.protocol import (
     EngineStats,
     Request,
@@ -41,9 +44,8 @@ _GRAMMAR_WAIT_S = 0.005
 class EngineCore:
     """Scheduler and runner, one step ahead of each other. Driven from one thread."""
 
-    def __init__(self, started: Started, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(self, started: Started[Runner], *, enable_prefix_caching: bool = True) -> None:
         shape = started.shape
-        assert isinstance(started.runner, Runner)
         self.runner = started.runner
         self.shape: EngineShape = shape
         self.scheduler = Scheduler(
@@ -80,6 +82,10 @@ class EngineCore:
     def num_deferred(self) -> int:
         """Requests that wait for their grammar."""
         return len(self._deferred)
+
+    def prepare(self) -> None:
+        """Read the tokenizer for grammars, in a thread."""
+        self.grammars.prepare()
 
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""
@@ -163,12 +169,12 @@ class EngineCore:
         return self.runner.sample(launched, masks)
 
 
-def _grammar_tokenizer(model: str) -> GrammarTokenizer:
+def _grammar_tokenizer(model: Path) -> GrammarTokenizer:
     tokenizer = load_tokenizer(model)
     return GrammarTokenizer(tokenizer.backend.to_str(), tokenizer.num_ids)
 
 
-def make_core(started: Started, *, enable_prefix_caching: bool = True) -> EngineCore | EncoderCore:
+def make_core(started: Started[Any], *, enable_prefix_caching: bool = True) -> Core:
     """What drives the model that was started."""
     if isinstance(started.runner, EncoderRunner):
         return EncoderCore(started)

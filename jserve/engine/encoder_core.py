@@ -20,11 +20,7 @@ from jserve.schedule.texts import TextQueue
 class EncoderCore:
     """Queue and runner, one step ahead of each other. Driven from one thread."""
 
-    num_deferred = 0
-    """No request waits for a grammar."""
-
-    def __init__(self, started: Started) -> None:
-        assert isinstance(started.runner, EncoderRunner)
+    def __init__(self, started: Started[EncoderRunner]) -> None:
         self.runner = started.runner
         self.shape = started.shape
         self.compiles = CompileCounter()
@@ -40,6 +36,14 @@ class EncoderCore:
     def is_idle(self) -> bool:
         """Nothing waits and nothing is in flight."""
         return self._in_flight is None and self._queue.is_empty
+
+    @property
+    def num_deferred(self) -> int:
+        """No request waits for a grammar."""
+        return 0
+
+    def prepare(self) -> None:
+        """Nothing: texts need no more than the start has made."""
 
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""

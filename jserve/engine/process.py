@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from jserve.config import EngineConfig
-from jserve.engine.core import EngineCore, make_core
-from jserve.engine.encoder_core import EncoderCore
+from jserve.engine.core import make_core
+from jserve.engine.interface import Core
 from jserve.ipc import EngineSocket
 from jserve.progress import StartupBars
 from jserve.protocol import (
@@ -22,9 +22,8 @@ from jserve.protocol import (
     StepFrame,
     TokenDelta,
 )
-from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.platform import choose_platform
-from jserve.runtime.runner import Runner
+from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.start import compile_behind, describe, start_runner
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ _HEARTBEAT_S = 0.5
 class EngineProcess:
     """Serves one API process over one socket until it says stop or goes away."""
 
-    core: EngineCore | EncoderCore
+    core: Core
     connection: EngineSocket
     is_stopping: bool = False
     _num_deferred_told: int = 0
@@ -57,6 +56,8 @@ class EngineProcess:
     def turn(self) -> None:
         """Take in what has arrived, make one step, send what came home."""
         refused = self._receive(block=self.core.is_idle)
+        if self.connection.is_closed:
+            return  # Nobody reads what would be sent.
         deltas = self.core.step() if not self.core.is_idle else []
         num_deferred = self.core.num_deferred
         # A long prompt takes many steps that yield nothing; the other side wants to hear that they are made.
@@ -108,15 +109,15 @@ class ProgressReport:
 class ProgramReport:
     """Tells the API process which programs there are and how many are to come, as they are compiled behind."""
 
-    def __init__(self, connection: EngineSocket, runner: Runner | EncoderRunner) -> None:
+    def __init__(self, connection: EngineSocket, table: ProgramTable) -> None:
         self._connection = connection
-        self._runner = runner
+        self._table = table
         self._logged_at = time.monotonic()
 
     def __call__(self, phase: str, done: int, total: int, detail: str) -> None:
-        counts = self._runner.count_programs()
+        counts = self._table.count()
         with suppress(OSError):  # the loop finds out by itself that the server is gone
-            self._connection.send(EngineCompiled(self._runner.take_news(), counts))
+            self._connection.send(EngineCompiled(self._table.take_news(), counts))
         if done == total:
             settle()
             logger.info(
@@ -134,13 +135,12 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     report = ProgressReport(connection)
     started = start_runner(config, report, early=True)
     core = make_core(started, enable_prefix_caching=config.enable_prefix_caching)
-    if isinstance(core, EngineCore):
-        core.grammars.prepare()
+    core.prepare()
     report.ready()
     settle()
-    shape = started.shape
+    shape, table = started.shape, started.runner.table
     seconds = {**started.seconds, "total": time.perf_counter() - clock}
-    connection.send(EngineCompiled(started.runner.take_news(), started.runner.count_programs()))
+    connection.send(EngineCompiled(table.take_news(), table.count()))
     connection.send(
         EngineReady(
             max_model_len=shape.max_model_len,
@@ -155,7 +155,7 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
         )
     )
     with core.compiles.watch():
-        compile_behind(started.runner, ProgramReport(connection, started.runner))
+        compile_behind(table, ProgramReport(connection, table))
         EngineProcess(core, connection).run()
 
 

@@ -17,14 +17,13 @@ from jserve.errors import ConfigError
 from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan
 from jserve.models.bert import Encoder
+from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import detect
 from jserve.runtime import memory, platform
-from jserve.runtime.encoder_runner import EncoderPrograms
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.load_model import check_weights
 from jserve.runtime.prepare import check_encoder, check_parallel, with_trained_length
-from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
 
@@ -87,9 +86,9 @@ class _PaperMesh:
 
     @cached_property
     def devices(self) -> np.ndarray:
-        found = np.empty(self.parts, object)
-        found[:] = [_PaperDevice(self.kind)] * self.parts
-        return found
+        devices = np.empty(self.parts, object)
+        devices[:] = [_PaperDevice(self.kind)] * self.parts
+        return devices
 
     @cached_property
     def shape(self) -> dict[str, int]:
@@ -109,28 +108,27 @@ def device_memory(device: str) -> int:
     raise ConfigError(f"--device {device!r} is not known; known are cpu, {', '.join(GPU_MEMORY)}")
 
 
-def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capacity:
-    """Plan a start on `asked.tensor_parallel_size` devices of a kind, without weights.
+def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -> Capacity:
+    """Plan a start on `engine_config.tensor_parallel_size` devices of a kind, without weights.
 
     Raises StartupError, with the words of a real start, where the model would not run there.
     """
-    parts = asked.tensor_parallel_size
+    parts = engine_config.tensor_parallel_size
     kind = "cpu" if device == "cpu" else "gpu"
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
-        return _estimate_encoder(checkpoint, asked, device, *encoder)
+        return _estimate_encoder(checkpoint, engine_config, device, *encoder)
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    asked = with_trained_length(asked, checkpoint, config)
-    check_parallel(config, parts, asked.expert_parallel_size)
-    paper = _PaperMesh(kind, parts, asked.expert_parallel_size)
+    engine_config = with_trained_length(engine_config, checkpoint, config)
+    check_parallel(config, parts, engine_config.expert_parallel_size)
+    paper = _PaperMesh(kind, parts, engine_config.expert_parallel_size)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
-    shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
-    quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
+    quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
-    programs = Programs(family, config, plain, shape, weights)
-    model = programs.abstract_model()
+    blueprint = Blueprint(family, config, plain, weights)
+    model = blueprint.abstract_model()
     wanted = parameters(model)
-    check_weights(model, programs, checkpoint)
+    check_weights(model, blueprint, checkpoint)
     mesh = AbstractMesh(tuple(paper.shape.values()), TENSOR_AXIS)
     elements, packed = 0, 0
     for parameter in wanted:
@@ -139,36 +137,36 @@ def estimate(checkpoint: Checkpoint, asked: EngineConfig, device: str) -> Capaci
             packed += size * jnp.dtype(parameter.dtype).itemsize
         else:
             elements += size
-    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
+    dtype = platform.resolve_dtype(engine_config.dtype, config.dtype, kind, elements)
     activations = platform.activation_dtype(dtype, kind)
-    build = Build(dtype, activations, paper, kv_cache=asked.kv_cache_dtype)  # type: ignore[arg-type]
-    limit = _limit(asked, device)
+    build = Build(dtype, activations, paper, kv_cache=engine_config.kv_cache_dtype)  # type: ignore[arg-type]
+    limit = _limit(engine_config, device)
     cache = family.cache(build, config)
-    shape, plan = memory.plan_shape(asked, config, build, cache, packed + elements * dtype.itemsize, limit)
+    shape, plan = memory.plan_shape(engine_config, config, build, cache, packed + elements * dtype.itemsize, limit)
     of_group = plan.page_bytes * parts // shape.page_size
     beyond = of_group * shape.windows.count(None)
     return Capacity(config, dtype.name, plan, shape, of_group * shape.num_groups, beyond)
 
 
 def _estimate_encoder(
-    checkpoint: Checkpoint, asked: EngineConfig, device: str, family: type[Encoder], config: ModelConfig
+    checkpoint: Checkpoint, engine_config: EngineConfig, device: str, family: type[Encoder], config: ModelConfig
 ) -> Capacity:
-    check_encoder(asked, checkpoint)
-    asked = with_trained_length(asked, checkpoint, config)
+    check_encoder(engine_config, checkpoint)
+    engine_config = with_trained_length(engine_config, checkpoint, config)
     kind = "cpu" if device == "cpu" else "gpu"
     paper = _PaperMesh(kind, 1, 1)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
-    programs = EncoderPrograms(family, config, plain, EngineShape(1, 1, 1, 1, 0, config.vocab_size))
-    model = programs.abstract_model()
-    check_weights(model, programs, checkpoint)
+    blueprint = Blueprint(family, config, plain)
+    model = blueprint.abstract_model()
+    check_weights(model, blueprint, checkpoint)
     elements = sum(math.prod(parameter.shape) for parameter in parameters(model))
-    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
+    dtype = platform.resolve_dtype(engine_config.dtype, config.dtype, kind, elements)
     build = Build(dtype, platform.activation_dtype(dtype, kind), paper)  # type: ignore[arg-type]
-    shape, plan = plan_encoder(asked, config, build, elements * dtype.itemsize, _limit(asked, device))
+    shape, plan = plan_encoder(engine_config, config, build, elements * dtype.itemsize, _limit(engine_config, device))
     return Capacity(config, dtype.name, plan, shape, 0, 0)
 
 
-def _limit(asked: EngineConfig, device: str) -> int:
+def _limit(engine_config: EngineConfig, device: str) -> int:
     """Bytes of a device that a server uses."""
     memory_bytes = device_memory(device)
-    return memory_bytes if device == "cpu" else int(memory_bytes * asked.gpu_memory_utilization)
+    return memory_bytes if device == "cpu" else int(memory_bytes * engine_config.gpu_memory_utilization)

@@ -20,7 +20,7 @@ from jserve.runtime.start import Progress, add_all
 logger = logging.getLogger(__name__)
 
 
-def compile_ahead(asked: EngineConfig, folder: Path, progress: Progress) -> int:
+def compile_ahead(engine_config: EngineConfig, folder: Path, progress: Progress) -> int:
     """Fill `folder`; what it holds already is kept. Returns how many programs it holds for this engine.
 
     Raises StartupError where the model cannot be served with these flags, or the folder cannot be written.
@@ -29,12 +29,12 @@ def compile_ahead(asked: EngineConfig, folder: Path, progress: Progress) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
-    mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
-    with closing(open_checkpoint(asked.model, needs_weights=False)) as checkpoint:
-        prepared = prepare(asked, checkpoint, mesh, (folder,))
-    runner = prepared.runner(ExecutableStore(folder, prepared.key), mesh)
-    programs = runner.programs_missing()
-    add_all(runner, programs, progress)
+    mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
+    with closing(open_checkpoint(engine_config.model, needs_weights=False)) as checkpoint:
+        prepared = prepare(engine_config, checkpoint, mesh, (folder,))
+    table = prepared.make_runner(ExecutableStore(folder, prepared.key), mesh).table
+    programs = table.missing()
+    add_all(table, programs, progress)
     shape = prepared.shape
     sizes = PrecompiledSizes(
         dtype=prepared.build.dtype.name,

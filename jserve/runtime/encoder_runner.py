@@ -5,22 +5,21 @@ two steps but the weights.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jserve.batch import Weights
-from jserve.config import ModelConfig
-from jserve.layers.build import Build
 from jserve.models.bert import Encoder
-from jserve.protocol import ProgramCounts, Request
+from jserve.models.blueprint import Blueprint
+from jserve.protocol import Request
 from jserve.runtime.encoder_step import EncodeBucket, encode_buckets, make_encode, pack, packed_size
 from jserve.runtime.executables import ExecutableStore, Program
+from jserve.runtime.program_keys import Encode, ProgramKey
+from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
 
@@ -29,20 +28,25 @@ from jserve.weights.load import parameters
 class EncoderPrograms:
     """Makes the programs of one encoder; arguments are abstract until the engine calls them."""
 
-    family: type[Encoder]
-    config: ModelConfig
-    build: Build
+    blueprint: Blueprint[Encoder]
     shape: EngineShape
 
-    def abstract_model(self) -> Encoder:
-        """The model without arrays."""
-        return nnx.eval_shape(partial(self.family, self.build, self.config))
+    def required(self, *, early: bool = False) -> list[Program]:
+        """All, those of the fewest tokens first; `early` is the one that holds any one text."""
+        buckets = encode_buckets(self.shape)
+        longest = next(bucket for bucket in buckets if bucket.length == buckets[-1].length)
+        chosen = [longest] if early else sorted(buckets, key=lambda bucket: bucket.tokens)
+        return [self.encode(bucket) for bucket in chosen]
+
+    def optional(self) -> list[Program]:
+        """None: those that are not required early are required later."""
+        return []
 
     def encode(self, bucket: EncodeBucket) -> Program:
-        """(weights, packed) to vectors: see `encode.make_encode`."""
+        """(weights, packed) to vectors: see `encoder_step.make_encode`."""
 
         def lower() -> jax.stages.Lowered:
-            model, mesh = self.abstract_model(), self.build.mesh
+            model, mesh = self.blueprint.abstract_model(), self.blueprint.build.mesh
             whole = NamedSharding(mesh, PartitionSpec())
             weights: Any = tuple(
                 jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(mesh)) for p in parameters(model)
@@ -52,7 +56,7 @@ class EncoderPrograms:
             traced = jax.jit(make_encode(model, bucket), out_shardings=whole).trace(weights, packed)
             return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
 
-        return Program(str(bucket), lower)
+        return Program(Encode(bucket), lower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,68 +70,26 @@ class LaunchedTexts:
 
 
 class EncoderRunner:
-    """Runs steps with the programs that are there; `add` may bring more at any time, from any thread."""
+    """Runs steps with the programs that are there; `table` may get more at any time, from any thread."""
 
     def __init__(self, programs: EncoderPrograms, store: ExecutableStore, mesh: jax.sharding.Mesh) -> None:
         self.shape = programs.shape
-        self._programs = programs
-        self._store = store
-        self._mesh = mesh
-        self._buckets = {str(bucket): bucket for bucket in encode_buckets(self.shape)}
+        self.table = ProgramTable(programs, store, mesh, self._take)
         self._steps: dict[EncodeBucket, jax.stages.Compiled] = {}
-        self._failed: set[str] = set()
         self._weights: Weights = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """What texts are padded to, ascending."""
-        return tuple(sorted({bucket.length for bucket in self._buckets.values()}))
+        return tuple(sorted({bucket.length for bucket in encode_buckets(self.shape)}))
 
-    def programs_required(self, *, early: bool = False) -> list[Program]:
-        """Programs to `add` before the first step; `early` is the one that holds any one text."""
-        buckets = list(self._buckets.values())
-        longest = next(bucket for bucket in buckets if bucket.length == buckets[-1].length)
-        return [self._programs.encode(bucket) for bucket in ([longest] if early else buckets)]
-
-    def programs_missing(self) -> list[Program]:
-        """All that have not been added, those of the fewest tokens first."""
-        missing = [bucket for bucket in self._buckets.values() if bucket not in self._steps]
-        return [self._programs.encode(bucket) for bucket in sorted(missing, key=lambda bucket: bucket.tokens)]
-
-    def programs_optional(self) -> list[Program]:
-        """None: those that are not required early are required later."""
-        return []
-
-    def add(self, program: Program) -> bool:
-        """Compile or load a program and put it to use. Returns whether it was loaded."""
-        try:
-            compiled, loaded = self._store.get(program, self._mesh)
-        except BaseException:
-            self._failed.add(program.name)
-            raise
-        self._failed.discard(program.name)
-        self._steps[self._buckets[program.name]] = compiled
-        return loaded
-
-    def count_programs(self) -> ProgramCounts:
-        """How many there are, and are to come."""
-        return ProgramCounts(len(self._steps), len(self._failed), len(self._buckets))
-
-    def take_news(self) -> list[tuple[str, str]]:
-        """See `ExecutableStore.take_news`."""
-        return self._store.take_news()
+    def _take(self, key: ProgramKey, compiled: jax.stages.Compiled) -> None:
+        if isinstance(key, Encode):
+            self._steps = {**self._steps, key.bucket: compiled}
 
     def start(self, weights: Weights, small_batch: Weights = ()) -> None:
         """Take the weights; needs the required programs."""
         self._weights = weights
-
-    def step_memory(self) -> int:
-        """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
-        return max(self._store.temporaries.values(), default=0)
-
-    def tidy_store(self) -> None:
-        """See `ExecutableStore.tidy`."""
-        self._store.tidy()
 
     def choose(self, length: int, count: int) -> EncodeBucket:
         """The bucket for texts that are padded to `length`, of which `count` wait: the shortest that is there, with

@@ -13,17 +13,15 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
-import flax
 import jax
-import jaxlib.version
 from jax.experimental import serialize_executable
+
+from jserve.runtime.program_digest import describe
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +30,22 @@ SUFFIX = ".jserve"
 PART_PREFIX = "part-"
 _STALE_S = 3600
 """Age of what a writer left behind unfinished; the slowest write takes seconds."""
-NOT_COMPILED = ("api", "text", "commands")
-"""Folders of jserve that no program is traced from. All others count, so that none is forgotten."""
-FLAG_VARIABLES = ("XLA_", "JAX_", "TF_", "TRITON_", "CUBLAS", "CUDNN", "NVIDIA_TF32")
-"""Beginnings of the environment variables that may change what is compiled."""
 LIMIT_BYTES = 8 << 30
 """What a folder may hold before those used longest ago are deleted: some 40 sets of a small model's programs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program to have: its name within the engine, and how it is lowered where it has to be compiled."""
+    """One program to have: its key within the engine, and how it is lowered where it has to be compiled."""
 
-    name: str
+    key: Hashable
+    """One of `program_keys`."""
     lower: Callable[[], jax.stages.Lowered]
+
+    @property
+    def name(self) -> str:
+        """For display."""
+        return str(self.key)
 
 
 class ExecutableStore:
@@ -56,8 +56,8 @@ class ExecutableStore:
         self._folder = folder
         self._precompiled = precompiled
         self._key = key
-        self.temporaries: dict[str, int] = {}
-        """Bytes of temporaries by the program's name, as the compiler counts them; 0 where it does not say."""
+        self.temporaries: dict[Hashable, int] = {}
+        """Bytes of temporaries by the program's key, as the compiler counts them; 0 where it does not say."""
         self._lowering = threading.Lock()
         self._counting = threading.Lock()
         self.num_compiled = 0
@@ -84,7 +84,7 @@ class ExecutableStore:
         with self._counting:
             self.num_compiled += 1
             self._news.append((program.name, "cold"))
-        self.temporaries[program.name] = _temporaries(compiled)
+        self.temporaries[program.key] = _temporaries(compiled)
         if self._folder is not None:
             self._save(self._folder / self._file_name(program), program, compiled)
         return compiled, False
@@ -103,7 +103,7 @@ class ExecutableStore:
             tidy(self._folder, LIMIT_BYTES)
 
     def _file_name(self, program: Program) -> str:
-        return hashlib.sha256(f"{self._key}\n{program.name}".encode()).hexdigest()[:32] + SUFFIX
+        return hashlib.sha256(f"{self._key}\n{describe(program.key)}".encode()).hexdigest()[:32] + SUFFIX
 
     def _load(self, path: Path, program: Program, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
         try:
@@ -118,7 +118,7 @@ class ExecutableStore:
             temporaries, payload, in_tree, out_tree = pickle.loads(body)
             load = serialize_executable.deserialize_and_load
             compiled = load(payload, in_tree, out_tree, execution_devices=devices)
-            self.temporaries[program.name] = temporaries
+            self.temporaries[program.key] = temporaries
             with suppress(OSError):  # a folder that is only read keeps its times
                 os.utime(path)
             return compiled
@@ -128,7 +128,7 @@ class ExecutableStore:
 
     def _save(self, path: Path, program: Program, compiled: jax.stages.Compiled) -> None:
         try:
-            body = pickle.dumps((self.temporaries[program.name], *serialize_executable.serialize(compiled)))
+            body = pickle.dumps((self.temporaries[program.key], *serialize_executable.serialize(compiled)))
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART_PREFIX) as folder:
                 part = Path(folder, path.name)
@@ -162,62 +162,7 @@ def tidy(folder: Path, limit_bytes: int) -> None:
         logger.warning("could not tidy the stored executables in %s (%s)", folder, error)
 
 
-def environment_key(mesh: jax.sharding.Mesh) -> str:
-    """Versions, devices, driver, flags and source: what the programs of this process depend on."""
-    device = mesh.devices.flat[0]
-    parts: list[Any] = [
-        jax.__version__,
-        jaxlib.version.__version__,
-        flax.__version__,
-        _gpu_libraries() if device.platform != "cpu" else "",
-        device.client.platform_version,
-        device.device_kind,
-        dict(mesh.shape),
-        [d.id for d in mesh.devices.flat],
-        {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAG_VARIABLES)},
-        sorted((name, str(value)) for name, value in jax.config.values.items()),
-        _cpu_model() if device.platform == "cpu" else "",
-        os.cpu_count() if device.platform == "cpu" else "",
-        source_digest(),
-    ]
-    return "\n".join(map(str, parts))
-
-
-def source_digest() -> str:
-    """Digest of the source and the tables that programs are traced from; the same wherever it is installed."""
-    import pallas_kernels
-
-    package, kernels = Path(__file__).parent.parent, Path(pallas_kernels.__path__[0])
-    names = {file: file.relative_to(package) for file in package.rglob("*.py")}
-    named = {f"jserve/{name}": file for file, name in names.items() if name.parts[0] not in NOT_COMPILED}
-    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in kernels.rglob("*.py")}
-    named |= {f"pallas_kernels/{file.relative_to(kernels)}": file for file in kernels.rglob("*.toml")}
-    digest = hashlib.sha256()
-    for name, file in sorted(named.items()):
-        digest.update(name.encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
 def default_folder() -> Path:
-    """Where executables are kept unless told otherwise."""
+    """Where executables are kept by default."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "jserve" / "executables"
-
-
-def _gpu_libraries() -> str:
-    """The driver, and the installed libraries that programs for a GPU are made with and call."""
-    try:
-        driver = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        driver = ""
-    names = ((found.metadata["Name"] or "", found.version) for found in distributions())
-    return driver + str(sorted(pair for pair in names if pair[0].startswith(("nvidia-", "jax-cuda"))))
-
-
-def _cpu_model() -> str:
-    """What decides which instructions a CPU program may hold."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

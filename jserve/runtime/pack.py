@@ -20,7 +20,7 @@ from jserve.schedule.plan import StepPlan
 from jserve.schedule.sequence import Sequence
 
 FIELDS = {field.name: row for row, field in enumerate(fields(SamplingInput))}
-_SLOTS, _OUTPUT_INDEX = FIELDS["slots"], FIELDS["output_index"]
+_SLOTS, _OUTPUT_INDEX, _LEAVING = FIELDS["slots"], FIELDS["output_index"], FIELDS["leaving"]
 _FLOAT_FIELDS = tuple(FIELDS)[INTEGER_FIELDS:]
 _slot_of, _start_of = attrgetter("slot"), attrgetter("start")
 
@@ -42,6 +42,8 @@ _NEEDS = tuple(
     for bits in range(64)
 )
 """By the flags of `SlotSampling`."""
+LEAST_TOP_P = 1e-9
+"""In place of a top-p of 0, which keeps the best token alone as this does."""
 _COSTLY, _LOGPROBS = 0b110, 0b1000
 """Of the flags: filters and edits; logprobs."""
 
@@ -134,6 +136,23 @@ def page_updates(plan: StepPlan, num_slots: int) -> np.ndarray:
     return np.array([rows, places, pages], np.int32).T
 
 
+@dataclass(frozen=True, slots=True)
+class PenaltyWindow:
+    """The newest `size` tokens of a sequence. The device counted them when there were `num_entered`."""
+
+    size: int
+    sequence: Sequence
+    num_entered: int
+
+    def leaving(self, num_tokens: int, none: int) -> int:
+        """The token that leaves the window when it is of the newest of `num_tokens`, or `none`.
+
+        The host knows it: all tokens but the newest are here when a step is packed.
+        """
+        place = num_tokens - 1 - self.size
+        return self.sequence.token_ids[place] if num_tokens > self.num_entered and place >= 0 else none
+
+
 class SlotSampling:
     """The sampling parameters of every slot, on the host. One slot more than there are serves padding rows."""
 
@@ -141,10 +160,11 @@ class SlotSampling:
         self.shape = shape
         self._values = np.zeros((len(FIELDS), shape.max_num_seqs + 1), np.int32)
         self._values[_SLOTS] = np.arange(shape.max_num_seqs + 1)
-        self._values[FIELDS["top_k"]] = shape.vocab_size
+        self._values[FIELDS["top_k"]] = self._values[_LEAVING] = shape.vocab_size
         self._floats = self._values.view(np.float32)
         self._flags = np.zeros(shape.max_num_seqs + 1, np.uint8)  # of each slot, an index of _NEEDS
         self._chosen: dict[int, tuple[int, ...]] = {}  # by slot, the tokens whose logprobs are reported
+        self._windows: dict[int, PenaltyWindow] = {}  # by slot, of those sequences that have one
 
     def enter(self, slot: int, sequence: Sequence) -> None:
         """Write down the parameters of a sequence that enters a slot."""
@@ -155,6 +175,7 @@ class SlotSampling:
         self._values[FIELDS["seed"], slot] = _fold_seed(params.seed, sequence.request.request_id)
         self._values[FIELDS["top_k"], slot] = top_k
         self._floats[INTEGER_FIELDS:, slot] = [getattr(params, name) for name in _FLOAT_FIELDS]
+        self._floats[FIELDS["top_p"], slot] = max(params.top_p, LEAST_TOP_P)
         if params.is_greedy:
             self._floats[FIELDS["temperature"], slot] = 0.0
         flags = (
@@ -166,6 +187,9 @@ class SlotSampling:
             params.needs_masks,
         )
         self._flags[slot] = sum(flag << place for place, flag in enumerate(flags))
+        self._windows.pop(slot, None)
+        if params.penalty_window is not None:
+            self._windows[slot] = PenaltyWindow(params.penalty_window, sequence, len(sequence.token_ids))
         self._chosen.pop(slot, None)
         if params.logprob_token_ids:
             self._chosen[slot] = params.logprob_token_ids[:MAX_CHOSEN]
@@ -201,15 +225,19 @@ class SlotSampling:
         return packed
 
     def pack(self, rows: Rows, batch: PackedBatch) -> np.ndarray:
-        """i32[10, S] of `SamplingInput`."""
+        """i32[11, S] of `SamplingInput`."""
         packed = self._values[:, batch.slots]
         packed[_OUTPUT_INDEX] += batch.context_len
+        if self._windows:
+            for row, slot in enumerate(rows.slots.tolist()):
+                if (window := self._windows.get(slot)) is not None:
+                    packed[_LEAVING, row] = window.leaving(int(batch.context_len[row]), self.shape.vocab_size)
         if rows.unsampled:
             packed[_SLOTS, rows.unsampled] = self.shape.max_num_seqs
         return packed
 
     def pack_few(self, packed: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-        """i32[11, F] of `make_few_sampler`: up to F = `count` rows of i32[10, S], with their numbers."""
+        """i32[12, F] of `make_few_sampler`: up to F = `count` rows of i32[11, S], with their numbers."""
         few = np.empty((len(FIELDS) + 1, count), np.int32)
         few[:-1] = self._values[:, -1:]
         few[-1] = packed.shape[1]
@@ -220,9 +248,11 @@ class SlotSampling:
 
 def history_rows(sequence: Sequence, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     """A slot's counts i16[V] of the output so far and prompt mask bool[V]; for a sequence that enters its slot,
-    when no token of it is on the device.
+    when no token of it is on the device. With a window, the counts are of the tokens in it, and the mask is empty.
     """
     tokens, prompt = sequence.token_ids, sequence.num_prompt
+    if (window := sequence.request.sampling.penalty_window) is not None:
+        tokens, prompt = tokens[-window:], 0
     counts = np.bincount(np.asarray(tokens[prompt:], np.int64), minlength=vocab)[:vocab]
     in_prompt = np.zeros(vocab, bool)
     in_prompt[np.asarray(tokens[:prompt], np.int64)] = True

@@ -2,7 +2,10 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import msgspec
@@ -15,14 +18,17 @@ from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.quantized import WeightPlan
 from jserve.models.bert import Encoder
+from jserve.models.blueprint import Blueprint
 from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.encoder_step import plan_encoder
-from jserve.runtime.executables import ExecutableStore, environment_key
+from jserve.runtime.executables import ExecutableStore
+from jserve.runtime.model_runner import ModelRunner
 from jserve.runtime.native import Folders, has_native_products, multiplies_bfloat16, with_native_attention
+from jserve.runtime.program_digest import configuration_key
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
@@ -36,23 +42,26 @@ logger = logging.getLogger(__name__)
 class Prepared:
     """All that is decided before anything is loaded or compiled."""
 
-    config: ModelConfig
-    build: Build
-    model: CausalLM | Encoder
+    blueprint: Blueprint[Any]
+    model: nnx.Module
     """Abstract."""
     shape: EngineShape
     plan: memory.MemoryPlan
-    programs: Programs | EncoderPrograms
     key: str
+    """What stored programs depend on."""
+    make_runner: Callable[[ExecutableStore, Mesh], ModelRunner]
+    """Makes what runs the programs, with none of them there."""
 
-    def runner(self, store: ExecutableStore, mesh: Mesh) -> Runner | EncoderRunner:
-        """What runs the programs, with none of them there."""
-        if isinstance(self.programs, EncoderPrograms):
-            return EncoderRunner(self.programs, store, mesh)
-        return Runner(self.programs, store, mesh)
+    @property
+    def config(self) -> ModelConfig:
+        return self.blueprint.config
+
+    @property
+    def build(self) -> Build:
+        return self.blueprint.build
 
 
-def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Folders = ()) -> Prepared:
+def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Folders = ()) -> Prepared:
     """Read the model's configuration and plan the memory. Raises StartupError where it does not fit.
 
     `folders` hold compiled code; what is missing is stored in the last of them.
@@ -60,22 +69,24 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Fo
     device = mesh.devices.flat[0]
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
-        return _prepare_encoder(asked, checkpoint, mesh, *encoder)
+        return _prepare_encoder(engine_config, checkpoint, mesh, *encoder)
     family, config = resolve(checkpoint.config(), source=checkpoint.path)
-    asked = with_trained_length(asked, checkpoint, config)
-    check_parallel(config, asked.tensor_parallel_size, asked.expert_parallel_size)
-    quantization = detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path)
+    engine_config = with_trained_length(engine_config, checkpoint, config)
+    check_parallel(config, engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
+    quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
-    config = config if embeds or asked.load_format == "dummy" else with_trained_head(config, checkpoint)
-    build = _build(asked, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
-    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights).abstract_model()
+    if not embeds and engine_config.load_format != "dummy":
+        config = with_trained_head(config, checkpoint)
+    build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
+    blueprint = Blueprint(family, config, build, weights)
+    model = blueprint.abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
     if build.small_batch and not build.outputs_first:
-        bits = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), weights)
-        weights_bytes += _bytes_per_device(bits.abstract_model(bf16_as_uint16=True), mesh, of=jnp.dtype("uint16"))
+        small_batch = blueprint.abstract_model(bf16_as_uint16=True)
+        weights_bytes += _bytes_per_device(small_batch, mesh, of=jnp.dtype("uint16"))
     shape, plan = memory.plan_shape(
-        asked,
+        engine_config,
         config,
         build,
         family.cache(build, config),
@@ -84,54 +95,56 @@ def prepare(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, folders: Fo
         dequantized=_largest_dequantized(model, build),
     )
     memory.print_budget(plan, shape, device.device_kind)
-    key = _key(build, config, family, shape, weights, mesh)
-    programs = Programs(family, config, build, shape, weights, embeds)
-    return Prepared(config, build, model, shape, plan, programs, key)
+    programs = Programs(blueprint, shape, embeds)
+    return Prepared(blueprint, model, shape, plan, configuration_key(programs, mesh), partial(Runner, programs))
 
 
 def _prepare_encoder(
-    asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[Encoder], config: ModelConfig
+    engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[Encoder], config: ModelConfig
 ) -> Prepared:
     """The same for an encoder: on one device, with weights as they are, and without a cache."""
-    check_encoder(asked, checkpoint)
-    asked, device = with_trained_length(asked, checkpoint, config), mesh.devices.flat[0]
-    shape = EngineShape(1, 1, 1, 1, 0, config.vocab_size)
+    check_encoder(engine_config, checkpoint)
+    engine_config, device = with_trained_length(engine_config, checkpoint, config), mesh.devices.flat[0]
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
-    elements = _elements_per_device(EncoderPrograms(family, config, plain, shape).abstract_model(), mesh)
-    dtype = platform.resolve_dtype(asked.dtype, config.dtype, device.platform, elements)
+    elements = _elements_per_device(Blueprint(family, config, plain).abstract_model(), mesh)
+    dtype = platform.resolve_dtype(engine_config.dtype, config.dtype, device.platform, elements)
     build = Build(dtype, platform.activation_dtype(dtype, device.platform), mesh)
     logger.info("weights in %s, activations in %s, no KV cache", build.dtype, build.activations)
-    shape, plan = plan_encoder(asked, config, build, elements * dtype.itemsize, memory.device_limit(device))
+    shape, plan = plan_encoder(engine_config, config, build, elements * dtype.itemsize, memory.device_limit(device))
     memory.print_budget(plan, shape, device.device_kind)
-    key = _key(build, config, family, shape, None, mesh)
-    programs = EncoderPrograms(family, config, build, shape)
-    return Prepared(config, build, programs.abstract_model(), shape, plan, programs, key)
+    blueprint = Blueprint(family, config, build)
+    programs = EncoderPrograms(blueprint, shape)
+    key = configuration_key(programs, mesh)
+    return Prepared(blueprint, blueprint.abstract_model(), shape, plan, key, partial(EncoderRunner, programs))
 
 
-def check_encoder(asked: EngineConfig, checkpoint: Checkpoint) -> None:
+def check_encoder(engine_config: EngineConfig, checkpoint: Checkpoint) -> None:
     """Raise StartupError where an encoder cannot be served with these flags, or from such files."""
     if checkpoint.format == "converted":
         raise ConfigError(f"{checkpoint.path} is converted, which encoders are not; serve the model it was made of")
-    if asked.tensor_parallel_size > 1 or asked.expert_parallel_size > 1:
+    if engine_config.tensor_parallel_size > 1 or engine_config.expert_parallel_size > 1:
         raise ConfigError("an encoder is served on one device; leave --tensor-parallel-size out")
-    if detect(checkpoint.config(), asked.quantization, checkpoint.tensors(), source=checkpoint.path) is not None:
+    if (
+        detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
+        is not None
+    ):
         raise ConfigError(
             "an encoder is served with weights in floating point; leave --quantization out, and take a checkpoint "
             "that is not quantized"
         )
 
 
-def with_trained_length(asked: EngineConfig, checkpoint: Checkpoint, config: ModelConfig) -> EngineConfig:
+def with_trained_length(engine_config: EngineConfig, checkpoint: Checkpoint, config: ModelConfig) -> EngineConfig:
     """Of a model for embeddings, the length that it was trained for in place of an automatic one."""
     embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
-    if embedder is None or embedder.max_tokens is None or asked.max_model_len is not None:
-        return asked
+    if embedder is None or embedder.max_tokens is None or engine_config.max_model_len is not None:
+        return engine_config
     longest = min(embedder.max_tokens, config.max_position_embeddings)
-    return msgspec.structs.replace(asked, max_model_len=longest)
+    return msgspec.structs.replace(engine_config, max_model_len=longest)
 
 
 def _build(
-    asked: EngineConfig,
+    engine_config: EngineConfig,
     config: ModelConfig,
     family: type[CausalLM],
     mesh: Mesh,
@@ -144,12 +157,11 @@ def _build(
     """The dtypes and kernels that the flags and the device lead to."""
     kind = mesh.devices.flat[0].platform
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh)
-    shape = EngineShape(1, 2, 1, 1, 1, config.vocab_size)
-    elements = _elements_per_device(Programs(family, config, plain, shape, weights).abstract_model(), mesh)
-    dtype = platform.resolve_dtype(asked.dtype, config.dtype, kind, elements)
-    build = Build(dtype, platform.activation_dtype(dtype, kind), mesh, kv_cache=asked.kv_cache_dtype)
+    elements = _elements_per_device(Blueprint(family, config, plain, weights).abstract_model(), mesh)
+    dtype = platform.resolve_dtype(engine_config.dtype, config.dtype, kind, elements)
+    build = Build(dtype, platform.activation_dtype(dtype, kind), mesh, kv_cache=engine_config.kv_cache_dtype)
     if kind == "cpu" and mesh.size == 1:
-        is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(asked, config, checkpoint)
+        is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(engine_config, config, checkpoint)
         in_16_bits = is_exact or dtype == jnp.bfloat16
         if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
             is_widened = dtype == jnp.bfloat16 and not multiplies_bfloat16()
@@ -177,10 +189,10 @@ def kv_cache_name(build: Build) -> str:
     return "bfloat16" if build.kv_dtype == jnp.uint16 else build.kv_dtype.name
 
 
-def _is_exact_in_16_bits(asked: EngineConfig, config: ModelConfig, checkpoint: Checkpoint) -> bool:
+def _is_exact_in_16_bits(engine_config: EngineConfig, config: ModelConfig, checkpoint: Checkpoint) -> bool:
     """Whether every matrix is bfloat16 and its bits hold all of the float32 model; without weights, as declared."""
     matrices = [info for info in checkpoint.tensors().values() if len(info.shape) > 1]
-    declared = asked.load_format != "dummy" and config.dtype == "bfloat16"
+    declared = engine_config.load_format != "dummy" and config.dtype == "bfloat16"
     return declared and all(info.dtype == "bfloat16" for info in matrices)
 
 
@@ -232,34 +244,9 @@ def _bytes_per_device(model: CausalLM, mesh: Mesh, of: jnp.dtype | None = None) 
 
 def _largest_dequantized(model: CausalLM, build: Build) -> int:
     """Bytes of the largest quantized weight on a device, of experts that of one, in the type of the activations."""
-    found = [(p, p.sharding(build.mesh).shard_shape(p.shape)) for p in parameters(model) if p.part == "values"]
+    shares = [(p, p.sharding(build.mesh).shard_shape(p.shape)) for p in parameters(model) if p.part == "values"]
     sizes = [
         math.prod(shape[1:] if isinstance(p.scheme, OfExperts) else shape) * (2 if p.dtype == jnp.uint8 else 1)
-        for p, shape in found
+        for p, shape in shares
     ]
     return max(sizes, default=0) * build.activations.itemsize
-
-
-def _key(
-    build: Build,
-    config: ModelConfig,
-    family: type[nnx.Module],
-    shape: EngineShape,
-    weights: WeightPlan | None,
-    mesh: Mesh,
-) -> str:
-    kinds = None if weights is None else (weights.quantization, sorted(weights.floats))
-    parts = (
-        build.dtype,
-        build.small_batch,
-        build.activations,
-        build.kv_cache,
-        build.attention,
-        build.products,
-        build.bf16_as_uint16,
-        config,
-        family.__name__,
-        shape,
-        kinds,
-    )
-    return "\n".join([environment_key(mesh), *map(repr, parts)])

@@ -1,25 +1,38 @@
 """All programs of an engine and how each is lowered: steps per bucket, samplers per variant, slot updates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jserve.batch import CacheArray, EngineState, SamplingInput, SamplingState
 from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
 from jserve.layers.build import TENSOR_AXIS, Build
-from jserve.layers.quantized import WeightPlan, quantize
+from jserve.models.blueprint import Blueprint
 from jserve.models.causal_lm import CausalLM
 from jserve.protocol import MAX_CHOSEN
 from jserve.runtime import prompt_read_step, sampling
 from jserve.runtime.executables import Program
 from jserve.runtime.layout import CacheLayout
+from jserve.runtime.program_keys import (
+    ChosenLogprobs,
+    EmptyState,
+    InstallBias,
+    InstallPages,
+    InstallSampling,
+    Logprobs,
+    LogprobsOfFew,
+    Pool,
+    Sample,
+    SampleFew,
+    Score,
+    Step,
+)
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.runtime.step import StepLayout, make_step
@@ -34,27 +47,18 @@ PAGE_UPDATE_ROWS = 256
 class Programs:
     """Makes the programs of one engine; arguments are abstract until the engine calls them."""
 
-    family: type[CausalLM]
-    config: ModelConfig
-    build: Build
+    blueprint: Blueprint[CausalLM]
     shape: EngineShape
-    weights: WeightPlan | None = None
-    """How weights are quantized."""
     embeds: bool = False
-    """Whether nothing is ever sampled: of a model for embeddings."""
+    """Whether the model is for embeddings, so that nothing is ever sampled."""
 
-    def abstract_model(self, *, bf16_as_uint16: bool = False) -> CausalLM:
-        """The model without arrays; with `bits` that of small batches."""
-        model = nnx.eval_shape(
-            partial(
-                self.family,
-                replace(self.build, bf16_as_uint16=bf16_as_uint16 or self.build.bf16_as_uint16),
-                self.config,
-            )
-        )
-        if self.weights is not None:
-            quantize(model, self.weights)
-        return model
+    @property
+    def config(self) -> ModelConfig:
+        return self.blueprint.config
+
+    @property
+    def build(self) -> Build:
+        return self.blueprint.build
 
     def is_small_batch(self, bucket: Bucket) -> bool:
         """Whether steps of this bucket take the weights of the small-batch model."""
@@ -64,7 +68,7 @@ class Programs:
         """(weights, `leaves` of the state, last_token, packed) to (leaves, logits, hidden); the state is donated."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.abstract_model(bf16_as_uint16=self.is_small_batch(bucket))
+            model = self.blueprint.abstract_model(bf16_as_uint16=self.is_small_batch(bucket))
             weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             abstract = self.abstract_state()
@@ -83,7 +87,7 @@ class Programs:
             )
             return self._lower(flat, weights, state, self._slots(), self._integers(layout.size))
 
-        return Program(f"step {bucket}", lower)
+        return Program(Step(bucket), lower)
 
     def sampler(self, rows: int, variant: Variant) -> Program:
         """(logits, last_token, state, packed, masks) to (last_token, state, output)."""
@@ -99,7 +103,7 @@ class Programs:
             masks = self.masks(rows) if variant.edits else None
             return self._lower(sampler, self._logits(rows), self._slots(), state, packed, masks)
 
-        return Program(f"sample {rows} {variant}", lower)
+        return Program(Sample(rows, variant), lower)
 
     def few_sampler(self, rows: int) -> Program:
         """(logits, output, last_token, state, packed, masks) to (last_token, state, output): see
@@ -114,7 +118,7 @@ class Programs:
             output, state = self._integers(rows), self.abstract_sampling()
             return self._lower(sampler, self._logits(rows), output, self._slots(), state, packed, masks)
 
-        return Program(f"few sample {rows}", lower)
+        return Program(SampleFew(rows), lower)
 
     def logprobs(self, rows: int) -> Program:
         """(logits, output) to i32[S, SCORE_COLUMNS]: see `sampling.logprobs_of`."""
@@ -123,7 +127,7 @@ class Programs:
             whole = jax.jit(self._split(rows, sampling.logprobs_of, inputs=2), out_shardings=self.replicated)
             return self._lower(whole, self._logits(rows), self._integers(rows))
 
-        return Program(f"logprobs {rows}", lower)
+        return Program(Logprobs(rows), lower)
 
     def few_logprobs(self, rows: int) -> Program:
         """(logits, output, row numbers) to i32[F, SCORE_COLUMNS]: see `sampling.make_few_logprobs`."""
@@ -134,13 +138,13 @@ class Programs:
             numbers = self._integers(sampling.few_rows(rows))
             return self._lower(few, self._logits(rows), self._integers(rows), numbers)
 
-        return Program(f"few logprobs {rows}", lower)
+        return Program(LogprobsOfFew(rows), lower)
 
     def score(self, tokens: int) -> Program:
         """(weights, hidden, packed) to output: see `prompt_read_step.make_score`."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.abstract_model()
+            model = self.blueprint.abstract_model()
             chunk = min(prompt_read_step.SCORE_ROWS, tokens)
             score = jax.jit(
                 prompt_read_step.make_score(model, partial(self._split, chunk, inputs=2), chunk),
@@ -148,18 +152,18 @@ class Programs:
             )
             return self._lower(score, self._weights(model), self._hidden(tokens), self._integers(2, tokens))
 
-        return Program(f"score {tokens}", lower)
+        return Program(Score(tokens), lower)
 
     def pool(self, tokens: int) -> Program:
         """(weights, hidden, packed) to sums: see `prompt_read_step.make_pool`."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.abstract_model()
+            model = self.blueprint.abstract_model()
             pool = jax.jit(prompt_read_step.make_pool(model), out_shardings=self.replicated)
             packed = self._integers(2, self.shape.max_num_seqs)
             return self._lower(pool, self._weights(model), self._hidden(tokens), packed)
 
-        return Program(f"pool {tokens}", lower)
+        return Program(Pool(tokens), lower)
 
     def chosen_logprobs(self, rows: int) -> Program:
         """(logits, ids) to their logprobs: see `prompt_read_step.chosen_logprobs`."""
@@ -170,7 +174,7 @@ class Programs:
             )
             return self._lower(chosen, self._logits(rows), self._integers(rows, MAX_CHOSEN))
 
-        return Program(f"chosen logprobs {rows}", lower)
+        return Program(ChosenLogprobs(rows), lower)
 
     def install_sampling(self) -> Program:
         """(state, slot, counts, in_prompt, bias) to state."""
@@ -181,7 +185,7 @@ class Programs:
             install = jax.jit(sampling.install, donate_argnums=0)
             return self._lower(install, self.abstract_sampling(), self._integers(), *rows)
 
-        return Program("install sampling", lower)
+        return Program(InstallSampling(), lower)
 
     def install_bias(self) -> Program:
         """(state, slot, bias) to state."""
@@ -191,7 +195,7 @@ class Programs:
             install = jax.jit(sampling.install_bias, donate_argnums=0)
             return self._lower(install, self.abstract_sampling(), self._integers(), bias)
 
-        return Program("install bias", lower)
+        return Program(InstallBias(), lower)
 
     def install_pages(self) -> Program:
         """(page_table, updates i32[256, 3]) to page_table, for more updates than a step can carry."""
@@ -204,7 +208,7 @@ class Programs:
             table = self.abstract_state().page_table
             return self._lower(jax.jit(install, donate_argnums=0), table, self._integers(PAGE_UPDATE_ROWS, 3))
 
-        return Program("install pages", lower)
+        return Program(InstallPages(), lower)
 
     def zeros(self) -> Program:
         """() to `leaves` of a state with nothing in it, made on the devices."""
@@ -215,7 +219,7 @@ class Programs:
             empty = jax.jit(lambda: tuple(jnp.zeros(leaf.shape, leaf.dtype) for leaf in state), out_shardings=places)
             return self._lower(empty)
 
-        return Program("empty state", lower)
+        return Program(EmptyState(), lower)
 
     def required(self, *, early: bool = False) -> list[Program]:
         """What must be there before anything is served. `early` leaves out the decode step of the most rows: until
@@ -240,6 +244,34 @@ class Programs:
             self.install_bias(),
             self.zeros(),
         ]
+
+    def optional(self) -> list[Program]:
+        """Programs that make steps cheaper, the most useful first."""
+        buckets = self.shape.buckets()
+        few = min(bucket.rows for bucket in buckets if not bucket.is_decode)
+
+        def usefulness(bucket: Bucket) -> tuple[bool, bool, int]:
+            """Prompts of a few chats first, then decode steps, then prompts of many."""
+            return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
+
+        every: list[Program] = []
+        if self.embeds:
+            mixed = [bucket for bucket in sorted(buckets, key=usefulness) if not bucket.is_decode]
+            every = [make for each in mixed for make in (self.step(each), self.pool(each.tokens))]
+            buckets = []
+        for bucket in sorted(buckets, key=usefulness):
+            every += [self.sampler(bucket.rows, variant) for variant in sampling.VARIANTS[:2]]
+            every.append(self.step(bucket))
+        every += [self.sampler(b.rows, variant) for variant in sampling.VARIANTS for b in buckets]
+        for rows in sorted({bucket.rows for bucket in buckets}):
+            every += [self.logprobs(rows), self.chosen_logprobs(rows)]
+            if sampling.few_rows(rows):
+                every += [self.few_sampler(rows), self.few_logprobs(rows)]
+        for tokens in sorted({bucket.tokens for bucket in buckets if not bucket.is_decode}):
+            every += [self.score(tokens), self.pool(tokens)]
+        required_keys = {program.key for program in self.required()}
+        by_key = {program.key: program for program in every if program.key not in required_keys}
+        return list(by_key.values())
 
     @property
     def replicated(self) -> NamedSharding:
@@ -294,7 +326,7 @@ class Programs:
             size = (shape.num_pages, array.heads, shape.page_size, array.width)
             return jax.ShapeDtypeStruct(size, array.dtype, sharding=place)
 
-        lanes = layout.of_lanes(self.family.cache(self.build, self.config))
+        lanes = layout.of_lanes(self.blueprint.family.cache(self.build, self.config))
         kv = tuple(tuple(map(pages, lane)) for lane in lanes)
         return EngineState(kv, self._integers(shape.num_groups * shape.max_num_seqs, shape.pages_per_sequence))
 

@@ -9,10 +9,11 @@ import numpy as np
 from jserve.batch import Weights
 from jserve.protocol import MAX_LOGPROBS, TokenLogprobs
 from jserve.runtime.pack import SlotSampling
+from jserve.runtime.program_keys import ChosenLogprobs, Pool, ProgramKey, Score
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import PromptRead, StepPlan
 
-Table = Mapping[str, jax.stages.Compiled]
+Table = Mapping[ProgramKey, jax.stages.Compiled]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,11 @@ class Wanted:
         """Whether a step of this bucket returns what is needed, and the programs that read it are there."""
         if bucket.is_decode and (self.scores or self.sums):
             return False
-        names = (f"score {bucket.tokens}", f"pool {bucket.tokens}", f"chosen logprobs {bucket.rows}")
-        asked = (self.scores, self.sums, self.chosen)
-        return all(name in programs for name, is_asked in zip(names, asked, strict=True) if is_asked)
+        return (
+            (not self.scores or Score(bucket.tokens) in programs)
+            and (not self.sums or Pool(bucket.tokens) in programs)
+            and (not self.chosen or ChosenLogprobs(bucket.rows) in programs)
+        )
 
 
 NOTHING, CHOSEN = Wanted(), Wanted(chosen=True)
@@ -74,7 +77,7 @@ class PromptReads:
 
 
 @dataclass(frozen=True, slots=True)
-class Logprobs:
+class SampledLogprobs:
     """Those of the tokens of a step's rows, on their way home."""
 
     rows: np.ndarray
@@ -115,11 +118,11 @@ def launch(
     logits, hidden = step
     scores = sums = chosen = None
     if wanted.scores:
-        scores = programs[f"score {bucket.tokens}"](weights, hidden, pack_scores(plan, bucket))
+        scores = programs[Score(bucket.tokens)](weights, hidden, pack_scores(plan, bucket))
     if wanted.sums:
-        sums = programs[f"pool {bucket.tokens}"](weights, hidden, pack_sums(plan, slots.shape))
+        sums = programs[Pool(bucket.tokens)](weights, hidden, pack_sums(plan, slots.shape))
     if wanted.chosen:
-        chosen = programs[f"chosen logprobs {bucket.rows}"](logits, slots.pack_chosen(plan, bucket))
+        chosen = programs[ChosenLogprobs(bucket.rows)](logits, slots.pack_chosen(plan, bucket))
     for array in (scores, sums, chosen):
         if array is not None:
             array.copy_to_host_async()

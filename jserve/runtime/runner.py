@@ -5,20 +5,31 @@ dispatch, so a step may read what an earlier one, still running, will have writt
 the engine.
 """
 
-import threading
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from jserve.batch import SamplingState, Weights
-from jserve.protocol import ProgramCounts
 from jserve.runtime import prompt_reads, sampling
-from jserve.runtime.executables import ExecutableStore, Program
+from jserve.runtime.executables import ExecutableStore
 from jserve.runtime.pack import FIELDS, Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
+from jserve.runtime.program_keys import (
+    EmptyState,
+    InstallBias,
+    InstallPages,
+    InstallSampling,
+    Logprobs,
+    LogprobsOfFew,
+    ProgramKey,
+    Sample,
+    SampleFew,
+    Step,
+)
+from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
-from jserve.runtime.prompt_reads import NOTHING, Logprobs, PromptReads, Wanted
+from jserve.runtime.prompt_reads import NOTHING, PromptReads, SampledLogprobs, Wanted
 from jserve.runtime.sampling import Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
@@ -35,7 +46,7 @@ class Launched:
     bucket: Bucket
     output: jax.Array | None
     """i32[S] of tokens; None where no row samples, and before `sample`."""
-    logprobs: Logprobs | None = None
+    logprobs: SampledLogprobs | None = None
     """Of these tokens, where some row wants them."""
     prompt_reads: PromptReads | None = None
     """What else some row wants."""
@@ -56,7 +67,7 @@ class Unsampled:
     logits: jax.Array
     """f32[S, V]"""
     packed: np.ndarray
-    """i32[10, S] of `SamplingInput`."""
+    """i32[11, S] of `SamplingInput`."""
 
     @property
     def mask_rows(self) -> np.ndarray:
@@ -80,17 +91,15 @@ class SamplerChoice:
 
 
 class Runner:
-    """Runs steps with the programs that are there; `add` may bring more at any time, from any thread."""
+    """Runs steps with the programs that are there; `table` may get more at any time, from any thread."""
 
     def __init__(self, programs: Programs, store: ExecutableStore, mesh: jax.sharding.Mesh) -> None:
         self.shape: EngineShape = programs.shape
+        self.table = ProgramTable(programs, store, mesh, self._take)
         self._programs = programs
-        self._store = store
-        self._mesh = mesh
-        self._registering = threading.Lock()
-        self._steps: dict[Bucket, jax.stages.Compiled] = {}  # the smallest first
+        self._compiled = self.table.compiled
+        self._steps: list[Step] = []  # the smallest first
         self._samplers: dict[tuple[int, Variant], jax.stages.Compiled] = {}
-        self._others: dict[str, jax.stages.Compiled] = {}
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
         self.weights: Weights = ()
@@ -100,81 +109,15 @@ class Runner:
         self._last_token: jax.Array | None = None
         self._no_masks: dict[int, jax.Array] = {}  # by the number of rows: every token is allowed
         self._no_few_masks: dict[int, jax.Array] = {}  # likewise for a few of so many
-        self._added: set[str] = set()
-        self._failed: set[str] = set()
         self.bucket_steps: Counter[Bucket] = Counter()
 
-    def programs_required(self, *, early: bool = False) -> list[Program]:
-        """Programs to `add` before the first step; `early` are the fewest that serve anything."""
-        return self._programs.required(early=early)
-
-    def programs_missing(self) -> list[Program]:
-        """All that have not been added, the required and the most useful first."""
-        return [program for program in (*self.programs_required(), *self.programs_optional()) if not self._has(program)]
-
-    def _has(self, program: Program) -> bool:
-        return program.name in self._added
-
-    def programs_optional(self) -> list[Program]:
-        """Programs that make steps cheaper, the most useful first."""
-        buckets = self.shape.buckets()
-        few = min(bucket.rows for bucket in buckets if not bucket.is_decode)
-
-        def usefulness(bucket: Bucket) -> tuple[bool, bool, int]:
-            """Prompts of a few chats first, then decode steps, then prompts of many."""
-            return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
-
-        every: list[Program] = []
-        if self._programs.embeds:
-            mixed = [bucket for bucket in sorted(buckets, key=usefulness) if not bucket.is_decode]
-            every = [make for each in mixed for make in (self._programs.step(each), self._programs.pool(each.tokens))]
-            buckets = []
-        for bucket in sorted(buckets, key=usefulness):
-            every += [self._programs.sampler(bucket.rows, variant) for variant in sampling.VARIANTS[:2]]
-            every.append(self._programs.step(bucket))
-        every += [self._programs.sampler(b.rows, variant) for variant in sampling.VARIANTS for b in buckets]
-        for rows in sorted({bucket.rows for bucket in buckets}):
-            every += [self._programs.logprobs(rows), self._programs.chosen_logprobs(rows)]
-            if few_rows(rows):
-                every += [self._programs.few_sampler(rows), self._programs.few_logprobs(rows)]
-        for tokens in sorted({bucket.tokens for bucket in buckets if not bucket.is_decode}):
-            every += [self._programs.score(tokens), self._programs.pool(tokens)]
-        required = {program.name for program in self.programs_required()}
-        named = {program.name: program for program in every if program.name not in required}
-        return list(named.values())
-
-    def add(self, program: Program) -> bool:
-        """Compile or load a program and put it to use. Returns whether it was loaded."""
-        try:
-            compiled, loaded = self._store.get(program, self._mesh)
-        except BaseException:
-            self._failed.add(program.name)
-            raise
-        self._register(program.name, compiled)
-        self._added.add(program.name)
-        self._failed.discard(program.name)
-        return loaded
-
-    def count_programs(self) -> ProgramCounts:
-        """How many there are, and are to come."""
-        every = {program.name for program in (*self.programs_required(), *self.programs_optional())}
-        return ProgramCounts(len(self._added & every), len(self._failed & every), len(every))
-
-    def take_news(self) -> list[tuple[str, str]]:
-        """See `ExecutableStore.take_news`."""
-        return self._store.take_news()
-
-    def _register(self, name: str, compiled: jax.stages.Compiled) -> None:
-        with self._registering:  # two threads that replace the same table would lose an entry
-            for bucket in self.shape.buckets():
-                if name == f"step {bucket}":
-                    self._steps = dict(sorted({**self._steps, bucket: compiled}.items()))
-                    return
-                for variant in sampling.VARIANTS:
-                    if name == f"sample {bucket.rows} {variant}":
-                        self._samplers = {**self._samplers, (bucket.rows, variant): compiled}
-                        return
-            self._others[name] = compiled
+    def _take(self, key: ProgramKey, compiled: jax.stages.Compiled) -> None:
+        """Note a program where `dispatch` looks for it. What another thread reads is replaced, never changed."""
+        match key:
+            case Step():
+                self._steps = sorted({*self._steps, key}, key=lambda step: step.bucket)
+            case Sample(rows, variant):
+                self._samplers = {**self._samplers, (rows, variant): compiled}
 
     def start(self, weights: Weights, small_batch: Weights = ()) -> None:
         """Take the weights, and those of small batches, and allocate everything else; needs the required programs."""
@@ -184,7 +127,7 @@ class Runner:
     def reset(self) -> None:
         """Empty pages and slots, as after a start."""
         shape, place = self.shape, self._put
-        self._state = self._others["empty state"]()
+        self._state = self._compiled[EmptyState()]()
         self._sampling = jax.tree.map(place, sampling.empty_state(shape.max_num_seqs, shape.vocab_size))
         self._last_token = place(np.zeros(shape.max_num_seqs, np.int32))
         for rows in {bucket.rows for bucket in shape.buckets()}:
@@ -205,27 +148,34 @@ class Runner:
         rows = Rows.of(plan)
         needs = self._slots.needs(rows)
         wanted = Wanted.of(plan, needs is not None and needs.chosen)
-        bucket, choice = self._choose_programs(plan, rows, needs, wanted)
+        step, choice = self._choose_programs(plan, rows, needs, wanted)
+        bucket = step.bucket
         packed = pack_batch(plan, rows, bucket, self.shape)
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
-        step = self._steps[bucket]
-        weights = self.small_batch_weights if self._programs.is_small_batch(bucket) else self.weights
-        self._state, logits, hidden = step(weights, self._state, self._last_token, packed.vector)
-        self.bucket_steps[bucket] += 1
+        logits, hidden = self._launch_step(step, packed.vector)
         extra = None
         if wanted is not NOTHING:
-            made = (logits, hidden)
-            extra = prompt_reads.launch(wanted, plan, bucket, self._others, self.weights, self._slots, made)
-        launched = Launched(plan, bucket, None, prompt_reads=extra)
+            outputs = (logits, hidden)
+            extra = prompt_reads.launch(wanted, plan, bucket, self._compiled, self.weights, self._slots, outputs)
         if needs is None or choice is None:
-            return launched
+            return Launched(plan, bucket, None, prompt_reads=extra)
         if needs.variant.edits:
             self._lift_bans(plan)
         packed_sampling = self._slots.pack(rows, packed)
         unsampled = Unsampled(choice.variant, choice.apart, choice.scored, logits, packed_sampling)
-        launched = replace(launched, unsampled=unsampled)
+        launched = Launched(plan, bucket, None, prompt_reads=extra, unsampled=unsampled)
         return launched if needs.masks else self.sample(launched, None)
+
+    def _launch_step(self, step: Step, packed: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+        """Start a step, of which these two are all that is to be known: a process that has the weights and has
+        launched the same steps before can launch this one too. packed: i32 of `StepLayout`. Returns logits and hidden.
+        """
+        bucket = step.bucket
+        weights = self.small_batch_weights if self._programs.is_small_batch(bucket) else self.weights
+        self._state, logits, hidden = self._compiled[step](weights, self._state, self._last_token, packed)
+        self.bucket_steps[bucket] += 1
+        return logits, hidden
 
     def sample(self, launched: Launched, masks: np.ndarray | None) -> Launched:
         """Start the sampler of a step that waits for it.
@@ -249,12 +199,12 @@ class Runner:
             output = self._sample_apart(waiting, output, masks)
         output.copy_to_host_async()
         scores = self._launch_logprobs(waiting, output) if len(waiting.scored) else None
-        return replace(launched, output=output, logprobs=scores, unsampled=None)
+        return Launched(launched.plan, launched.bucket, output, scores, launched.prompt_reads)
 
     def _sample_apart(self, waiting: Unsampled, output: jax.Array, masks: np.ndarray | None) -> jax.Array:
         """`output` with the tokens of the rows that go apart."""
         rows = waiting.packed.shape[1]
-        few, sampler = few_rows(rows), self._others[f"few sample {rows}"]
+        few, sampler = few_rows(rows), self._compiled[SampleFew(rows)]
         for start in range(0, len(waiting.apart), few):
             packed = self._slots.pack_few(waiting.packed, waiting.apart[start : start + few], few)
             allowed = self._no_few_masks[rows] if masks is None else masks[start : start + few]
@@ -263,25 +213,25 @@ class Runner:
             )
         return output
 
-    def _launch_logprobs(self, waiting: Unsampled, output: jax.Array) -> Logprobs:
+    def _launch_logprobs(self, waiting: Unsampled, output: jax.Array) -> SampledLogprobs:
         rows, scored = waiting.packed.shape[1], waiting.scored
         few = few_rows(rows)
-        is_whole = not self._go_apart(scored, rows, f"few logprobs {rows}")
+        is_whole = not self._go_apart(scored, rows, LogprobsOfFew(rows))
         parts: tuple[jax.Array, ...]
         if is_whole:
-            parts = (self._others[f"logprobs {rows}"](waiting.logits, output),)
+            parts = (self._compiled[Logprobs(rows)](waiting.logits, output),)
         else:
             numbers = np.zeros(_rounded(len(scored), few), np.int32)
             numbers[: len(scored)] = scored
-            program = self._others[f"few logprobs {rows}"]
+            program = self._compiled[LogprobsOfFew(rows)]
             parts = tuple(program(waiting.logits, output, part) for part in numbers.reshape(-1, few))
         for part in parts:
             part.copy_to_host_async()
-        return Logprobs(scored, parts, is_whole)
+        return SampledLogprobs(scored, parts, is_whole)
 
-    def _go_apart(self, chosen: np.ndarray, rows: int, program: str) -> bool:
+    def _go_apart(self, chosen: np.ndarray, rows: int, program: ProgramKey) -> bool:
         """Whether these of so many rows are better done by the program of a few than with all the others."""
-        return program in self._others and 2 * _rounded(len(chosen), few_rows(rows)) <= rows
+        return program in self._compiled and 2 * _rounded(len(chosen), few_rows(rows)) <= rows
 
     def collect(self, launched: Launched) -> StepTokens:
         """Wait for a step's tokens."""
@@ -298,44 +248,37 @@ class Runner:
 
     def mixed_sizes(self, rows: int) -> tuple[int, ...]:
         """The tokens, ascending, to which mixed steps of so many rows are padded by the programs there are."""
-        return tuple(bucket.tokens for bucket in self._steps if bucket.rows >= rows and not bucket.is_decode)
-
-    def step_memory(self) -> int:
-        """Bytes of the largest step's temporaries as the compiler counts them; 0 where it does not say."""
-        sizes = self._store.temporaries.items()
-        return max((size for name, size in sizes if name.startswith("step ")), default=0)
-
-    def tidy_store(self) -> None:
-        """See `ExecutableStore.tidy`."""
-        self._store.tidy()
+        buckets = (step.bucket for step in self._steps)
+        return tuple(bucket.tokens for bucket in buckets if bucket.rows >= rows and not bucket.is_decode)
 
     def _choose_programs(
         self, plan: StepPlan, rows: Rows, needs: Needs | None, wanted: Wanted
-    ) -> tuple[Bucket, SamplerChoice | None]:
-        """The smallest bucket there is that holds the plan and has a sampler for it, and the cheapest such
-        sampler. While programs are compiled behind, a bucket's step may be there before all its samplers.
+    ) -> tuple[Step, SamplerChoice | None]:
+        """The smallest step there is that holds the plan and has a sampler for it, and the cheapest such
+        sampler. While programs are compiled behind, a step may be there before all its samplers.
         """
         tokens, count = plan.num_tokens, len(plan.chunks)
-        for bucket in self._steps:
+        for step in self._steps:
+            bucket = step.bucket
             if bucket.rows < count or bucket.tokens < tokens or (bucket.is_decode and not plan.is_decode):
                 continue
-            if wanted is not NOTHING and not wanted.is_served_by(bucket, self._others):
+            if wanted is not NOTHING and not wanted.is_served_by(bucket, self._compiled):
                 continue
             if needs is None:
-                return bucket, None
+                return step, None
             choice = self._choose_sampler(bucket.rows, rows, needs)
             if choice is not None:
-                return bucket, choice
+                return step, choice
         raise ValueError(f"no program holds a step of {tokens} tokens and {count} rows")
 
     def _choose_sampler(self, count: int, rows: Rows, needs: Needs) -> SamplerChoice | None:
         """The cheapest that there is for a step padded to `count` rows; None where there is none."""
         scored = self._slots.with_logprobs(rows) if needs.logprobs else _NONE
-        if needs.logprobs and f"logprobs {count}" not in self._others:
+        if needs.logprobs and Logprobs(count) not in self._compiled:
             return None
         if needs.variant.filters or needs.variant.edits:
             apart, left = self._slots.split_costly(rows)
-            if self._go_apart(apart, count, f"few sample {count}"):
+            if self._go_apart(apart, count, SampleFew(count)):
                 variant = self._cheapest(count, left)
                 if variant is not None:
                     return SamplerChoice(variant, apart, scored)
@@ -351,7 +294,7 @@ class Runner:
             chosen = updates[start : start + PAGE_UPDATE_ROWS]
             part[: len(chosen)] = chosen
             *kv, table = self._state
-            self._state = (*kv, self._others["install pages"](table, part))
+            self._state = (*kv, self._compiled[InstallPages()](table, part))
 
     def _enter_slot(self, slot: int, sequence: Sequence) -> None:
         """Bring a slot's sampling state up to date for the sequence that enters it."""
@@ -360,7 +303,7 @@ class Runner:
         if sequence.request.sampling.edits_logits:
             outputs = len(sequence.token_ids) - sequence.num_prompt
             history, bias = history_rows(sequence, vocab), bias_row(sequence, outputs, vocab)
-            install = self._others["install sampling"]
+            install = self._compiled[InstallSampling()]
             self._sampling = install(self._sampling, np.int32(slot), *history, bias)
             self._biased.add(slot)
         elif slot in self._biased:
@@ -368,7 +311,7 @@ class Runner:
             self._install_bias(slot, np.zeros(vocab, np.float32))
 
     def _install_bias(self, slot: int, bias: np.ndarray) -> None:
-        self._sampling = self._others["install bias"](self._sampling, np.int32(slot), bias)
+        self._sampling = self._compiled[InstallBias()](self._sampling, np.int32(slot), bias)
 
     def _lift_bans(self, plan: StepPlan) -> None:
         """Allow the stop tokens of rows that have just reached their min_tokens."""

@@ -30,7 +30,7 @@ RowChoice = Callable[[Logits, SamplingState | None, jax.Array, jax.Array | None]
 TakeRows = Callable[[Logits, jax.Array], Logits]
 """f32[S, V] and row numbers i32[F] to f32[F, V]."""
 
-INTEGER_FIELDS = 4
+INTEGER_FIELDS = 5
 MAX_COUNT = np.iinfo(np.int16).max
 BLOCK = 256
 """Tokens per block of the two-level search for the largest."""
@@ -80,7 +80,7 @@ def few_rows(rows: int) -> int:
 
 
 def split_sampling(packed: jax.Array) -> SamplingInput:
-    """i32[10, S] to its fields; the float fields travel as bits."""
+    """i32[11, S] to its fields; the float fields travel as bits."""
     rows = list(packed[:INTEGER_FIELDS])
     rows += [jax.lax.bitcast_convert_type(row, jnp.float32) for row in packed[INTEGER_FIELDS:]]
     return SamplingInput(**{field.name: row for field, row in zip(fields(SamplingInput), rows, strict=True)})
@@ -91,7 +91,7 @@ def make_sampler(
 ) -> Callable[..., tuple[jax.Array, SamplingState | None, jax.Array]]:
     """The function to compile: (logits, last_token, state, packed, masks) to (last_token, state, output).
 
-    last_token: i32[R]; packed: i32[10, S]; masks: i32[S, ceil(V / 32)], a bit for each token that may be
+    last_token: i32[R]; packed: i32[11, S]; masks: i32[S, ceil(V / 32)], a bit for each token that may be
     chosen. `state` and `masks` are None unless the variant edits. The output is i32[S] of tokens.
     `split_rows` may share the rows out over devices: no row needs another.
     """
@@ -104,6 +104,7 @@ def make_sampler(
         packed: jax.Array,
         masks: jax.Array | None = None,
     ) -> tuple[jax.Array, SamplingState | None, jax.Array]:
+        state = _slide(state, split_sampling(packed))
         tokens = split_rows(choose)(logits, state, packed, masks)
         return *_note(split_sampling(packed).slots, tokens, last_token, state), tokens
 
@@ -115,7 +116,7 @@ def make_few_sampler(
 ) -> Callable[..., tuple[jax.Array, SamplingState, jax.Array]]:
     """The function to compile: (logits, output, last_token, state, packed, masks) to (last_token, state, output).
 
-    Chooses anew for F of the S rows, with everything that a row may ask for. packed: i32[11, F], whose last line
+    Chooses anew for F of the S rows, with everything that a row may ask for. packed: i32[12, F], whose last line
     has the rows' numbers, S for padding; masks: i32[F, ceil(V / 32)]; output: i32[S], that of the sampler before.
     """
     choose = _chooser(VARIANTS[-1])
@@ -129,8 +130,9 @@ def make_few_sampler(
         masks: jax.Array,
     ) -> tuple[jax.Array, SamplingState, jax.Array]:
         packed, rows = packed[:-1], packed[-1]
-        tokens = choose(take_rows(logits, rows), state, packed, masks)
-        last_token, after = _note(split_sampling(packed).slots, tokens, last_token, state)
+        slid = _slide(state, split_sampling(packed))
+        tokens = choose(take_rows(logits, rows), slid, packed, masks)
+        last_token, after = _note(split_sampling(packed).slots, tokens, last_token, slid)
         assert after is not None
         return last_token, after, output.at[rows].set(tokens, mode="drop")
 
@@ -165,6 +167,14 @@ def _chooser(variant: Variant) -> RowChoice:
     return choose
 
 
+def _slide(state: SamplingState | None, batch: SamplingInput) -> SamplingState | None:
+    """The state without the tokens that leave the rows' windows."""
+    if state is None:
+        return None
+    counts = state.output_counts.at[batch.slots, batch.leaving].add(-1, mode="drop")
+    return SamplingState(counts, state.in_prompt, state.bias)
+
+
 def _note(
     slots: jax.Array, tokens: jax.Array, last_token: jax.Array, state: SamplingState | None
 ) -> tuple[jax.Array, SamplingState | None]:
@@ -183,7 +193,7 @@ def _count(counts: jax.Array, slots: jax.Array, tokens: jax.Array) -> jax.Array:
 
 def edit_logits(logits: Logits, state: SamplingState, batch: SamplingInput) -> Logits:
     """Bias, then penalties: repetition (Keskar et al. 2019, section 4.1) over prompt and output, frequency and
-    presence (OpenAI) over the output.
+    presence (OpenAI) over the output. Where a row has a window, its counts are of all tokens in it (llama.cpp).
     """
     take = partial(jnp.take, indices=batch.slots, axis=0, mode="clip")
     counts = take(state.output_counts).astype(jnp.float32)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -22,27 +23,27 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.runtime import memory, platform
-from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.executables import ExecutableStore, Program, default_folder
 from jserve.runtime.load_model import check_weights, load_small_batch_weights, load_weights
+from jserve.runtime.model_runner import ModelRunner
 from jserve.runtime.precompiled import with_precompiled_sizes
 from jserve.runtime.prepare import kv_cache_name, prepare
-from jserve.runtime.programs import Programs
-from jserve.runtime.runner import Runner
+from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.shapes import EngineShape
 from jserve.text.tokenizers.end_token import end_token_ids
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R", bound=ModelRunner)
 Progress = Callable[[str, int, int, str], None]
 """Called with (phase, done, total, detail)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Started(Generic[R]):
     """A runner with all that it was made from."""
 
-    runner: Runner | EncoderRunner
+    runner: R
     config: ModelConfig
     shape: EngineShape
     plan: memory.MemoryPlan
@@ -53,53 +54,51 @@ class Started:
     eos_token_ids: frozenset[int]
     seconds: dict[str, float] = field(default_factory=dict)
     embedder: Embedder | None = None
-    """Of a model that generates nothing."""
+    """Set where the model is for embeddings alone."""
 
 
-def start_runner(asked: EngineConfig, progress: Progress, *, early: bool = False) -> Started:
+def start_runner(engine_config: EngineConfig, progress: Progress, *, early: bool = False) -> Started[Any]:
     """Load and compile. Raises StartupError with a message for the user where it cannot be done.
 
     `early` returns with the fewest programs that serve anything; `compile_behind` brings the others.
     """
-    mesh = platform.make_mesh(asked.tensor_parallel_size, asked.expert_parallel_size)
-    with closing(open_checkpoint(asked.model, needs_weights=asked.load_format != "dummy")) as checkpoint:
-        return _start(asked, checkpoint, mesh, progress, early=early)
+    mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
+    with closing(
+        open_checkpoint(engine_config.model, needs_weights=engine_config.load_format != "dummy")
+    ) as checkpoint:
+        return _start(engine_config, checkpoint, mesh, progress, early=early)
 
 
-def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool) -> Started:
+def _start(
+    engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Progress, *, early: bool
+) -> Started[Any]:
     clock = time.perf_counter()
     device = mesh.devices.flat[0]
-    precompiled = Path(asked.executables).expanduser() if asked.executables else None
+    precompiled = Path(engine_config.executables).expanduser() if engine_config.executables else None
     if precompiled is not None:
-        asked = with_precompiled_sizes(asked, precompiled)
-    folders = (precompiled, _folder(asked))
-    prepared = prepare(asked, checkpoint, mesh, folders)
-    config, build, model, shape, plan = (
-        prepared.config,
-        prepared.build,
-        prepared.model,
-        prepared.shape,
-        prepared.plan,
-    )
-    if asked.load_format != "dummy":
-        check_weights(model, prepared.programs, checkpoint)  # a wrong file is told before anything is compiled
+        engine_config = with_precompiled_sizes(engine_config, precompiled)
+    folders = (precompiled, _folder(engine_config))
+    prepared = prepare(engine_config, checkpoint, mesh, folders)
+    blueprint, model, shape, plan = prepared.blueprint, prepared.model, prepared.shape, prepared.plan
+    if engine_config.load_format != "dummy":
+        check_weights(model, blueprint, checkpoint)  # a wrong file is told before anything is compiled
     store = ExecutableStore(folders[1], prepared.key, precompiled=precompiled)
-    runner = prepared.runner(store, mesh)
+    runner = prepared.make_runner(store, mesh)
     opened = time.perf_counter()
     with ThreadPoolExecutor(_workers(), "compile") as pool:
-        compiled = pool.submit(add_all, runner, runner.programs_required(early=early), progress)
+        compiled = pool.submit(add_all, runner.table, runner.table.required(early=early), progress)
 
         def report(done: int, total: int) -> None:
             progress("weights", done, total, "")
 
-        weights = load_weights(asked, model, prepared.programs, checkpoint, mesh, report)
+        weights = load_weights(engine_config, model, blueprint, checkpoint, mesh, report)
         small_batch: tuple[jax.Array, ...] = ()
-        if build.small_batch and isinstance(prepared.programs, Programs):
-            small_batch = load_small_batch_weights(model, prepared.programs, weights, checkpoint, mesh)
+        if blueprint.build.small_batch:
+            small_batch = load_small_batch_weights(model, blueprint, weights, checkpoint, mesh)
         loaded = time.perf_counter()
         compiled.result()
     runner.start(weights, small_batch)
-    _check_temporaries(runner, plan)
+    _check_temporaries(runner.table, plan)
     if precompiled is not None and store.num_compiled:
         logger.warning(
             "%d programs were not in %s, which was made for other flags, versions or devices, and were compiled",
@@ -111,52 +110,62 @@ def _start(asked: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, progress: Pr
         "weights": loaded - opened,
         "compile": time.perf_counter() - loaded,
     }
-    eos = _eos(checkpoint, config)
-    embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
-    return Started(runner, config, shape, plan, build, device.device_kind, checkpoint.path, eos, seconds, embedder)
+    config = prepared.config
+    return Started(
+        runner=runner,
+        config=config,
+        shape=shape,
+        plan=plan,
+        build=prepared.build,
+        device=device.device_kind,
+        model=checkpoint.path,
+        eos_token_ids=_eos(checkpoint, config),
+        seconds=seconds,
+        embedder=Embedder.of(checkpoint.config(), source=checkpoint.path),
+    )
 
 
-def compile_behind(runner: Runner | EncoderRunner, progress: Progress) -> threading.Thread:
+def compile_behind(table: ProgramTable, progress: Progress) -> threading.Thread:
     """Compile what is left in a thread of its own, while the runner works."""
 
     def work() -> None:
-        programs = runner.programs_missing()
+        programs = table.missing()
         for done, program in enumerate(programs):
             progress("background-compile", done, len(programs), program.name)
             try:
-                runner.add(program)
+                table.add(program)
             except Exception:
                 logger.exception("could not compile %s; steps of this size use a larger program", program.name)
         progress("background-compile", len(programs), len(programs), "")
-        runner.tidy_store()
+        table.tidy_store()
 
     thread = threading.Thread(target=work, name="compile-behind", daemon=True)
     thread.start()
     return thread
 
 
-def _folder(asked: EngineConfig) -> Path | None:
-    if asked.compile_cache_dir == "":
+def _folder(engine_config: EngineConfig) -> Path | None:
+    if engine_config.compile_cache_dir == "":
         return None
-    return Path(asked.compile_cache_dir).expanduser() if asked.compile_cache_dir else default_folder()
+    return Path(engine_config.compile_cache_dir).expanduser() if engine_config.compile_cache_dir else default_folder()
 
 
 def _workers() -> int:
     return max(2, min(8, os.cpu_count() or 1))
 
 
-def add_all(runner: Runner | EncoderRunner, programs: list[Program], progress: Progress) -> None:
+def add_all(table: ProgramTable, programs: list[Program], progress: Progress) -> None:
     """Load or compile programs in parallel: XLA releases the GIL. The first failure ends it."""
     with ThreadPoolExecutor(_workers(), "compile") as pool:
-        names = {pool.submit(runner.add, program): program.name for program in programs}
+        names = {pool.submit(table.add, program): program.name for program in programs}
         progress("compile", 0, len(names), "")
         for done, future in enumerate(as_completed(names), 1):
             future.result()
             progress("compile", done, len(names), names[future])
 
 
-def _check_temporaries(runner: Runner | EncoderRunner, plan: memory.MemoryPlan) -> None:
-    actual = runner.step_memory()
+def _check_temporaries(table: ProgramTable, plan: memory.MemoryPlan) -> None:
+    actual = table.step_memory()
     if actual > plan.temporaries + plan.margin:
         logger.warning(
             "the largest step needs %s of temporaries, more than the %s planned; lower "
@@ -173,7 +182,7 @@ def _eos(checkpoint: Checkpoint, config: ModelConfig) -> frozenset[int]:
     return ends | end_token_ids(checkpoint.path) if checkpoint.path.is_dir() else ends
 
 
-def describe(started: Started) -> dict[str, str]:
+def describe(started: Started[Any]) -> dict[str, str]:
     """Facts about the engine for `vllm:cache_config_info` and the log."""
     shape, plan = started.shape, started.plan
     facts = {

@@ -1,8 +1,8 @@
-"""The pages of running sequences in all cache groups: taken, named for others, found again and given back.
+"""The pages of running sequences in all cache groups: taken, registered for others, shared again and freed.
 
-Groups that see everything take a prompt's pages at admission. Groups with a window take them chunk by chunk, and give
-back what no later token sees: at most one running sequence is in the middle of its prompt, so nothing but the growth of
-answers takes what it needs next. Where that is missing, its chunks get shorter, down to none while others run.
+Groups that see everything take a prompt's pages at admission. Groups with a window take them chunk by chunk, and free
+those that no later token sees. Other prompts and growing answers may take the pages that such a prompt needs next. Then
+its chunks get shorter, down to none while others run; where all wait for each other's pages, the scheduler preempts.
 """
 
 from collections.abc import Iterable
@@ -24,10 +24,10 @@ class Cache:
         self.page_size = page_size
         self.num_groups = len(windows)
         self.shares = shares
-        """Whether prefixes are kept for others."""
+        """Whether full pages are registered for others."""
         self._windows = windows
         self._chunk_pages = self.pool.pages_for(max_chunk)
-        # What tells a group's names for pages from the others'.
+        # It tells the digests of a group's pages from those of the other groups.
         self._tags = [bytes([group] * (group > 0)) for group in range(len(windows))]
         self._windowed = [group for group, window in enumerate(windows) if window is not None]
         self.has_windows = bool(self._windowed)
@@ -62,36 +62,36 @@ class Cache:
                 length = place
                 firsts = self._first_pages(length)
         for table, tag, first in zip(tables, self._tags, firsts, strict=True):
-            found = [find(chain.digest(place) + tag) for place in range(first, length)]
-            table.first, table.pages = first, [page for page in found if page is not None]
+            pages = [find(chain.digest(place) + tag) for place in range(first, length)]
+            table.first, table.pages = first, [page for page in pages if page is not None]
 
     def _first_pages(self, length: int) -> list[int]:
-        """Of each group, the first page that the token after so many pages sees."""
+        """The first page that the token after so many pages sees, in each group."""
         return [first_visible_page(length * self.page_size, window, self.page_size) for window in self._windows]
 
-    def count_missing(self, found: list[PageTable], num_pages: int, *, grows: bool) -> int:
+    def count_missing(self, tables: list[PageTable], num_pages: int, *, grows: bool) -> int:
         """Pages that a sequence of `num_pages` takes from the rest while its prompt is computed, and one in each group
         if it `grows`. Never more than there are, so that a sequence alone is always admitted.
         """
         if self._is_plain:
-            return num_pages - self.pool.count_used(found[0].pages) + grows
+            return num_pages - self.pool.count_used(tables[0].pages) + grows
         missing = self.num_groups * grows
-        for table, window in zip(found, self._windows, strict=True):
+        for table, window in zip(tables, self._windows, strict=True):
             taken = num_pages - table.first
             if window is not None:
                 taken = min(taken, window_pages(window, self.page_size) + self._chunk_pages)
             missing += taken - self.pool.count_used(table.pages)
         return min(missing, self.pool.num_pages)
 
-    def admit(self, sequence: Sequence, found: list[PageTable], num_pages: int) -> None:
-        """Take the pages of `found`, and in groups that see everything all `num_pages`."""
-        for table in found:
+    def admit(self, sequence: Sequence, tables: list[PageTable], num_pages: int) -> None:
+        """Share the pages of `tables`, which `find` returned. In groups that see everything take all `num_pages`."""
+        for table in tables:
             self.pool.share(table.pages)
-        length = found[0].end
-        for table, window in zip(found, self._windows, strict=True):
+        length = tables[0].end
+        for table, window in zip(tables, self._windows, strict=True):
             if window is None:
                 table.pages += self.pool.allocate(num_pages - length)
-        sequence.tables = found
+        sequence.tables = tables
         sequence.num_pages = num_pages
         sequence.num_named = length
         sequence.num_computed = length * self.page_size
@@ -102,14 +102,14 @@ class Cache:
         return tuple([PageRun(group, table.first, tuple(table.pages)) for group, table in tables if table.pages])
 
     def free_out_of_window(self) -> None:
-        """Free what the sequences of the last `cover` calls saw in the step planned then, and don't any more."""
+        """Free the pages that no token sees after the last planned step, of its sequences in `allocate_chunk`."""
         for sequence in self._passed:
             if sequence.tables:
-                self._give_back(sequence)
+                self._free_dead(sequence)
         self._passed.clear()
 
-    def _give_back(self, sequence: Sequence) -> None:
-        """Free what no token sees from the first uncomputed one on; all steps that read it have been planned."""
+    def _free_dead(self, sequence: Sequence) -> None:
+        """Free the pages that no uncomputed token sees; all steps that read them have been planned."""
         for group in self._windowed:
             table = sequence.tables[group]
             dead = first_visible_page(sequence.num_computed, self._windows[group], self.page_size) - table.first
@@ -119,8 +119,9 @@ class Cache:
                 table.first += dead
 
     def count_fitting(self, sequence: Sequence, length: int, num_spare: int) -> int:
-        """How many of the next `length` tokens have room in groups with a window, where all may take `num_spare`
-        pages, or where that is none, one each from what there is.
+        """How many of the next `length` tokens have room in groups with a window.
+
+        The groups may take `num_spare` pages together; where that is none, one page each, if there are as many.
         """
         start, count = sequence.num_computed, len(self._windowed)
         end = sequence.tables[self._windowed[0]].end
@@ -140,10 +141,10 @@ class Cache:
         )
 
     def count_lacking(self, sequence: Sequence) -> int:
-        """Pages that the next token lacks, the first of a page. Gives back what it does not see."""
+        """Pages that the next token, the first of its page, lacks. Frees those that it does not see."""
         if not self.has_windows:
             return 1
-        self._give_back(sequence)
+        self._free_dead(sequence)
         place = sequence.num_computed // self.page_size
         return sum(table.end == place for table in sequence.tables)
 
@@ -165,7 +166,7 @@ class Cache:
         return run
 
     def register_full_pages(self, sequence: Sequence) -> None:
-        """Offer the pages that dispatched steps fill with known tokens to the prefix index."""
+        """Register the pages that dispatched steps fill with known tokens in the prefix index."""
         if not self.shares:
             return
         num_full = min(sequence.num_computed, len(sequence.token_ids)) // self.page_size
@@ -177,7 +178,7 @@ class Cache:
         sequence.num_named = num_full
 
     def free(self, sequence: Sequence) -> None:
-        """Give everything back."""
+        """Free all pages of a sequence."""
         self.register_full_pages(sequence)
         if self.num_groups == 1:
             self.pool.free(sequence.tables[0].pages)
@@ -200,7 +201,7 @@ class Cache:
                 assert table.end <= sequence.num_pages, f"{name} has pages past its end in group {group}"
                 assert window is not None or table.end == sequence.num_pages, f"{name} lacks pages in group {group}"
                 first = first_visible_page(computed, window, self.page_size)
-                assert table.first <= first, f"{name} gave back what it still sees in group {group}"
+                assert table.first <= first, f"{name} freed what it still sees in group {group}"
                 for page in table.pages:
                     assert groups.setdefault(page, group) == group, (
                         f"page {page} is in groups {groups[page]} and {group}"

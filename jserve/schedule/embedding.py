@@ -1,4 +1,4 @@
-"""An embedding from the sums that came home of its prompt's chunks."""
+"""An embedding, made of the sums read back for its prompt's chunks."""
 
 from collections.abc import Sequence
 

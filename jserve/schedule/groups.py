@@ -1,4 +1,4 @@
-"""Cache groups: layers of one window keep the same positions, so they share a page table and give pages back together.
+"""Cache groups: layers of one window keep the same positions, so they share a page table and free the same pages.
 
 A token at position p sees the positions above p - window. All groups take their pages from one pool, so what long
 contexts leave unused in windowed layers is there for the others, and no split of the memory is guessed.
@@ -38,13 +38,13 @@ def longest_sequence(num_pages: int, windows: Windows, page_size: int, most: int
 
 
 class PageTable:
-    """The pages of one sequence in one group, in the order of its tokens. Those in front have been given back."""
+    """The pages of one sequence in one group, in the order of its tokens. The front ones may have been freed."""
 
     __slots__ = ("first", "pages")
 
     def __init__(self, first: int, pages: list[int]) -> None:
         self.first = first
-        """Index of `pages[0]`: how many were given back, or never taken."""
+        """Index of `pages[0]`: how many in front of it were freed, or never taken."""
         self.pages = pages
 
     @property

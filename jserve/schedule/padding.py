@@ -1,6 +1,21 @@
 """How many tokens a step takes, where the device pads every step to one of a few sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """What steps cost beyond their tokens."""
+
+    sizes: Callable[[int], tuple[int, ...]]
+    """The tokens, ascending, to which steps of so many rows are padded."""
+    overhead: int
+    """How many tokens cost as much as a further step."""
+
+    def excess(self, num_tokens: int, num_rows: int, num_decodes: int) -> int:
+        """How many of a step's tokens would cost more in padding than in the next step."""
+        return num_tokens - filled(num_tokens, num_decodes, self.sizes(num_rows), self.overhead)
 
 
 def filled(tokens: int, decodes: int, sizes: Sequence[int], overhead: int) -> int:

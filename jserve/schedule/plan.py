@@ -1,4 +1,4 @@
-"""What one step computes and what comes home from it, in host words. schedule/ and runtime/ share it."""
+"""What one step computes and what is read back from it, in host words. schedule/ and runtime/ share it."""
 
 from dataclasses import dataclass
 
@@ -50,12 +50,12 @@ class StepPlan:
     chunks: tuple[ScheduledChunk, ...]
     num_tokens: int
     prompt_reads: bool = False
-    """Whether some chunk `reads`."""
+    """Whether a chunk has `prompt_reads`."""
     num_decodes: int = 0
     """The first so many chunks are of length 1, sample, read nothing and are not the first of their sequences, so
     that whoever looks for something else may skip them. 0 says nothing about the others."""
     with_updates: tuple[int, ...] = ()
-    """Of those, the indices of all that have `page_updates` or a token that the host knows."""
+    """Indices of those of them that have `page_updates` or a token that the host knows."""
 
     @property
     def is_decode(self) -> bool:
@@ -65,21 +65,21 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class PromptRead:
-    """What came home of a chunk's `reads`."""
+    """What was read back of a chunk's `prompt_reads`."""
 
     chunk: ScheduledChunk
     logprobs: list[TokenLogprobs]
-    """Of the tokens that follow the positions; none where the request is for an embedding."""
+    """One for each token that follows the positions; empty where the request is for an embedding."""
     hidden_sum: bytes = b""
     """f32[E], the sum of the positions' final hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """What came home from the device for one plan, in the order of its chunks."""
+    """What was read back from the device for one plan, in the order of its chunks."""
 
     token_ids: list[int]
     """One per chunk; ignored where the chunk does not sample."""
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_reads: tuple[PromptRead, ...] = ()
-    """One for each chunk that reads, in their order."""
+    """One for each chunk with `prompt_reads`, in their order."""

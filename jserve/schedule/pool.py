@@ -46,7 +46,9 @@ class PagePool:
         Raises ValueError, and takes none, if fewer than `count` are available.
         """
         if count > self.num_available:
-            raise ValueError(f"{count} pages asked for but only {self.num_available} of {self.num_pages} are available")
+            raise ValueError(
+                f"{count} pages are wanted but only {self.num_available} of {self.num_pages} are available"
+            )
         pages = []
         for _ in range(count):
             page = self._blank.pop() if self._blank else self._evict()

@@ -35,7 +35,7 @@ class DigestChain:
         return self._digests[page]
 
     def digests(self, limit: int) -> Iterator[bytes]:
-        """The digests of the first `limit` pages, all of which must be full, computed as they are asked for."""
+        """The digests of the first `limit` pages, all of which must be full, computed lazily."""
         known = self._digests
         for page in range(limit):
             if page == len(known):

@@ -3,7 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec import structs
 
@@ -11,6 +11,9 @@ from jserve.constrain.row import RowConstraint
 from jserve.protocol import FinishReason, Request, TokenLogprobs
 from jserve.schedule.groups import PageTable
 from jserve.schedule.prefix import DigestChain
+
+if TYPE_CHECKING:
+    from jserve.schedule.share import Share
 
 
 class Status(Enum):
@@ -38,22 +41,30 @@ class Sequence:
     max_pages: int
     """Most pages of tokens. The last token generated is never fed back and needs no place."""
     rank: tuple[int, int]
-    """(priority, order of arrival): smaller is served first and preempted last. Never changes."""
+    """(priority, order of arrival): smaller is preempted last. Never changes."""
+    share: "Share"
+    """Its tenant's, which counts its tokens."""
     eos_ids: frozenset[int]
     """The model's end-of-sequence tokens, or none if the request ignores them."""
     stop_ids: frozenset[int]
     """All tokens that end it: `eos_ids` and the request's own."""
     chain: DigestChain
     next_read: int
-    """First position that no step dispatched so far reads for the request; `end_read` where all are read."""
+    """First position that no dispatched step reads for the request; `end_read` where all are read."""
     end_read: int
-    """End of the positions whose hidden states are read, beyond the next token: by the scores of the prompt's
-    tokens all but its last, by an embedding its last, its first or all."""
+    """End of the positions whose hidden states the request needs, beyond the next token. Prompt logprobs need all but
+    the last; an embedding needs the last, the first or all."""
     constraint: RowConstraint | None = None
     """What may come next, where that depends on what has come."""
     status: Status = Status.WAITING
     num_computed: int = 0
     """Tokens whose KV is written by steps already dispatched."""
+    num_charged: int = 0
+    """Leading tokens that its share has counted, or that came from the prefix cache."""
+    num_resumed: int = 0
+    """Tokens that it had been computed to when it was last admitted; those that it lost are computed again."""
+    num_owed: int = 0
+    """Tokens in its share's backlog."""
     num_pending: int = 0
     """Sampled tokens that are still on the device."""
     tables: list[PageTable] = field(default_factory=list)
@@ -70,9 +81,9 @@ class Sequence:
     scheduled_at: float = 0.0
     """`time.time()` of the first admission."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """What has come home so far."""
+    """Those that have been read back so far."""
     hidden_sums: list[bytes] = field(default_factory=list)
-    """Likewise, of an embedding; one f32[E] for each chunk."""
+    """Of an embedding, the sums read back so far: one f32[E] for each chunk."""
 
     @property
     def num_uncomputed(self) -> int:
@@ -89,6 +100,7 @@ class Sequence:
         request: Request,
         *,
         arrival_number: int,
+        share: "Share",
         max_total: int,
         page_size: int,
         eos_token_ids: frozenset[int],
@@ -107,6 +119,7 @@ class Sequence:
             max_total=max_total,
             max_pages=-(-max(max_total - 1, num_prompt) // page_size),
             rank=(request.priority, arrival_number),
+            share=share,
             eos_ids=eos_ids,
             stop_ids=eos_ids.union(sampling.stop_token_ids),
             chain=DigestChain(token_ids, page_size, request.cache_salt),
@@ -116,7 +129,7 @@ class Sequence:
         )
 
     def take_prompt_reads(self, start: int, end: int) -> tuple[int, int] | None:
-        """The positions in [start, end) to read, now that they are computed; none is given out twice."""
+        """The positions in [start, end) that a step shall read; no position is returned twice."""
         first, last = max(start, self.next_read), min(end, self.end_read)
         if first >= last:
             return None
@@ -124,9 +137,9 @@ class Sequence:
         return first, last
 
     def scores(self) -> list[TokenLogprobs] | None:
-        """What has come home of the prompt's tokens, None where they were not asked for."""
-        wanted = self.request.sampling.prompt_logprobs is not None and not self.request.pooling
-        return self.prompt_logprobs if wanted else None
+        """The prompt's logprobs that have been read back; None where the request wants none."""
+        wants_scores = self.request.sampling.prompt_logprobs is not None and not self.request.pooling
+        return self.prompt_logprobs if wants_scores else None
 
     def finish_reason(self, output_index: int) -> FinishReason | None:
         """Why the sequence ends with its newest token, the output of this index, or None.

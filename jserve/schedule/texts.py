@@ -1,7 +1,11 @@
 """The queue in front of an encoder: whole texts, those of about one length together.
 
 Every text is padded to a length that follows from its own, so its neighbours in a step decide nothing but how many
-they are. The most important text that waits chooses the length of the next step: none waits for ever.
+they are. The first text in the order of the queue chooses the length of the next step: none waits for ever.
+
+The order is by priority, and within it by start-time fair queueing (Goyal et al., SIGCOMM 1996): a text's virtual start
+is the one of the text taken last, or where its tenant has others that wait, the end of the last of those, their tokens
+later. So tenants get equal shares of the tokens, and each is served in order of arrival.
 """
 
 import heapq
@@ -11,7 +15,9 @@ from collections.abc import Iterable
 from jserve.protocol import Request, TokenDelta
 from jserve.schedule.limits import EMBEDS, LengthLimits
 
-_Entry = tuple[tuple[int, int], Request]
+_Rank = tuple[int, int, int]
+"""Priority, virtual start in tokens, order of arrival."""
+_Entry = tuple[_Rank, Request]
 
 
 class TextQueue:
@@ -24,6 +30,8 @@ class TextQueue:
         self._open: dict[str, Request] = {}  # waiting, or in flight
         self._num_arrived = 0
         self._num_waiting = 0
+        self._now = 0  # virtual start of the text taken last
+        self._ends: dict[tuple[int, int], int] = {}  # virtual end of the last text, by priority and tenant
 
     @property
     def is_empty(self) -> bool:
@@ -36,7 +44,7 @@ class TextQueue:
 
     @property
     def num_open(self) -> int:
-        """Those in flight included."""
+        """Requests that wait or are in flight."""
         return len(self._open)
 
     def add(self, request: Request) -> TokenDelta | None:
@@ -52,8 +60,14 @@ class TextQueue:
         self._num_waiting += 1
         self._open[request.request_id] = request
         padded = self._lengths[bisect_left(self._lengths, len(request.token_ids))]
-        heapq.heappush(self._waiting[padded], ((request.priority, self._num_arrived), request))
+        heapq.heappush(self._waiting[padded], (self._rank(request), request))
         return None
+
+    def _rank(self, request: Request) -> _Rank:
+        key = request.priority, request.tenant
+        start = max(self._now, self._ends.get(key, 0))
+        self._ends[key] = start + len(request.token_ids)
+        return request.priority, start, self._num_arrived
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget these requests; unknown ids are ignored."""
@@ -68,20 +82,25 @@ class TextQueue:
                 heapq.heapify(heap)
 
     def next_length(self) -> tuple[int, int] | None:
-        """What the next step's texts are padded to and how many such texts wait; None where none does."""
+        """The length that the next step's texts are padded to, and how many texts of it wait; None where none waits."""
         waiting = [(heap[0][0], length) for length, heap in self._waiting.items() if heap]
         length = min(waiting)[1] if waiting else None
         return None if length is None else (length, len(self._waiting[length]))
 
     def take(self, length: int, count: int) -> list[Request]:
-        """Out of the queue and into a step: at most `count` of the texts of this padded length."""
+        """Take at most `count` texts of this padded length out of the queue, the first in its order first."""
         heap = self._waiting[length]
-        taken = [heapq.heappop(heap)[1] for _ in range(min(count, len(heap)))]
-        self._num_waiting -= len(taken)
-        return taken
+        entries = [heapq.heappop(heap) for _ in range(min(count, len(heap)))]
+        self._num_waiting -= len(entries)
+        if entries:
+            self._now = max(self._now, entries[0][0][1])
+        if not self._num_waiting:
+            self._now = max(self._now, *self._ends.values())
+            self._ends.clear()
+        return [request for _, request in entries]
 
     def finish(self, request: Request) -> bool:
-        """A step has come home. Returns whether somebody still waits for this request."""
+        """Forget a request whose vector has been read back. Returns whether somebody still waits for it."""
         is_open = self._open.get(request.request_id) is request
         if is_open:
             del self._open[request.request_id]

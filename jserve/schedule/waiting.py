@@ -1,4 +1,4 @@
-"""The queue in front of the device: by priority, then by order of arrival. Deletion is lazy."""
+"""The waiting requests of one share: by order of arrival, and by length. Deletion is lazy."""
 
 import heapq
 
@@ -7,36 +7,71 @@ from jserve.schedule.sequence import Sequence, Status
 _COMPACT_ABOVE = 64
 """Dead entries that are never worth a rebuild."""
 
+_Key = tuple[int, ...]
 
-class WaitingQueue:
-    """Waiting sequences by rank. A preempted one returns to its old rank, so in front of its class."""
+
+class _LazyHeap:
+    """A heap whose entries die when their sequence no longer waits."""
+
+    __slots__ = ("_entries", "_num_pushed")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], Sequence]] = []
-        self._num_dead = 0
+        self._entries: list[tuple[_Key, int, Sequence]] = []
+        self._num_pushed = 0
 
-    def push(self, sequence: Sequence) -> None:
-        heapq.heappush(self._heap, (sequence.rank, sequence))
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def push(self, key: _Key, sequence: Sequence) -> None:
+        """Add an entry. One of the same sequence that died before may still be there."""
+        self._num_pushed += 1
+        heapq.heappush(self._entries, (key, self._num_pushed, sequence))
 
     def first(self) -> Sequence | None:
-        """The sequence to admit next, left in the queue."""
-        heap = self._heap
-        while heap and heap[0][1].status is not Status.WAITING:
-            heapq.heappop(heap)
-            self._num_dead -= 1
-        return heap[0][1] if heap else None
+        entries = self._entries
+        while entries and entries[0][2].status is not Status.WAITING:
+            heapq.heappop(entries)
+        return entries[0][2] if entries else None
 
-    def pop(self) -> None:
-        """Take out what `first` returned."""
-        heapq.heappop(self._heap)
+    def compact(self) -> None:
+        """Keep one entry of each sequence that waits."""
+        newest = {id(entry[2]): entry for entry in self._entries if entry[2].status is Status.WAITING}
+        self._entries = list(newest.values())
+        heapq.heapify(self._entries)
+
+
+class WaitingQueue:
+    """Waiting sequences. A preempted one returns to its old rank, so in front."""
+
+    __slots__ = ("_by_length", "_by_rank", "num_live")
+
+    def __init__(self) -> None:
+        self._by_rank = _LazyHeap()
+        self._by_length = _LazyHeap()
+        self.num_live = 0
+        """Sequences that wait."""
+
+    def push(self, sequence: Sequence, length: int) -> None:
+        """Queue a sequence with so many tokens to compute."""
+        self._by_rank.push(sequence.rank, sequence)
+        self._by_length.push((length, *sequence.rank), sequence)
+        self.num_live += 1
+
+    def first(self) -> Sequence | None:
+        """The sequence that arrived first, left in the queue."""
+        return self._by_rank.first()
+
+    def shortest(self) -> Sequence | None:
+        """The sequence with the fewest tokens to compute, left in the queue."""
+        return self._by_length.first()
 
     def forget_one(self) -> None:
-        """Note that a queued sequence has just finished: it is dropped when it surfaces.
+        """Note that a sequence does not wait any more: it is dropped when it surfaces.
 
         A rebuild when most entries are dead keeps memory bounded at a constant cost per deletion.
         """
-        self._num_dead += 1
-        if self._num_dead > _COMPACT_ABOVE and 2 * self._num_dead > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[1].status is Status.WAITING]
-            heapq.heapify(self._heap)
-            self._num_dead = 0
+        self.num_live -= 1
+        for heap in (self._by_rank, self._by_length):
+            num_dead = len(heap) - self.num_live
+            if num_dead > _COMPACT_ABOVE and 2 * num_dead > len(heap):
+                heap.compact()

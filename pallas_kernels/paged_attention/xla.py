@@ -266,8 +266,16 @@ def write_kv(
 
 
 def write_pages(pages: jax.Array, new: jax.Array, write_slots: jax.Array) -> jax.Array:
-    """`write_kv` of one array as it is: pages [N, K, B, D], new [T, K, D]."""
-    page, offset = jnp.divmod(write_slots, pages.shape[2])
+    """`write_kv` of one array as it is: pages [N, K, B, D], new [T, K, D].
+
+    No two tokens have the same slot, and XLA is told so: on a GPU it would otherwise write each element by
+    compare-and-swap. So padding tokens, which are dropped, get slots of their own past the end.
+    """
+    N, _, B, _ = pages.shape
+    past_the_end = N * B + lax.iota(jnp.int32, write_slots.shape[0])
+    page, offset = jnp.divmod(jnp.where((write_slots >= 0) & (write_slots < N * B), write_slots, past_the_end), B)
     if pages.dtype == jnp.uint16:
         new = lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
-    return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop", wrap_negative_indices=False)
+    return pages.at[page, :, offset].set(
+        new.astype(pages.dtype), mode="drop", unique_indices=True, wrap_negative_indices=False
+    )

@@ -1,8 +1,9 @@
-"""The threshold of each row in one program, which finds it four bits at a time.
+"""The threshold of each row in one program, which finds it two bits at a time.
 
 XLA's halvings read the whole batch 62 times, from memory where it is larger than the cache. A program here compares
-each element with 15 thresholds at once, so that 8 passes find top-k's and 8 top-p's, over a row of half a megabyte
-that stays in the L2 cache. Rows share nothing: a row's threshold does not depend on its neighbours.
+each element with 3 thresholds at once, so that 16 passes find top-k's and 16 top-p's, over a row of half a megabyte
+that stays in the L2 cache. Each thread adds up what it sees in a pass; the program reduces these sums once a pass.
+Rows share nothing: a row's threshold does not depend on its neighbours.
 Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
@@ -20,16 +21,16 @@ from ..paged_attention.triton_tile import output
 
 __all__ = ["kept_threshold_triton"]
 
-BLOCK = 512
-"""Elements that are compared at once: with 16 thresholds and 8 warps 32 comparisons a thread."""
-WAYS = 16
-PASSES = 8
+BLOCK = 4096
+"""Elements that are compared at once: with 3 thresholds and 16 warps 24 comparisons a thread."""
+WAYS = 4
+PASSES = 16
 """WAYS ** PASSES is more than there are floats from 0 to the largest."""
-NUM_WARPS = 8
+NUM_WARPS = 16
 
 Ref = Any
 Sum = Callable[[jax.Array, jax.Array], jax.Array]
-"""(elements f32[BLOCK, 1], thresholds f32[1, WAYS]) to what is added up, [BLOCK, WAYS]."""
+"""(elements f32[BLOCK], a threshold f32[]) to what is added up, [BLOCK]."""
 
 
 def kept_threshold_triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -59,9 +60,10 @@ def _kernel(mass_ref: Ref, k_ref: Ref, p_ref: Ref, out_ref: Ref, *, vocab: int) 
         return plt.load(mass_ref.at[row, place], mask=place < vocab, other=-1.0)
 
     def total(add: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return lax.fori_loop(0, blocks, lambda block, so_far: so_far + add(load(block)).sum(0), jnp.float32(0))
+        return lax.fori_loop(0, blocks, lambda block, sums: sums + add(load(block)), nothing).sum(0)
 
-    largest = lax.fori_loop(0, blocks, lambda block, so_far: jnp.maximum(so_far, load(block).max(0)), jnp.float32(0))
+    nothing = jnp.zeros((BLOCK,), jnp.float32)
+    largest = lax.fori_loop(0, blocks, lambda block, so_far: jnp.maximum(so_far, load(block)), nothing).max(0)
 
     def search(active: jax.Array, add: Sum, needed: jax.Array) -> jax.Array:
         """The largest threshold at which the sum of `add` is still what is needed; 0 where not active."""
@@ -69,16 +71,18 @@ def _kernel(mass_ref: Ref, k_ref: Ref, p_ref: Ref, out_ref: Ref, *, vocab: int) 
         def narrow(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             low, high = bounds  # as bits, which are ordered as the floats are; low is good, high is not
             step = lax.div(high - low + (WAYS - 1), jnp.int32(WAYS))
-            bits = low + step * lax.iota(jnp.int32, WAYS)
-            thresholds = lax.bitcast_convert_type(bits, jnp.float32)
+            bits = [low + step * way for way in range(1, WAYS)]
+            thresholds = [lax.bitcast_convert_type(each, jnp.float32) for each in bits]
 
-            def count(block: jax.Array, so_far: jax.Array) -> jax.Array:
-                return so_far + add(load(block)[:, None], thresholds[None, :]).sum(0)
+            def count(block: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+                x = load(block)
+                return tuple(sums + add(x, threshold) for sums, threshold in zip(so_far, thresholds, strict=True))
 
-            sums = lax.fori_loop(0, blocks, count, jnp.zeros((WAYS,), jnp.float32))
-            good = (sums >= needed) & (bits < high)
-            # The first is `low` itself, which is good although rounding may make its sum a little less.
-            steps = jnp.maximum(good.astype(jnp.int32).sum(0) - 1, 0)
+            # One array a threshold: one of both axes would change its layout, through shared memory, in each block.
+            counts = lax.fori_loop(0, blocks, count, (nothing,) * len(bits))
+            steps = jnp.int32(0)
+            for each, sums in zip(bits, counts, strict=True):
+                steps += ((sums.sum(0) >= needed) & (each < high)).astype(jnp.int32)
             low += step * steps
             return low, jnp.minimum(low + step, high)
 

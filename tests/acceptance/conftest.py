@@ -1,10 +1,10 @@
 """A live server with the real model, started as a user starts it."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-READY_WITHIN_S = 300
+from tests.patience import PATIENCE_S, wait_until
+
+READY_WITHIN_S = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class LiveServer:
 
     def metric(self, name: str) -> float:
         """The sum over labels of a metric."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
 
@@ -52,7 +54,7 @@ def start_server(real_gguf: Path, executables: str, tmp_path_factory: pytest.Tem
     for server in servers:
         if server.process.poll() is None:
             server.process.terminate()
-            assert server.process.wait(30) == 0
+            assert server.process.wait(PATIENCE_S) == 0
 
 
 def free_port() -> int:
@@ -65,14 +67,15 @@ def free_port() -> int:
 
 def wait_until_ready(server: LiveServer, log: str = "") -> None:
     """Return when the server serves; fail with its log where it does not."""
-    deadline = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < deadline:
-        try:
+
+    def is_over() -> bool:
+        with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{server.url}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if server.process.poll() is not None:
-            break
-        time.sleep(0.2)
-    pytest.fail(f"the server is not ready: {Path(log).read_text()[-3000:] if log else ''}")
+                return True
+        return server.process.poll() is not None
+
+    try:
+        wait_until(is_over, READY_WITHIN_S)
+        assert server.process.poll() is None, "the server ended"
+    except AssertionError as error:
+        pytest.fail(f"the server is not ready: {error}; {Path(log).read_text()[-3000:] if log else ''}")

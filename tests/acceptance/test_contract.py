@@ -1,7 +1,6 @@
 """Promises over many requests at once: streams say what whole answers say, and nothing is left behind."""
 
 import asyncio
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.acceptance.conftest import LiveServer, StartServer
+from tests.patience import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -205,9 +205,6 @@ def test_64_mixed_requests_at_once_leave_nothing_behind_and_get_the_answers_they
         return await asyncio.gather(*(ask_kind(client, number) for number in range(64)))
 
     assert asyncio.run(together()) == asyncio.run(alone())
-    deadline = time.monotonic() + 5
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-    while any(server.metric(name) for name in names) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert {name: server.metric(name) for name in names} == dict.fromkeys(names, 0)
+    wait_until(lambda: not any(server.metric(name) for name in names))
     assert server.metric("jserve:recompiles_after_ready_total") == 0

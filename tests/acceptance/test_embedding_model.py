@@ -1,8 +1,8 @@
 """A real model for embeddings, all-MiniLM-L6-v2, as a user starts it, against transformers in float32."""
 
 import base64
+import functools
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 
-from tests.acceptance.conftest import LiveServer, StartServer
+from tests.acceptance.conftest import READY_WITHIN_S, LiveServer, StartServer
+from tests.patience import PATIENCE_S, wait_until
 
 TOLERANCE = 1e-5
 LIMIT = 256
@@ -35,10 +36,8 @@ def server(start_server: StartServer, real_encoder: Path) -> LiveServer:
     """With the program of the longest text, and those that come first behind it: of four short ones, for instance."""
     sizes = ("--max-num-seqs", "4", "--max-num-batched-tokens", "64")
     live = start_server("--model", str(real_encoder), *sizes)
-    deadline = time.monotonic() + 300
-    while httpx.get(f"{live.url}/ready").json()["programs"]["ready"] < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    ready = functools.partial(httpx.get, f"{live.url}/ready", timeout=PATIENCE_S)
+    wait_until(lambda: ready().json()["programs"]["ready"] >= 4, READY_WITHIN_S)
     return live
 
 
@@ -89,7 +88,8 @@ def test_context_is_what_the_model_was_trained_for(client: openai.OpenAI, server
     """Its table of positions would hold 512."""
     with pytest.raises(openai.BadRequestError, match=f"maximum context length is {LIMIT} tokens"):
         embed(client, "word " * (LIMIT - 1))
-    cut = httpx.post(f"{server.url}/api/embed", json={"model": "all-MiniLM-L6-v2", "input": "word " * 999}).json()
+    body = {"model": "all-MiniLM-L6-v2", "input": "word " * 999}
+    cut = httpx.post(f"{server.url}/api/embed", json=body, timeout=PATIENCE_S).json()
     assert cut["prompt_eval_count"] == LIMIT
     np.testing.assert_allclose(cut["embeddings"], embed(client, TEXTS[7]), atol=1e-6)
 

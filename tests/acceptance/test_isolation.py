@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from typing import Any
 
 import httpx
@@ -11,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.conftest import LiveServer, StartServer
 from tests.acceptance.test_smoke import SMALL
+from tests.patience import PATIENCE_S, wait_until
 
 PROMPT = "The bees of the northern valley build their nests under the roofs of old barns, and " * 12
 
@@ -39,12 +39,12 @@ def test_a_prompt_is_cached_for_its_own_key_only(start_server: StartServer) -> N
 
 def _lines_of_ended(server: LiveServer, count: int) -> list[dict[str, Any]]:
     """The log, once it names `count` completions: an answer may be read before its line is written."""
-    deadline = time.monotonic() + 10
-    while True:
-        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-        if sum(line.get("path") == "/v1/completions" for line in lines) >= count or time.monotonic() > deadline:
-            return lines
-        time.sleep(0.05)
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in server.log.read_text().splitlines() if re.fullmatch(r"{.*}", line)]
+
+    wait_until(lambda: sum(line.get("path") == "/v1/completions" for line in lines()) >= count)
+    return lines()
 
 
 def _check_log(server: LiveServer) -> None:
@@ -63,7 +63,7 @@ def _check_log(server: LiveServer) -> None:
 
 
 def _check_metrics(server: LiveServer) -> None:
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     info = families["vllm:cache_config_info"].samples[0].labels
     assert int(info["num_gpu_blocks"]) > 1

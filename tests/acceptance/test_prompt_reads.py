@@ -1,5 +1,6 @@
 """The real model against transformers in float32: the logprobs of prompts, embeddings, and relevance."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from jserve import LLM, SamplingParams
 from tests.acceptance.conftest import StartServer
+from tests.patience import PATIENCE_S
 
 TOLERANCE = 1e-3
 TEXT = (Path(__file__).parent.parent.parent / "LICENSE").read_text()
@@ -63,11 +65,13 @@ def test_embeddings_and_relevance_over_http(start_server: StartServer) -> None:
     one, other, apart = (np.array(entry.embedding) for entry in mean.data)
     assert one @ other > one @ apart
     query, documents = "What is the capital of France?", ["Paris is the capital of France.", "Bananas are yellow."]
-    scored = httpx.post(f"{server.url}/v1/score", json={"queries": query, "documents": documents}, timeout=60).json()
+    post = functools.partial(httpx.post, timeout=PATIENCE_S)
+    scored = post(f"{server.url}/v1/score", json={"queries": query, "documents": documents}).json()
     scores = [entry["score"] for entry in scored["data"]]
-    ranked = httpx.post(f"{server.url}/rerank", json={"query": query, "documents": documents}, timeout=60).json()
+    ranked = post(f"{server.url}/rerank", json={"query": query, "documents": documents}).json()
     assert [entry["relevance_score"] for entry in ranked["results"]] == pytest.approx(sorted(scores)[::-1], rel=1e-3)
-    ids = [httpx.post(f"{server.url}/tokenize", json={"prompt": word}).json()["tokens"][0] for word in ("yes", "no")]
+    tokenize = f"{server.url}/tokenize"
+    ids = [post(tokenize, json={"prompt": word}).json()["tokens"][0] for word in ("yes", "no")]
     for document, score in zip(documents, scores, strict=True):
         system = (
             "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "

@@ -13,6 +13,7 @@ import pytest
 from tokenizers import AddedToken
 
 from tests.acceptance.conftest import LiveServer, free_port, wait_until_ready
+from tests.patience import PATIENCE_S
 from tests.text.tokenizers.tokenizer_maker import train_byte_level
 from tests.worlds import make_model
 
@@ -49,7 +50,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory, executables: str) -> Itera
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 def body(seed: int, **fields: Any) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def body(seed: int, **fields: Any) -> dict[str, Any]:
 
 
 def ask(server: LiveServer, seed: int, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    response = httpx.post(f"{server.url}/v1/chat/completions", json=body(seed, **fields), timeout=60)
+    response = httpx.post(f"{server.url}/v1/chat/completions", json=body(seed, **fields), timeout=PATIENCE_S)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer["choices"][0], answer["usage"]
@@ -68,7 +69,7 @@ def ask(server: LiveServer, seed: int, **fields: Any) -> tuple[dict[str, Any], d
 def ask_streamed(server: LiveServer, seed: int, **fields: Any) -> tuple[str, str, dict[str, Any]]:
     content, reasoning, usage = "", "", {}
     request = body(seed, stream=True, stream_options={"include_usage": True}, **fields)
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=request, timeout=60) as response:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=request, timeout=PATIENCE_S) as response:
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue

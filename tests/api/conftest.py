@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from jserve.api.settings import ServerSettings
 from jserve.config import EngineConfig
 from tests.api.live_server import MAX_MODEL_LEN, ROOT, TEMPLATE, LiveServer, StartServer, fake_engine
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,7 +64,8 @@ def make_server(model_dir: Path) -> StartServer:
 
     def start(*engine_options: str, wait: bool = True, **settings: Any) -> LiveServer:
         length = settings.pop("max_model_len", MAX_MODEL_LEN)
-        fields = {"model": str(model_dir), "served_model_names": ("tiny", "other"), "shutdown_timeout_s": 5.0}
+        fields = {"model": str(model_dir), "served_model_names": ("tiny", "other"), "shutdown_timeout_s": 30.0}
+        fields |= {"grammar_compile_timeout_s": PATIENCE_S / 2, "receive_timeout_s": PATIENCE_S}
         live = LiveServer(
             ServerSettings(engine_command=fake_engine(*engine_options), **(fields | settings)),
             EngineConfig(model=str(model_dir), max_model_len=length),

@@ -121,7 +121,9 @@ def test_a_row(
     response = server.http.post(path, content=content, headers={"content-type": "application/json"})
     assert response.headers["content-type"] == "application/json"
     assert response.status_code == status
-    assert response.json() == {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    code = "model_not_found" if kind == "NotFoundError" else None
+    code = "context_length_exceeded" if message.startswith(CONTEXT) else code
+    assert response.json() == {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_another_media_type(server: LiveServer, media_type: str | None) -> None:
     response = server.http.post(CHAT, content=b"{}", headers=headers)
     message = "Unsupported Media Type: Only 'application/json' is allowed"
     assert response.status_code == 400
-    assert response.json() == {"error": {"message": message, "type": "Bad Request", "param": None, "code": 400}}
+    assert response.json() == {"error": {"message": message, "type": "Bad Request", "param": None, "code": None}}
 
 
 @pytest.mark.parametrize(

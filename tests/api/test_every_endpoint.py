@@ -111,6 +111,32 @@ def test_what_a_client_wrote_comes_back_in_one_line(live: LiveServer, path: str)
     _check_lines(answer.content)
 
 
+_EMOJI = [{"role": "user", "content": "\U0001f44d"}]
+CUT: dict[str, tuple[dict[str, Any], str, int]] = {
+    "/v1/completions": ({"prompt": "\U0001f44d"}, "max_tokens", 0),
+    "/v1/chat/completions": ({"messages": _EMOJI}, "max_tokens", 6),
+    "/v1/responses": ({"input": _EMOJI}, "max_output_tokens", 6),
+    "/v1/messages": ({"model": "tiny", "messages": _EMOJI}, "max_tokens", 6),
+    "/api/chat": ({"model": "tiny", "messages": _EMOJI}, "num_predict", 6),
+    "/api/generate": ({"model": "tiny", "prompt": "\U0001f44d", "raw": True}, "num_predict", 0),
+}
+"""Requests whose answer is an emoji of four tokens, after so many others."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", CUT)
+def test_an_answer_cut_in_mid_character_has_no_half_character(live: LiveServer, path: str, stream: bool) -> None:
+    """imp#1310."""
+    body, field, begin = CUT[path]
+    for count in (1, 2, 3, 4):
+        limit = {field: begin + count}
+        limit = {"options": limit} if field == "num_predict" else limit
+        answer = live.http.post(path, json={**body, **limit, "stream": stream}, headers={"x-api-key": "one"})
+        assert answer.status_code == 200, answer.text
+        assert "\ufffd" not in answer.text
+        assert ("\U0001f44d" in answer.text) == (count == 4)
+
+
 def test_the_fingerprint_does_not_follow_the_log() -> None:
     quiet, loud = (EngineConfig(model="m", log_level=level) for level in ("error", "debug"))
     assert fingerprint(quiet) == fingerprint(loud) != fingerprint(EngineConfig(model="m", seed=1))

@@ -14,13 +14,14 @@ import httpx
 import jsonschema
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from schemathesis import GenerationMode
 
 from jserve.api.app import BODIES, ROUTES
 from jserve.api.errors import Dialect
 from jserve.api.http.description import error_schema
 from tests.api.live_server import LiveServer
+from tests.patience import PATIENCE_S
 
 POST_ROUTES = sorted({path for method, path, _ in ROUTES if method == "POST"})
 NOT_DONE_HERE = {"/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/{digest}"}
@@ -90,10 +91,8 @@ def description(server: LiveServer) -> Any:
 QUICK = settings(
     max_examples=15,
     derandomize=True,
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 LONG = settings(QUICK, max_examples=400, derandomize=False)
 OPERATIONS = [
@@ -133,7 +132,7 @@ def _call(case: schemathesis.Case) -> None:
     if isinstance(case.body, dict):  # At most a few tokens each, and a model that is there.
         case.body.update({key: 3 for key in ("max_tokens", "max_completion_tokens") if key in case.body})
         case.body.pop("model", None)
-    response = case.call(timeout=20)
+    response = case.call(timeout=PATIENCE_S)
     _check(case.method, case.path, response.status_code, response.text)
 
 
@@ -171,7 +170,7 @@ def _fuzz(server: LiveServer, path: str, seed: int, count: int) -> None:
     rng = random.Random(f"{path} {seed}")
     url = path.replace("{response_id}", "resp_1").replace("{digest}", "sha256:0")
     statuses = set()
-    with httpx.Client(base_url=server.url, timeout=20) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         for _ in range(count):
             mutate = rng.choice((_with_an_odd_value, _with_odd_bytes))
             content = mutate(_good_body(path), rng)

@@ -56,9 +56,9 @@ def committed() -> dict[str, Any]:
 
 
 def test_every_real_case_of_every_triton_kernel_is_in_the_table_for_every_gpu(committed: dict[str, Any]) -> None:
-    told = {(each["kernel"], each["case"], each["gpu"]) for each in (*committed["rows"], *committed["refused"])}
+    listed = {(each["kernel"], each["case"], each["gpu"]) for each in (*committed["rows"], *committed["refused"])}
     wanted = {(kernel.name, case.name, gpu) for kernel, case in chosen("") for gpu in TARGETS}
-    assert told == wanted, "run `python -m benchmarks.compiled_kernels`"
+    assert listed == wanted, "run `python -m benchmarks.compiled_kernels`"
 
 
 def test_every_triton_kernel_has_rows_for_every_gpu(committed: dict[str, Any]) -> None:
@@ -85,8 +85,8 @@ def test_every_real_case_that_mosaic_takes_is_in_the_table_for_hopper(committed:
                 mosaic_support.check_support(q, k_pages, v_pages, scaled, Target.current())
                 wanted |= set() if case.decode else {case.name}
     assert len(wanted) >= 7
-    told = [(row["case"], row["gpu"]) for row in committed["mosaic"]["rows"]]
-    assert sorted(told) == sorted((name, "h200") for name in wanted), "run it with --implementation mosaic"
+    listed = [(row["case"], row["gpu"]) for row in committed["mosaic"]["rows"]]
+    assert sorted(listed) == sorted((name, "h200") for name in wanted), "run it with --implementation mosaic"
 
 
 def test_table_for_a_person_says_what_the_json_says(committed: dict[str, Any]) -> None:
@@ -158,9 +158,9 @@ def test_one_case_compiles_today_as_the_table_says_and_a_spilling_tile_is_seen(
     assert done.returncode == 0, done.stderr[-2000:]
     today = json.loads(done.stdout)
     good, spilling = today["rows"]
-    [told] = [e for e in committed["rows"] if (e["case"], e["gpu"]) == ("llama3_8b_mixed", "h200")]
-    assert (good["launch"], good["grid"], good["warps"]) == (told["launch"], told["grid"], told["warps"])
+    [listed] = [e for e in committed["rows"] if (e["case"], e["gpu"]) == ("llama3_8b_mixed", "h200")]
+    assert (good["launch"], good["grid"], good["warps"]) == (listed["launch"], listed["grid"], listed["warps"])
     if (today["jax"], today["ptxas"]) == (committed["jax"], committed["ptxas"]):
-        assert good == told, "run `python -m benchmarks.compiled_kernels`"
+        assert good == listed, "run `python -m benchmarks.compiled_kernels`"
     assert spilling["spilled"] > 0
     assert spilling["local_memory"] > 0

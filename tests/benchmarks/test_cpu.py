@@ -35,6 +35,7 @@ from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
 from benchmarks.report import Run, machine, ratios
 from benchmarks.servers import Field, Forms, Running, Server
 from benchmarks.speed_table import find
+from tests.patience import PATIENCE_S, wait_until
 
 STUB = """
 import http.server, json, sys
@@ -61,7 +62,7 @@ def _however_full_this_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def visit(tmp_path: Path) -> Visit:
-    return Visit(tmp_path, True, tmp_path / "model.gguf", time.monotonic() + 60)
+    return Visit(tmp_path, True, tmp_path / "model.gguf", time.monotonic() + 5 * PATIENCE_S)
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_server_that_ends_early_is_left_out_with_its_last_words(tmp_path: Path, 
 
 def test_server_that_never_answers_is_left_out_at_the_limit(tmp_path: Path, visit: Visit, forms: Forms) -> None:
     with Field(visit) as field:
-        assert field.add(server(tmp_path, "mute", "import time; time.sleep(60)"), forms, limit=0.5) is None
+        assert field.add(server(tmp_path, "mute", "import time; time.sleep(600)"), forms, limit=0.5) is None
         assert "not ready at its time limit" in field.left_out["mute"]
 
 
@@ -122,18 +123,23 @@ def test_server_without_room_in_memory_is_left_out(
 
 
 def test_stop_ends_children_that_were_left_behind(visit: Visit) -> None:
-    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
     process = visit.start("parent", [sys.executable, "-c", code])
     process.wait()
     child = int(visit.log("parent").read_text())
     assert psutil.pid_exists(child)
     stop(process)
-    for _ in range(100):
-        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.02)
-    os.kill(child, 9)
-    pytest.fail("the child still ran")
+    try:
+        wait_until(lambda: not is_running(child))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, 9)
+
+
+def is_running(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.mark.parametrize(
@@ -154,13 +160,13 @@ def run(target: str, index: int, rate: float, flags: tuple[str, ...] = ()) -> Ru
     return Run(target, "128 c=8", index, dataclasses.replace(metrics, flags=flags))
 
 
-def test_flagged_round_is_told_but_takes_no_part_in_the_medians() -> None:
+def test_flagged_round_is_kept_but_takes_no_part_in_the_medians() -> None:
     runs = [run("jserve", 0, 20), run("vllm", 0, 10), run("jserve", 1, 90, ("others took 50%",)), run("vllm", 1, 10)]
-    told = summary(runs, ratios(runs))
-    assert find(told, "128/c=8/jserve/output_tokens_per_s") == pytest.approx(20)
-    assert find(told, "128/c=8/jserve/ratio_to/vllm") == pytest.approx(2)
-    assert find(told, "128/c=8/jserve/flagged") == 1
-    assert find(told, "128/c=8/vllm/flagged") == 0
+    medians = summary(runs, ratios(runs))
+    assert find(medians, "128/c=8/jserve/output_tokens_per_s") == pytest.approx(20)
+    assert find(medians, "128/c=8/jserve/ratio_to/vllm") == pytest.approx(2)
+    assert find(medians, "128/c=8/jserve/flagged") == 1
+    assert find(medians, "128/c=8/vllm/flagged") == 0
 
 
 def targets(names: Sequence[str], url: str = "") -> list[Running]:
@@ -190,11 +196,16 @@ def test_run_that_the_end_of_the_time_cuts_off_is_no_result(
     tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.compare.FIRST_S", 0.1)
-    slow = STUB.replace("self.rfile.read", "import time; time.sleep(1.5); self.rfile.read")
+    """The server answers when it is asked whether it is ready, and to warm up; and never after that."""
+    count = "Stub.posts = getattr(Stub, 'posts', 0) + 1; import time; time.sleep(600 * (Stub.posts > 2)); "
     with Field(visit) as field:
-        running = field.add(server(tmp_path, "jserve", slow), Forms(tmp_path, tmp_path))
+        running = field.add(
+            server(tmp_path, "jserve", STUB.replace("self.rfile.read", count + "self.rfile.read")),
+            Forms(tmp_path, tmp_path),
+        )
         assert running is not None
-        visit.deadline = time.monotonic() + 2.2  # enough for the warm-up, and not for a run after it
+        left = iter((100.0, 0.5, 0.0))  # before the warm-up, before the run, after it
+        monkeypatch.setattr(Visit, "left", lambda _: next(left))
         (scenario,) = scenarios([Kind("128", "title", 16, 2, 0, ((1, 1),), 1)], [running], 0)
         left_out: dict[str, str] = {}
         assert measure_rounds([scenario], 1, visit, None, left_out) == []
@@ -224,16 +235,16 @@ def test_a_load_is_expected_to_need_what_the_one_before_needed_for_each_prompt()
 def test_loads_that_are_measured_again_replace_their_results_alone() -> None:
     def result(when: str, loads: dict[str, int], here: dict[str, object]) -> dict[str, Any]:
         kinds = dict.fromkeys(load.split(" ")[0] for load in loads)
-        told: dict[str, Any] = {name: {} for name in kinds}
+        by_kind: dict[str, Any] = {name: {} for name in kinds}
         for load, value in loads.items():
-            told[load.split(" ")[0]][load.split(" ")[1]] = value
+            by_kind[load.split(" ")[0]][load.split(" ")[1]] = value
         return {
             "time": when,
             "machine": here,
             "kinds": [{"name": name, "loads": [(1, 2), (8, 8)]} for name in kinds],
             "ratios": [{"load": load, "median": value} for load, value in loads.items()],
             "runs": [{"load": load, "metrics": value} for load, value in loads.items()],
-            "summary": told,
+            "summary": by_kind,
         }
 
     here = machine()
@@ -250,29 +261,24 @@ def test_loads_that_are_measured_again_replace_their_results_alone() -> None:
     assert with_others(result("sunday", {"1500 c=1": 7}, here), elsewhere)["summary"] == {"1500": {"c=1": 7}}
 
 
-def test_start_of_a_resident_server_is_told_as_its_second(tmp_path: Path) -> None:
+def test_start_of_a_resident_server_counts_as_its_second(tmp_path: Path) -> None:
     file = tmp_path / "startup.json"
     file.write_text(json.dumps({"seconds": {"vllm": {"cold": {"first_token_s": 99.0}, "second": None}}}))
     (running,) = targets(["vllm"])
     running.ready_s = 80.5
     add_second_start(file, running)
-    told = json.loads(file.read_text())
-    assert find(told, "seconds/vllm/second/first_token_s") == 80.5
-    assert find(told, "seconds/vllm/cold/first_token_s") == 99.0
-    assert told["resident"] == ["vllm"]
+    starts = json.loads(file.read_text())
+    assert find(starts, "seconds/vllm/second/first_token_s") == 80.5
+    assert find(starts, "seconds/vllm/cold/first_token_s") == 99.0
+    assert starts["resident"] == ["vllm"]
 
 
 def test_servers_of_a_part_that_is_stopped_at_its_limit_are_stopped_too(visit: Visit) -> None:
     script = [sys.executable, "-m", "benchmarks.host_ceiling", "--streams", "2", "--tokens", "8"]
     process = visit.start("ceiling", script)
-    deadline = time.monotonic() + 50
-    children: list[psutil.Process] = []
-    while not children and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-        children = psutil.Process(process.pid).children(recursive=True)
+    parent = psutil.Process(process.pid)
+    wait_until(lambda: parent.children(recursive=True) or process.poll() is not None)
+    children = parent.children(recursive=True)
     assert children, visit.log("ceiling").read_text()
     stop(process)
-    for child in children:
-        with suppress(psutil.TimeoutExpired):
-            child.wait(20)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    wait_until(lambda: not any(is_running(child.pid) for child in children))

@@ -162,6 +162,7 @@ def _serving(server: StubServer) -> Iterator[StubServer]:
 def test_a_replay_sends_every_request_with_its_history_and_both_servers_the_same(tmp_path: Path) -> None:
     out = tmp_path / "goodput.json"
     argv = ["--requests", "24", "--rates", "200", "--rounds", "2", "--seed", "5", "--out", str(out)]
+    argv += ["--slo", "ttft:120000", "tpot:120000"]
     with _serving(StubServer()) as first, _serving(StubServer()) as second:
         urls = ["--url", f"a={first.url}", "--url", f"b={second.url}", "--chunk", "64"]
         assert main([*argv, *urls]) == 0

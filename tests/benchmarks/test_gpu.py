@@ -166,6 +166,6 @@ def test_trace_is_read_from_the_streams_of_the_first_gpu(tmp_path: Path) -> None
 def test_model_of_random_weights_is_one_that_jserve_runs(tmp_path: Path) -> None:
     fields = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     write_random_model(tmp_path, {**fields, "num_key_value_heads": 2, "architectures": ["LlamaForCausalLM"]})
-    found = inspect(EngineConfig(model=str(tmp_path)), "h200")
-    assert (found.runs, found.problem, found.dtype) == (True, None, "bfloat16")
-    assert found.parameters == 2 * 1024 * 64 + 64 + 2 * (2 * 64 + 64 * 16 * 8 + 64 * 64 + 3 * 64 * 96)
+    inspected = inspect(EngineConfig(model=str(tmp_path)), "h200")
+    assert (inspected.runs, inspected.problem, inspected.dtype) == (True, None, "bfloat16")
+    assert inspected.parameters == 2 * 1024 * 64 + 64 + 2 * (2 * 64 + 64 * 16 * 8 + 64 * 64 + 3 * 64 * 96)

@@ -45,32 +45,32 @@ def calls(world: World, turns: int = PAGE_SIZE) -> int:
 
 
 def test_a_decode_step_costs_the_same_at_any_context(world: World) -> None:
-    found = []
+    costs = []
     for context in (512, 16 * 1024):
         world.fill(SLOTS, context)
-        found.append(calls(world))
+        costs.append(calls(world))
         world.clear()
-    assert found[0] == pytest.approx(found[1], rel=0.02)
+    assert costs[0] == pytest.approx(costs[1], rel=0.02)
 
 
 def test_a_decode_step_costs_the_same_however_many_wait(world: World) -> None:
-    found = []
+    costs = []
     for waiting in (1, 300):
         world.fill(SLOTS, 512)
         world.queue(waiting)
-        found.append(calls(world))
+        costs.append(calls(world))
         world.clear()
-    assert found[0] == pytest.approx(found[1], rel=0.02)
+    assert costs[0] == pytest.approx(costs[1], rel=0.02)
 
 
 def test_a_row_more_costs_few_calls(world: World) -> None:
     """256 rows in Python at 40 ns a call: 20 calls a row are 0.2 ms a step."""
-    found = {}
+    costs = {}
     for rows in (2, 4):
         world.fill(rows, 512)
-        found[rows] = calls(world)
+        costs[rows] = calls(world)
         world.clear()
-    assert found[4] - found[2] <= 20 * 2 * PAGE_SIZE
+    assert costs[4] - costs[2] <= 20 * 2 * PAGE_SIZE
 
 
 def test_a_point_holds_every_phase(world: World) -> None:

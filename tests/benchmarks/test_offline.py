@@ -29,7 +29,7 @@ class PacedLLM:
         ]
 
 
-def test_tokens_are_those_returned_and_short_answers_are_told(
+def test_tokens_are_those_returned_and_short_answers_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(jserve, "LLM", PacedLLM, raising=False)

@@ -107,9 +107,9 @@ def test_committed_files_are_what_the_formulae_give() -> None:
 
 def test_entries_are_found_by_their_values() -> None:
     steps = json.loads(RESULTS.read_text())["steps"]
-    found = find(steps, model="llama-3.1-8b", weights="bf16", gpus=1, batch=1, context=1024)
-    assert found is not None
-    assert found["predicted_ms"] == pytest.approx(1e3 * decode(LLAMA_8B, BF16, 1, 1, 1024).total, rel=1e-5)
+    entry = find(steps, model="llama-3.1-8b", weights="bf16", gpus=1, batch=1, context=1024)
+    assert entry is not None
+    assert entry["predicted_ms"] == pytest.approx(1e3 * decode(LLAMA_8B, BF16, 1, 1, 1024).total, rel=1e-5)
     assert find(steps, model="llama-3.1-8b", batch=7) is None
 
 
@@ -120,11 +120,11 @@ def test_both_models_are_predicted_at_every_precision_size_batch_and_context() -
         ("llama-3.1-70b", kind, gpus) for kind in ("bf16", "fp8") for gpus in (1, 2, 4, 8)
     }
     for model, kind, gpus in weights_and_gpus:
-        found = [each for each in steps if (each["model"], each["weights"], each["gpus"]) == (model, kind, gpus)]
-        shapes = {(each["batch"], each["context"]) for each in found}
+        predicted = [each for each in steps if (each["model"], each["weights"], each["gpus"]) == (model, kind, gpus)]
+        shapes = {(each["batch"], each["context"]) for each in predicted}
         assert shapes == {(rows, context << 10) for rows in (1, 8, 32, 128, 256) for context in (1, 8, 32, 128)}
         config = LLAMA_8B if model == "llama-3.1-8b" else LLAMA_70B
-        for each in found:  # those that do not fit have no time
+        for each in predicted:  # those that do not fit have no time
             tokens = each["batch"] * each["context"]
             fitting = fits(config, {"bf16": BF16, "fp8": FP8, "int4": INT4}[kind], gpus, tokens)
             assert (each["predicted_ms"] is not None) == fitting, each

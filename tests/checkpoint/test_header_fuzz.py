@@ -47,16 +47,16 @@ def _gguf(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [_sharded, _gguf], ids=["safetensors", "gguf"])
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
-def test_damaged_headers_are_refused_quickly_within_little_memory(make, seconds: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [120, pytest.param(3000, marks=pytest.mark.slow)])
+def test_damaged_headers_are_refused_quickly_within_little_memory(make, count: int, tmp_path: Path) -> None:
     sound, seed = make(tmp_path), secrets.randbelow(2**32)
     kind = "gguf" if make is _gguf else "safetensors"
-    command = [sys.executable, str(FUZZER), str(sound), kind, str(seed), str(seconds)]
+    command = [sys.executable, str(FUZZER), str(sound), kind, str(seed), str(count)]
     path = os.pathsep.join((str(Path.cwd()), os.environ.get("PYTHONPATH", "")))
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert ended.returncode == 0, f"with seed {seed}: {ended.stderr[-3000:]}"
     counts = json.loads(ended.stdout.splitlines()[-1])
-    assert counts["refused"] > 10, counts
+    assert counts["refused"] > count / 10, counts
 
 
 def test_a_damaged_configuration_of_any_family_is_read_or_refused(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return directory, (directory / "model.safetensors").read_bytes()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_truncated_file_is_refused_wherever_it_ends(damaged: tuple[Path, bytes], data: st.DataObject) -> None:
     directory, content = damaged
@@ -149,7 +149,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(damaged: tuple[Path, bytes
         open_checkpoint(directory)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_flipped_header_byte_opens_or_is_refused_but_never_crashes(
     damaged: tuple[Path, bytes], data: st.DataObject

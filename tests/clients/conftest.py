@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import LiveServer, free_port, wait_until_ready
+from tests.patience import PATIENCE_S
 
 NAME = "smollm2"
 
@@ -26,4 +27,4 @@ def live(real_gguf: Path, executables: str, tmp_path_factory: pytest.TempPathFac
     wait_until_ready(server, str(log))
     yield server
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0

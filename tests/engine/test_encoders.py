@@ -124,9 +124,9 @@ def test_texts_of_about_one_length_share_a_step_and_nothing_is_compiled(bert: Wo
 def test_first_program_alone_serves_texts_of_all_lengths(bert: World, tmp_path: Path, executables: str) -> None:
     folder = make_model(tmp_path, "BertModel", max_position_embeddings=LONGEST)
     core = EncoderCore(start(folder, executables, early=True))
-    counts = core.runner.count_programs()
+    counts = core.runner.table.count()
     assert (counts.ready, counts.failed) == (1, 0)
-    assert len(core.runner.programs_missing()) == counts.pending > 0
+    assert len(core.runner.table.missing()) == counts.pending > 0
     found = embed(core, [request(name, tokens) for name, tokens in TEXTS.items()])
     for name, tokens in TEXTS.items():
         np.testing.assert_allclose(found[name], bert.expected(tokens, "mean"), atol=TOLERANCE)

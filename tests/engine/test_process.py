@@ -2,7 +2,8 @@
 
 import socket
 import threading
-import time
+from itertools import pairwise
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,9 +18,10 @@ from jserve.protocol import (
     ProgramCounts,
     Request,
     SamplingParams,
-    Shutdown,
+    StepFrame,
     TokenDelta,
 )
+from tests.patience import PATIENCE_S
 
 
 class SilentCore:
@@ -27,6 +29,7 @@ class SilentCore:
 
     def __init__(self) -> None:
         self.num_steps = 0
+        self.clock_s = 0.0
         self.num_deferred = 0
         self.is_idle = True
 
@@ -35,7 +38,7 @@ class SilentCore:
         return None
 
     def step(self) -> list[TokenDelta]:
-        time.sleep(0.005)
+        self.clock_s += 0.005
         self.num_steps += 1
         return []
 
@@ -45,34 +48,39 @@ class SilentCore:
 
 def test_steps_without_tokens_are_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a prompt that takes longer than the stall timeout looks like an engine that hangs."""
-    monkeypatch.setattr(engine, "_HEARTBEAT_S", 0.05)
     ours, theirs = socket.socketpair()
     core = SilentCore()
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: core.clock_s))
     process = EngineProcess(core, EngineSocket(theirs))  # type: ignore[arg-type]
-    thread = threading.Thread(target=process.run)
-    thread.start()
     ours.sendall(encode_frame(Request("a", [1], SamplingParams())))
-    ours.settimeout(5)
-    received = [len(ours.recv(65536)) for _ in range(5)]
-    assert all(received)
-    assert core.num_steps > 5
-    ours.sendall(encode_frame(Shutdown()))
-    thread.join(5)
-    assert not thread.is_alive()
-    frames = 5
-    assert frames < core.num_steps / 3, "not one per step"
-    ours.close()
+    while core.num_steps < 1000:
+        process.turn()
     theirs.close()
+    steps = [frame.stats.num_steps for frame in _frames(ours)]
+    assert len(steps) > 8, "the steps take five seconds of the core's clock"
+    assert all(after - before > 50 for before, after in pairwise(steps)), "not one for each step"
+    ours.close()
+
+
+def _frames(connection: socket.socket) -> list[StepFrame]:
+    """All that was sent until the other end was closed."""
+    data = b"".join(iter(lambda: connection.recv(65536), b""))
+    frames = []
+    while data:
+        end = 4 + int.from_bytes(data[:4], "little")
+        frames.append(msgspec.msgpack.decode(data[4:end], type=StepFrame))
+        data = data[end:]
+    return frames
 
 
 class FewPrograms:
-    """A runner for which a program comes."""
+    """A table that gets a program."""
 
     def __init__(self) -> None:
         self.counts = ProgramCounts(ready=1, failed=0, total=2)
         self.news = [("step 8", "cold")]
 
-    def count_programs(self) -> ProgramCounts:
+    def count(self) -> ProgramCounts:
         return self.counts
 
     def take_news(self) -> list[tuple[str, str]]:
@@ -87,11 +95,11 @@ def test_programs_that_come_while_the_loop_sleeps_are_told_at_once() -> None:
     loop = threading.Thread(target=EngineProcess(SilentCore(), connection).run)  # type: ignore[arg-type]
     loop.start()
     ProgramReport(connection, runner)("background-compile", 0, 2, "step 16")  # type: ignore[arg-type]
-    ours.settimeout(5)
+    ours.settimeout(PATIENCE_S)
     frame = ours.recv(65536)
-    told = msgspec.msgpack.decode(frame[4:], type=FromEngine)
-    assert told == EngineCompiled([("step 8", "cold")], ProgramCounts(1, 0, 2))
+    message = msgspec.msgpack.decode(frame[4:], type=FromEngine)
+    assert message == EngineCompiled([("step 8", "cold")], ProgramCounts(1, 0, 2))
     ours.close()
-    loop.join(5)
+    loop.join(PATIENCE_S)
     assert not loop.is_alive()
     theirs.close()

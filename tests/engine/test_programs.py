@@ -11,8 +11,9 @@ import numpy as np
 
 from jserve.protocol import SamplingParams
 from jserve.runtime.compiles import CompileCounter
+from jserve.runtime.program_keys import Sample, Step
 from jserve.runtime.runner import Runner
-from jserve.runtime.sampling import VARIANTS
+from jserve.runtime.sampling import VARIANTS, Variant
 from jserve.runtime.shapes import Bucket
 from tests.engine.world import (
     COUNT,
@@ -32,8 +33,8 @@ from tests.worlds import (
 def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(world: World) -> None:
     """Programs that are compiled behind come one by one, and requests do not wait for them."""
     runner, small = world.started.runner, Bucket(4, 4)
-    programs = {program.name: program for program in runner.programs_optional()}
-    runner.add(programs[f"step {small}"])
+    programs = {program.key: program for program in runner.table.optional()}
+    runner.table.add(programs[Step(small)])
     penalised = greedy(6, frequency_penalty=1.0, logprobs=1)
     requests = {name: (PROMPTS[name], penalised) for name in ("r0", "r1", "r2")}
     expected = {name: world.expected(prompt, params, 6) for name, (prompt, params) in requests.items()}
@@ -41,7 +42,7 @@ def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(wo
     deltas = run_mixed(world.core(), requests)
     assert {name: tokens_of(found) for name, found in deltas.items()} == expected
     assert runner.bucket_steps[small] == before
-    runner.add(programs["sample 4 greedy"])
+    runner.table.add(programs[Sample(4, Variant())])
     deltas = run(world.core(), {name: PROMPTS[name] for name in requests}, greedy(COUNT))
     assert {name: tokens_of(found) for name, found in deltas.items()} == {name: world.greedy(name) for name in requests}
     assert runner.bucket_steps[small] > before
@@ -51,21 +52,21 @@ def test_programs_that_threads_add_at_once_are_all_there(world: World) -> None:
     """A table that two threads replace at the same time must not lose an entry."""
     started = world.started.runner
     rows = sorted({bucket.rows for bucket in started.shape.buckets()})
-    names = [f"sample {count} {variant}" for count in rows for variant in VARIANTS]
+    keys = [Sample(count, variant) for count in rows for variant in VARIANTS]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(10):
-            runner = Runner(started._programs, started._store, started._mesh)
-            barrier = threading.Barrier(len(names))
+            runner = Runner(started._programs, started.table._store, started.table._mesh)
+            barrier = threading.Barrier(len(keys))
 
-            def register(name: str, runner: Runner = runner, barrier: threading.Barrier = barrier) -> None:
+            def put(key: Sample, runner: Runner = runner, barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
-                runner._register(name, name)  # type: ignore[arg-type]
+                runner.table.put(key, key)  # type: ignore[arg-type]
 
-            with ThreadPoolExecutor(len(names)) as pool:
-                list(pool.map(register, names))
-            assert {f"sample {count} {variant}" for count, variant in runner._samplers} == set(names)
+            with ThreadPoolExecutor(len(keys)) as pool:
+                list(pool.map(put, keys))
+            assert {Sample(count, variant) for count, variant in runner._samplers} == set(keys)
     finally:
         sys.setswitchinterval(interval)
 

@@ -15,6 +15,7 @@ import torch
 from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore
 from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta, TokenLogprobs
+from jserve.runtime.program_keys import ChosenLogprobs, Pool, Score, Step
 from jserve.runtime.shapes import Bucket
 from jserve.runtime.start import start_runner
 from tests.worlds import greedy, make_model, reference, reference_greedy, reference_logits, run, tokens_of
@@ -257,10 +258,9 @@ def test_nothing_is_compiled_for_them_and_smaller_steps_read_once_their_programs
     folder = make_model(tmp_path, "LlamaForCausalLM", vocab_size=VOCAB, num_hidden_layers=1)
     world = World(folder, executables, 1, 32)
     runner, core = world.started.runner, world.core()
-    later = {program.name: program for program in runner.programs_optional()}
-    assert {"score 16", "pool 16", "chosen logprobs 4"} - {program.name for program in runner.programs_required()} <= (
-        later.keys()
-    )
+    later = {program.key: program for program in runner.table.optional()}
+    required = {program.key for program in runner.table.required()}
+    assert {Score(16), Pool(16), ChosenLogprobs(4)} - required <= later.keys()
     small = Bucket(16, 4)
     requests = {
         "score": Request("score", PROMPTS["middle"], greedy(3, prompt_logprobs=4, logprob_token_ids=(5, 6))),
@@ -277,9 +277,9 @@ def test_nothing_is_compiled_for_them_and_smaller_steps_read_once_their_programs
             np.testing.assert_allclose(vector(first), world.embedding(PROMPTS["middle"], "mean"), atol=1e-5)
         return runner.bucket_steps[small] - before
 
-    runner.add(later[f"step {small}"])
-    for name in ("score", "pool"):
+    runner.table.add(later[Step(small)])
+    for name, key in (("score", Score(16)), ("pool", Pool(16))):
         assert steps_of(name) == 0
-        runner.add(later[f"{name} 16"])
+        runner.table.add(later[key])
         assert steps_of(name) == 1
     assert core.stats().compiles_after_ready == 0

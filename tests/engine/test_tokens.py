@@ -8,6 +8,15 @@ import numpy as np
 import pytest
 
 from jserve.protocol import Request, SamplingParams
+from jserve.runtime.program_keys import (
+    InstallPages,
+    Logprobs,
+    LogprobsOfFew,
+    ProgramKey,
+    Sample,
+    SampleFew,
+)
+from jserve.runtime.sampling import VARIANTS, Variant
 from tests.engine.world import (
     COUNT,
     EDITS,
@@ -67,15 +76,15 @@ def test_prefix_hit_with_more_pages_than_a_small_step_carries_gets_the_same_toke
     """41 cached tokens are ten pages, which one row of a decode step has no room for."""
     prompt = PROMPTS["r3"] + [5]
     expected = reference_greedy(world.model, prompt, 4)
-    core, others = world.core(), world.started.runner._others
+    core, compiled = world.core(), world.started.runner.table.compiled
     calls: list[int] = []
-    install = others["install pages"]
+    install = compiled[InstallPages()]
 
     def counted(*args: Any) -> Any:
         calls.append(1)
         return install(*args)
 
-    monkeypatch.setitem(others, "install pages", counted)
+    monkeypatch.setitem(compiled, InstallPages(), counted)
     assert tokens_of(run(core, {"a": prompt}, greedy(4))["a"]) == expected
     assert not calls
     again = run(core, {"b": prompt}, greedy(4))["b"]
@@ -235,17 +244,17 @@ def test_rows_with_penalties_and_logprobs_are_done_apart_from_their_neighbours(w
     core = start_engine(world.started.model, executables, max_num_seqs=16, max_num_batched_tokens=32)
     runner = core.runner
     add_few(runner)
-    used: Counter[str] = Counter()
+    used: Counter[ProgramKey] = Counter()
 
-    def watched(name: str, program: Any) -> Any:
+    def watched(key: ProgramKey, program: Any) -> Any:
         def call(*args: Any) -> Any:
-            used[name] += 1
+            used[key] += 1
             return program(*args)
 
         return call
 
-    runner._samplers = {key: watched(f"{key[1]} {key[0]}", program) for key, program in runner._samplers.items()}
-    runner._others = {name: watched(name, program) for name, program in runner._others.items()}
+    for key, program in list(runner.table.compiled.items()):
+        runner.table.put(key, watched(key, program))
     penalised = greedy(12, frequency_penalty=1.0, logprobs=2)
     requests = {
         f"{name} {copy}": (PROMPTS[name], penalised if (number + copy) % 3 == 0 else greedy(12))
@@ -253,8 +262,9 @@ def test_rows_with_penalties_and_logprobs_are_done_apart_from_their_neighbours(w
         for copy in range(2)
     }
     deltas = run_mixed(core, requests)
-    assert used["few sample 16"] == used["few logprobs 16"] > used["greedy 16"], "two calls a step with five or more"
-    assert not {"draws+filters+edits 16", "logprobs 16"} & set(used)
+    of_few = used[SampleFew(16)]
+    assert of_few == used[LogprobsOfFew(16)] > used[Sample(16, Variant())], "two calls a step with five or more"
+    assert not {Sample(16, VARIANTS[-1]), Logprobs(16)} & set(used)
     for name, (prompt, params) in requests.items():
         assert tokens_of(deltas[name]) == world.expected(prompt, params, 12), name
         assert [len(delta.logprobs or []) for delta in deltas[name]] == [int(params is penalised)] * 12

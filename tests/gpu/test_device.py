@@ -108,7 +108,7 @@ def test_second_start_compiles_nothing(tmp_path: Path) -> None:
     first = start_engine(folder, str(tmp_path / "executables"), **ENGINE)
     answers = run(first, PROMPTS, greedy(16))
     second = start_engine(folder, str(tmp_path / "executables"), **ENGINE)
-    store = second.runner._store
-    assert (store.num_compiled, store.num_loaded) == (0, len(second.runner.programs_required()))
+    store = second.runner.table._store
+    assert (store.num_compiled, store.num_loaded) == (0, len(second.runner.table.required()))
     again = run(second, PROMPTS, greedy(16))
     assert {key: tokens_of(again[key]) for key in PROMPTS} == {key: tokens_of(answers[key]) for key in PROMPTS}

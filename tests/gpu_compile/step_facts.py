@@ -27,12 +27,14 @@ from benchmarks.kernel_resources import Resources, dump_flags, find_ptxas, resou
 from benchmarks.presets import PRESETS
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.quantized import WeightPlan
+from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve
 from jserve.quant import OnLoad
 from jserve.runtime import sampling
 from jserve.runtime.executables import Program
 from jserve.runtime.layout import choose_windows
 from jserve.runtime.memory import estimate_temporaries
+from jserve.runtime.program_keys import Step
 from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.weights.load import parameters
@@ -81,7 +83,7 @@ def programs(gpus: int, layers: int, seqs: int, tokens: int, model: str, quantiz
     windows = choose_windows(config.layer_windows, alike=True)
     shape = EngineShape(seqs, tokens, 16384, 64, 4096, config.vocab_size, windows=windows)
     weights = None if quantization is None else WeightPlan(OnLoad(quantization))
-    return Programs(family, config, build, shape, weights)
+    return Programs(Blueprint(family, config, build, weights), shape)
 
 
 def main() -> None:
@@ -124,7 +126,7 @@ def _compile(program: Program, made: Programs) -> Facts:
         lowered = program.lower()
     middle = time.perf_counter()
     # Not in the samplers, whose sort is XLA's and another one where there is a GPU to compile on.
-    strict = {"xla_gpu_fail_ptx_compilation_on_register_spilling": program.name.startswith("step")}
+    strict = {"xla_gpu_fail_ptx_compilation_on_register_spilling": isinstance(program.key, Step)}
     compiled = lowered.compile(compiler_options=strict)
     return _read(program.name, compiled, made, middle - clock, time.perf_counter() - middle)
 
@@ -172,7 +174,7 @@ def _resources(kernel: str) -> Resources | None:
 def _weights(made: Programs) -> list[jax.ShapeDtypeStruct]:
     return [
         jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding(made.build.mesh))
-        for p in parameters(made.abstract_model())
+        for p in parameters(made.blueprint.abstract_model())
     ]
 
 

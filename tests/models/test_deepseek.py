@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from jserve.layers.build import Build, mesh_over
+from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve
-from jserve.runtime.programs import Programs
-from jserve.runtime.shapes import EngineShape
 from jserve.weights.converted import name_of
 from jserve.weights.load import parameters
 from tests.models.published import PUBLISHED
@@ -44,5 +43,5 @@ def test_parameters_that_share_a_tensor_are_told_apart() -> None:
     """As `jserve convert` names them, and as the small-batch model finds them."""
     family, config = resolve({**PUBLISHED["deepseek-v2-lite"].fields, "num_hidden_layers": 2}, source="config.json")
     build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh_over(jax.devices()[:1]))
-    found = parameters(Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model())
+    found = parameters(Blueprint(family, config, build).abstract_model())
     assert len({parameter.key for parameter in found}) == len({name_of(parameter) for parameter in found}) == len(found)

@@ -9,12 +9,11 @@ import pytest
 
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.quantized import WeightPlan
+from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve
 from jserve.quant import OnLoad
 from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.memory import page_bytes
-from jserve.runtime.programs import Programs
-from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
 from tests.models.published import PUBLISHED
 from tests.test_docs_rows import page, tables
@@ -27,10 +26,9 @@ def weight_bytes(name: str, quantization: str | None) -> int:
     family, config = resolve(PUBLISHED[name].fields, source=name)
     build = Build(BFLOAT16, BFLOAT16, mesh_over(jax.devices()[:1]))
     plan = WeightPlan(OnLoad(quantization)) if quantization else None
-    programs = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size), plan)
     return sum(
         math.prod(parameter.shape) * jnp.dtype(parameter.dtype).itemsize
-        for parameter in parameters(programs.abstract_model())
+        for parameter in parameters(Blueprint(family, config, build, plan).abstract_model())
     )
 
 

@@ -14,10 +14,9 @@ from jserve.config.deepseek import GroupRouting
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.rope import inverse_frequencies
+from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve
 from jserve.runtime.memory import page_bytes
-from jserve.runtime.programs import Programs
-from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
 from tests.models.published import PUBLISHED
 
@@ -31,7 +30,7 @@ def test_the_model_has_as_many_parameters_as_the_checkpoint(name: str) -> None:
     family, config = resolve(PUBLISHED[name].fields, source=name)
     mesh = mesh_over(jax.devices()[:1])
     build = Build(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), mesh)
-    model = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size)).abstract_model()
+    model = Blueprint(family, config, build).abstract_model()
     named = {p.absolute(tensor): shape for p in parameters(model) for tensor, shape in p.source.names().items()}
     assert sum(map(math.prod, named.values())) == PUBLISHED[name].parameters
 

@@ -34,7 +34,7 @@ def _load_elsewhere(folder: Path, *, has_numba: bool) -> str:
         "from pathlib import Path; from pallas_kernels.native.library import load_kernel; "
         f"print(load_kernel({KERNEL!r}, {KIND!r}, Path({str(folder)!r})), 'numba' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=400)
     return done.stdout
 
 

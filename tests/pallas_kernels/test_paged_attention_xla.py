@@ -36,7 +36,7 @@ def rows(draw: st.DrawFn) -> Row:
     return Row(query_len, query_len + draw(st.sampled_from([0, 1, 15, 16, 63, 64, 65, 130, 300])))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     st.lists(rows(), min_size=1, max_size=11).map(tuple),
     st.sampled_from([(9, 3, 8), (4, 4, 8), (7, 1, 16), (4, 2, 4)]),

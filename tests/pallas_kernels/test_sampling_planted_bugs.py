@@ -16,7 +16,7 @@ BY_NAME = {case.name: case for case in CASES}
 KERNEL = "triton_threshold.py"
 
 MUTANTS = (
-    Mutant("two passes too few", KERNEL, "PASSES = 8", "PASSES = 6", "top_p_alone"),
+    Mutant("two passes too few", KERNEL, "PASSES = 16", "PASSES = 12", "top_p_alone"),
     Mutant("elements past the end counted", KERNEL, "other=-1.0", "other=1.0", "both_odd_vocabulary"),
     Mutant("last block left out", KERNEL, "blocks = -(-vocab // BLOCK)", "blocks = vocab // BLOCK", "top_k_alone"),
     Mutant(
@@ -26,7 +26,7 @@ MUTANTS = (
         "total(lambda x: x)",
         "both_odd_vocabulary",
     ),
-    Mutant("nucleus a step too small", KERNEL, "(sums >= needed)", "(sums > needed)", "top_k_alone"),
+    Mutant("nucleus a step too small", KERNEL, "(sums.sum(0) >= needed)", "(sums.sum(0) > needed)", "top_k_alone"),
     Mutant("top-k forgotten", KERNEL, "jnp.maximum(kth, nucleus)", "nucleus", "top_k_alone"),
     Mutant("row of another", KERNEL, "plt.load(k_ref.at[row])", "plt.load(k_ref.at[row * 0])", "both_odd_vocabulary"),
 )

@@ -160,7 +160,7 @@ def test_candidates_that_give_other_values_or_do_not_run_do_not_count(monkeypatc
     case = Case("short", 4, 1, 16, 16, (Row(1, 40),))
     monkeypatch.setattr(tune, "seconds_per_call", lambda function, args, seconds: 1.0)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # not those of the tests beside
-    asked = {name: (key, default) for name, key, default in tune._asked(ATTENTION, case, "triton")}
+    asked = {name: (key, default) for name, key, default in tune._lookups(ATTENTION, case, "triton")}
     key, default = asked["paged_decode"]
     timer = tune.Timer(tune.Question("paged_decode", key, default, ATTENTION, (case,)), 0.1, float("inf"), {})
     assert timer({"C": 16}) == 1.0
@@ -226,7 +226,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> N
 
 def test_a_candidate_is_timed_beside_the_entries_that_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("short", 4, 1, 16, 16, (Row(1, 40),))
-    asked = {name: (key, default) for name, key, default in tune._asked(ATTENTION, case, "triton")}
+    asked = {name: (key, default) for name, key, default in tune._lookups(ATTENTION, case, "triton")}
     programs: list[str] = []
     timed(monkeypatch, lambda program: programs.append(program) or 1.0)
     key, default = asked["paged_decode_splits"]
@@ -252,7 +252,7 @@ def test_mosaic_is_timed_against_tuned_triton_and_counts_where_it_does_worst(
         Case("padded", 4, 1, 64, 64, (Row(64, 70),), padding_tokens=3),
         Case("even", 4, 1, 64, 64, (Row(64, 70),)),
     )
-    [(name, key, default)] = tune._asked(ATTENTION, cases[0], "mosaic")
+    [(name, key, default)] = tune._lookups(ATTENTION, cases[0], "mosaic")
     triton: list[str] = []
 
     def seconds(program: str) -> float:

@@ -13,6 +13,7 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.runtime import platform
 from jserve.runtime.prepare import Prepared, prepare
+from jserve.runtime.programs import Programs
 from jserve.runtime.shapes import Bucket
 from jserve.runtime.step import StepLayout, make_step
 from jserve.weights.load import load
@@ -67,7 +68,7 @@ def prefill_logits(
 
     none = np.full(3 * layout.updates, prepared.shape.max_num_seqs)
     packed = np.array([*prompt, 0, 0, len(prompt), len(prompt), *none], np.int32)
-    abstract = prepared.programs.abstract_state()
+    abstract = Programs(prepared.blueprint, prepared.shape).abstract_state()
     table = np.tile(np.arange(abstract.page_table.shape[1], dtype=np.int32), (abstract.page_table.shape[0], 1))
     pages = [jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for leaf in abstract.leaves[:-1]]
     return np.asarray(jax.jit(logits)(weights, abstract.like((*pages, jnp.asarray(table))), packed))

@@ -36,9 +36,9 @@ def test_precompiled_programs_start_an_engine_that_compiles_nothing(
     before = sorted((file.name, file.read_bytes()) for file in folder.iterdir())
     plain = EngineConfig(model=str(model), executables=str(folder), compile_cache_dir=str(tmp_path / "cache"))
     started = start_runner(plain, quiet)
-    store = started.runner._store
-    for program in started.runner.programs_missing():
-        started.runner.add(program)
+    store = started.runner.table._store
+    for program in started.runner.table.missing():
+        started.runner.table.add(program)
     assert (store.num_compiled, store.num_loaded) == (0, count)
     assert started.shape.max_num_seqs == SIZES["max_num_seqs"]
     assert sorted((file.name, file.read_bytes()) for file in folder.iterdir()) == before
@@ -51,7 +51,7 @@ def test_precompiled_programs_start_an_engine_that_compiles_nothing(
         ),
         quiet,
     )
-    assert other.runner._store.num_compiled > 0
+    assert other.runner.table._store.num_compiled > 0
     assert "were not in" in caplog.text
     assert list((tmp_path / "cache").glob("*.jserve"))
 

@@ -21,8 +21,12 @@ from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore
 from jserve.protocol import SamplingParams
 from jserve.runtime import executables as module
+from jserve.runtime import program_digest
 from jserve.runtime.compiles import COMPILE_EVENT
-from jserve.runtime.executables import ExecutableStore, Program, environment_key, source_digest, tidy
+from jserve.runtime.executables import ExecutableStore, Program, tidy
+from jserve.runtime.program_digest import environment_key, source_digest
+from jserve.runtime.program_keys import Step
+from jserve.runtime.shapes import Bucket
 from jserve.runtime.start import compile_behind, start_runner
 from tests.worlds import greedy, make_model, run, start_engine, tokens_of
 
@@ -246,7 +250,7 @@ def test_source_digest_changes_with_the_source_that_programs_are_made_of(
     home = tmp_path / "jserve"
     shutil.copytree(Path(jserve.__file__).parent, home, ignore=shutil.ignore_patterns("__pycache__"))
     before = source_digest()
-    monkeypatch.setattr(module, "__file__", str(home / "runtime" / "executables.py"))
+    monkeypatch.setattr(program_digest, "__file__", str(home / "runtime" / "program_digest.py"))
     assert source_digest() == before
     with (home / file).open("a") as stream:
         stream.write("# changed\n")
@@ -261,9 +265,9 @@ def test_second_start_of_an_engine_compiles_nothing_and_gives_the_same_tokens(tm
     with count_compiles() as seen:
         second = start_engine(model, executables)
     assert not seen
-    store = second.runner._store
+    store = second.runner.table._store
     assert store.num_compiled == 0
-    assert store.num_loaded == len(second.runner.programs_required())
+    assert store.num_loaded == len(second.runner.table.required())
     for param in params:
         expected, found = run(first, prompts, param), run(second, prompts, param)
         for name in prompts:
@@ -279,37 +283,38 @@ def test_engine_that_serves_early_has_the_fewest_programs_and_gets_the_others_be
     sizes = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
     config = EngineConfig(model=str(model), compile_cache_dir=executables, kv_cache_memory_bytes=4 << 20, **sizes)
     started = start_runner(config, lambda *_: None, early=True)
-    missing = {program.name for program in started.runner.programs_missing()}
-    assert "step decode 4" in missing
+    table = started.runner.table
+    missing = {program.key for program in table.missing()}
+    assert Step(Bucket(4, 4)) in missing
     prompts = {"a": list(range(3, 40)), "b": [7, 8], "c": [9]}
     expected = run(full, prompts, greedy(8))
     found = run(EngineCore(started), prompts, greedy(8))
     assert {name: tokens_of(found[name]) for name in prompts} == {name: tokens_of(expected[name]) for name in prompts}
     told = []
-    before = started.runner.count_programs()
+    before = table.count()
     assert (before.pending, before.failed) == (len(missing), 0)
-    compile_behind(started.runner, lambda *_: told.append(started.runner.count_programs().pending)).join()
+    compile_behind(table, lambda *_: told.append(table.count().pending)).join()
     assert told == [*range(len(missing), -1, -1)]
-    assert not started.runner.programs_missing()
+    assert not table.missing()
 
 
 def test_program_that_cannot_be_compiled_behind_is_counted_as_failed(
     tmp_path: Path, executables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = start_engine(make_model(tmp_path / "model", "LlamaForCausalLM"), executables).runner
-    missing = runner.programs_missing()
-    get = runner._store.get
+    table = start_engine(make_model(tmp_path / "model", "LlamaForCausalLM"), executables).runner.table
+    missing = table.missing()
+    get = table._store.get
 
     def get_some(program: Program, mesh: Mesh) -> tuple[jax.stages.Compiled, bool]:
-        if program.name == missing[1].name:
+        if program.key == missing[1].key:
             raise RuntimeError("the compiler gives up")
         return get(program, mesh)
 
-    monkeypatch.setattr(runner, "programs_missing", lambda: missing[:2])
-    monkeypatch.setattr(runner._store, "get", get_some)
-    before = runner.count_programs()
-    compile_behind(runner, lambda *_: None).join()
-    after = runner.count_programs()
+    monkeypatch.setattr(table, "missing", lambda: missing[:2])
+    monkeypatch.setattr(table._store, "get", get_some)
+    before = table.count()
+    compile_behind(table, lambda *_: None).join()
+    after = table.count()
     assert (after.ready, after.failed, after.pending) == (before.ready + 1, 1, before.pending - 2)
 
 

@@ -16,7 +16,7 @@ from jserve.engine.core import EngineCore
 from jserve.errors import ConfigError
 from jserve.runtime.start import Started, start_runner
 from jserve.weights.load import parameters
-from tests.worlds import greedy, make_model, reference, reference_greedy, run, tokens_of
+from tests.worlds import greedy, make_model, reference, reference_greedy, run, steps_of, tokens_of
 
 LAYERS, EXPERTS, HIDDEN, INNER = 2, 8, 32, 24
 SIZES = {
@@ -84,7 +84,7 @@ def test_each_device_holds_its_share_of_the_experts(world: World) -> None:
         "down": (EXPERTS // world.expert_parts, inner, HIDDEN),
     }
     found: Counter[tuple[int, ...]] = Counter()
-    for parameter, leaf in zip(parameters(runner._programs.abstract_model()), runner.weights, strict=True):
+    for parameter, leaf in zip(parameters(runner._programs.blueprint.abstract_model()), runner.weights, strict=True):
         for shard in leaf.addressable_shards:
             devices[shard.device] += shard.data.nbytes
             if parameter.module[-1] == "experts":
@@ -97,7 +97,7 @@ def test_step_has_two_all_reduces_per_layer(world: World) -> None:
     """One after the attention, one after the mixture; and those around the layers: see test_tensor_parallel."""
     if world.parts == 1:
         pytest.skip("nothing crosses on one device")
-    for bucket, program in world.started.runner._steps.items():
+    for bucket, program in steps_of(world.started.runner.table):
         kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
         found = Counter(re.findall(rf" ({kinds})(?:-start)?\(", program.as_text() or ""))
         last = "all-gather" if bucket.rows % world.parts else "all-to-all"

@@ -25,11 +25,11 @@ MANY = 2048
 DRAWS = Variant(draws=True, filters=True)
 EDITS = Variant(draws=True, filters=True, edits=True)
 
-NEUTRAL: dict[str, Any] = {"slots": SLOTS, "top_k": V, "top_p": 1.0, "repetition_penalty": 1.0}
+NEUTRAL: dict[str, Any] = {"slots": SLOTS, "top_k": V, "leaving": 1 << 30, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 def pack(rows: list[dict[str, Any]], vocab: int = V) -> np.ndarray:
-    """i32[10, S]; what a row leaves out is off."""
+    """i32[11, S]; what a row leaves out is off."""
     packed = np.zeros((len(FIELDS), len(rows)), np.int32)
     floats = packed.view(np.float32)
     for number, row in enumerate(rows):

@@ -17,7 +17,7 @@ from jserve.errors import ConfigError
 from jserve.protocol import SamplingParams
 from jserve.runtime.start import Started, start_runner
 from jserve.weights.load import parameters
-from tests.worlds import add_few, greedy, make_model, reference, reference_greedy, run, tokens_of
+from tests.worlds import add_few, greedy, make_model, reference, reference_greedy, run, steps_of, tokens_of
 
 LAYERS = 2
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": LAYERS}
@@ -117,7 +117,7 @@ def test_each_device_holds_its_share_of_the_weights_and_no_more(world: World) ->
     """All matrices and their biases of split outputs are shared out; only norms are whole everywhere."""
     runner, plan = world.started.runner, world.started.plan
     devices: Counter[jax.Device] = Counter()
-    for parameter, leaf in zip(parameters(runner._programs.abstract_model()), runner.weights, strict=True):
+    for parameter, leaf in zip(parameters(runner._programs.blueprint.abstract_model()), runner.weights, strict=True):
         is_norm = "norm" in parameter.module[-1]
         for shard in leaf.addressable_shards:
             assert shard.data.nbytes * (1 if is_norm else world.parts) == leaf.nbytes, parameter.module
@@ -149,7 +149,7 @@ def test_step_has_two_all_reduces_per_layer_and_two_exchanges_around_them(world:
     them one exchange of logits, whose columns are split: to the devices that sample the rows (all-to-all), or
     where the rows cannot be shared out evenly, to all of them (all-gather).
     """
-    for bucket, program in world.started.runner._steps.items():
+    for bucket, program in steps_of(world.started.runner.table):
         last = "all-gather" if bucket.rows % world.parts else "all-to-all"
         assert collectives(program) == {"all-reduce": 2 * LAYERS + 1, last: 1}, bucket
 

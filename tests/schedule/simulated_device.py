@@ -208,10 +208,13 @@ class World:
         priority: int = 0,
         salt: str = "",
         pooling: Pooling = "",
+        tenant: int = 0,
         **sampling: object,
     ) -> TokenDelta | None:
         params = SamplingParams(**sampling)  # type: ignore[arg-type]
-        request = Request(request_id, token_ids, params, cache_salt=salt, priority=priority, pooling=pooling)
+        request = Request(
+            request_id, token_ids, params, cache_salt=salt, priority=priority, pooling=pooling, tenant=tenant
+        )
         refused = self.scheduler.add(request)
         if refused is None:
             self.requests[request_id] = request
@@ -240,7 +243,7 @@ class World:
         return plan
 
     def collect(self) -> list[TokenDelta]:
-        """Take the oldest step in flight home."""
+        """Read the oldest step in flight back."""
         plan, tokens = self.in_flight.popleft()
         deltas = self.scheduler.update(plan, tokens)
         for delta in deltas:
@@ -268,7 +271,7 @@ class World:
         raise AssertionError(f"still busy after {MAX_STEPS} steps")
 
     def check_outcome(self) -> None:
-        """Everything is given back, and every request got the tokens that it gets alone."""
+        """Everything is free again, and every request got the tokens that it gets alone."""
         self.scheduler.check()
         stats = self.scheduler.stats()
         assert (stats.num_pages_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
@@ -296,8 +299,8 @@ class World:
         first, expected = deltas[0], reads_alone(request, self.windows)
         if request.pooling:
             total = np.array([sum(expected), self.num_parts[request.request_id]])
-            found = np.frombuffer(first.embedding, "<f4")
-            np.testing.assert_allclose(found, total / np.linalg.norm(total), rtol=1e-5)
+            embedding = np.frombuffer(first.embedding, "<f4")
+            np.testing.assert_allclose(embedding, total / np.linalg.norm(total), rtol=1e-5)
         elif request.sampling.prompt_logprobs is not None:
             assert [entry.logprob for entry in first.prompt_logprobs or []] == expected
         else:

@@ -31,7 +31,7 @@ def test_a_new_pool_hands_out_every_page_once() -> None:
 
 def test_asking_for_more_pages_than_there_are_takes_none() -> None:
     pool = PagePool(4, 2)
-    with pytest.raises(ValueError, match="5 pages asked for but only 4 of 4 are available"):
+    with pytest.raises(ValueError, match="5 pages are wanted but only 4 of 4 are available"):
         pool.allocate(5)
     assert pool.num_available == 4
 
@@ -158,7 +158,7 @@ def test_check_names_a_leak() -> None:
         pool.check([pages, pages[:1]])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 3), max_size=200), st.integers(0, 199))
 def test_digests_are_equal_exactly_while_prefixes_are(token_ids: list[int], changed: int) -> None:
     other = list(token_ids)

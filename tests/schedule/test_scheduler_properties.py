@@ -12,7 +12,7 @@ from tests.schedule.simulated_device import World
 
 _HEADS = ([], [1, 2], [1, 2, 3, 1], [1, 2, 3, 1, 2, 2], [3, 3, 3, 3])
 WINDOWS = ((None,), (None,), (4,), (None, 3), (None, 1, 1), (None, None, 6), (None, 5, 2), (7, 7))
-"""Of cache groups: of one model that sees everything, of one with a window, and of mixed ones."""
+"""Windows of cache groups: a model that sees everything, one with a window, and mixed ones."""
 _prompts = st.builds(
     lambda head, tail: [*head, *tail] or [1],
     st.sampled_from(_HEADS),
@@ -21,7 +21,7 @@ _prompts = st.builds(
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests come, are aborted, and steps go and come home, in any order in any small world."""
+    """Requests come, are aborted, and steps are dispatched and read back, in any order in any small world."""
 
     @initialize(
         num_pages=st.integers(4, 12),
@@ -62,10 +62,13 @@ class AnyOrder(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
         salt=st.sampled_from(["", "", "a"]),
+        tenant=st.sampled_from([0, 0, 1, 2]),
     )
-    def add(self, prompt: list[int], priority: int, salt: str, pooling: Pooling, **sampling: object) -> None:
+    def add(
+        self, prompt: list[int], priority: int, salt: str, pooling: Pooling, tenant: int, **sampling: object
+    ) -> None:
         request_id = f"r{len(self.world.requests)}"
-        self.world.add(request_id, prompt, priority=priority, salt=salt, pooling=pooling, **sampling)
+        self.world.add(request_id, prompt, priority=priority, salt=salt, pooling=pooling, tenant=tenant, **sampling)
 
     @precondition(lambda self: self.world.requests)
     @rule(choice=st.integers(0, 100))
@@ -94,12 +97,13 @@ class AnyOrder(RuleBasedStateMachine):
             self.world.check_outcome()
 
 
-AnyOrder.TestCase.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=400, stateful_step_count=30)
 TestAnyOrder = AnyOrder.TestCase
 
 
 def _random_world(rng: random.Random, windows: Windows = (None,), spare: int = 0) -> World:
     """A world under pressure: more requests than slots or pages, arriving and aborted at any time."""
+    tenants = rng.choice([(0,), (0, 0, 1, 2)])
     world = World(
         num_pages=pages_held(rng.randint(6, 14), windows, 2) + spare,
         windows=windows,
@@ -115,6 +119,7 @@ def _random_world(rng: random.Random, windows: Windows = (None,), spare: int = 0
             f"r{number}",
             [*rng.choice(_HEADS), *tail] or [1],
             priority=rng.choice([0, 0, -1]),
+            tenant=rng.choice(tenants),
             max_tokens=rng.choice([0, 1, 6, 6, 12, 12, None, None]),
             prompt_logprobs=rng.choice([None, None, 0]),
             pooling=rng.choice(["", "", "", "", "", "", "last", "mean"]),

@@ -1,8 +1,11 @@
 """Cache groups with windows: what no token sees any more is free for others, and still a prefix while it is there."""
 
+import random
+
 import pytest
 
 from jserve.schedule.groups import first_visible_page, longest_sequence, pages_held, window_pages
+from jserve.schedule.scheduler import Scheduler
 from tests.schedule.simulated_device import World
 
 PROMPT = [1 + n % 3 for n in range(24)]
@@ -28,7 +31,7 @@ def run_measured(world: World) -> int:
 @pytest.mark.parametrize("window", [1, 2, 5, 8, 9])
 def test_window_pages_are_the_most_that_a_page_of_tokens_and_what_it_sees_lie_in(window: int, page_size: int) -> None:
     def pages(start: int) -> int:
-        """Of a token at the start of a page, to the end of it."""
+        """Pages that a token at the start of a page, and those after it on the page, see."""
         return start // page_size + 1 - first_visible_page(start, window, page_size)
 
     assert max(pages(start) for start in range(0, 100 * page_size, page_size)) == window_pages(window, page_size)
@@ -118,3 +121,36 @@ def test_two_sequences_share_the_pages_of_a_window() -> None:
     world.run()
     assert cached(world, "b") == 10
     world.check_outcome()
+
+
+def test_prompts_that_wait_for_each_others_pages_all_reach_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tenants' long prompts are half computed, and the windows of the rest find no page."""
+    num_stuck = 0
+    is_stuck = Scheduler._is_stuck.fget  # type: ignore[attr-defined]
+
+    def count(scheduler: Scheduler) -> bool:
+        nonlocal num_stuck
+        stuck: bool = is_stuck(scheduler)
+        num_stuck += stuck
+        return stuck
+
+    monkeypatch.setattr(Scheduler, "_is_stuck", property(count))
+    for seed in range(100):
+        rng = random.Random(seed)
+        windows = rng.choice([(9,), (None, 9), (7, 7), (15,)])
+        world = World(
+            num_pages=rng.randint(10, 18) * len(windows),
+            windows=windows,
+            budget=rng.choice([6, 12, 16]),
+            max_model_len=80,
+            depth=rng.choice([0, 1]),
+        )
+        for number in range(6):
+            prompt = [rng.randint(1, 3) for _ in range(rng.choice([3, 20, 40]))]
+            world.add(f"r{number}", prompt, tenant=rng.randint(0, 2), max_tokens=rng.choice([1, 6]))
+            for _ in range(rng.choice([0, 1])):
+                world.step()
+                world.scheduler.check()
+        world.run()
+        world.check_outcome()
+    assert num_stuck > 3

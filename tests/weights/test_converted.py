@@ -22,14 +22,13 @@ from jserve.checkpoint import kept_ollama_model, open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.build import Build
+from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve
 from jserve.quant import Layout
 from jserve.quant.converted import config_of, read_converted
 from jserve.runtime.load_model import check_weights, convert, load_small_batch_weights, load_weights
 from jserve.runtime.platform import make_mesh
 from jserve.runtime.prepare import prepare
-from jserve.runtime.programs import Programs
-from jserve.runtime.shapes import EngineShape
 from jserve.text.load import load_tokenizer
 from tests.checkpoint.gguf.maker import CONFIG, tiny_state, write_gguf
 from tests.checkpoint.ollama_maker import add_model
@@ -71,14 +70,14 @@ def filled(folder: Path, parts: int, dtype: str, **options: Any) -> tuple[list[n
     checkpoint = open_checkpoint(folder)
     family, config = resolve(checkpoint.config(), source=folder)
     build = Build(jnp.dtype(dtype), jnp.dtype("float32"), mesh, **options)
-    programs = Programs(family, config, build, EngineShape(1, 2, 1, 1, 1, config.vocab_size))
-    model = programs.abstract_model()
-    check_weights(model, programs, checkpoint)
+    blueprint = Blueprint(family, config, build)
+    model = blueprint.abstract_model()
+    check_weights(model, blueprint, checkpoint)
     asked = EngineConfig(model=str(folder))
-    weights = load_weights(asked, model, programs, checkpoint, mesh, lambda *_: None)
+    weights = load_weights(asked, model, blueprint, checkpoint, mesh, lambda *_: None)
     small_batch: tuple[jax.Array, ...] = ()
     if build.small_batch:
-        small_batch = load_small_batch_weights(model, programs, weights, checkpoint, mesh)
+        small_batch = load_small_batch_weights(model, blueprint, weights, checkpoint, mesh)
     return [np.asarray(array) for array in weights], [np.asarray(array) for array in small_batch]
 
 
@@ -177,8 +176,8 @@ def arrays_on(folder: Path, parts: int, quantization: str | None = None) -> list
         kv_cache_memory_bytes=4 << 20,
     )
     prepared = prepare(asked, checkpoint, mesh)
-    check_weights(prepared.model, prepared.programs, checkpoint)
-    weights = load_weights(asked, prepared.model, prepared.programs, checkpoint, mesh, lambda *_: None)
+    check_weights(prepared.model, prepared.blueprint, checkpoint)
+    weights = load_weights(asked, prepared.model, prepared.blueprint, checkpoint, mesh, lambda *_: None)
     return [np.asarray(array) for array in weights]
 
 

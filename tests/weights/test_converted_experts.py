@@ -60,8 +60,8 @@ def arrays_on(folder: Path, split: tuple[int, int], quantization: str | None = N
         kv_cache_memory_bytes=4 << 20,
     )
     prepared = prepare(asked, checkpoint, mesh)
-    check_weights(prepared.model, prepared.programs, checkpoint)
-    weights = load_weights(asked, prepared.model, prepared.programs, checkpoint, mesh, lambda *_: None)
+    check_weights(prepared.model, prepared.blueprint, checkpoint)
+    weights = load_weights(asked, prepared.model, prepared.blueprint, checkpoint, mesh, lambda *_: None)
     return [np.asarray(array) for array in weights]
 
 

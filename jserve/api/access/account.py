@@ -39,7 +39,7 @@ class TokenBucket:
         return max(0.0, (level - self.level) * _MINUTE_S / self.capacity)
 
     def take(self, count: float) -> None:
-        """Remove `count` tokens, whether it has them or not; a negative count gives back."""
+        """Remove `count` tokens, whether it has them or not; a negative count adds them."""
         self._level = min(float(self.capacity), self.level - count)
 
 
@@ -49,15 +49,16 @@ class Account:
     def __init__(self, key_id: str, limit: Limit, rejections: Counter[tuple[str, str]], clock: Clock) -> None:
         self._key_id = key_id
         self._max_open = limit.concurrent_requests
+        self.highest_priority = limit.highest_priority
+        """The smallest `priority` that the key may ask for; None for any."""
         self._requests = TokenBucket(limit.requests_per_minute, clock) if limit.requests_per_minute else None
         self._tokens = TokenBucket(limit.tokens_per_minute, clock) if limit.tokens_per_minute else None
         self._rejections = rejections
         self._num_open = 0
 
     def open_request(self) -> None:
-        """A request begins, and is open until `close_request`. Raises RateLimitError."""
-        if self._max_open is not None and self._num_open >= self._max_open:
-            self._refuse("concurrent", f"{self._max_open} requests at once", "wait for one", _CONCURRENT_RETRY_S)
+        """A request begins, as one sequence, which is open until `close`. Raises RateLimitError."""
+        self._check_places(1)
         if self._tokens is not None and (wait := self._tokens.seconds_until(1)):
             self._refuse("tokens", f"{self._tokens.capacity} tokens per minute", "slow down", wait)
         if self._requests is not None:
@@ -66,9 +67,22 @@ class Account:
             self._requests.take(1)
         self._num_open += 1
 
-    def close_request(self) -> None:
-        """A request that was opened is over."""
-        self._num_open -= 1
+    def open_more(self, count: int, num_held: int) -> None:
+        """A request that holds `num_held` places turns out to have `count` sequences more. Raises RateLimitError."""
+        if self._max_open is not None and num_held + count > self._max_open:
+            alone = f"this request alone has {num_held + count}"
+            self._refuse("concurrent", f"{self._max_open} sequences (prompts and choices) at once", alone, None)
+        self._check_places(count)
+        self._num_open += count
+
+    def close(self, count: int) -> None:
+        """So many sequences that were opened are over."""
+        self._num_open -= count
+
+    def _check_places(self, count: int) -> None:
+        if self._max_open is not None and self._num_open + count > self._max_open:
+            limit = f"{self._max_open} sequences (prompts and choices) at once"
+            self._refuse("concurrent", limit, f"wait until some of {self._num_open} are over", _CONCURRENT_RETRY_S)
 
     def reserve(self, num_tokens: int) -> None:
         """Take a prompt's tokens, all or none. Raises RateLimitError."""
@@ -82,7 +96,7 @@ class Account:
         self._tokens.take(num_tokens)
 
     def spend(self, num_tokens: int) -> None:
-        """Account for tokens that were generated; a negative number gives back what was reserved."""
+        """Account for tokens that were generated; a negative number undoes a reservation."""
         if self._tokens is not None:
             self._tokens.take(num_tokens)
 

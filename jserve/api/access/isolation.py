@@ -1,4 +1,4 @@
-"""Keeps callers out of each other's prefix cache, where a fast first token would tell what others have asked."""
+"""Keeps callers out of each other's prefix cache, where a fast first token would reveal what others have sent."""
 
 import secrets
 from hashlib import blake2b

@@ -20,6 +20,8 @@ class ApiKey:
 
     digest: bytes
     id: str
+    tenant: int = 0
+    """A number that tells the engine nothing but whose requests belong together."""
 
     @property
     def is_anonymous(self) -> bool:
@@ -31,7 +33,7 @@ ANYBODY = ApiKey(b"", "anonymous")
 
 
 class KeyRing:
-    """The keys of a server: those given by flag or environment, and those of a file, which can be read again.
+    """The keys of a server: those of flags or the environment, and those of a file, which can be read again.
 
     Raises ConfigError where the file cannot be used.
     """
@@ -40,15 +42,16 @@ class KeyRing:
         self, keys: Iterable[str] = (), file: Path | None = None, names: Mapping[bytes, str] | None = None
     ) -> None:
         """`names` maps digests of keys to the names that logs and metrics use."""
-        self._given = tuple(keys)
+        self._flag_keys = tuple(keys)
         self._file = file
         self._names = names or {}
+        self._tenants: dict[bytes, int] = {}  # of all keys that ever were: a number is never used again
         self._keys = self._read()
 
     @property
     def is_open(self) -> bool:
         """Whether no key is needed."""
-        return not self._given and self._file is None
+        return not self._flag_keys and self._file is None
 
     def reload(self) -> None:
         """Read the file again; one that cannot be used changes nothing."""
@@ -70,17 +73,21 @@ class KeyRing:
         if scheme.lower() == b"bearer":
             offered.append(bearer.strip())
         digests = [hashlib.sha256(offer).digest() for offer in offered]
-        found = None
-        for key in self._keys:  # All of them, each in constant time, so that the time taken tells nothing.
+        match = None
+        for key in self._keys:  # All of them, each in constant time, so that the time reveals nothing.
             for digest in digests:
                 if hmac.compare_digest(digest, key.digest):
-                    found = key
-        return found
+                    match = key
+        return match
 
     def _read(self) -> tuple[ApiKey, ...]:
-        keys = [*self._given, *(read_key_file(self._file) if self._file is not None else ())]
+        keys = [*self._flag_keys, *(read_key_file(self._file) if self._file is not None else ())]
         digests = dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys)
-        return tuple(ApiKey(digest, self._names.get(digest) or digest.hex()[:_ID_CHARS]) for digest in digests)
+        return tuple(self._key(digest) for digest in digests)
+
+    def _key(self, digest: bytes) -> ApiKey:
+        tenant = self._tenants.setdefault(digest, len(self._tenants) + 1)
+        return ApiKey(digest, self._names.get(digest) or digest.hex()[:_ID_CHARS], tenant)
 
 
 def read_key_file(path: Path) -> list[str]:

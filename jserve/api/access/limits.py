@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What one key may use; None is without limit."""
+    """What one key may use; None is without limit, and any priority."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    """Sequences: each prompt and each choice of a request is one."""
+    highest_priority: int | None = 0
+    """The smallest `priority` that the key may ask for: lower is earlier, and 0 the default."""
 
 
 @dataclass(frozen=True, slots=True)

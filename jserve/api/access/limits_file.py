@@ -4,21 +4,24 @@
       requests_per_minute: 60
       tokens_per_minute: 100_000    # prompt tokens and generated tokens together
       concurrent_requests: 8
+      highest_priority: 0           # the smallest `priority` that a request may ask for (lower is earlier)
     keys:
       alice:                        # the name that logs and metrics use for this key
         sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
         tokens_per_minute: 2_000_000
         concurrent_requests: null   # no limit, whatever the default is
+        highest_priority: -10       # may be served before others; null: by any priority
 
 A key is named by the SHA-256 of its characters (`printf %s "$KEY" | sha256sum`), so that this file holds no
-secret. It lets nobody in: keys are given with `--api-key`, `--api-key-file` or the environment, and an entry
-for a key that is not among them has no effect. Without keys, the defaults hold for all clients together. A
-limit that is left out, everywhere, is none.
+secret. It lets nobody in: keys come from `--api-key`, `--api-key-file` or the environment, and an entry
+for a key that is not among them has no effect. Without keys, the defaults hold for all clients together, and
+anybody may ask for any priority. A limit that is left out, everywhere, is none; `highest_priority` is then 0.
 
 What counts: a request is a POST that came in with a valid key, whatever its answer; it is concurrent until
-its answer is complete. Prompt tokens are taken when the request is handed to the engine, generated ones as
-they come, so a long answer may overdraw; the next request then waits until the minute has paid for it. Both
-rates are token buckets that hold one minute's worth and are filled evenly. The file is read once, at start.
+its answer is complete, as many times as it has prompts and choices (`n` of each prompt). Prompt tokens
+are taken when the request is handed to the engine, generated ones as they come, so a long answer may overdraw; the
+next request then waits until the minute has paid for it. Both rates are token buckets that hold one minute's worth
+and are filled evenly. The file is read once, at start.
 """
 
 import re
@@ -81,21 +84,29 @@ class _Reader:
     def _limit(self, entry: yaml.Node, where: str, default: Limit) -> Limit:
         names = [field.name for field in fields(Limit)]
         known = (*names, "sha256") if where != "default" else tuple(names)
-        given = {
-            name: self._count(node, f"{where}.{name}")
+        changes = {
+            name: self._priority(node, f"{where}.{name}")
+            if name == "highest_priority"
+            else self._count(node, f"{where}.{name}")
             for name, node in self._items(entry, where, known)
             if name in names
         }
-        return replace(default, **given)
+        return replace(default, **changes)
 
     def _count(self, node: yaml.Node, where: str) -> int | None:
         if node.tag == _NULL:
             return None
-        value = 0
-        if isinstance(node, yaml.ScalarNode) and node.tag == _INT:
-            value = int(yaml.constructor.SafeConstructor().construct_yaml_int(node))
-        if value < 1:
+        value = _whole_number(node)
+        if value is None or value < 1:
             self._fail(node, f"{where} is {_shown(node)} but must be a whole number above 0, or null for no limit")
+        return value
+
+    def _priority(self, node: yaml.Node, where: str) -> int | None:
+        if node.tag == _NULL:
+            return None
+        value = _whole_number(node)
+        if value is None:
+            self._fail(node, f"{where} is {_shown(node)} but must be a whole number, or null for any priority")
         return value
 
     def _items(self, node: yaml.Node, where: str, known: tuple[str, ...] = ()) -> Iterator[tuple[str, yaml.Node]]:
@@ -113,6 +124,12 @@ class _Reader:
 
     def _fail(self, node: yaml.Node, message: str) -> NoReturn:
         raise ConfigError(f"--limits: {self._path}, line {node.start_mark.line + 1}: {message}")
+
+
+def _whole_number(node: yaml.Node) -> int | None:
+    if isinstance(node, yaml.ScalarNode) and node.tag == _INT:
+        return int(yaml.constructor.SafeConstructor().construct_yaml_int(node))
+    return None
 
 
 def _shown(node: yaml.Node) -> str:

@@ -6,6 +6,7 @@ from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.conversation import messages_of
 from jserve.api.openai.bodies import ChatBody
 from jserve.api.openai.left_out import log_left_out
+from jserve.api.openai.structured import refuse_unread_forms
 from jserve.api.openai.translation import chat_body, extra_chat_fields
 from jserve.errors import RequestError
 
@@ -91,6 +92,7 @@ def _response_format(body: CountTokensBody) -> dict[str, Any] | None:
     wanted = (body.output_config.format if body.output_config is not None else None) or body.output_format
     if wanted is None:
         return None
+    refuse_unread_forms(wanted.model_extra or {}, "output_config.format", wanted.type)
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": wanted.schema_, "strict": True}}
 
 

@@ -170,7 +170,8 @@ class Choice:
                 pieces.append(parser.push(text))
             self.num_reasoning += parser.is_reasoning and position < len(update.token_ids)
         if update.finish_reason is not None:
-            pieces.append(parser.finish())
+            is_cut = update.finish_reason != "stop" or isinstance(update.stop_reason, str)
+            pieces.append(parser.finish(is_cut=is_cut))
             update.finish_reason = parser.finish_reason(update.finish_reason)
         piece = joined(pieces)
         update.text, update.reasoning, update.tool_calls = piece.content, piece.reasoning, piece.tool_calls

@@ -7,18 +7,22 @@ a `Generation`, which both the streaming and the whole answer are made from.
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable
 
 import msgspec
+from msgspec import UNSET
 
 from jserve.api.access.account import Account
 from jserve.api.access.isolation import CacheIsolation
 from jserve.api.call import Call, current_call
 from jserve.api.errors import ClientGoneError
+from jserve.api.generation.answer_size import check_answer_size
 from jserve.api.generation.choice import Choice, ChoiceUpdate
+from jserve.api.generation.request import GenerationRequest
 from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
@@ -26,8 +30,7 @@ from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.inbox import Inbox
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
-from jserve.protocol import Pooling, Request, SamplingParams, TokenDelta
-from jserve.text.output.pieces import OutputParser
+from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
@@ -41,44 +44,6 @@ _LOGGED = (
     "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs", "prompt_logprobs",
 )  # fmt: skip
 """Fields of a request that may be logged; others hold words."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPrompt:
-    """A prompt as token ids, checked against the context's length. `text` is kept where it is echoed."""
-
-    token_ids: list[int]
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ParserUse:
-    """Where tool calls are looked for, in the words of the metric that counts it."""
-
-    mode: str
-    request_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """What an endpoint asks of the engine. Choices are prompt-major: index = prompt * n + k.
-
-    `new_parser` makes the parser of one choice, which takes reasoning and tool calls out of its text.
-    `counts_reasoning`: usage tells how many tokens were reasoning. `parser_use` is None where no tools are.
-    """
-
-    public_id: str
-    prompts: Sequence[PreparedPrompt]
-    sampling: SamplingParams
-    priority: int = 0
-    cache_salt: str = ""
-    new_parser: Callable[[], OutputParser] | None = None
-    stream_interval: int = 1
-    """Tokens of a choice per event of a stream."""
-    pooling: Pooling = ""
-    """Not empty: each prompt's embedding is wanted, and nothing is generated."""
-    counts_reasoning: bool = False
-    parser_use: ParserUse | None = None
 
 
 class Generation:
@@ -171,8 +136,8 @@ class Generation:
     def usage(self, *, with_details: bool = False) -> Usage:
         """Token counts so far."""
         prompt, output = self.num_prompt_tokens, self._num_output
-        cached = PromptTokensDetails(self._num_cached) if with_details else None
-        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else None
+        cached = PromptTokensDetails(self._num_cached) if with_details else UNSET
+        thought = CompletionTokensDetails(self._num_reasoning) if self.request.counts_reasoning else UNSET
         return Usage(prompt, prompt + output, output, cached, thought)
 
     def request_metrics(self) -> RequestMetrics | None:
@@ -185,6 +150,7 @@ class Generation:
             return None
         if delta.finish_reason == "error":
             raise EngineFailedError(delta.error or "the engine could not finish this request")
+        _check_finite(delta)
         choice, life = entry
         self._metrics.observe_delta(life, delta, now)
         before, thought = choice.num_tokens, choice.num_reasoning
@@ -252,14 +218,18 @@ class Generator:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
         The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
-        no row for, EngineUnavailableError, OverloadedError, or RateLimitError for the key of the current call.
+        no row for, or a priority that the key of the current call has no right to; RateLimitError for that key;
+        EngineUnavailableError, OverloadedError.
         """
         self.check_available()
         check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
         for prompt in request.prompts:
             check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
         call = current_call()
+        call.check_priority(request.priority)
+        call.open_sequences(len(request.prompts) * request.sampling.n)
         requests, choices = self._engine_requests(request, tokenizer, cap, call)
+        check_answer_size(requests)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
         inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)
@@ -305,7 +275,18 @@ class Generator:
         for index, request_id in enumerate(ids):
             prompt = request.prompts[index // n].token_ids
             sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
-            requests.append(Request(request_id, prompt, sampling, arrived, salt, request.priority, request.pooling))
+            requests.append(
+                Request(
+                    request_id,
+                    prompt,
+                    sampling,
+                    arrived,
+                    salt,
+                    request.priority,
+                    request.pooling,
+                    tenant=call.key.tenant,
+                )
+            )
             # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
             choice = Choice(index, request.sampling, tokenizer, parser)
@@ -325,6 +306,20 @@ class Generator:
             max_tokens=max_tokens,
             min_tokens=min(sampling.min_tokens, max_tokens),
             seed=choice_seed(sampling.seed, k),
+        )
+
+
+def _check_finite(delta: TokenDelta) -> None:
+    """Raise EngineFailedError where a number that the client would read is NaN or infinite: JSON has none of them.
+
+    A probability of zero is no such number: its logarithm is minus infinity, which is written as -9999.
+    """
+    positions = [*(delta.logprobs or ()), *(delta.prompt_logprobs or ())]
+    is_nan = any(position.logprob != position.logprob for position in positions)
+    if is_nan or (delta.embedding and not math.isfinite(math.fsum(array("f", delta.embedding)))):
+        raise EngineFailedError(
+            "the model computed a number that is not finite (NaN or infinity), so it has no answer; its weights or the "
+            "precision that it runs in (--dtype, --kv-cache-dtype) are at fault"
         )
 
 

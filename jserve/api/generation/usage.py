@@ -1,6 +1,7 @@
 """What a request used, in the fields that OpenAI's API made common; every dialect renders from it."""
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jserve.api.life import RequestLife
 
@@ -23,8 +24,8 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
-    completion_tokens_details: CompletionTokensDetails | None = None
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
     def before_output(self) -> "Usage":
         """The counts of a moment ago, when nothing had been generated."""

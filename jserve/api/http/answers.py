@@ -17,6 +17,10 @@ from jserve.api.http.pacing import KeepAlive, StreamInterval
 
 DONE = b"data: [DONE]\n\n"
 """The end of a stream of OpenAI's."""
+_INLINE_ENTRIES = 1_000
+"""Tokens and logprobs of an answer that is written on the event loop, in some milliseconds."""
+_MOST_UPDATES = 256
+"""Updates that are written in one go. More come in one step of many choices, or pile up behind a client that pauses."""
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
@@ -50,11 +54,22 @@ async def send_answer(
         return EventStream(generator, generation, answer, keep_alive_s)
     watcher = cancel_on_disconnect(request.receive, generation)
     try:
-        body = answer.whole(await generation.rest())
+        body = await _written(answer, await generation.rest())
     finally:
         watcher.cancel()
         generator.finish(generation)
     return Response(body, media_type="application/json")
+
+
+async def _written(answer: Answer, updates: list[ChoiceUpdate]) -> bytes:
+    """The body of a whole answer. A large one is written in a thread: everybody's tokens would wait for it."""
+    size = sum(len(update.token_ids) + _num_logprobs(update) for update in updates)
+    return answer.whole(updates) if size <= _INLINE_ENTRIES else await asyncio.to_thread(answer.whole, updates)
+
+
+def _num_logprobs(update: ChoiceUpdate) -> int:
+    positions = [*(update.logprobs or ()), *(update.prompt_logprobs or ())]
+    return sum(len(position.top_ids) + len(position.chosen_logprobs) for position in positions)
 
 
 async def all_updates(request: Request, generator: Generator, generation: Generation) -> list[ChoiceUpdate]:
@@ -84,24 +99,27 @@ class EventStream(Response):
         self._writer: BodyWriter
         self._keep_alive: KeepAlive
         self._last_events: asyncio.Future[bytes]
+        self._pending: list[ChoiceUpdate] = []
+        """What has come and is not written yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
         self._writer = body_writer_of(scope)
         self._keep_alive = KeepAlive(self._writer, self._keep_alive_s)
         self._last_events = asyncio.get_running_loop().create_future()
+        self._writer.begin()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
             self._keep_alive.start()
             body = await self._events()
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(self._writer.last_message(body))
         except ClientGoneError:
             pass  # Nobody is left to be told.
         except Exception as error:
             self._keep_alive.stop()
-            held = self._interval.rest()
+            held = self._pending + self._interval.rest()
             body = (self._answer.chunk(held) if held else b"") + self._answer.error(answer_for(error))
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(self._writer.last_message(body))
         finally:
             watcher.cancel()
             self._writer.on_writable = None
@@ -127,9 +145,13 @@ class EventStream(Response):
         if self._writer.is_paused or self._last_events.done():
             return
         try:
-            updates = self._interval.push(self._generation.advance())
+            updates = self._pending + self._interval.push(self._generation.advance())
+            self._pending = updates[_MOST_UPDATES:]
+            if self._pending:  # Others have their turn first.
+                updates = updates[:_MOST_UPDATES]
+                asyncio.get_running_loop().call_soon(self._advance)
             body = self._answer.chunk(updates) if updates else b""
-            if self._generation.is_finished:
+            if self._generation.is_finished and not self._pending:
                 self._keep_alive.stop()
                 self._last_events.set_result(body + self._answer.last_chunk())
             elif body:

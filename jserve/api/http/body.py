@@ -13,13 +13,15 @@ from starlette.types import Receive
 from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, MediaTypeError
 from jserve.api.generation.generation import Generation
-from jserve.api.http.receive import check_json_weight, receive_body
+from jserve.api.http.receive import check_json_weight, received_body
 from jserve.errors import RequestError
 
 Body = TypeVar("Body", bound=BaseModel)
 
 _INLINE_BYTES = 1 << 16
 """Bodies up to here are parsed on the event loop, in a few milliseconds at worst."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What some editors and clients put before a text in UTF-8; RFC 8259 (8.1) lets readers ignore it."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
 
@@ -32,10 +34,11 @@ async def read_body(request: Request, schema: type[Body], *, any_media_type: boo
     """
     if not any_media_type or "origin" in request.headers:
         _check_media_type(request)
-    raw = await receive_body(request, context_of(request).settings)
-    if len(raw) <= _INLINE_BYTES:
-        return schema.model_validate_json(raw)
-    return await asyncio.to_thread(_validate_large, raw, schema)
+    async with received_body(request, context_of(request)) as raw:
+        raw = raw.removeprefix(_BYTE_ORDER_MARK)
+        if len(raw) <= _INLINE_BYTES:
+            return schema.model_validate_json(raw)
+        return await asyncio.to_thread(_validate_large, raw, schema)
 
 
 def _check_media_type(request: Request) -> None:

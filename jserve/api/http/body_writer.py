@@ -6,7 +6,7 @@ response and its end still go through them; what comes between needs nothing of 
 
 from collections.abc import Callable
 
-from starlette.types import Scope
+from starlette.types import Message, Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 _KEY = "jserve.body"
@@ -15,10 +15,11 @@ _KEY = "jserve.body"
 class BodyWriter:
     """The body of one response, whose head has been sent and which has no content-length."""
 
-    __slots__ = ("_cycle", "num_bytes", "on_writable")
+    __slots__ = ("_cycle", "_has_chunks", "num_bytes", "on_writable")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+        self._has_chunks = True
         self.num_bytes = 0
         """Bytes of body that went this way, for those who count."""
         self.on_writable: Callable[[], None] | None = None
@@ -29,12 +30,30 @@ class BodyWriter:
         """Whether so much waits for the client that the writer should too."""
         return self._cycle.flow.write_paused
 
+    def begin(self) -> None:
+        """To be called before the head is sent. HTTP/1.0 knows no chunks: there the body ends with the connection."""
+        if self._cycle.scope["http_version"] == "1.0":
+            self._has_chunks = False
+            self._cycle.chunked_encoding = False
+
     def write(self, body: bytes) -> None:
         """Send `body`, not empty, as a chunk. Where the client is gone nothing happens."""
         cycle = self._cycle
         if not cycle.disconnected and not cycle.response_complete:
             self.num_bytes += len(body)
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self._has_chunks else body)
+
+    def last_message(self, body: bytes) -> Message:
+        """The message that ends the response, after the last piece of its body."""
+        if body and not self._has_chunks:
+            self.write(body)
+            body = b""
+        return {"type": "http.response.body", "body": body, "more_body": False}
+
+    def client_left(self) -> None:
+        """Nobody reads any more: the handler is told, and what it still says is dropped."""
+        self._cycle.disconnected = True
+        self._cycle.message_event.set()
 
 
 def attach_body_writer(scope: Scope, cycle: RequestResponseCycle) -> BodyWriter:

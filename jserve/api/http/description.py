@@ -19,7 +19,7 @@ _ERRORS: dict[Dialect, dict[str, Any]] = {
                 "message": _TEXT,
                 "type": _TEXT,
                 "param": {"type": ["string", "null"]},
-                "code": {"type": ["integer", "string"]},
+                "code": {"type": ["string", "null"]},
             },
         }
     },

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jserve.api.errors import EXPECTED_ERRORS, handle_error
-from jserve.api.path import route_path
+from jserve.api.errors import EXPECTED_ERRORS
+from jserve.api.http.error_handler import handle_error
+from jserve.api.http.route_paths import route_path
 
 
 class Dispatch:
@@ -25,7 +26,7 @@ class Dispatch:
             (method, route.path): route.endpoint
             for route in routes
             if isinstance(route, APIRoute) and "{" not in route.path
-            for method in route.methods
+            for method in route.methods or ()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

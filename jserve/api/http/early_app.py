@@ -6,7 +6,7 @@ from collections.abc import Callable
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jserve.api.path import route_path
+from jserve.api.http.route_paths import route_path
 
 _LIVENESS = frozenset({"/health", "/ping"})
 

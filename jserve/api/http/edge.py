@@ -9,15 +9,15 @@ import secrets
 import time
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
-from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jserve.api.call import Call, enter_call
 from jserve.api.errors import Dialect, answer_for
 from jserve.api.http.body_writer import body_writer_of
-from jserve.api.path import route_path
+from jserve.api.http.route_paths import RoutePaths, route_path
 from jserve.api.telemetry.http_metrics import UNCOUNTED_PATHS, HttpMetrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.log import request_fields
@@ -28,6 +28,8 @@ _NOT_IN_AN_ID = re.compile(rb"[^\x21-\x7e]")
 _MAX_ID_CHARS = 128
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _CLIENT_GONE = 499
+_SAFE = "/:@!$&'()*+,;=~"
+"""What a path may hold as it is (RFC 3986, 3.3); in the log all else is encoded again, line ends above all."""
 
 
 class Edge:
@@ -37,7 +39,7 @@ class Edge:
         self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[BaseRoute], tracer: Tracer | None
     ) -> None:
         self._app = app
-        self._routes = frozenset(route.path for route in routes if isinstance(route, APIRoute))
+        self._paths = RoutePaths(routes)
         self._metrics = metrics
         self._model_name = model_name
         self._tracer = tracer
@@ -47,6 +49,9 @@ class Edge:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
+        path = route_path(scope)
+        if (meant := self._paths.meant_by(path)) != path:
+            scope["path"] = scope["path"].removesuffix(path) + meant
         call = _enter(scope)
         request_id = (b"x-request-id", call.request_id.encode())
         status = num_bytes = 0
@@ -86,7 +91,7 @@ class Edge:
             response_bytes=num_bytes,
         )
         logger.info(
-            "%s %s %d in %.3f s", call.method, call.path, status, seconds,
+            "%s %s %d in %.3f s", call.method, quote(call.path, _SAFE), status, seconds,
             extra=self._describe(call, status, seconds),
         )  # fmt: skip
 
@@ -95,13 +100,13 @@ class Edge:
         route = scope.get("route")
         if route is not None:
             return str(route.path)
-        return call.path if call.path in self._routes else "other"
+        return call.path if call.path in self._paths.fixed else "other"
 
     def _describe(self, call: Call, status: int, seconds: float) -> dict[str, Any]:
         """Fields of the structured log."""
         described: dict[str, Any] = {
             "method": call.method,
-            "path": call.path,
+            "path": quote(call.path, _SAFE),
             "status": status,
             "total": round(seconds, 4),
         }

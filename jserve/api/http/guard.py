@@ -1,24 +1,34 @@
-"""Who may come in: the API key, and what its limits leave it. Stands before every route but the probes."""
+"""Who may come in: the host's name, the API key, and what its limits leave it. Stands before all routes but probes."""
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jserve.api.access.account import Accounts
 from jserve.api.access.keys import KeyRing
 from jserve.api.call import current_call
 from jserve.api.errors import Dialect, UnauthorizedError, answer_for
-from jserve.api.path import route_path
+from jserve.api.http.host_names import HostNames
+from jserve.api.http.route_paths import route_path
 from jserve.errors import RateLimitError
 from jserve.log import request_fields
 
 OPEN_PATHS = frozenset({"/health", "/health/decode", "/ready", "/ping"})
 """Probes carry no keys."""
 
+_MAX_SHOWN = 100
+
 
 class Guard:
-    """Answers 401 without a valid key and 429 above a limit. The path is the one that the router will match."""
+    """Answers 403 to a name that is not this server's, 401 without a valid key, and 429 above a limit.
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, accounts: Accounts, open_paths: frozenset[str]) -> None:
+    The path is the one that the router will match.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, hosts: HostNames, keys: KeyRing, accounts: Accounts, open_paths: frozenset[str]
+    ) -> None:
         self._app = app
+        self._hosts = hosts
         self._keys = keys
         self._accounts = accounts
         self._open_paths = open_paths
@@ -26,6 +36,13 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or route_path(scope) in self._open_paths:
             await self._app(scope, receive, send)
+            return
+        if (host := self._hosts.refused_in(scope)) is not None:
+            message = (
+                f"{host[:_MAX_SHOWN]!r} is not known as a name of this server; where it is one, start the server with "
+                "--allowed-hosts and that name ('*' allows all), or with a key"
+            )
+            await _answer(HTTPException(403, message), scope, receive, send)
             return
         key = self._keys.find(dict(scope["headers"]))
         if key is None:
@@ -43,13 +60,14 @@ class Guard:
             return
         try:
             call.account.open_request()
+            call.num_places = 1
         except RateLimitError as error:
             await _answer(error, scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            call.account.close_request()
+            call.account.close(call.num_places)
 
 
 async def _answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,53 +1,82 @@
-"""Receiving a body within limits: its size, the time it takes to come, and the work its JSON makes.
+"""Receiving a body within limits: its size, the pace at which it comes, and the work its JSON makes.
 
 Parsing holds Python's lock, in whichever thread it runs, so what would take long is refused before.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from jserve.api.access.incoming_bodies import IncomingBody
+from jserve.api.context import ServerContext
 from jserve.api.errors import ClientGoneError
-from jserve.api.settings import ServerSettings
 from jserve.errors import RequestError
 
 MIN_BYTES_PER_S = 500
-"""Each such number of bytes that has come gives a client another second, as Apache's `MinRate` does."""
+"""The slowest that a body may come, over each `--receive-timeout` seconds of it (Apache's `MinRate`)."""
 MAX_JSON_WEIGHT = 1_000_000
 """Parsing 1 takes about 60 ns: an element of an array weighs 1, an array or object 4, a field of an object 8."""
 _PIECE = 1 << 20
 _CLOSE = {"Connection": "close"}
 
 
-async def receive_body(request: Request, settings: ServerSettings) -> bytes:
-    """The bytes of the body. Raises HTTPException (408, 413, 415) or ClientGoneError."""
+@asynccontextmanager
+async def received_body(request: Request, server: ServerContext) -> AsyncIterator[bytes]:
+    """The bytes of the body, which count as memory in use until the block ends.
+
+    Raises HTTPException (408, 413, 415, 503) or ClientGoneError.
+    """
+    limit = server.settings.max_request_bytes
+    _check_head(request, limit)
+    bodies = server.bodies
+    deadline = asyncio.timeout(server.settings.receive_timeout_s)
+    body = bodies.open(deadline)
+    try:
+        try:
+            async with deadline:
+                await _receive(request, server, body, deadline)
+        except ClientDisconnect:
+            raise ClientGoneError("the client left while it sent its request") from None
+        except TimeoutError:
+            if body.is_given_up:
+                message = "too many large requests are being sent to this server at once; try again in a moment"
+                raise HTTPException(503, message, headers=_CLOSE | {"Retry-After": "1"}) from None
+            raise HTTPException(408, "the body of the request did not arrive in time", headers=_CLOSE) from None
+        yield bodies.complete(body)
+    finally:
+        bodies.close(body)
+
+
+async def _receive(request: Request, server: ServerContext, body: IncomingBody, deadline: asyncio.Timeout) -> None:
+    """Take in all parts of the body; each time that enough has come, the clock starts anew."""
+    limit, timeout_s = server.settings.max_request_bytes, server.settings.receive_timeout_s
+    clock = asyncio.get_running_loop().time
+    size = 0
+    enough = step = MIN_BYTES_PER_S * timeout_s
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        if body.is_given_up:
+            continue  # The clock, which is about to strike, ends this.
+        server.bodies.add(body, part)
+        if size >= enough and not body.is_given_up:
+            enough = size + step
+            deadline.reschedule(clock() + timeout_s)
+
+
+def _check_head(request: Request, limit: int) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise HTTPException(
             415, f"Content-Encoding '{encoding[:40]}' is not supported; send the body as plain JSON", headers=_CLOSE
         )
-    limit = settings.max_request_bytes
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 18 or int(length) > limit):
         raise _too_large(limit)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(settings.receive_timeout_s) as deadline:
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                parts.append(part)
-                deadline.reschedule(began + settings.receive_timeout_s + size / MIN_BYTES_PER_S)
-    except ClientDisconnect:
-        raise ClientGoneError("the client left while it sent its request") from None
-    except TimeoutError:
-        raise HTTPException(408, "the body of the request did not arrive in time", headers=_CLOSE) from None
-    return b"".join(parts)
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -1,6 +1,6 @@
 """uvicorn as this server runs it: on a socket that listens already, without signal handlers, logs and websockets.
 
-This file, `http_protocol.py` and `body_writer.py` are the only ones that know uvicorn, and
+This file, `http_protocol.py`, `body_writer.py` and `read_gate.py` are the only ones that know uvicorn, and
 `tests/api/http/test_private_attributes.py` names every part of it that they use and that its documentation does not
 promise.
 """
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from jserve.api.http.descriptors import connection_limit
 from jserve.api.http.http_protocol import http_protocol
 from jserve.api.settings import ServerSettings
 
@@ -28,7 +29,11 @@ class UvicornServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                http=http_protocol(settings.receive_timeout_s, settings.max_request_bytes),
+                http=http_protocol(
+                    settings.receive_timeout_s,
+                    settings.max_request_bytes,
+                    connection_limit(settings.max_connections),
+                ),
                 ws="none",
                 lifespan="off",
                 log_config=None,

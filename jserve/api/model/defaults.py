@@ -10,6 +10,10 @@ from jserve.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+_PENALTIES = {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+OLLAMA_WINDOW = 64
+"""Ollama's `repeat_last_n`: how many of the newest tokens penalties look at."""
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
@@ -43,6 +47,7 @@ _OLLAMA: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
     "frequency_penalty": ("frequency_penalty", _is_number, float),
     "seed": ("seed", _is_whole, lambda value: None if value == -1 else int(value)),
     "stop": ("stop", _is_strings, tuple),
+    "repeat_last_n": ("penalty_window", _is_whole, int),
     "num_predict": ("max_tokens", _is_whole, lambda value: int(value) if value > 0 else None),
 }
 """Ollama's name of a parameter: the field here, what its value must be, and how it is read."""
@@ -67,6 +72,8 @@ class SamplingDefaults:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
+    penalty_window: int | None = None
+    """A Modelfile's `repeat_last_n`, which counts on Ollama's routes; on OpenAI's, penalties look at everything."""
     given: frozenset[str] = frozenset()
 
     @classmethod
@@ -103,6 +110,8 @@ class SamplingDefaults:
             if not fits(value):
                 raise CheckpointError(f"{source}: parameter {name} is {str(value)[:100]!r}, which it cannot be")
             known[field] = read(value)
+        if known.keys() & _PENALTIES:
+            known.setdefault("penalty_window", OLLAMA_WINDOW)
         return cls(**known, given=frozenset(known))
 
     def over(self, base: "SamplingDefaults") -> "SamplingDefaults":

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from jserve.api.supervisor.worker_process import WorkerLostError, WorkerProcess
-from jserve.errors import JserveError, RequestError
+from jserve.api.supervisor.worker_process import WorkerDiedError, WorkerLostError, WorkerProcess
+from jserve.errors import JserveError, OverloadedError, RequestError
 from jserve.text.grammars.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
 from jserve.text.grammars.structured import StructuredOutput
 
@@ -26,6 +26,8 @@ _KEPT = 512
 """Verdicts that are remembered."""
 _KEPT_BYTES = 1 << 16
 """Longest grammar that is remembered."""
+
+_RETRY_AFTER_S = 5
 
 _decode = msgspec.msgpack.Decoder(Verdict).decode
 
@@ -42,19 +44,23 @@ class GrammarChecker:
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._prepared: asyncio.Task[None] | None = None
 
-    async def compile(self, spec: StructuredOutput, reasoning: Reasoning | None = None) -> str:
-        """The grammar of `spec`, perhaps after reasoning, which is known to compile. Raises RequestError."""
+    async def compile(self, spec: StructuredOutput, reasoning: Reasoning | None = None) -> Verdict:
+        """The grammar of `spec`, perhaps after reasoning, which is known to compile. Raises RequestError.
+
+        Raises OverloadedError where something from outside kills the process that compiles, twice.
+        """
         verdict = await self._verdict(GrammarJob(spec, reasoning), spec.field)
         if verdict.error:
             prefix = "" if verdict.error.startswith(f"{spec.field}: ") else f"{spec.field}: "
             raise RequestError(prefix + verdict.error, param=spec.field)
-        return verdict.grammar
+        return verdict
 
-    async def check(self, grammar: str, *, param: str | None = None) -> None:
-        """Raise RequestError unless `grammar`, in llguidance's words, compiles. `param` is the field it came from."""
+    async def check(self, grammar: str, *, param: str | None = None) -> Verdict:
+        """The verdict on `grammar`, in llguidance's words. `param` is the field it came from. Raises as `compile`."""
         verdict = await self._verdict(GrammarJob(grammar), param or "grammar")
         if verdict.error:
             raise RequestError(f"{param or 'grammar'}: {verdict.error}", param=param)
+        return verdict
 
     def close(self) -> None:
         """End the processes."""
@@ -62,7 +68,10 @@ class GrammarChecker:
             process.stop()
 
     async def _verdict(self, job: GrammarJob, field: str) -> Verdict:
-        request = pickle.dumps(job)
+        try:
+            request = pickle.dumps(job)
+        except RecursionError:
+            raise RequestError(f"{field}: it is nested too deeply", param=field) from None
         if len(request) > self._max_bytes:
             raise RequestError(
                 f"{field}: {len(request)} bytes are more than the {self._max_bytes} that a grammar may have "
@@ -87,6 +96,12 @@ class GrammarChecker:
         try:
             return _decode(await process.call(request))
         except WorkerLostError as why:
+            if isinstance(why, WorkerDiedError) and why.is_from_outside:
+                logger.error("compiling a grammar %s, which was killed from outside, twice", why)
+                raise OverloadedError(
+                    "the process that compiles grammars was killed twice during this request; try again in a moment",
+                    retry_after_s=_RETRY_AFTER_S,
+                ) from None
             logger.warning("compiling a grammar %s; it is refused", why)
             return Verdict(error=f"compiling it {why}; ask for something simpler", is_final=False)
 

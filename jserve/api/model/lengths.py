@@ -1,7 +1,7 @@
 """How long a prompt and its answer may be. The texts are vLLM's, which clients match on."""
 
 from jserve.api.errors import invalid
-from jserve.errors import RequestError
+from jserve.errors import ContextLengthError, RequestError
 
 
 def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool = False, generates: bool = True) -> None:
@@ -14,13 +14,13 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool =
     start = f"This model's maximum context length is {max_model_len} tokens. However, "
     if num_tokens > max_model_len:
         bound = "at least " if at_least else ""
-        raise RequestError(
+        raise ContextLengthError(
             f"{start}your prompt contains {bound}{num_tokens} input tokens, which exceeds this limit even "
             "without any output tokens. Please reduce the length of the input prompt.",
             param="input_text" if at_least else "input_tokens",
         )
     if num_tokens == max_model_len and generates:
-        raise RequestError(
+        raise ContextLengthError(
             f"{start}your prompt contains {num_tokens} input tokens, which plus the number of requested "
             "output tokens (at least 1) is longer than the maximum model length. "
             "Please reduce the length of the input prompt.",

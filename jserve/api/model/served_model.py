@@ -139,6 +139,14 @@ class ServedModel:
         system = [] if has_system else [{"role": "system", "content": self.ollama.system}]
         return [*system, *self.ollama.messages, *messages] if system or self.ollama.messages else messages
 
+    @cached_property
+    def blank_token(self) -> int:
+        """The token that stands for an empty text where the tokenizer has none around it: beginning or end."""
+        tokenizer = self.tokenizer
+        named = [tokenizer.special_tokens.get(name) for name in ("bos_token", "cls_token", "eos_token", "pad_token")]
+        ids = [token_id for token in named if token and (token_id := tokenizer.token_id(token)) is not None]
+        return [*ids, 0][0]
+
     async def encode(self, text: str, *, add_special_tokens: bool, max_model_len: int) -> list[int]:
         """Token ids of `text`. Raises RequestError where it cannot fit, before tokenizing all of it."""
         if self.tokenizer.keeps_text:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from jserve.api.supervisor.worker_process import WorkerLostError, WorkerProcess
-from jserve.errors import RequestError
+from jserve.api.supervisor.worker_process import WorkerDiedError, WorkerLostError, WorkerProcess
+from jserve.errors import EngineUnavailableError, RequestError
 from jserve.text.templates.render_worker import Rendered, RenderJob, RenderSetup
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,19 @@ class TemplateRenderer:
         await self._processes[False].start()
 
     async def render(self, job: RenderJob) -> Rendered:
-        """The prompt. Raises RequestError where the template refuses, fails, or goes beyond its limits."""
+        """The prompt. Raises RequestError where the template refuses, fails, or goes beyond its limits.
+
+        Raises EngineUnavailableError where the process was lost twice, which need not be this request's fault.
+        """
         request = pickle.dumps(job)
         is_apart = job.template is not None or len(request) > _LARGE_BYTES
         try:
             rendered = _decode(await self._processes[is_apart].call(request))
+        except WorkerDiedError as why:
+            logger.error("rendering a chat template %s, twice", why)
+            raise EngineUnavailableError(
+                "the process that renders chat templates has ended twice during this request; try again in a moment"
+            ) from None
         except WorkerLostError as why:
             logger.warning("a chat template %s and was stopped", why)
             raise RequestError(f"the chat template {why} on these messages", param="messages") from None

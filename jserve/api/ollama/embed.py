@@ -1,22 +1,18 @@
 """POST /api/embed and /api/embeddings: the final hidden state of each input's last token, or the mean of all with
 `--pooling mean`, of unit length; of a model for embeddings, as its own files have it.
 
-An input over the context is a 400, unless the request itself says `truncate: true`. Only models for embeddings, whose
-contexts are short, cut where nothing is said, as Ollama does: its clients count on it. `dimensions` keeps the first
-ones and scales them to unit length again, as Ollama does, which means something for models trained for it
-(Matryoshka) only.
+Each input has its vector, an empty one too. As in Ollama an input over the context is cut at its end, unless the
+request says `truncate: false`: its clients count on that. `dimensions` keeps the first ones and scales them to unit
+length again, which means something for models trained for it (Matryoshka) only.
 """
 
-import math
 import time
-from array import array
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation
-from jserve.api.http.answers import all_updates
 from jserve.api.http.body import read_body
 from jserve.api.json_writer import JsonResponse
 from jserve.api.model.served_model import ServedModel
@@ -25,10 +21,8 @@ from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
 from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody
-from jserve.api.openai.embeddings import prepare_embeddings
+from jserve.api.openai.embeddings import prepare_embeddings, shortened, vectors_of
 from jserve.errors import RequestError
-
-Vectors = list[list[float]]
 
 
 async def embed(request: Request) -> Response:
@@ -41,15 +35,17 @@ async def embed(request: Request) -> Response:
         raise RequestError(f"dimensions is {body.dimensions} but must be at least 1", param="dimensions")
     texts = [body.input] if isinstance(body.input, str) else body.input or []
     answer = {"model": body.model_name or model.name, "embeddings": []}
-    if not any(texts):
-        return _json(answer)
-    truncates = model.embedder is not None if body.truncate is None else body.truncate
-    generation = await _start(request, texts, model, truncates=truncates)
-    vectors = await _vectors(request, generation, server, body.dimensions)
-    return _json(
+    if not texts or body.input == "":
+        return JsonResponse(answer)
+    generation = await _start(request, texts, model, truncates=body.truncate is not False)
+    vectors = await vectors_of(request, generation)
+    size = body.dimensions
+    if size is not None and size < len(vectors[0]):
+        vectors = [shortened(vector, size) for vector in vectors]
+    return JsonResponse(
         answer
         | {
-            "embeddings": vectors,
+            "embeddings": [vector.tolist() for vector in vectors],
             "total_duration": nanoseconds(received, time.time()),
             "load_duration": nanoseconds(received, min(life.scheduled for life in generation.lives)),
             "prompt_eval_count": generation.num_prompt_tokens,
@@ -63,10 +59,9 @@ async def ollama_embeddings(request: Request) -> Response:
     body = await read_body(request, EmbeddingsBody, any_media_type=True)
     model = _checked(body, server)
     if not body.prompt:
-        return _json({"embedding": []})
-    generation = await _start(request, [body.prompt], model, truncates=model.embedder is not None)
-    [vector] = await _vectors(request, generation, server, None)
-    return _json({"embedding": vector})
+        return JsonResponse({"embedding": []})
+    [vector] = await vectors_of(request, await _start(request, [body.prompt], model, truncates=True))
+    return JsonResponse({"embedding": vector.tolist()})
 
 
 def _checked(body: LoadedModelBody, server: ServerContext) -> ServedModel:
@@ -85,21 +80,3 @@ async def _start(request: Request, texts: list[str], model: ServedModel, *, trun
     body = EmbeddingBody(input=texts, truncate_prompt_tokens=limit, truncation_side="right")
     prepared = await prepare_embeddings(request, body, model, "ollama")
     return server.generator.start(prepared, model.tokenizer, None)
-
-
-async def _vectors(request: Request, generation: Generation, server: ServerContext, dimensions: int | None) -> Vectors:
-    updates = await all_updates(request, server.generator, generation)
-    found = {update.index: array("f", update.embedding).tolist() for update in updates if update.embedding}
-    return [_shortened(found[index], dimensions) for index in sorted(found)]
-
-
-def _shortened(vector: list[float], dimensions: int | None) -> list[float]:
-    if dimensions is None or dimensions >= len(vector):
-        return vector
-    kept = vector[:dimensions]
-    length = math.hypot(*kept)
-    return [value / length for value in kept] if length else kept
-
-
-def _json(body: object) -> Response:
-    return JsonResponse(body)

@@ -6,7 +6,7 @@ from jserve.api.context import ServerContext
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import OllamaGenerationBody
 from jserve.api.ollama.names import check_model_name
-from jserve.api.ollama.options import check_options, sampling_fields
+from jserve.api.ollama.options import check_options, sampling_dialect, sampling_fields
 from jserve.api.ollama.timestamps import keep_alive_seconds
 from jserve.api.openai.bodies import GenerationBody
 from jserve.errors import RequestError
@@ -17,11 +17,13 @@ _LEVELS = ("low", "medium", "high", "max")
 
 
 def generation_fields(body: OllamaGenerationBody, model: ServedModel, server: ServerContext) -> dict[str, Any]:
-    """Name, options, format and logprobs. Raises RequestError and UnknownModelError."""
+    """Model's name, options and format, for `make_body`. Raises RequestError and UnknownModelError."""
     check_model_name(server.settings, body.model_name)
     keep_alive_seconds(body.keep_alive)
     options = check_options(body.options)
-    fields = sampling_fields(options, model.defaults, server.client.max_model_len)
+    limit = server.client.max_model_len
+    fields = sampling_fields(options, model.defaults, limit)
+    fields["dialect"] = sampling_dialect(options, model.defaults, limit)
     response_format = _response_format(body.format)
     if response_format is not None:
         fields["response_format"] = response_format
@@ -47,8 +49,10 @@ def thinking_fields(think: bool | str | None, model: ServedModel) -> dict[str, A
 
 def make_body(schema: type[Body], fields: dict[str, Any]) -> Body:
     """An OpenAI body. Stop strings are set past its validation: Ollama's clients may send more than four."""
-    stop = fields.pop("stop", None)
-    return schema.model_validate(fields).model_copy(update={"stop": stop})
+    stop, dialect = fields.pop("stop"), fields.pop("dialect")
+    body = schema.model_validate(fields).model_copy(update={"stop": stop})
+    body.speak(dialect)
+    return body
 
 
 def is_unload(body: OllamaGenerationBody) -> bool:

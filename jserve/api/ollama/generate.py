@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation.generation import Generation, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
 from jserve.api.model.lengths import check_prompt_length

@@ -5,14 +5,16 @@ defaults: temperature 0.8, top_k 40, top_p 0.9. On /v1 routes the defaults are O
 
 Options for loading a model (num_ctx, num_gpu, num_thread, ...) change nothing: the model is loaded, with the
 context that the server was started with. `num_ctx` below a prompt's length therefore drops nothing of it.
-An unknown option is logged, as in Ollama; one that would change the output and cannot be honoured is refused.
+An unknown option is logged, as in Ollama, and so is one for a way to sample that is not supported. A value out of
+range is clamped, as in Ollama.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jserve.api.model.defaults import SamplingDefaults
+from jserve.api.model.defaults import OLLAMA_WINDOW, SamplingDefaults
+from jserve.api.openai.bodies import MAX_STOP_CHARS, SamplingDialect
 from jserve.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -36,10 +38,11 @@ _TYPES = {
 }
 
 _MAX_INT = 2**63 - 1
+_MAX_FLOAT = 3.4e38
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     _INTEGER: lambda value: abs(value) <= _MAX_INT and value == int(value),
-    _FLOAT: lambda value: isinstance(value, float) or abs(value) <= _MAX_INT,
+    _FLOAT: lambda value: -_MAX_FLOAT <= value <= _MAX_FLOAT,
     _BOOLEAN: lambda value: isinstance(value, bool),
     _STRINGS: lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
 }
@@ -47,8 +50,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 _MAX_SHOWN = 20
 """Unknown options, and characters of each, in the log."""
 
-_ONLY_NEUTRAL: dict[str, float] = {"typical_p": 1.0, "tfs_z": 1.0, "mirostat": 0}
-"""Ways to sample that jserve does not have, and the values that switch them off."""
+_NO_EFFECT: dict[str, Any] = {"typical_p": 1.0, "tfs_z": 1.0, "mirostat": 0, "penalize_newline": True}
+"""Ways to sample that jserve does not have, as Ollama's newer engine does not, and the values that switch them off."""
+
+_MOST = 100.0
+"""Largest temperature and penalty. Beyond it nothing changes that a float32 could tell."""
 
 
 def check_options(raw: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -61,19 +67,32 @@ def check_options(raw: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def sampling_fields(options: Mapping[str, Any], model: SamplingDefaults, max_model_len: int) -> dict[str, Any]:
-    """Checked options as fields of a chat or completions body. Raises RequestError for what cannot be honoured."""
-    _refuse_other_samplers(options)
+    """Checked options as fields of a chat or completions body, in the ranges to which Ollama clamps them."""
+    _log_without_effect(options)
     defaults = model.over(OLLAMA_DEFAULTS)
     return {
         "max_tokens": _max_tokens(options.get("num_predict"), defaults, max_model_len),
-        "temperature": options.get("temperature", defaults.temperature),
-        "top_k": options.get("top_k", defaults.top_k),
-        "top_p": options.get("top_p", defaults.top_p),
-        "min_p": options.get("min_p", defaults.min_p),
+        "temperature": _clamped(options.get("temperature", defaults.temperature), 0.0, _MOST),
+        "top_k": max(0, options.get("top_k", defaults.top_k)),
+        "top_p": _clamped(options.get("top_p", defaults.top_p), 0.0, 1.0),
+        "min_p": _clamped(options.get("min_p", defaults.min_p), 0.0, 1.0),
         "seed": options.get("seed", defaults.seed),
         "stop": _stop(options),
-        **_penalties(options, defaults, max_model_len),
+        **_penalties(options, defaults),
     }
+
+
+def sampling_dialect(options: Mapping[str, Any], model: SamplingDefaults, max_model_len: int) -> SamplingDialect:
+    """What Ollama's options say beyond the fields: the window of the penalties, `repeat_last_n`.
+
+    A penalty of the model's generation_config looks at everything, as transformers has it, unless the request or
+    the Modelfile says otherwise.
+    """
+    own = {"repeat_penalty", "presence_penalty", "frequency_penalty"} & options.keys()
+    window = options.get("repeat_last_n", model.penalty_window)
+    if window is None:
+        window = OLLAMA_WINDOW if own else -1
+    return SamplingDialect(has_ranges=False, penalty_window=window if 0 < window < max_model_len else None)
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:
@@ -83,15 +102,14 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     return int(value) if kind == _INTEGER else value
 
 
-def _refuse_other_samplers(options: Mapping[str, Any]) -> None:
-    for name, neutral in _ONLY_NEUTRAL.items():
-        value = options.get(name, neutral)
-        if value != neutral:
-            raise RequestError(
-                f'option "{name}" is {value} but this way to sample is not supported; '
-                f"leave it out or set it to {neutral:g}",
-                param=f"options.{name}",
-            )
+def _clamped(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def _log_without_effect(options: Mapping[str, Any]) -> None:
+    unused = [name for name, neutral in _NO_EFFECT.items() if options.get(name, neutral) != neutral]
+    if unused:
+        logger.warning("a request has options for ways to sample that are not supported; no effect: %s", unused)
 
 
 def _max_tokens(num_predict: int | None, defaults: SamplingDefaults, max_model_len: int) -> int | None:
@@ -104,37 +122,26 @@ def _max_tokens(num_predict: int | None, defaults: SamplingDefaults, max_model_l
 
 
 def _stop(options: Mapping[str, Any]) -> list[str] | None:
+    """The stop strings. An empty one, which some clients send for none, would end every answer before it begins."""
     if "stop" not in options:
         return None
-    stop: list[str] = options["stop"]
+    stop: list[str] = [text for text in options["stop"] if text]
     if len(stop) > MAX_STOP_STRINGS:
         message = f'option "stop" holds {len(stop)} strings but at most {MAX_STOP_STRINGS} are allowed'
+        raise RequestError(message, param="options.stop")
+    if any(len(text) > MAX_STOP_CHARS for text in stop):
+        message = f'option "stop" holds a string of more than {MAX_STOP_CHARS} characters; send shorter ones'
         raise RequestError(message, param="options.stop")
     return stop
 
 
-def _penalties(options: Mapping[str, Any], defaults: SamplingDefaults, max_model_len: int) -> dict[str, float]:
-    """Penalties see the whole context, which is `repeat_last_n` -1; 0 switches them off, as in llama.cpp."""
-    penalties = {
-        "repetition_penalty": options.get("repeat_penalty", defaults.repetition_penalty),
-        "presence_penalty": options.get("presence_penalty", defaults.presence_penalty),
-        "frequency_penalty": options.get("frequency_penalty", defaults.frequency_penalty),
+def _penalties(options: Mapping[str, Any], defaults: SamplingDefaults) -> dict[str, float]:
+    """The penalties; none where `repeat_last_n` is 0, and no repeat penalty where that is 0 or less."""
+    if options.get("repeat_last_n", defaults.penalty_window) == 0:
+        return {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    repeat = options.get("repeat_penalty", defaults.repetition_penalty)
+    return {
+        "repetition_penalty": _clamped(repeat, 1 / _MOST, _MOST) if repeat > 0 else 1.0,
+        "presence_penalty": _clamped(options.get("presence_penalty", defaults.presence_penalty), -_MOST, _MOST),
+        "frequency_penalty": _clamped(options.get("frequency_penalty", defaults.frequency_penalty), -_MOST, _MOST),
     }
-    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-    if penalties == neutral:
-        return penalties
-    last_n = options.get("repeat_last_n", -1)
-    if last_n == 0:
-        return neutral
-    if 0 < last_n < max_model_len:
-        raise RequestError(
-            f'option "repeat_last_n" is {last_n} but penalties here see the whole context; '
-            "leave it out or set it to -1, or to 0 for no penalties",
-            param="options.repeat_last_n",
-        )
-    if options.get("penalize_newline") is False:
-        raise RequestError(
-            'option "penalize_newline" is false but penalties here hold for all tokens; leave it out',
-            param="options.penalize_newline",
-        )
-    return penalties

@@ -4,9 +4,10 @@ A field that is absent means the server's default, so almost everything is optio
 accepted and kept in `model_extra`, where `unsupported.py` looks for those that would change the output.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 MAX_PROMPTS = 1024
 MAX_STOP_STRINGS = 4
@@ -88,10 +89,23 @@ class RepetitionDetectionBody(BaseModel):
     min_count: Annotated[int, Field(ge=0, le=MAX_PATTERN)] = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingDialect:
+    """What the API that a request came by says about sampling and OpenAI's has no field for.
+
+    `has_ranges`: a value out of OpenAI's ranges is an error. `penalty_window`: see `SamplingParams`.
+    """
+
+    has_ranges: bool = True
+    penalty_window: int | None = None
+
+
 class GenerationBody(BaseModel):
     """The fields that chat and completions share."""
 
     model_config = ConfigDict(extra="allow")
+
+    _dialect: SamplingDialect = PrivateAttr(SamplingDialect())
 
     model: str | None = None
     stream: bool | None = False
@@ -140,6 +154,14 @@ class GenerationBody(BaseModel):
     guided_whitespace_pattern: str | None = None
     guided_decoding_backend: str | None = None
     session_id: str | None = None
+
+    @property
+    def dialect(self) -> SamplingDialect:
+        return self._dialect
+
+    def speak(self, dialect: SamplingDialect) -> None:
+        """Say that the request was written in another dialect than OpenAI's."""
+        self._dialect = dialect
 
 
 class FunctionBody(BaseModel):

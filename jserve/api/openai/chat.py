@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
-from jserve.api.generation.generation import Generation, GenerationRequest, ParserUse, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import GenerationRequest, ParserUse, PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_max_tokens, check_prompt_length, truncate_prompt

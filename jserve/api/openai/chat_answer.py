@@ -1,17 +1,15 @@
 """A generation in chat's shape, streamed or whole."""
 
-import time
-
 from msgspec import UNSET, UnsetType
 
 from jserve.api.errors import ErrorAnswer
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
-from jserve.api.generation.usage import Usage
-from jserve.api.http.answers import DONE, EVENT_STREAM
+from jserve.api.http.answers import EVENT_STREAM
 from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
+from jserve.api.openai.answer_frame import AnswerFrame
 from jserve.api.openai.bodies import ChatBody
 from jserve.api.openai.logprobs import LogprobsFormatter, prompt_logprobs
 from jserve.api.openai.shapes import (
@@ -25,10 +23,7 @@ from jserve.api.openai.shapes import (
     ChatToolCall,
     ChatToolCallDelta,
     FunctionCall,
-    TextEvent,
-    event,
 )
-from jserve.api.openai.streaming import wants_usage, wants_usage_always
 from jserve.api.settings import ServerSettings
 from jserve.text.output.pieces import ToolCallDelta
 
@@ -39,79 +34,52 @@ class ChatAnswer:
     stream_type = EVENT_STREAM
 
     def __init__(self, body: ChatBody, model: ServedModel, generation: Generation, settings: ServerSettings) -> None:
+        self._frame = AnswerFrame(body, model, generation, settings)
         self._generation = generation
-        self._id = generation.request.public_id
-        self._created = int(time.time())
-        self._model = model
+        self._tokenizer = model.tokenizer
         self._formatter = LogprobsFormatter(
             model.tokenizer,
             as_token_ids=bool(body.return_tokens_as_token_ids),
             chosen=generation.request.sampling.logprob_token_ids,
         )
-        self._with_ids = bool(body.return_token_ids)
         self._with_prompt = bool(body.return_prompt_text)
         self._echo = _echoed_text(body)
-        self._with_usage = wants_usage(body)
-        self._usage_always = wants_usage_always(body)
-        self._with_details = settings.enable_prompt_tokens_details
-        self._with_metrics = settings.enable_per_request_metrics
         self._has_begun = False
-        self._is_bare = not (self._with_ids or self._usage_always)
-        """Whether an event with text holds nothing else that changes."""
-        self._text_events: dict[int, TextEvent] = {}
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """One event per update that has something to say; the roles come before the first."""
         events = [] if self._has_begun else self._begin()
         for update in updates:
-            if self._is_bare and update.is_bare_text:
+            if self._frame.is_bare and update.is_bare_text:
                 if update.text:
-                    events.append(self._text_event(update.index).of(update.text))
+                    events.append(self._text_event(update.index, update.text))
             elif self._is_worth_sending(update):
                 events.append(self._event(update))
         return b"".join(events)
 
     def last_chunk(self) -> bytes:
         """The usage, where it was asked for, and the end."""
-        if not self._with_usage:
-            return DONE
-        usage = event(
-            ChatChunk(
-                id=self._id,
-                created=self._created,
-                model=self._model.name,
-                choices=[],
-                usage=self._usage(),
-                system_fingerprint=self._model.fingerprint,
-                metrics=self._generation.request_metrics() or UNSET if self._with_metrics else UNSET,
-            )
-        )
-        return usage + DONE
+        return self._frame.last_chunk(ChatChunk)
 
     def error(self, problem: ErrorAnswer) -> bytes:
         """The error as an event, and the end."""
-        return b"data: " + problem.body() + b"\n\n" + DONE
+        return self._frame.error(problem)
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The body that is not streamed."""
-        prompt, asked = self._generation.request.prompts[0], self._generation.request.sampling.prompt_logprobs
+        prompt, num_best = self._generation.request.prompts[0], self._generation.request.sampling.prompt_logprobs
         transcripts = Transcript.of(updates, self._generation.num_choices)
         scores = transcripts[0].prompt_logprobs
         return encode(
-            ChatCompletion(
-                id=self._id,
-                created=self._created,
-                model=self._model.name,
-                choices=[self._choice(done) for done in transcripts],
-                system_fingerprint=self._model.fingerprint,
-                usage=self._usage(),
-                metrics=self._generation.request_metrics() if self._with_metrics else None,
+            self._frame.whole(
+                ChatCompletion,
+                [self._choice(done) for done in transcripts],
                 prompt_logprobs=(
                     None
-                    if asked is None
-                    else prompt_logprobs(self._model.tokenizer, prompt.token_ids, scores or [], asked)
+                    if num_best is None
+                    else prompt_logprobs(self._tokenizer, prompt.token_ids, scores or [], num_best)
                 ),
-                prompt_token_ids=prompt.token_ids if self._with_ids else None,
+                prompt_token_ids=prompt.token_ids if self._frame.with_ids else None,
                 prompt_text=prompt.text if self._with_prompt else None,
             )
         )
@@ -120,27 +88,20 @@ class ChatAnswer:
         self._has_begun = True
         prompt = self._generation.request.prompts[0]
         return [
-            event(
-                ChatChunk(
-                    id=self._id,
-                    created=self._created,
-                    model=self._model.name,
-                    choices=[ChatChunkChoice(index, ChatDelta(role="assistant", content=self._echo))],
-                    usage=self._usage().before_output() if self._usage_always else UNSET,
-                    prompt_token_ids=prompt.token_ids if self._with_ids else UNSET,
-                    prompt_text=prompt.text if self._with_prompt else UNSET,
-                )
+            self._frame.event(
+                ChatChunk,
+                ChatChunkChoice(index, ChatDelta(role="assistant", content=self._echo)),
+                usage=self._frame.usage().before_output() if self._frame.usage_always else UNSET,
+                prompt_token_ids=prompt.token_ids if self._frame.with_ids else UNSET,
+                prompt_text=prompt.text if self._with_prompt else UNSET,
             )
             for index in range(self._generation.num_choices)
         ]
 
-    def _text_event(self, index: int) -> TextEvent:
-        found = self._text_events.get(index)
-        if found is None:
-            choice = ChatChunkChoice(index, ChatDelta(content=TextEvent.HOLE))
-            chunk = ChatChunk(id=self._id, created=self._created, model=self._model.name, choices=[choice])
-            found = self._text_events[index] = TextEvent(chunk)
-        return found
+    def _text_event(self, index: int, text: str) -> bytes:
+        return self._frame.text_event(
+            ChatChunk, index, lambda hole: ChatChunkChoice(index, ChatDelta(content=hole)), text
+        )
 
     def _event(self, update: ChoiceUpdate) -> bytes:
         is_last = update.finish_reason is not None
@@ -150,18 +111,9 @@ class ChatAnswer:
             self._logprobs(update),
             update.finish_reason,
             update.stop_reason if is_last else UNSET,
-            update.token_ids if self._with_ids else UNSET,
+            update.token_ids if self._frame.with_ids else UNSET,
         )
-        return event(
-            ChatChunk(
-                id=self._id,
-                created=self._created,
-                model=self._model.name,
-                choices=[choice],
-                usage=self._chunk_usage(),
-                system_fingerprint=self._model.fingerprint if is_last else UNSET,
-            )
-        )
+        return self._frame.event(ChatChunk, choice, is_last=is_last)
 
     def _choice(self, done: Transcript) -> ChatChoice:
         return ChatChoice(
@@ -170,7 +122,7 @@ class ChatAnswer:
             self._formatter.chat(done.token_ids, done.logprobs) if done.logprobs is not None else None,
             done.finish_reason,
             done.stop_reason,
-            done.token_ids if self._with_ids else None,
+            done.token_ids if self._frame.with_ids else None,
         )
 
     def _delta(self, update: ChoiceUpdate) -> ChatDelta:
@@ -198,18 +150,12 @@ class ChatAnswer:
         has_news = (
             update.text or update.reasoning or update.tool_calls or update.finish_reason is not None or update.logprobs
         )
-        return bool(has_news or self._with_ids)
+        return bool(has_news or self._frame.with_ids)
 
-    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | None:
+    def _logprobs(self, update: ChoiceUpdate) -> ChatLogprobs | UnsetType:
         if update.logprobs is None:
-            return None
-        return self._formatter.chat(update.token_ids, update.logprobs)
-
-    def _usage(self) -> Usage:
-        return self._generation.usage(with_details=self._with_details)
-
-    def _chunk_usage(self) -> Usage | UnsetType:
-        return self._usage() if self._usage_always else UNSET
+            return UNSET
+        return ChatLogprobs(self._formatter.chat(update.token_ids, update.logprobs).content, refusal=[])
 
 
 def _echoed_text(body: ChatBody) -> str:

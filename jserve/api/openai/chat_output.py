@@ -3,18 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import msgspec
-
 from jserve.api.context import ServerContext
 from jserve.api.errors import invalid
 from jserve.api.model.speech import ModelSpeech
 from jserve.api.openai.bodies import ChatBody
-from jserve.api.openai.structured import constrain, structured_output
+from jserve.api.openai.structured import constrain, structured_output, with_grammar
 from jserve.api.openai.tool_use import ToolUse
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
 from jserve.text.grammars.grammar import after_reasoning
 from jserve.text.grammars.grammar_worker import Reasoning
+from jserve.text.grammars.json_schema import Strictness
 from jserve.text.output.draft import call_id, short_call_id
 from jserve.text.output.pieces import OutputParser
 from jserve.text.output.reasoning import Thinking
@@ -87,11 +86,29 @@ class ChatOutput:
         answer = (await constrain(server, body, sampling)).grammar
         if not use.is_constrained and not answer:
             return sampling
-        grammar = self._call_grammar(use.tools, answer)
+        is_strict = all(tool.is_strict for tool in use.tools.values())
+        try:
+            return await self._under_calls(server, sampling, use.tools, answer, "enforceable")
+        except RequestError:
+            if is_strict:
+                raise
+        # Something in a schema that is not strict is more than the compiler bears.
+        return await self._under_calls(server, sampling, use.tools, answer, "shape")
+
+    async def _under_calls(
+        self,
+        server: ServerContext,
+        sampling: SamplingParams,
+        tools: Mapping[str, Tool],
+        answer: str,
+        strictness: Strictness,
+    ) -> SamplingParams:
+        """`sampling`, held to calls of `tools`, or to the grammar `answer` where there is one."""
+        grammar = self._call_grammar(tools, answer, strictness)
         if (reasoning := self.reasoning_before_answer) is not None:
             grammar = after_reasoning(grammar, reasoning.begin, reasoning.end, is_open=reasoning.is_open)
-        await server.grammars.check(grammar, param="tools")
-        return msgspec.structs.replace(sampling, grammar=grammar)
+        verdict = await server.grammars.check(grammar, param="tools")
+        return with_grammar(sampling, grammar, verdict.num_bytes)
 
     async def _constrain_final(self, server: ServerContext, body: ChatBody, sampling: SamplingParams) -> SamplingParams:
         """The form is that of the last channel's message; what the model thinks before it is free."""
@@ -100,15 +117,15 @@ class ChatOutput:
         if not answer or spec is None:
             return sampling
         grammar = CallGrammar(self.speech.tool_format, {}, False, self._special_id).final_answer(answer)
-        await server.grammars.check(grammar, param=spec.field)
-        return msgspec.structs.replace(sampling, grammar=grammar)
+        verdict = await server.grammars.check(grammar, param=spec.field)
+        return with_grammar(sampling, grammar, verdict.num_bytes)
 
-    def _call_grammar(self, tools: Mapping[str, Tool], answer: str) -> str:
+    def _call_grammar(self, tools: Mapping[str, Tool], answer: str, strictness: Strictness) -> str:
         use = self.tool_use
         if not use.is_forced and not answer:
             # What is not strict is held to no more than being an object.
             tools = {name: tool if tool.is_strict else Tool(name, {"type": "object"}) for name, tool in tools.items()}
-        writer = CallGrammar(self.speech.tool_format, tools, use.is_parallel, self._special_id)
+        writer = CallGrammar(self.speech.tool_format, tools, use.is_parallel, self._special_id, strictness)
         try:
             if use.is_forced:
                 return writer.forced()
@@ -145,6 +162,7 @@ class ChatOutput:
             use.tools,
             visible_tokens=speech.visible_tokens(with_tools=bool(use.tools)),
             called_reason=use.called_reason,
+            is_forced=use.is_forced,
             max_calls=max_calls if use.tools else 0,
             with_reasoning=self.with_reasoning,
             new_id=short_call_id if isinstance(speech.tool_format, Mistral) else call_id,

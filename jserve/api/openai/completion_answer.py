@@ -1,17 +1,15 @@
 """A generation in completions' shape, streamed or whole."""
 
-import time
-
 from msgspec import UNSET
 
 from jserve.api.errors import ErrorAnswer
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
-from jserve.api.generation.usage import Usage
-from jserve.api.http.answers import DONE, EVENT_STREAM
+from jserve.api.http.answers import EVENT_STREAM
 from jserve.api.json_writer import encode
 from jserve.api.model.served_model import ServedModel
+from jserve.api.openai.answer_frame import AnswerFrame
 from jserve.api.openai.bodies import CompletionBody
 from jserve.api.openai.logprobs import LogprobsFormatter, join_logprobs, prompt_logprobs
 from jserve.api.openai.shapes import (
@@ -21,10 +19,7 @@ from jserve.api.openai.shapes import (
     CompletionChunkChoice,
     CompletionLogprobs,
     PromptLogprobs,
-    TextEvent,
-    event,
 )
-from jserve.api.openai.streaming import wants_usage, wants_usage_always
 from jserve.api.settings import ServerSettings
 from jserve.protocol import TokenLogprobs
 
@@ -37,10 +32,9 @@ class CompletionAnswer:
     def __init__(
         self, body: CompletionBody, model: ServedModel, generation: Generation, settings: ServerSettings
     ) -> None:
+        self._frame = AnswerFrame(body, model, generation, settings)
         self._generation = generation
-        self._id = generation.request.public_id
-        self._created = int(time.time())
-        self._model = model
+        self._tokenizer = model.tokenizer
         as_ids = bool(body.return_tokens_as_token_ids)
         self._formatters = [
             LogprobsFormatter(
@@ -51,95 +45,50 @@ class CompletionAnswer:
         self._echo = bool(body.echo)
         self._num_top = body.logprobs
         self._num_prompt_top = body.prompt_logprobs
-        self._with_ids = bool(body.return_token_ids)
-        self._with_usage = wants_usage(body)
-        self._usage_always = wants_usage_always(body)
-        self._with_details = settings.enable_prompt_tokens_details
-        self._with_metrics = settings.enable_per_request_metrics
         self._begun = [False] * generation.num_choices
-        self._is_bare = not (self._with_ids or self._usage_always)
-        """Whether an event with text, after a choice's first, holds nothing else that changes."""
-        self._text_events: dict[int, TextEvent] = {}
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """One event per update that has something to say; an echoed prompt comes with a choice's first."""
         events = []
         for update in updates:
-            if self._is_bare and update.is_bare_text and self._begun[update.index]:
+            if self._frame.is_bare and update.is_bare_text and self._begun[update.index]:
                 if update.text:
-                    events.append(self._text_event(update.index).of(update.text))
+                    events.append(self._text_event(update.index, update.text))
             elif self._is_worth_sending(update):
                 events.append(self._event(update))
         return b"".join(events)
 
     def last_chunk(self) -> bytes:
         """The usage, where it was asked for, and the end."""
-        if not self._with_usage:
-            return DONE
-        usage = event(
-            CompletionChunk(
-                id=self._id,
-                created=self._created,
-                model=self._model.name,
-                choices=[],
-                usage=self._usage(),
-                system_fingerprint=self._model.fingerprint,
-                metrics=self._generation.request_metrics() or UNSET if self._with_metrics else UNSET,
-            )
-        )
-        return usage + DONE
+        return self._frame.last_chunk(CompletionChunk)
 
     def error(self, problem: ErrorAnswer) -> bytes:
         """The error as an event, and the end."""
-        return b"data: " + problem.body() + b"\n\n" + DONE
+        return self._frame.error(problem)
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
         """The body that is not streamed."""
-        return encode(
-            Completion(
-                id=self._id,
-                created=self._created,
-                model=self._model.name,
-                choices=[self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)],
-                system_fingerprint=self._model.fingerprint,
-                usage=self._usage(),
-                metrics=self._generation.request_metrics() if self._with_metrics else None,
-            )
-        )
+        choices = [self._choice(done) for done in Transcript.of(updates, self._generation.num_choices)]
+        return encode(self._frame.whole(Completion, choices))
 
-    def _text_event(self, index: int) -> TextEvent:
-        found = self._text_events.get(index)
-        if found is None:
-            choice = CompletionChunkChoice(index, TextEvent.HOLE)
-            chunk = CompletionChunk(id=self._id, created=self._created, model=self._model.name, choices=[choice])
-            found = self._text_events[index] = TextEvent(chunk)
-        return found
+    def _text_event(self, index: int, text: str) -> bytes:
+        return self._frame.text_event(CompletionChunk, index, lambda hole: CompletionChunkChoice(index, hole), text)
 
     def _event(self, update: ChoiceUpdate) -> bytes:
         index = update.index
         is_first = not self._begun[index]
         self._begun[index] = True
         text = self._prompt_text(index) + update.text if is_first else update.text
-        is_last = update.finish_reason is not None
         choice = CompletionChunkChoice(
             index,
             text,
             self._logprobs(index, update.token_ids, update.logprobs, update.prompt_logprobs),
             update.finish_reason,
             update.stop_reason,
-            update.token_ids if self._with_ids else UNSET,
-            self._prompt_ids(index) if self._with_ids and is_first else UNSET,
+            update.token_ids if self._frame.with_ids else UNSET,
+            self._prompt_ids(index) if self._frame.with_ids and is_first else UNSET,
         )
-        return event(
-            CompletionChunk(
-                id=self._id,
-                created=self._created,
-                model=self._model.name,
-                choices=[choice],
-                usage=self._usage() if self._usage_always else UNSET,
-                system_fingerprint=self._model.fingerprint if is_last else UNSET,
-            )
-        )
+        return self._frame.event(CompletionChunk, choice, is_last=update.finish_reason is not None)
 
     def _choice(self, done: Transcript) -> CompletionChoice:
         return CompletionChoice(
@@ -148,16 +97,16 @@ class CompletionAnswer:
             self._logprobs(done.index, done.token_ids, done.logprobs, done.prompt_logprobs),
             done.finish_reason,
             done.stop_reason,
-            done.token_ids if self._with_ids else None,
+            done.token_ids if self._frame.with_ids else None,
             self._prompt_logprobs(done),
-            self._prompt_ids(done.index) if self._with_ids else None,
+            self._prompt_ids(done.index) if self._frame.with_ids else None,
         )
 
     def _is_worth_sending(self, update: ChoiceUpdate) -> bool:
         """False while text is held back and nothing else is new."""
         has_news = update.text or update.finish_reason is not None or update.logprobs
         is_echo = self._echo and not self._begun[update.index]
-        return bool(has_news or is_echo or self._with_ids)
+        return bool(has_news or is_echo or self._frame.with_ids)
 
     def _prompt_text(self, index: int) -> str:
         request = self._generation.request
@@ -187,7 +136,4 @@ class CompletionAnswer:
         if self._num_prompt_top is None:
             return None
         scores = done.prompt_logprobs or []
-        return prompt_logprobs(self._model.tokenizer, self._prompt_ids(done.index), scores, self._num_prompt_top)
-
-    def _usage(self) -> Usage:
-        return self._generation.usage(with_details=self._with_details)
+        return prompt_logprobs(self._tokenizer, self._prompt_ids(done.index), scores, self._num_prompt_top)

@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
-from jserve.api.generation.generation import Generation, GenerationRequest, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import check_cache_salt, public_id, read_body
 from jserve.api.model.lengths import check_max_tokens, check_prompt_length, truncate_prompt
@@ -98,18 +99,18 @@ def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -
 
 
 def split_prompts(
-    prompt: str | list[int] | list[str] | list[list[int]] | None,
+    prompt: str | list[int] | list[str] | list[list[int]] | None, *, param: str = "prompt"
 ) -> list[str] | list[list[int]]:
     """One entry per prompt. Raises RequestError where there is none, or too many."""
     if not prompt:
-        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+        raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param=param)
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
         return [prompt]
     if len(prompt) > MAX_PROMPTS:
-        message = f"prompt holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
-        raise RequestError(message, param="prompt")
+        message = f"{param} holds {len(prompt)} prompts but at most {MAX_PROMPTS} are allowed in one request"
+        raise RequestError(message, param=param)
     return prompt
 
 

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from jserve.api.context import context_of
 from jserve.api.errors import invalid
-from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation.generation import Generation
+from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
@@ -58,7 +59,7 @@ async def prepare_embeddings(
     if (body.input is None) == (body.messages is None):
         raise RequestError("give either `input` or `messages`", param="input")
     prompts = await _prompts_of_messages(request, body, model) if body.input is None else []
-    for text in split_prompts(body.input) if body.input is not None else ():
+    for text in _split_inputs(body.input) if body.input is not None else ():
         prompts.append(await _prompt_of_input(request, text, body, model))
         await asyncio.sleep(0)  # A thousand texts must not hold up everybody else's tokens.
     return GenerationRequest(
@@ -79,16 +80,11 @@ async def embed(
     `dimensions` keeps the first numbers. Raises RequestError where a model that generates is asked for fewer than it
     has: none is trained so that the first numbers of its hidden state mean something alone.
     """
-    import numpy as np  # 0.15 s that a start is spared
-
-    generator = context_of(request).generator
-    generation = generator.start(prepared, model.tokenizer, None)
-    found = [np.zeros(0, "<f4")] * generation.num_choices
-    for update in await all_updates(request, generator, generation):
-        found[update.index] = np.frombuffer(update.embedding, "<f4")
-    size = len(found[0])
+    generation = context_of(request).generator.start(prepared, model.tokenizer, None)
+    vectors = await vectors_of(request, generation)
+    size = len(vectors[0])
     if dimensions is None or dimensions == size:
-        return found
+        return vectors
     if model.embedder is None:
         raise invalid(
             f"this model's embeddings have {size} dimensions and cannot be shortened, since it was not trained for "
@@ -98,14 +94,39 @@ async def embed(
         )
     if not 1 <= dimensions < size:
         raise invalid(f"this model's embeddings have {size} dimensions; ask for 1 to {size}.", "dimensions", dimensions)
-    kept = [vector[:dimensions].astype("f8") for vector in found]
-    return [(vector / (np.linalg.norm(vector) or 1.0)).astype("<f4") for vector in kept]
+    return [shortened(vector, dimensions) for vector in vectors]
+
+
+async def vectors_of(request: Request, generation: Generation) -> "list[np.ndarray]":
+    """The embeddings that a generation which has just started gives: f32[E] for each of its prompts, in order."""
+    import numpy as np  # 0.15 s that a start is spared
+
+    updates = await all_updates(request, context_of(request).generator, generation)
+    vectors = {update.index: np.frombuffer(update.embedding, "<f4") for update in updates if update.embedding}
+    return [vectors[index] for index in range(generation.num_choices)]
+
+
+def shortened(vector: "np.ndarray", dimensions: int) -> "np.ndarray":
+    """The first `dimensions` numbers of f32[E], brought to length 1 again."""
+    import numpy as np
+
+    kept = vector[:dimensions].astype("f8")
+    return (kept / (np.linalg.norm(kept) or 1.0)).astype("<f4")
 
 
 def prompt_usage(prompts: Sequence[PreparedPrompt]) -> Usage:
     """Token counts where nothing was generated."""
     count = sum(len(prompt.token_ids) for prompt in prompts)
     return Usage(count, count, 0)
+
+
+def _split_inputs(value: str | list[int] | list[str] | list[list[int]]) -> list[str] | list[list[int]]:
+    """One entry for each input. An empty text is one. Raises RequestError where there is none, or too many."""
+    if isinstance(value, str):
+        return [value]
+    if not value or any(isinstance(entry, list) and not entry for entry in value):
+        raise RequestError("`input` holds no text, or a list without token ids; give at least one", param="input")
+    return split_prompts(value, param="input")
 
 
 async def _prompt_of_input(
@@ -120,6 +141,7 @@ async def _prompt_of_input(
     if body.truncate_prompt_tokens is not None and _side(body, model) == "right":
         worded = await model.beginning(worded, client.max_model_len)
     token_ids = await model.encode(worded, add_special_tokens=special, max_model_len=client.max_model_len)
+    token_ids = token_ids or [model.blank_token]
     ends = model.tokenizer.special_ends if special else (0, 0)
     return _fitted(token_ids, body, model, client.max_model_len, ends)
 

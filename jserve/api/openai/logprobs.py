@@ -27,24 +27,26 @@ class LogprobsFormatter:
     `chosen` are the tokens of `logprob_token_ids`, which are shown instead of the best.
     """
 
-    __slots__ = ("_as_ids", "_chosen", "_decoder", "_offset", "_tokenizer")
+    __slots__ = ("_as_ids", "_chosen", "_decoder", "_offset", "_shown_tokens", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool = False, chosen: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._as_ids = as_token_ids
         self._chosen = chosen
         self._offset = 0
+        self._shown_tokens: dict[int, tuple[str, list[int]]] = {}
         self._decoder = getincrementaldecoder("utf-8")("replace")
 
     def chat(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> ChatLogprobs:
         """`logprobs` of `token_ids`, which have the same length."""
         content = []
         for token, position in zip(token_ids, logprobs, strict=True):
-            top = [
-                TopLogprob(self._text(other), _clamp(logprob), self._bytes(other))
-                for other, logprob in self._alternatives(position)
-            ]
-            content.append(TokenLogprob(self._text(token), _clamp(position.logprob), self._bytes(token), top))
+            top = []
+            for other, logprob in self._alternatives(position):
+                text, raw = self._shown(other)
+                top.append(TopLogprob(text, _clamp(logprob), raw))
+            text, raw = self._shown(token)
+            content.append(TokenLogprob(text, _clamp(position.logprob), raw, top))
         return ChatLogprobs(content)
 
     def completion(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> CompletionLogprobs:
@@ -106,10 +108,15 @@ class LogprobsFormatter:
         self._offset += len(self._decoder.decode(added))
 
     def _text(self, token: int) -> str:
-        return f"token_id:{token}" if self._as_ids else self._tokenizer.token_text(token)
+        return self._shown(token)[0]
 
-    def _bytes(self, token: int) -> list[int]:
-        return list(self._tokenizer.token_bytes(token))
+    def _shown(self, token: int) -> tuple[str, list[int]]:
+        """A token's text and its bytes, made once: answers with 20 alternatives a token hold the same ones often."""
+        shown = self._shown_tokens.get(token)
+        if shown is None:
+            text = f"token_id:{token}" if self._as_ids else self._tokenizer.token_text(token)
+            shown = self._shown_tokens[token] = (text, list(self._tokenizer.token_bytes(token)))
+        return shown
 
 
 def _clamp(logprob: float) -> float:

@@ -58,8 +58,10 @@ def sampling_params(
         allowed_token_ids=allowed_tokens(body.allowed_token_ids, vocab_size),
         bad_words=bad_word_tokens(body.bad_words, tokenizer, vocab_size),
         repetition_detection=_repetition_detection(body.repetition_detection),
+        penalty_window=body.dialect.penalty_window,
     )
-    _check_ranges(params)
+    if body.dialect.has_ranges:
+        _check_ranges(params)
     _check_counts(params)
     check_something_is_allowed(params, vocab_size)
     return params

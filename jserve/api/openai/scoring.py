@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jserve.api.context import context_of
-from jserve.api.generation.generation import GenerationRequest, PreparedPrompt
+from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body

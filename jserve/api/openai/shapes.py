@@ -29,9 +29,10 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Logprobs in chat's shape."""
+    """Logprobs in chat's shape. `refusal` must be there: null in a whole answer, a list in a chunk."""
 
     content: list[TokenLogprob]
+    refusal: list[TokenLogprob] | None = None
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
@@ -85,9 +86,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     role: str
     content: str | None
     refusal: None = None
-    annotations: None = None
     audio: None = None
-    function_call: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ChatToolCall] | UnsetType = UNSET
@@ -137,7 +136,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
 
     index: int
     delta: ChatDelta
-    logprobs: ChatLogprobs | None = None
+    logprobs: ChatLogprobs | UnsetType = UNSET
     finish_reason: str | None = None
     stop_reason: StopReason | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET

@@ -1,5 +1,6 @@
 """The fields that ask for a form of output, in all their spellings, as one `StructuredOutput`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +13,12 @@ from jserve.text.grammars.grammar_worker import Reasoning
 from jserve.text.grammars.structured import Kind, StructuredOutput
 
 _KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_MAX_GRAMMAR_TEXT = 64 << 20
+_FORMS = frozenset({
+    "schema", "json_schema", "json", "regex", "pattern", "grammar", "ebnf", "lark", "gbnf", "choice", "choices", "enum",
+    "structural_tag", "json_object", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+})  # fmt: skip
+"""Words that ask for a form of output somewhere, in some engine."""
 _GUIDED: dict[str, Kind] = {f"guided_{kind}": kind for kind in _KINDS if kind != "structural_tag"}
 
 
@@ -25,8 +32,20 @@ async def constrain(
     spec = structured_output(body)
     if spec is None:
         return sampling
-    grammar = await server.grammars.compile(spec, reasoning)
-    return msgspec.structs.replace(sampling, grammar=grammar)
+    verdict = await server.grammars.compile(spec, reasoning)
+    return with_grammar(sampling, verdict.grammar, verdict.num_bytes)
+
+
+def with_grammar(sampling: SamplingParams, grammar: str, num_bytes: int) -> SamplingParams:
+    """`sampling` under a grammar. Raises RequestError where it goes to too many choices: each carries its text."""
+    total = sampling.n * len(grammar)
+    if total > _MAX_GRAMMAR_TEXT:
+        raise RequestError(
+            f"n={sampling.n} times a grammar of {len(grammar):,} characters is more than {_MAX_GRAMMAR_TEXT:,}; "
+            "ask for fewer choices at once",
+            param="n",
+        )
+    return msgspec.structs.replace(sampling, grammar=grammar, grammar_bytes=num_bytes)
 
 
 def structured_output(body: GenerationBody) -> StructuredOutput | None:
@@ -43,15 +62,35 @@ def _of_response_format(body: GenerationBody) -> StructuredOutput | None:
     if wanted is None or wanted.type == "text":
         return None
     field = "response_format"
+    extra = wanted.model_extra or {}
     if wanted.type == "json_object":
-        return StructuredOutput("json_object", field=field)
+        schema = extra.get("schema")  # As llama.cpp has it.
+        refuse_unread_forms({**extra, "json_schema": wanted.json_schema}, field, wanted.type, read=("schema",))
+        return StructuredOutput("json_object" if schema is None else "json", schema, field=field)
     if wanted.type == "json_schema":
+        read = ("schema",) if wanted.json_schema is None else ()
+        refuse_unread_forms(extra, field, wanted.type, read=read)
+        if wanted.json_schema is not None:
+            refuse_unread_forms(wanted.json_schema.model_extra or {}, f"{field}.json_schema", wanted.type)
         return StructuredOutput("json", _schema_of(wanted), field=field)
     tag = wanted.model_dump(exclude={"type", "json_schema"}, exclude_none=True)
     return StructuredOutput("structural_tag", tag, field=field)
 
 
+def refuse_unread_forms(fields: Mapping[str, Any], where: str, kind: str, read: tuple[str, ...] = ()) -> None:
+    """Raise RequestError where `fields`, in the object at `where`, ask for a form that its `kind` does not read.
+
+    The answer would look as if it followed it.
+    """
+    for name, value in fields.items():
+        if name in _FORMS and name not in read and value is not None:
+            message = f"{where} has `{name}`, which {kind!r} does not read; ask in one of the documented ways"
+            raise RequestError(message, param=f"{where}.{name}")
+
+
 def _schema_of(wanted: ResponseFormat) -> Any:
+    if wanted.json_schema is None and (schema := (wanted.model_extra or {}).get("schema")) is not None:
+        return schema
     if wanted.json_schema is None:
         raise RequestError(
             "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
@@ -66,6 +105,7 @@ def _of_structured_outputs(body: GenerationBody) -> StructuredOutput | None:
     wanted = body.structured_outputs
     if wanted is None:
         return None
+    refuse_unread_forms(wanted.model_extra or {}, "structured_outputs", "structured_outputs")
     given = {kind: wanted.value_of(kind) for kind in _KINDS}
     options = {
         "disable_any_whitespace": wanted.disable_any_whitespace,

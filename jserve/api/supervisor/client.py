@@ -15,8 +15,9 @@ from contextlib import suppress
 
 from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.admission import Admission
+from jserve.api.supervisor.answer_clock import AnswerClock
 from jserve.api.supervisor.inbox import Inbox
-from jserve.api.supervisor.process import EngineHandle, LaunchedEngine, launch_engine
+from jserve.api.supervisor.process import EngineHandle, LaunchedEngine, LaunchError, launch_engine
 from jserve.config import EngineConfig
 from jserve.errors import EngineFailedError, EngineUnavailableError, StartupError
 from jserve.protocol import (
@@ -31,12 +32,15 @@ from jserve.protocol import (
     Request,
     Shutdown,
     StepFrame,
+    ToEngine,
 )
 
 logger = logging.getLogger(__name__)
 
 _LAST_FRAMES_S = 0.2
 """How long the frames of an engine that has exited may still take to be read."""
+_RELAUNCH_S = 1.0
+"""Between attempts to start an engine while the system lacks the means."""
 _EXIT_GRACE_S = 2.0
 """How long an engine whose socket has ended may take to exit before it is killed."""
 
@@ -71,7 +75,7 @@ class EngineClient:
         self.stats = EngineStats()
         self.num_restarts = 0
         self.admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
-        self.last_frame_at = time.monotonic()
+        self._clock = AnswerClock()
         self.received_at = 0.0
         """`time.time()` of the newest frame, which is when its tokens arrived."""
         self.on_ready: Callable[[EngineReady], None] = lambda _: None
@@ -90,14 +94,19 @@ class EngineClient:
 
     @property
     def seconds_silent(self) -> float:
-        """How long ago the engine last sent something, or was first given something to do."""
-        return time.monotonic() - self.last_frame_at
+        """How long the engine has owed an answer to what it was sent; 0 where it owes none."""
+        return self._clock.seconds
 
     @property
     def is_stalled(self) -> bool:
-        """Whether requests are open on a ready engine that has sent nothing for too long."""
-        is_busy = self.state is EngineStatus.READY and bool(self._inboxes)
-        return is_busy and self.seconds_silent > self._settings.stall_timeout_s
+        """Whether a ready engine has owed an answer for too long, be its clients still there or not."""
+        return self.state is EngineStatus.READY and self.seconds_silent > self._settings.stall_timeout_s
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether it has for so long that it must be started again."""
+        limit = self._settings.hang_timeout_s
+        return self.state is EngineStatus.READY and 0 < limit < self.seconds_silent
 
     @property
     def max_model_len(self) -> int:
@@ -125,21 +134,24 @@ class EngineClient:
         self.admission.check(
             requests, num_open=self.num_open, max_num_seqs=self.ready.max_num_seqs, stats=self.stats
         )  # fmt: skip
-        if not self._inboxes:
-            self.last_frame_at = time.monotonic()
         inbox = Inbox(tuple(request.request_id for request in requests))
         for request in requests:
             self._inboxes[request.request_id] = inbox
-        self._process.send(requests)
+        self._send(requests)
         return inbox
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Stop those of these requests that are still open, and forget them. Returns at once."""
         open_ids = [request_id for request_id in request_ids if self._inboxes.pop(request_id, None)]
         for request_id in open_ids:
-            self.admission.unstarted.pop(request_id, None)
-        if open_ids and self._process is not None:
-            self._process.send([Abort(open_ids)])
+            self.admission.close(request_id)
+        if open_ids:
+            self._send([Abort(open_ids)])
+
+    def _send(self, messages: Sequence[ToEngine]) -> None:
+        if self._process is not None:
+            self._clock.sent()
+            self._process.send(messages)
 
     def describe_unavailable(self) -> str:
         """Why no request can be taken now, with how far a start is."""
@@ -191,14 +203,19 @@ class EngineClient:
         if self._process is not None:
             self._process.kill()
 
+    def kill_hung(self) -> None:
+        """End an engine that does not answer; `run` starts another."""
+        if self._process is not None:
+            self._process.kill()
+
     async def _live_once(self) -> None:
         """One engine from start to end."""
         self._fatal = None
         self.progress = None
         self.programs = None
-        self.state = EngineStatus.LOADING
-        launched = self._launched or launch_engine(self._settings.engine_command, self._config)
+        launched = self._launched or await self._launch()
         self._launched = None
+        self.state = EngineStatus.LOADING
         process = self._process = await launched.attach()
         try:
             await self._read_until_gone(process)
@@ -208,6 +225,7 @@ class EngineClient:
         finally:
             was_ready = self.state is EngineStatus.READY
             self.state = EngineStatus.DOWN
+            self._clock.stop()
             self._fail_open_requests()
         code = await process.reap(_EXIT_GRACE_S)
         self._process = None
@@ -215,6 +233,20 @@ class EngineClient:
             self._report_death(code, was_ready)
         elif code not in (0, -signal.SIGKILL):
             logger.warning("the engine process %s while it was stopped", _describe_exit(code))
+
+    async def _launch(self) -> LaunchedEngine:
+        """Start a process; again and again where only descriptors, processes or memory are lacking.
+
+        Raises LaunchError where that would not help, or on the first start, which somebody is watching.
+        """
+        while True:
+            try:
+                return launch_engine(self._settings.engine_command, self._config)
+            except LaunchError as error:
+                if not error.is_passing or not self.num_restarts or self._stopping:
+                    raise
+                logger.error("%s; trying again in %g s", error, _RELAUNCH_S)
+                await asyncio.sleep(_RELAUNCH_S)
 
     async def _read_until_gone(self, process: EngineHandle) -> None:
         frames = asyncio.create_task(self._read_frames(process))
@@ -235,7 +267,6 @@ class EngineClient:
 
     def _receive_all(self, messages: Sequence[FromEngine]) -> None:
         """Hand out all that has come before anybody is told, so that a client is written to once."""
-        self.last_frame_at = time.monotonic()
         self.received_at = time.time()
         to_wake: list[Inbox] = []
         for message in messages:
@@ -272,10 +303,14 @@ class EngineClient:
                 to_wake.append(inbox)
             if delta.finish_reason is not None:
                 del inboxes[delta.request_id]
+                self.admission.close(delta.request_id)
+        stats = frame.stats
+        has_work = inboxes or stats.num_running or stats.num_waiting or stats.num_deferred
+        self._clock.heard(has_work=bool(has_work))
 
     def _fail_open_requests(self) -> None:
         inboxes, self._inboxes = self._inboxes, {}
-        self.admission.unstarted.clear()
+        self.admission.clear()
         for inbox in set(inboxes.values()):
             inbox.fail(EngineFailedError("the engine process died while it worked on this request; send it again"))
         self.stats = EngineStats()

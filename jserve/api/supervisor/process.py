@@ -6,24 +6,36 @@ that Ctrl-C in the terminal reaches the server only. It leaves when the socket e
 
 import asyncio
 import ctypes
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import msgspec
 
+from jserve.api.supervisor.environment import child_environment
 from jserve.config import EngineConfig
 from jserve.errors import StartupError
 from jserve.ipc import FrameReader, encode_frame
 from jserve.protocol import ToEngine
 
 _PR_SET_PDEATHSIG = 1
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""What the system lacks now and may have in a moment: descriptors, processes, memory."""
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class LaunchError(StartupError):
+    """The process could not be started. `is_passing`: the system lacks the means now, and may have them later."""
+
+    def __init__(self, message: str, *, is_passing: bool) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class EngineHandle:
@@ -101,22 +113,24 @@ def launch_engine(command: Sequence[str], config: EngineConfig) -> LaunchedEngin
     """Start `command --fd N` with the configuration as JSON on its stdin.
 
     Needs no event loop, so that the engine can start before the server has imported its own libraries.
-    Raises StartupError where the command cannot be run.
+    Raises LaunchError where the command cannot be run.
     """
-    ours, theirs = socket.socketpair()
-    try:
-        popen = subprocess.Popen(
-            [*command, "--fd", str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-    except OSError as error:
-        ours.close()
-        raise StartupError(f"the engine process cannot be started: {error} (command: {' '.join(command)})") from error
-    finally:
+    with ExitStack() as opened:
+        try:
+            ours, theirs = map(opened.enter_context, socket.socketpair())
+            popen = subprocess.Popen(
+                [*command, "--fd", str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                env=child_environment(),
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        except OSError as error:
+            message = f"the engine process cannot be started: {error} (command: {' '.join(command)})"
+            raise LaunchError(message, is_passing=error.errno in _PASSING) from error
         theirs.close()
+        opened.pop_all()
     assert popen.stdin is not None
     with suppress(BrokenPipeError), popen.stdin:
         popen.stdin.write(msgspec.json.encode(config))

@@ -1,4 +1,4 @@
-"""Says in the log when an engine that has work makes no steps, and when it goes on."""
+"""Watches an engine that has work and makes no steps: says so in the log, and ends one that does not come back."""
 
 import asyncio
 import logging
@@ -13,8 +13,12 @@ _INTERVAL_S = 0.1
 
 
 async def watch_decode(client: EngineClient) -> None:
-    """Look until cancelled. One line when a stall begins and one when it ends, however it ends."""
+    """Look until cancelled. One line when a stall begins and one when it ends, however it ends.
+
+    An engine that has been silent for `--hang-timeout` is killed; the supervisor then starts another.
+    """
     stalled_at: float | None = None
+    killed_pid: int | None = None
     while True:
         await asyncio.sleep(_INTERVAL_S)
         if client.is_stalled and stalled_at is None:
@@ -27,3 +31,10 @@ async def watch_decode(client: EngineClient) -> None:
         elif stalled_at is not None and not client.is_stalled:
             logger.warning("decode is no longer stalled, after %.1f s", time.monotonic() - stalled_at)
             stalled_at = None
+        if client.is_hung and client.pid != killed_pid:
+            killed_pid = client.pid
+            logger.error(
+                "the engine (pid %s) has not answered for %.1f s (--hang-timeout); it is killed, and another started",
+                client.pid, client.seconds_silent,
+            )  # fmt: skip
+            client.kill_hung()

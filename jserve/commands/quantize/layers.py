@@ -22,6 +22,7 @@ from jserve.layers.build import Build
 from jserve.layers.linear import Linear
 from jserve.layers.norm import LayerNorm, RMSNorm
 from jserve.layers.rope import inverse_frequencies, rope_table
+from jserve.models.blueprint import Blueprint
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 from jserve.runtime.platform import make_mesh
 from jserve.runtime.programs import Programs
@@ -54,13 +55,13 @@ class DecoderLayers:
         build = Build(jnp.dtype("float32"), jnp.dtype("float32"), self._mesh, attention="xla")
         pages = -(-length // PAGE)
         shape = EngineShape(1, length, length, PAGE, pages, config.vocab_size)
-        programs = Programs(family, config, build, shape)
-        self._model = programs.abstract_model()
+        blueprint = Blueprint(family, config, build)
+        self._model = blueprint.abstract_model()
         self._wanted = parameters(self._model)
         self.names = resolve_names(self._wanted, checkpoint.tensors())
         paths = {id(module): tuple(map(str, path)) for path, module in nnx.iter_modules(self._model)}
         self._paths = [paths[id(layer)] for layer in self._model.layers]
-        kv = programs.abstract_state().kv
+        kv = Programs(blueprint, shape).abstract_state().kv
         self._empty = jax.tree.map(lambda pages: jnp.zeros(pages.shape, pages.dtype), kv)
         self._context = _context(config, shape)
 

@@ -39,7 +39,7 @@ a scale in the wrong place is far above.
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Errors of linear layers' outputs, |x W - x W'|^2 / |x W|^2 on the text: rounded to the nearest, and as written."""
+    """Errors of layers' outputs, |x W - x W'|^2 / |x W|^2 on the text: rounded to the nearest, and as written."""
 
     nearest: float
     written: float

@@ -13,7 +13,8 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from jserve.errors import RequestError
-from jserve.text.grammars.json_schema import bound_schema
+from jserve.text.grammars.json_schema import Strictness, bound_schema
+from jserve.text.grammars.prefix_tree import prefix_tree
 
 JSON_WHITESPACE = r"([ \t]{1,8}|\r?\n[ \t]{0,40})"
 """Between the tokens of JSON, at most once: a few blanks, or a line's end and the indentation of the next."""
@@ -41,17 +42,18 @@ def json_rule(
     *,
     any_whitespace: bool = True,
     whitespace_pattern: str | None = None,
+    strictness: Strictness = "exact",
 ) -> str:
     """A rule for the JSON values that `schema` allows, as one expression: `%json {...}`.
 
     Whitespace between tokens is bounded, or absent where `any_whitespace` is False, or what `whitespace_pattern`
     (a regular expression) says; numbers are bounded, and objects are closed (`json_schema.py`). Raises
-    RequestError, without `param`, for what cannot be enforced.
+    RequestError, without `param`, for what cannot be enforced, unless `strictness` drops it.
     """
     guidance: dict[str, Any] = {"whitespace_flexible": False}
     if whitespace_pattern is not None or any_whitespace:
         guidance = {"whitespace_pattern": JSON_WHITESPACE if whitespace_pattern is None else whitespace_pattern}
-    bounded = bound_schema(schema)
+    bounded = bound_schema(schema, strictness)
     try:
         return "%json " + json.dumps({"x-guidance": guidance, **bounded}, allow_nan=False)
     except ValueError:
@@ -72,10 +74,17 @@ def regex_rule(pattern: str) -> str:
 
 
 def choice_rule(choices: Sequence[str]) -> str:
-    """A rule for exactly one of `choices`."""
+    """A rule for exactly one of `choices`: a regular expression in which common beginnings stand once.
+
+    As alternatives of a rule, the parser would keep a state for each of them at the first character.
+    """
     if not choices:
         raise RequestError("a choice needs at least one text to choose from")
-    return "(" + " | ".join(literal(text) for text in dict.fromkeys(choices)) + ")"
+    texts = sorted(set(choices) - {""})
+    if not texts:
+        return '""'
+    rule = f"/{prefix_tree(texts)}/"
+    return f"({rule})?" if "" in choices else rule
 
 
 def whole_grammar(rule: str) -> str:

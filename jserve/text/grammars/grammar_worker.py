@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
+from jserve.constrain.limits import MAX_COMPILED_BYTES, parser_limits
 from jserve.errors import RequestError
 from jserve.text.grammars.grammar import Marker, after_reasoning
 from jserve.text.grammars.structured import StructuredOutput, grammar_of
+from jserve.text.grammars.trial import HeapMeter, try_out
 from jserve.text.templates.job_frames import serve_jobs
 
 MEMORY_LIMIT = 4 << 30
@@ -57,11 +59,15 @@ class GrammarJob:
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """A grammar that compiles, or why there is none. `is_final` says that a second try would end alike."""
+    """A grammar that compiles and can be run, or why there is none. `is_final`: a second try would end alike.
+
+    `num_bytes` is the memory of the compiled grammar, as far as the trial has made it grow.
+    """
 
     grammar: str = ""
     error: str = ""
     is_final: bool = True
+    num_bytes: int = 0
 
 
 class GrammarWorker:
@@ -69,6 +75,9 @@ class GrammarWorker:
 
     def __init__(self, setup: GrammarSetup) -> None:
         self._vocabulary: LLTokenizer | None = None
+        self._vocab_size = setup.vocab_size
+        self._end_ids = frozenset(setup.eos_token_ids)
+        self._heap = HeapMeter()
         self._unusable = "this model names no end-of-sequence token, which a grammar needs"
         if setup.eos_token_ids:
             try:
@@ -82,44 +91,61 @@ class GrammarWorker:
 
     def compile(self, job: GrammarJob) -> Verdict:
         """The verdict on a job; whatever goes wrong is the job's fault."""
+        before = self._heap.live_bytes()
+        matchers = []  # Alive until they are measured.
         try:
             grammar = job.spec if isinstance(job.spec, str) else grammar_of(job.spec)
-            error = self._error_of(grammar)
-            if not error and job.reasoning is not None:
-                grammar = after_reasoning(
-                    grammar, job.reasoning.begin, job.reasoning.end, is_open=job.reasoning.is_open
-                )
-                error = self._error_of(grammar)
+            matchers.append(self._tried(grammar))
+            if job.reasoning is not None:
+                reasoning = job.reasoning
+                grammar = after_reasoning(grammar, reasoning.begin, reasoning.end, is_open=reasoning.is_open)
+                matchers.append(self._tried(grammar))
         except RequestError as refused:
-            error = str(refused)
+            return Verdict(error=_printable(str(refused)))
         except MemoryError:
-            error = f"needs more than {MEMORY_LIMIT >> 30} GiB of memory"
+            return Verdict(error=f"needs more than {MEMORY_LIMIT >> 30} GiB of memory")
         except Exception as broken:  # The compiler gave up in a way that it does not document.
-            error = f"cannot be compiled ({type(broken).__name__}: {broken})"
-        return Verdict(error=_printable(error)) if error else Verdict(grammar)
+            return Verdict(error=_printable(f"cannot be compiled ({type(broken).__name__}: {broken})"))
+        grown = max(0, self._heap.live_bytes() - before)
+        if grown > MAX_COMPILED_BYTES * len(matchers):
+            return Verdict(
+                error=f"needs {grown / len(matchers) / 2**20:.0f} MiB of memory and {MAX_COMPILED_BYTES >> 20} are "
+                "allowed; make it simpler"
+            )
+        return Verdict(grammar, num_bytes=grown)
 
-    def _error_of(self, grammar: str) -> str:
+    def _tried(self, grammar: str) -> LLMatcher:
+        """The matcher of a grammar that runs. Raises RequestError."""
         if self._vocabulary is None:
-            return self._unusable
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+            raise RequestError(self._unusable)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=parser_limits())
         if matcher.is_error():
-            return _reason(matcher.get_error())
-        mask = matcher.compute_bitmask()  # The first is the dearest, and the one that shows an empty language.
+            raise RequestError(_reason(matcher.get_error()))
+        mask = matcher.compute_bitmask()
         if matcher.is_error():
-            return _reason(matcher.get_error())
-        return "" if any(mask) else "no text satisfies it"
+            raise RequestError(_reason(matcher.get_error()))
+        if not any(mask):
+            raise RequestError("no text satisfies it")
+        if error := try_out(matcher, self._vocab_size, self._end_ids):
+            raise RequestError(_reason(error))
+        return matcher
 
 
 def _reason(message: str) -> str:
-    """The compiler's message without the text of the grammar around it, and in words that fit here."""
+    """The compiler's message in words that fit here, without the text of the grammar, which is made here."""
     message = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
+    message = re.split(r"\n<(?:state|non-verbose)|\n +\d+ \| ", message)[0].strip()
     if "oneOf constraints are not supported" in message:
         return "`oneOf` can be enforced only where its branches exclude each other visibly; use `anyOf`"
     if "NoExtension" in message:
         return "no text satisfies it"
-    if "fuel" in message or "ParserTooComplex" in message or "LexerTooComplex" in message:
+    if any(sign in message for sign in _TOO_COMPLEX):
         return "is too complex: it needs more work per token than the compiler allows"
-    return message.split("\n<state>")[0].split("\n   1 | start: %json")[0].strip()
+    return message
+
+
+_TOO_COMPLEX = ("fuel", "ParserTooComplex", "LexerTooComplex", "too many", "Current row has", "too large")
+"""In messages about llguidance's limits."""
 
 
 def _printable(message: str) -> str:

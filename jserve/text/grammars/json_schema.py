@@ -3,11 +3,13 @@
 `bound_schema` rewrites a schema so that llguidance compiles it and so that nothing in it is endless by accident:
 numbers have at most 19 + 10 digits and no exponent, values of any shape nest at most `ANY_DEPTH` deep. What the
 result allows is a subset of what the schema allows. Strings, arrays and maps stay as long as the schema says.
+
+A tool that is not strict is held to as much of its schema as a grammar can hold it to (`Strictness`).
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from jserve.errors import RequestError
@@ -19,6 +21,7 @@ from jserve.text.grammars.schema_keywords import (
     ENFORCED_FORMATS,
     REFUSED,
     STANDARD_FORMATS,
+    is_droppable,
     is_harmless,
 )
 
@@ -38,9 +41,12 @@ _UNSATISFIABLE = (
 )
 
 Schema = dict[str, Any] | bool
+Strictness = Literal["exact", "enforceable", "shape"]
+"""What becomes of keywords that cannot be enforced. "exact": they are refused. "enforceable": they are dropped, since
+they only narrow. "shape": what limits texts and numbers is dropped too; types, members and constants stay."""
 
 
-def bound_schema(schema: Any) -> dict[str, Any]:
+def bound_schema(schema: Any, strictness: Strictness = "exact") -> dict[str, Any]:
     """`schema` with local references only, bounded numbers, and nothing that would be ignored.
 
     An empty schema means any object. An object that lists its properties and says nothing of others has no others:
@@ -53,7 +59,7 @@ def bound_schema(schema: Any) -> dict[str, Any]:
     if not isinstance(schema, dict | bool):
         raise RequestError(f"a JSON schema must be an object or a boolean, not {type(schema).__name__}")
     try:
-        return _Bounder(schema).run()
+        return _Bounder(schema, strictness).run()
     except RecursionError:
         raise RequestError("the schema nests, or refers to itself, too deeply") from None
 
@@ -61,8 +67,10 @@ def bound_schema(schema: Any) -> dict[str, Any]:
 class _Bounder:
     """One walk over one schema."""
 
-    def __init__(self, root: Schema) -> None:
+    def __init__(self, root: Schema, strictness: Strictness) -> None:
         self._root = root
+        self._drops = strictness != "exact"
+        self._is_shape = strictness == "shape"
         self._definitions: dict[str, Schema] = {}
         self._names: dict[tuple[str, bool], str] = {}
         self._pending: list[tuple[str, bool]] = []
@@ -112,7 +120,7 @@ class _Bounder:
         if not isinstance(schema, dict):
             raise RequestError(f"{_shown(path)}: a schema must be an object or a boolean, not {_kind(schema)}")
         kept = {}
-        for name, value in schema.items():
+        for name, value in self._enforceable(schema).items():
             if name in REFUSED:
                 if not is_harmless(name, value):
                     raise RequestError(f"{_shown(path)}: `{name}` {REFUSED[name]}")
@@ -125,6 +133,18 @@ class _Bounder:
                 kept[name] = value
         _modernise(kept, path)
         return kept or True
+
+    def _enforceable(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """`schema` without the keywords that this strictness drops."""
+        if not self._drops:
+            return schema
+        kept = {name: value for name, value in schema.items() if not is_droppable(name, value, shape=self._is_shape)}
+        if "patternProperties" in schema and "patternProperties" not in kept:
+            kept.pop("additionalProperties", None)  # Names that the patterns allow must not become forbidden.
+            kept |= {"additionalProperties": True} if "properties" in kept else {}
+        if kept.keys() & (APPLICATORS | {"$ref"}):
+            kept.pop("unevaluatedProperties", None)
+        return kept
 
     def _rewrite(self, keywords: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
         """The same keywords, with every subschema bounded."""
@@ -267,15 +287,20 @@ class _Bounder:
         for name in keywords:
             for branch in _list_of(keywords[name], name, path) if name in APPLICATORS else ():
                 if isinstance(branch, dict):
-                    yield from self._parts(branch, path, seen)
+                    yield from self._parts(self._enforceable(branch), path, seen)
         if "$ref" in keywords and (pointer := self._pointer(keywords["$ref"], path)) not in seen:
             target = self._resolve(pointer, path)
             seen.add(pointer)
             if isinstance(target, dict):
-                yield from self._parts(target, path, seen)
+                yield from self._parts(self._enforceable(target), path, seen)
 
     def _union(self, name: str, branches: list[Any]) -> str:
-        """`anyOf` in the place of a `oneOf` whose branches exclude each other, which llguidance sees only in part."""
+        """`anyOf` in the place of a `oneOf` whose branches exclude each other, which llguidance sees only in part.
+
+        Where keywords are dropped, that no second branch is satisfied is one of the things that only narrow.
+        """
+        if name == "oneOf" and self._drops:
+            return "anyOf"
         if name == "oneOf" and are_disjoint(branches, lambda pointer: self._resolve(pointer, "#")):
             return "anyOf"
         return name

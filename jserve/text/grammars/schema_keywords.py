@@ -4,6 +4,7 @@ Words that no draft knows are annotations, as the specification says (2020-12, c
 words that only describe (`title`, `default`, `$comment`, ...): neither is listed here.
 """
 
+import re
 from typing import Any
 
 APPLICATORS = frozenset({"allOf", "anyOf", "oneOf"})
@@ -63,6 +64,32 @@ def is_harmless(name: str, value: Any) -> bool:
     if name in ("dependencies", "dependentRequired", "dependentSchemas"):
         return bool(value == {})
     return name == "unevaluatedItems" and value is True
+
+
+_SHAPELESS = frozenset(
+    {
+        "exclusiveMaximum", "exclusiveMinimum", "format", "maxItems", "maxLength", "maxProperties", "maximum",
+        "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern", "patternProperties",
+    }
+)  # fmt: skip
+"""What limits texts, numbers and counts."""
+_UNSUPPORTED_REGEX = re.compile(r"\(\?<?[=!]|\\[1-9bB]|\(\?P=")
+"""Look-around, references to groups, and ends of words."""
+
+
+def is_droppable(name: str, value: Any, *, shape: bool) -> bool:
+    """Whether a keyword narrows what a schema allows and cannot be enforced; with `shape`, or is of `_SHAPELESS`."""
+    if name in REFUSED or (shape and name in _SHAPELESS):
+        return True
+    if name == "$ref":
+        return isinstance(value, str) and not (value == "#" or value.startswith("#/"))
+    if name == "format":
+        return value in STANDARD_FORMATS - ENFORCED_FORMATS
+    if name == "minProperties":
+        return isinstance(value, int | float) and value > 1
+    if name == "pattern":
+        return isinstance(value, str) and _UNSUPPORTED_REGEX.search(value) is not None
+    return name == "patternProperties" and isinstance(value, dict) and any(map(_UNSUPPORTED_REGEX.search, value))
 
 
 def _only_describes(schema: dict[str, Any]) -> bool:

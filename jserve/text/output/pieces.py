@@ -61,8 +61,8 @@ class OutputParser(Protocol):
     def push(self, text: str) -> OutputPiece:
         """What is certain now and was not before."""
 
-    def finish(self) -> OutputPiece:
-        """What was held back; the text has ended."""
+    def finish(self, *, is_cut: bool = False) -> OutputPiece:
+        """What was held back; the text has ended. `is_cut`: a limit or a stop string ended it, not the model."""
 
     def finish_reason(self, reason: str) -> str:
         """The finish reason of the message, from that of the text ("stop" becomes "tool_calls")."""

@@ -1,9 +1,9 @@
 """Tokens to text, a few at a time, as they are generated.
 
 The pieces put together are exactly `tokenizer.decode` of all the tokens, however they were cut, and no piece
-ends inside a character. Each token costs the same, however long the text: byte-level tokens go through an
-incremental UTF-8 decoder, sentencepiece tokens through the three rules of their decoder, and only a decoder
-of neither kind is run again, over the last few tokens.
+ends inside a character: half a character at the end, which a limit has cut, is left out. Each token costs the
+same, however long the text: byte-level tokens go through an incremental UTF-8 decoder, sentencepiece tokens
+through the three rules of their decoder, and only a decoder of neither kind is run again, over the last few tokens.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class IncrementalDetokenizer:
         return self._decoder.push(ids)
 
     def finish(self) -> str:
-        """What was held back. Half a character comes out as U+FFFD, as from `decode`."""
+        """What was held back, but for half a character, which `decode` would make U+FFFD."""
         return self._decoder.finish()
 
 
@@ -82,7 +82,7 @@ class _ByteLevel:
         return text
 
     def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        return ""  # The bytes that are held back are the beginning of one character.
 
 
 class _Sentencepiece:
@@ -112,6 +112,7 @@ class _Sentencepiece:
         return self._strip("".join(pieces))
 
     def finish(self) -> str:
+        self._run = self._run[: len(self._run) - _half_character(self._run)]
         return self._strip(self._end_run())
 
     def _end_run(self) -> str:
@@ -126,6 +127,13 @@ class _Sentencepiece:
             return text
         self._strips_space = False
         return text.removeprefix(" ")
+
+
+def _half_character(run: bytes | bytearray) -> int:
+    """How many bytes at the end begin a character and do not end it."""
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    utf8.decode(run)
+    return len(utf8.getstate()[0])
 
 
 class _Window:
@@ -152,7 +160,7 @@ class _Window:
         return self._advance(text)
 
     def finish(self) -> str:
-        return self._advance(self._tokenizer.decode(self._ids, False))
+        return self._advance(self._tokenizer.decode(self._ids, False).rstrip(_REPLACEMENT))
 
     def _advance(self, text: str) -> str:
         new = text[len(self._tokenizer.decode(self._ids[: self._num_read], False)) :]

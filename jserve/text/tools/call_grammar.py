@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jserve.text.grammars.grammar import json_rule, literal, marker
+from jserve.text.grammars.json_schema import Strictness
 from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START, Harmony
 from jserve.text.tools.tool import Tool
@@ -30,12 +31,16 @@ SpecialId = Callable[[str], int | None]
 
 @dataclass(frozen=True, slots=True)
 class CallGrammar:
-    """Writes the grammars of one request's calls. `is_parallel`: several calls may follow each other."""
+    """Writes the grammars of one request's calls. `is_parallel`: several calls may follow each other.
+
+    A tool that is not strict is held to its schema as `strictness` says.
+    """
 
     tool_format: ToolFormat
     tools: Mapping[str, Tool]
     is_parallel: bool
     special_id: SpecialId
+    strictness: Strictness = "enforceable"
 
     def forced(self) -> str:
         """A message that is calls and nothing else."""
@@ -98,7 +103,8 @@ class CallGrammar:
             before = " | ".join(f"({self._spell(before)})" for before in befores)
             schema = {"additionalProperties": False, **tool.parameters} if _takes_none(tool) else tool.parameters
             rules.append(f"call_{number}: ({before}) arguments_{number} {self._spell(form.after)}\n")
-            rules.append(f"arguments_{number}: {json_rule(schema)}\n")
+            strictness: Strictness = "exact" if tool.is_strict else self.strictness
+            rules.append(f"arguments_{number}: {json_rule(schema, strictness=strictness)}\n")
         call = " | ".join(f"call_{number}" for number in range(len(self.tools)))
         more = "" if is_single else f" ({self._spell(form.separator)} call){{0,{MAX_CALLS - 1}}}"
         opened, closed = self._spell(opening[skipped:]), self._spell(form.closing)

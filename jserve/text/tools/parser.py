@@ -16,7 +16,8 @@ class MessageParser:
     """An `OutputParser` that runs a format's reader over the text as it comes.
 
     `tools` None: calls are not looked for, all is content (but for channels, which are always taken apart).
-    `called_reason` is the finish reason of a message that stopped and has calls.
+    `called_reason` is the finish reason of a message that stopped and has calls. `is_forced`: a grammar lets nothing
+    but calls through, so what a limit leaves of one is no content.
     """
 
     def __init__(
@@ -28,12 +29,15 @@ class MessageParser:
         *,
         visible_tokens: frozenset[int] = frozenset(),
         called_reason: str = "tool_calls",
+        is_forced: bool = False,
         max_calls: int | None = None,
         with_reasoning: bool = True,
         new_id: Callable[[], str] = call_id,
     ) -> None:
         self.visible_tokens = visible_tokens
         self._called_reason = called_reason
+        self._is_forced = is_forced
+        self._markers = tool_format.markers if tool_format is not None else ()
         self._feed = TextFeed()
         self._draft = Draft(max_calls=max_calls, with_reasoning=with_reasoning, new_id=new_id)
         self._reading: Reading[None] | None = self._read(reasoning, thinking, tool_format, tools or {})
@@ -51,12 +55,18 @@ class MessageParser:
         self._advance()
         return self._draft.take()
 
-    def finish(self) -> OutputPiece:
-        """What was held back; the text has ended."""
+    def finish(self, *, is_cut: bool = False) -> OutputPiece:
+        """What was held back; the text has ended. The beginning of a call, where the text `is_cut`, is left out."""
         self._feed.end()
         self._advance()
         self._draft.end()
-        return self._draft.take()
+        piece = self._draft.take()
+        if self._is_forced:
+            piece.content = ""
+        elif is_cut:
+            starts = [at for marker in self._markers if (at := piece.content.find(marker)) >= 0]
+            piece.content = piece.content[: min(starts, default=None)]
+        return piece
 
     def finish_reason(self, reason: str) -> str:
         """ "stop" of a message with calls becomes what a client looks for."""

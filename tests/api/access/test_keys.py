@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer, StartServer
 from tests.commands.test_serve import Command, start  # noqa: F401
+from tests.patience import PATIENCE_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,27 @@ def test_key_ring_knows_its_keys_and_no_others(tmp_path: Path) -> None:
     ids = {ring.find(_bearer(key)).id for key in ("one", "three", "four")}  # type: ignore[union-attr]
     assert len(ids) == 3
     assert not ids & {"one", "three", "four"}, "an id never shows the key"
+
+
+def test_a_key_keeps_its_tenant_and_no_other_key_gets_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("b\nc\n")
+    ring = KeyRing(("a",), file)
+
+    def tenant(key: str) -> int:
+        api_key = ring.find(_bearer(key))
+        assert api_key is not None
+        return api_key.tenant
+
+    before = {key: tenant(key) for key in "abc"}
+    assert len({0, *before.values()}) == 4, "0 is for those without a key"
+    file.write_text("d\nc\n")
+    ring.reload()
+    assert (tenant("a"), tenant("c")) == (before["a"], before["c"])
+    assert tenant("d") not in before.values()
+    file.write_text("b\n")
+    ring.reload()
+    assert tenant("b") == before["b"]
 
 
 def test_a_ring_without_keys_lets_everybody_in() -> None:
@@ -89,7 +110,7 @@ def test_the_environment_counts_where_no_flag_gives_keys(tmp_path: Path, monkeyp
 def _raw_status(live: LiveServer, target: str, method: str = "GET") -> int:
     """The status of a request whose target is sent as it is, which clients would tidy up."""
     port = int(live.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         connection.sendall(f"{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode("latin-1"))
         answer = b""
         while chunk := connection.recv(65536):
@@ -198,14 +219,8 @@ def test_sighup_reads_the_file_again(
         except httpx.TransportError:
             return 0
 
-    def wait_for(key: str, wanted: int) -> None:
-        deadline = time.monotonic() + 10
-        while status(key) != wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    wait_for("old", 200)
+    wait_until(lambda: status("old") == 200)
     file.write_text("new\n")
     os.kill(command.process.pid, signal.SIGHUP)
-    wait_for("new", 200)
+    wait_until(lambda: status("new") == 200)
     assert status("old") == 401

@@ -10,6 +10,7 @@ import pytest
 from anthropic.types import Message
 
 from tests.api.live_server import LiveServer
+from tests.patience import PATIENCE_S
 
 HI = [{"role": "user", "content": "hi there"}]
 Event = dict[str, Any]
@@ -17,7 +18,7 @@ Event = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=10) as made:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=PATIENCE_S) as made:
         yield made
 
 

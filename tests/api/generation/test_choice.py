@@ -36,7 +36,7 @@ def _run(tokenizer: Tokenizer, sampling: SamplingParams, ids: list[int], cuts: l
     return Transcript.of(updates, 1)[0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_cuts_do_not_matter(tiny: Tokenizer, data: st.DataObject) -> None:
     text = data.draw(st.text(alphabet="abé🎉 ", min_size=1, max_size=14))
@@ -65,7 +65,7 @@ def test_tokens_behind_a_stop_string_are_not_counted(tiny: Tokenizer, tokenizer:
 
 
 @given(cuts=st.lists(st.integers(1, 20), max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tokens_of_reasoning_are_counted_however_they_were_cut(tiny: Tokenizer, cuts: list[int]) -> None:
     ids = tiny.encode("<think>Hm</think>Ah", add_special_tokens=False)
     choice = Choice(0, SamplingParams(), tiny, MessageParser(THINK))

@@ -330,11 +330,6 @@ def test_other_methods_are_refused(slow: LiveServer, method: str, path: str) -> 
         assert response.json()["error"]["type"] == "Method Not Allowed"
 
 
-def test_a_slash_too_many_is_led_to_the_route(slow: LiveServer) -> None:
-    response = slow.http.post(COMPLETIONS + "/", json={"prompt": "abc", "max_tokens": 3}, follow_redirects=True)
-    assert response.status_code == 200
-
-
 def test_of_a_field_that_is_given_twice_the_last_counts(slow: LiveServer) -> None:
     body = b'{"prompt": "xyz", "prompt": "abc", "max_tokens": 3}'
     assert slow.http.post(COMPLETIONS, content=body, headers=JSON).json()["choices"][0]["text"] == "abc"

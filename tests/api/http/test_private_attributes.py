@@ -16,16 +16,20 @@ from uvicorn.server import ServerState
 from tests.api.live_server import ROOT
 
 HTTP = ROOT / "jserve" / "api" / "http"
-KNOW_UVICORN = {"http_protocol.py", "body_writer.py", "uvicorn_server.py"}
+KNOW_UVICORN = {"http_protocol.py", "body_writer.py", "read_gate.py", "uvicorn_server.py"}
 
 SERVER = {
     "capture_signals": "find what installs signal handlers in `Server.serve` now, and override that with nothing",
     "should_exit": "find what its own signal handler sets now, and set it in `UvicornServer.stop`",
 }
 PROTOCOL = {
+    "connections": "the set of all connections of the server, this one included; keep one ourselves",
     "cycle": "the request that came last; find it where `on_headers_complete` makes it",
+    "flow": "find what pauses reading and writing now; `ReadGate` must stand between it and the transport",
     "headers": "the head that is being received; keep it ourselves in `on_header`",
     "loop": "asyncio.get_running_loop() in `connection_made` does",
+    "parser": "ours replaces it in `__init__`, before a connection is made",
+    "pipeline": "requests that wait for the one before them; without it nothing bounds them",
     "scope": "made in `on_message_begin`; the body writer must get into it before the app is called",
     "transport": "the argument of `connection_made`",
     "url": "keep it ourselves in `on_url`",
@@ -37,15 +41,20 @@ PROTOCOL = {
     "send_400_response": "find what answers a head that is not HTTP, and override that, so that errors are JSON",
 }
 CYCLE = {
+    "body": "what has come of the body and nobody has read",
+    "chunked_encoding": "set to False it keeps `send` from framing a body; None lets it choose by the head",
+    "message_event": "set, it wakes whoever waits in `receive`",
+    "more_body": "whether the body is still coming",
     "disconnected": "what makes `RequestResponseCycle.send` drop what a handler still says",
     "flow": "`FlowControl` of the connection",
+    "scope": "the dict that the app is called with",
     "response_complete": "set by the last message of an answer",
     "response_started": "set by its first",
     "transport": "as the protocol's",
 }
 FLOW = {"write_paused": "set between the transport's `pause_writing` and `resume_writing`"}
-HOMONYMS = {"body", "root_path"}
-"""`ErrorAnswer.body` and `ServerSettings.root_path`, which are ours."""
+HOMONYMS = {"root_path"}
+"""A field of `ServerSettings`, which is ours."""
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -56,7 +65,7 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_uvicorn_is_known_in_three_files_and_no_private_module_anywhere() -> None:
+def test_uvicorn_is_known_in_four_files_and_no_private_module_anywhere() -> None:
     for path in (ROOT / "jserve").rglob("*.py"):
         theirs = [name for name in _imports(path) if name.split(".")[0] in ("uvicorn", "starlette", "fastapi")]
         assert not [name for name in theirs if any(part.startswith("_") for part in name.split("."))], path

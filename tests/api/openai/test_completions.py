@@ -15,7 +15,7 @@ def test_text_prompt_is_continued(server: LiveServer) -> None:
     [choice] = body["choices"]
     assert choice["text"] == "hexxo hex"
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
-    assert body["usage"]["prompt_tokens_details"] is body["usage"]["completion_tokens_details"] is None
+    assert body["usage"].keys() == {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert body["usage"].items() >= {"prompt_tokens": 6, "total_tokens": 15, "completion_tokens": 9}.items()
 
 

@@ -116,9 +116,58 @@ def test_a_schema_that_cannot_be_enforced_is_refused(server: LiveServer) -> None
     response = server.http.post(CHAT, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tools"
-    many = {"type": "function", "function": {"name": TIME["function"]["name"], "parameters": {"$ref": "http://x/y"}}}
-    response = server.http.post(CHAT, json={**body, "tools": [many]})
+    remote = {"name": TIME["function"]["name"], "parameters": {"$ref": "http://x/y"}, "strict": True}
+    response = server.http.post(CHAT, json={**body, "tools": [{"type": "function", "function": remote}]})
     assert response.status_code == 400
+
+
+NARROWING: list[dict[str, Any]] = [
+    {"type": "array", "uniqueItems": True, "items": {"type": "integer"}},
+    {"type": "string", "not": {}},
+    {"type": "string", "pattern": "^(?=a)b"},
+    {"type": "string", "pattern": r"\bword\b"},
+    {"type": "string", "pattern": "(a){"},
+    {"type": "integer", "if": {"minimum": 5}, "then": {"multipleOf": 5}, "else": {"maximum": 3}},
+    {"type": "array", "contains": {"const": 1}, "minContains": 2},
+    {"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 1}]},
+    {"type": "object", "propertyNames": {"pattern": "^a"}, "minProperties": 2},
+    {"type": "object", "patternProperties": {"^(?!x)": {"type": "integer"}}, "additionalProperties": False},
+    {"type": "string", "format": "uri-reference"},
+    {"$ref": "https://example.com/schema.json"},
+    {"$dynamicRef": "#node"},
+    {"type": "object", "dependentRequired": {"a": ["b"]}},
+    {"allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}}], "unevaluatedProperties": False},
+]
+"""Schemas of a parameter that hold something which no grammar enforces, and which narrows what they allow."""
+
+
+@pytest.mark.parametrize("schema", NARROWING, ids=str)
+def test_a_tool_that_is_not_strict_is_held_to_what_can_be_enforced(server: LiveServer, schema: dict[str, Any]) -> None:
+    rest = {"kind": {"enum": ["one", "two"]}, "count": {"type": "integer"}}
+    parameters = {
+        "type": "object",
+        "properties": {**rest, "odd": schema},
+        "required": [*rest, "odd"],
+        "additionalProperties": False,
+    }
+    function = {"name": "f", "parameters": parameters}
+    tool = {"type": "function", "function": function}
+    fields: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 400}
+    choice = ask(server, 3, tools=[tool], **fields)
+    assert choice["finish_reason"] == "tool_calls"
+    [call] = choice["message"]["tool_calls"]
+    made = json.loads(call["function"]["arguments"])
+    jsonschema.validate(made, {**parameters, "properties": {**rest, "odd": True}})
+    if kind := schema.get("type"):
+        jsonschema.validate(made["odd"], {"type": kind})
+    body = {"messages": [{"role": "user", "content": "x"}], **fields}
+    strict = {"type": "function", "function": {**function, "strict": True}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": parameters}}
+    for refused in ({**body, "tools": [strict]}, {"messages": body["messages"], "response_format": form}):
+        response = server.http.post(CHAT, json=refused)
+        assert response.status_code == 400, response.text
+        message = response.json()["error"]["message"]
+        assert not any(inner in message for inner in ("%json", "x-guidance", " | ", "arguments_0", "at 5("))
 
 
 def test_a_thinking_model_may_think_first(start_server: StartServer) -> None:

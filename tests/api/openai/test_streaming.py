@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.api.live_server import LiveServer
+from tests.patience import PATIENCE_S
 
 MESSAGES = [{"role": "user", "content": "né🎉 hello world"}]
 
@@ -26,9 +27,7 @@ def _texts(events: list[dict[str, Any]]) -> dict[int, str]:
 def test_chat_begins_with_the_role_and_ends_with_the_reason(server: LiveServer) -> None:
     events = server.events("/v1/chat/completions", messages=MESSAGES)
     first, *middle, last = events
-    assert first["choices"] == [
-        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-    ]
+    assert first["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     assert all("role" not in event["choices"][0]["delta"] for event in middle)
     assert all(event["choices"][0]["finish_reason"] is None for event in middle)
     assert all(event["object"] == "chat.completion.chunk" for event in events)
@@ -100,7 +99,7 @@ def test_streamed_chat_put_together_is_the_whole_answer(server: LiveServer, fiel
     }
     logprobs: list[Any] = []
     for event in events:
-        logprobs += (event["choices"][0]["logprobs"] or {}).get("content", [])
+        logprobs += event["choices"][0].get("logprobs", {}).get("content", [])
     for choice in whole["choices"]:
         assert texts[choice["index"]] == choice["message"]["content"]
         assert reasons[choice["index"]] == (choice["finish_reason"], choice["stop_reason"])
@@ -146,7 +145,7 @@ def test_all_choices_of_a_step_go_out_in_one_write(server: LiveServer) -> None:
     body = {"prompt": "abc", "n": 8, "temperature": 1, "max_tokens": 10, "stream": True}
     content = json.dumps(body).encode()
     port = int(server.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
             b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content)
@@ -169,7 +168,7 @@ def test_many_streams_at_once_get_their_own_text(server: LiveServer) -> None:
 
     async def all_of_them() -> list[tuple[str, str]]:
         limits = httpx.Limits(max_connections=64)
-        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=PATIENCE_S) as client:
             return await asyncio.gather(*(one(client, number) for number in range(64)))
 
     for prompt, text in asyncio.run(all_of_them()):

@@ -1,17 +1,19 @@
 """Forms of output, through the server: what is asked for in any spelling holds, and what cannot be is a 400."""
 
+import contextlib
 import json
 import re
-import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
+import psutil
 import pytest
 from pydantic import BaseModel
 
 from tests.api.live_server import LiveServer, StartServer
+from tests.api.stream_pace import StreamPace
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {
@@ -105,6 +107,62 @@ def test_structural_tags_are_taken_in_both_places(server: LiveServer, tag: dict[
         assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions", "/v1/responses"])
+def test_a_schema_beside_json_object_is_held_to(server: LiveServer, path: str) -> None:
+    """As llama.cpp's clients write it, with either type."""
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    for kind in ("json_object", "json_schema"):
+        form = {"type": kind, "schema": schema}
+        body: dict[str, Any] = {"seed": 4, "temperature": 1}
+        if path == "/v1/responses":
+            answer = server.http.post(path, json={**body, "input": "x", "text": {"format": form}}).json()
+            text = answer["output"][0]["content"][0]["text"]
+        elif path == COMPLETIONS:
+            answer = server.http.post(
+                path, json={**body, "prompt": "x", "max_tokens": 90, "response_format": form}
+            ).json()
+            text = answer["choices"][0]["text"]
+        else:
+            messages = [{"role": "user", "content": "x"}]
+            answer = server.http.post(path, json={**body, "messages": messages, "response_format": form}).json()
+            text = answer["choices"][0]["message"]["content"]
+        assert json.loads(text)["a"] in ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (COMPLETIONS, {"response_format": {"type": "json_object", "grammar": "x"}}, "response_format.grammar"),
+        (
+            COMPLETIONS,
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+        ),
+        (
+            COMPLETIONS,
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "pattern": "x"}}},
+            "response_format.json_schema.pattern",
+        ),
+        (COMPLETIONS, {"structured_outputs": {"json_object": True, "schema": {}}}, "structured_outputs.schema"),
+        ("/v1/responses", {"text": {"format": {"type": "json_object", "regex": "x"}}}, "text.format.regex"),
+        (
+            "/v1/messages",
+            {"output_config": {"format": {"type": "json_schema", "schema": {}, "regex": "x"}}},
+            "output_config.format",
+        ),
+    ],
+)
+def test_a_form_that_is_not_read_is_refused_by_name(
+    server: LiveServer, path: str, fields: dict[str, Any], param: str
+) -> None:
+    message = {"role": "user", "content": "x"}
+    given = {COMPLETIONS: {"prompt": "x"}, "/v1/responses": {"input": "x"}}
+    body = given.get(path, {"messages": [message], "max_tokens": 5})
+    response = server.http.post(path, json={**body, **fields})
+    assert response.status_code == 400, response.text
+    assert param in str(response.json()["error"].get("param") or response.json()["error"]["message"])
+
+
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "json_schema"}}, "response_format", "'json_schema' field must be provided"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "needs `schema`"),
@@ -153,14 +211,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 def test_what_cannot_be_enforced_is_refused_by_name(
     server: LiveServer, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    began = time.monotonic()
-    response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 1, **fields})
+    with _cheap_for_the_compiler():
+        response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 1, **fields})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
     assert len(error["message"]) < 1000
-    assert time.monotonic() - began < 8
 
 
 def test_an_explosive_regex_is_answered_quickly_whatever_comes_of_it(server: LiveServer) -> None:
@@ -170,10 +227,10 @@ def test_an_explosive_regex_is_answered_quickly_whatever_comes_of_it(server: Liv
         "(.|\\n)*a(.|\\n){200}b",
         "(" * 3000 + "a" + ")" * 3000,
     ):
-        began = time.monotonic()
-        response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 20, "guided_regex": pattern})
+        with _cheap_for_the_compiler():
+            response = server.http.post(COMPLETIONS, json={"prompt": "x", "max_tokens": 20, "guided_regex": pattern})
         assert response.status_code in (200, 400), response.text
-        assert time.monotonic() - began < 6
+        assert "took more than" not in response.text
     assert ask(server, COMPLETIONS, guided_choice=["fine"]) == "fine"
 
 
@@ -198,23 +255,14 @@ def test_a_schema_deeper_than_64_levels_is_refused(server: LiveServer) -> None:
 def test_neighbours_stream_on_while_a_grammar_compiles_until_it_is_stopped(start_server: StartServer) -> None:
     server = start_server("--step-ms", "5", grammar_compile_timeout_s=1.0)
     ask(server, COMPLETIONS, guided_choice=["a"])  # The process is started.
-    slow = slow_grammar()
-    answer: list[Any] = []
-    asking = threading.Thread(
-        target=lambda: answer.append(server.http.post(COMPLETIONS, json={"prompt": "x", "guided_grammar": slow}))
-    )
-    gaps, last = [], 0.0
-    with server.openai.completions.create(model="tiny", prompt="abc", max_tokens=230, stream=True) as stream:
-        for number, _ in enumerate(stream):
-            if number == 10:
-                asking.start()
-            now = time.monotonic()
-            gaps.append(now - last if last else 0.0)
-            last = now
-    asking.join()
-    assert answer[0].status_code == 400
-    assert "took more than 1 s" in answer[0].json()["error"]["message"]
-    assert max(gaps) < 0.5
+    with StreamPace(server) as neighbour:
+        before = neighbour.num_chunks
+        answer = server.http.post(COMPLETIONS, json={"prompt": "x", "guided_grammar": slow_grammar()})
+        num_meanwhile = neighbour.num_chunks - before
+    assert answer.status_code == 400
+    assert "took more than 1 s" in answer.json()["error"]["message"]
+    assert num_meanwhile > 5
+    assert neighbour.longest_s < 0.1
     assert ask(server, COMPLETIONS, guided_choice=["b"]) == "b"
 
 
@@ -245,6 +293,24 @@ def ask(server: LiveServer, path: str, **fields: Any) -> str:
         text = choice["text"]
     assert choice["finish_reason"] == "stop", text
     return text
+
+
+@contextlib.contextmanager
+def _cheap_for_the_compiler() -> Iterator[None]:
+    """In here, no process that compiles grammars may take 6 s of CPU time."""
+    before = _cpu_of_compilers()
+    yield
+    assert all(seconds - before.get(pid, 0.0) < 6 for pid, seconds in _cpu_of_compilers().items())
+
+
+def _cpu_of_compilers() -> dict[int, float]:
+    seconds = {}
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "jserve.text.grammars.grammar_worker" in process.cmdline():
+                times = process.cpu_times()
+                seconds[process.pid] = times.user + times.system
+    return seconds
 
 
 def slow_grammar() -> str:

@@ -62,6 +62,47 @@ def test_prompt_tokens_wait_until_the_first_token() -> None:
     assert admission.rejected == {"queued_tokens": 1}
 
 
+def _of(tenant: int, name: str, *lengths: int) -> list[Request]:
+    return [Request(f"{name} {i}", [1] * length, SamplingParams(), tenant=tenant) for i, length in enumerate(lengths)]
+
+
+def test_a_full_queue_is_open_to_a_tenant_below_its_part() -> None:
+    """4 places and a queue of 6: one tenant may have all 10, and beside another only its half."""
+    admission = Admission(6, None)
+
+    def admits(tenant: int, name: str, count: int) -> bool:
+        num_open = sum(admission._num_open.values())
+        try:
+            admission.check(_of(tenant, name, *[1] * count), num_open=num_open, max_num_seqs=4, stats=EngineStats())
+        except OverloadedError:
+            return False
+        return True
+
+    assert admits(1, "flood", 10)
+    assert not admits(1, "more", 1)
+    assert admits(2, "light", 5)
+    assert not admits(2, "light too", 1)
+    assert not admits(1, "more", 1)
+    assert admits(3, "third", 3), "a third of 10"
+    assert not admits(3, "third too", 1)
+    for number in range(10):
+        admission.close(f"flood {number}")
+    assert admits(2, "again", 2)
+    admission.clear()
+    assert admits(1, "flood", 10)
+
+
+def test_waiting_tokens_are_parted_likewise() -> None:
+    admission = Admission(None, 100)
+    admission.check(_of(1, "flood", 50, 50), num_open=0, max_num_seqs=4, stats=EngineStats())
+    admission.check(_of(2, "light", 20, 30), num_open=2, max_num_seqs=4, stats=EngineStats())
+    for tenant in (1, 2):
+        with pytest.raises(OverloadedError):
+            admission.check(_of(tenant, "more", 1), num_open=4, max_num_seqs=4, stats=EngineStats())
+    admission.close("light 1")
+    admission.check(_of(2, "more", 30), num_open=3, max_num_seqs=4, stats=EngineStats())
+
+
 def _flood(live: LiveServer, hold: Path, count: int, **fields: object) -> "Counter[int]":
     """How many of `count` requests end with which status, where the engine makes no step before the last is there."""
 

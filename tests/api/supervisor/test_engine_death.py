@@ -1,10 +1,13 @@
 """The engine is killed: open requests hear at once, the server recovers, and gives up when it cannot."""
 
+import errno
 import json
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -41,7 +44,7 @@ def test_streams_and_whole_answers_fail_at_once_and_the_engine_comes_back(
         rest = [line for line in lines if line]
     assert response.status_code == 200
     error = json.loads(rest[-2].removeprefix("data: "))["error"]
-    assert (error["type"], error["code"]) == ("InternalServerError", 500)
+    assert (error["type"], error["code"]) == ("InternalServerError", None)
     assert "died" in error["message"]
     assert rest[-1] == "data: [DONE]"
     asking.join(PATIENCE_S)
@@ -112,3 +115,57 @@ def test_stalled_engine_shows_in_health_decode(start_server: StartServer) -> Non
         assert live.status("/health") == 200
         os.kill(pid, signal.SIGCONT)
         live.wait_for(lambda: live.status("/health/decode") == 200)
+
+
+def test_an_engine_that_hangs_is_noticed_though_no_client_waits(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "20", stall_timeout_s=0.2)
+    pid = live.engine_pid
+    assert pid is not None
+    with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
+        assert next(response.iter_lines())
+        os.kill(pid, signal.SIGSTOP)
+    live.wait_for(lambda: live.server.context.client.num_open == 0)
+    live.wait_for(lambda: live.status("/health/decode") == 503)
+    for _ in range(3):  # Clients that come and give up do not set the clock back.
+        with pytest.raises(httpx.TimeoutException):
+            live.http.post("/v1/completions", json=_BODY, timeout=0.05)
+        assert live.status("/health/decode") == 503
+    os.kill(pid, signal.SIGCONT)
+    live.wait_for(lambda: live.status("/health/decode") == 200)
+    assert live.server.context.client.seconds_silent == 0, "an idle engine owes nothing"
+
+
+def test_an_engine_that_hangs_for_too_long_is_started_again(start_server: StartServer) -> None:
+    live = start_server("--step-ms", "20", stall_timeout_s=0.2, hang_timeout_s=0.6)
+    pid = live.engine_pid
+    assert pid is not None
+    with live.http.stream("POST", "/v1/completions", json={**_BODY, "stream": True}) as response:
+        assert next(response.iter_lines())
+        os.kill(pid, signal.SIGSTOP)
+    live.wait_for(lambda: live.metric("jserve:engine_restarts_total") == 1)
+    live.wait_until_ready()
+    assert live.engine_pid != pid
+    assert live.complete("ab", max_tokens=2)["choices"][0]["text"] == "ab"
+    assert live.status("/health/decode") == 200
+
+
+def test_an_engine_is_started_again_though_descriptors_are_lacking_at_first(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = start_server()
+    attempts = []
+
+    def without_descriptors(*arguments: Any, **options: Any) -> Any:
+        attempts.append(None)
+        if len(attempts) < 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return popen(*arguments, **options)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("jserve.api.supervisor.process.subprocess.Popen", without_descriptors)
+    monkeypatch.setattr("jserve.api.supervisor.client._RELAUNCH_S", 0.05)
+    _kill(live)
+    live.wait_for(lambda: len(attempts) == 3)
+    live.wait_until_ready()
+    assert live.error is None
+    assert live.complete("ab", max_tokens=2)["choices"][0]["text"] == "ab"

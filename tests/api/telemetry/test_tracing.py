@@ -92,9 +92,10 @@ def test_a_request_becomes_a_span_with_vllms_names(start_server: StartServer, co
     names = ("time_in_queue", "time_in_model_prefill", "time_in_model_decode", "time_in_model_inference")
     seconds = {name: values[f"gen_ai.latency.{name}"] for name in (*names, "time_to_first_token", "e2e")}
     assert all(value >= 0 for value in seconds.values())
-    assert seconds["time_in_model_decode"] >= 5 * 0.01
+    model = seconds["time_in_model_prefill"] + seconds["time_in_model_decode"]
+    assert seconds["time_in_model_inference"] == pytest.approx(model, abs=1e-6)
     parts = seconds["time_in_queue"] + seconds["time_in_model_prefill"]
-    assert seconds["time_to_first_token"] == pytest.approx(parts, abs=0.005)
+    assert seconds["time_to_first_token"] >= parts - 1e-6, "which begins when the call has come, and the queue later"
     assert seconds["e2e"] >= parts + seconds["time_in_model_decode"] - 1e-6
     assert [event.name for event in span.events] == ["queued", "scheduled", "first_token", "last_token"]
     times = [event.time_unix_nano for event in span.events]

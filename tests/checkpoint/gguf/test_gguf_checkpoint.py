@@ -71,7 +71,7 @@ bounds = st.none() | st.integers(-110, 110)
 slices = st.builds(slice, bounds, bounds, st.sampled_from([None, 1, 2, 3]))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(name=st.sampled_from(sorted(tiny_state())), index=st.lists(slices, max_size=2).map(tuple))
 def test_a_slice_equals_the_slice_of_the_whole(quantized: Any, name: str, index: tuple[slice, ...]) -> None:
     whole = quantized.read(name)

@@ -81,7 +81,7 @@ def test_each_kind_of_damage_is_named(tmp_path: Path, content: bytes, message: s
     assert str(path) in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_truncated_file_is_refused_wherever_it_ends(folder: Path, content: bytes, data: st.DataObject) -> None:
     path = folder / "short.gguf"
@@ -91,7 +91,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(folder: Path, content: byt
         open_checkpoint(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_flipped_header_byte_opens_or_is_refused_but_never_crashes(
     folder: Path, content: bytes, data: st.DataObject

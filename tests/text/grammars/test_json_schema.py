@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
@@ -134,7 +134,7 @@ COMBINED = st.tuples(objects(LEAVES), objects(LEAVES)).map(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120)
 @given(schema=TREES | WITH_REFERENCES | COMBINED, seed=st.integers(0, 2**32))
 def test_walks_through_any_schema_end_parse_and_validate(schema: Any, seed: int, byte_vocabulary: Vocabulary) -> None:
     walk = byte_vocabulary.walk(whole_grammar(json_rule(schema)), seed)
@@ -143,7 +143,7 @@ def test_walks_through_any_schema_end_parse_and_validate(schema: Any, seed: int,
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000)
 @given(schema=TREES | WITH_REFERENCES | COMBINED, seed=st.integers(0, 2**32))
 def test_walks_with_a_real_tokenizer_end_parse_and_validate(
     schema: Any, seed: int, real_vocabulary: Vocabulary

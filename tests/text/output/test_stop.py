@@ -33,14 +33,14 @@ letters = st.text("ab", max_size=14)
 stop_sets = st.lists(st.text("ab", max_size=5), max_size=3).map(tuple)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(pieces=st.lists(letters, max_size=6), stops=stop_sets, include=st.booleans())
 def test_any_cutting_gives_what_the_whole_text_gives(pieces: list[str], stops: tuple[str, ...], include: bool) -> None:
     emitted, matched = _run(pieces, stops, include)
     assert ("".join(emitted), matched) == _define("".join(pieces), stops, include)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(pieces=st.lists(letters, max_size=6), stops=stop_sets)
 def test_only_what_may_become_a_stop_string_is_held_back(pieces: list[str], stops: tuple[str, ...]) -> None:
     matcher = StopMatcher(stops, include=False)

@@ -1,4 +1,4 @@
-"""Incremental decoding: any cutting gives what `decode` gives for all the tokens at once."""
+"""Incremental decoding: any cutting gives what `decode` gives for all the tokens but half a character at the end."""
 
 import time
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def _pieces(tokenizer: Tokenizer, chunks: list[list[int]], skip: bool) -> list[s
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(data=st.data(), skip=st.booleans())
 def test_random_tokens_in_random_pieces_give_what_decode_gives(
     request: pytest.FixtureRequest, name: str, data: st.DataObject, skip: bool
@@ -67,11 +67,53 @@ def test_random_tokens_in_random_pieces_give_what_decode_gives(
     ids = st.integers(0, tokenizer.num_ids + 5) | st.integers(0, 262)
     chunks = data.draw(st.lists(st.lists(ids, max_size=6), max_size=12))
     flat = [token for chunk in chunks for token in chunk]
-    assert "".join(_pieces(tokenizer, chunks, skip)) == tokenizer.decode(flat, skip)
+    assert "".join(_pieces(tokenizer, chunks, skip)) == _whole(tokenizer, flat, skip)
+
+
+def _whole(tokenizer: Tokenizer, ids: list[int], skip: bool) -> str:
+    """All tokens decoded at once, without half a character at their end."""
+    kept = [token for token in ids if not (skip and token in tokenizer.special_ids)]
+    kept = [token for token in kept if tokenizer.token_string(token) is not None]
+    if tokenizer.decoder_kind.scheme is TokenScheme.BYTE_LEVEL:
+        is_cut = _half(b"".join(tokenizer.token_bytes(token) for token in kept)) > 0
+        whole = tokenizer.decode(kept, False)
+        return whole[:-1] if is_cut else whole
+    run = b""
+    for token in reversed(kept):
+        byte = tokenizer.decoder_kind.fallback_byte(tokenizer.token_string(token) or "")
+        if byte is None:
+            break
+        run = bytes([byte]) + run
+    return tokenizer.decode(kept[: len(kept) - _half(run)], False)
+
+
+def _half(data: bytes) -> int:
+    """Bytes of half a character at the end."""
+    for count in range(1, min(4, len(data) + 1)):
+        lead = data[-count]
+        if lead >= 0xC0:
+            needed = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            possible = any(_is_character(data[-count:] + rest) for rest in _endings(needed - count))
+            return count if needed > count and possible else 0
+        if lead < 0x80:
+            return 0
+    return 0
+
+
+def _endings(count: int) -> list[bytes]:
+    """Ends of a character in `count` bytes: enough of them to try whether its beginning can go on."""
+    return [bytes([first, *[0x80] * (count - 1)]) for first in (0x80, 0x90, 0xA0, 0xBF)] if count > 0 else []
+
+
+def _is_character(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     text=st.text(max_size=30) | st.sampled_from(SAMPLES) | st.text("👍👨‍👩‍👧é你 ", max_size=20),
     data=st.data(),
@@ -101,9 +143,20 @@ def test_an_emoji_of_four_byte_tokens_comes_out_whole_and_at_once(byte_level: To
     assert _pieces(byte_level, [[token] for token in ids], skip=False) == ["", "", "", "👍", ""]
 
 
-def test_half_a_character_at_the_end_is_shown_by_finish_alone(byte_level: Tokenizer) -> None:
-    ids = [_byte_token(byte_level, byte) for byte in "a👍".encode()[:-1]]
-    assert _pieces(byte_level, [ids], skip=False) == ["a", "\ufffd"]
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("character", ["é", "你", "👍"])
+def test_half_a_character_at_the_end_is_left_out(request: pytest.FixtureRequest, name: str, character: str) -> None:
+    """imp#1310: an answer that a limit cuts in mid-character ended with U+FFFD."""
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    for cut in range(1, len(character.encode())):
+        ids = [_byte_token(tokenizer, byte) for byte in f"z{character}".encode()[: 1 + cut]]
+        assert "".join(_pieces(tokenizer, [ids], skip=False)) == "z"
+
+
+def test_half_a_character_at_the_end_is_left_out_by_any_other_decoder() -> None:
+    backend = Backend(models.WordLevel({"\ufffd": 0, "a": 1}, unk_token="a"))
+    backend.decoder = decoders.Sequence([decoders.Fuse()])
+    assert _pieces(Tokenizer(backend, source=Path("other")), [[1], [0], [0]], False) == ["a", "", "", ""]
 
 
 def test_text_that_goes_on_from_a_prompt_keeps_its_first_space(sentencepiece: Tokenizer) -> None:
@@ -146,8 +199,7 @@ def test_replacement_characters_without_end_are_shown_by_any_other_decoder_and_c
             return super().decode(ids, skip_special_tokens)
 
     pieces = _pieces(Counting(backend, source=Path("other")), [[0]] * 4000, False)
-    assert "".join(pieces) == "\ufffd" * 4000
-    assert pieces[-1] == ""
+    assert 4000 - 8 <= "".join(pieces).count("\ufffd") <= 4000
     assert num_decoded < 4000 * 30
 
 
@@ -159,20 +211,26 @@ def test_32k_tokens_of_the_same_bytes_leave_nothing_behind_in_the_decoder(
     """Endless replacement characters, halves of characters, whitespace, characters of three byte tokens."""
     tokenizer: Tokenizer = request.getfixturevalue(name)
     ids = [_byte_token(tokenizer, byte) for byte in text.encode("latin-1")] * (32_768 // len(text))
-    detokenizer = IncrementalDetokenizer(tokenizer, True)
-    began = time.process_time()
-    pieces = [detokenizer.push([token]) for token in ids]
-    pieces.append(detokenizer.finish())
-    assert time.process_time() - began < 3  # 32k decodings of all that came before would take minutes.
-    assert "".join(pieces) == tokenizer.decode(ids, False)
+    pieces = _pieces_at_the_cost_of_single_tokens(tokenizer, ids, True)
+    assert "".join(pieces) == _whole(tokenizer, ids, False)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_token_costs_the_same_however_long_the_text(request: pytest.FixtureRequest, name: str) -> None:
-    """Decoding from the start for each token would take minutes of CPU; 5 s leaves room for a slow machine."""
     tokenizer: Tokenizer = request.getfixturevalue(name)
     ids = tokenizer.encode(" ".join(SAMPLES) * 150, False)[:60_000]
-    started = time.process_time()
-    pieces = _pieces(tokenizer, [[token] for token in ids], False)
-    assert time.process_time() - started < 5
+    pieces = _pieces_at_the_cost_of_single_tokens(tokenizer, ids, False)
     assert "".join(pieces) == tokenizer.decode(ids, False)
+
+
+def _pieces_at_the_cost_of_single_tokens(tokenizer: Tokenizer, ids: list[int], skip: bool) -> list[str]:
+    """The pieces, for which no more CPU time was needed than for decoding each token by itself a hundred times. To
+    decode for each token all that came before would take some thousand times as long.
+    """
+    began = time.thread_time()
+    for token in ids:
+        tokenizer.decode([token], skip)
+    alone = time.thread_time() - began
+    pieces = _pieces(tokenizer, [[token] for token in ids], skip)
+    assert time.thread_time() - began - alone < 100 * alone
+    return pieces

@@ -57,9 +57,14 @@ class World:
     def writer(self, *, is_parallel: bool = True) -> CallGrammar:
         return CallGrammar(self.format, TOOLS, is_parallel, self.ids.get)
 
-    def read(self, text: str, *, thinking: Thinking = Thinking.OVER) -> tuple[str, list[tuple[str, str]], str]:
+    def shown(self, text: str) -> str:
+        """A walk's text with the markers that are special tokens."""
         for token, marker in self.names.items():
             text = text.replace(f"<[{token}]>", marker)
+        return text
+
+    def read(self, text: str, *, thinking: Thinking = Thinking.OVER) -> tuple[str, list[tuple[str, str]], str]:
+        text = self.shown(text)
         reasoning = None if thinking is Thinking.OVER else THINK
         parser = MessageParser(reasoning, thinking, self.format, TOOLS)
         pieces = [parser.push(text), parser.finish()]
@@ -233,3 +238,24 @@ def test_channels_with_calls_or_a_form_of_output(worlds: dict[tuple[str, bool], 
     assert accepts(world, either, f"{ANALYSIS}{FINAL}no")
     assert not accepts(world, either, f"{ANALYSIS}{FINAL}perhaps")
     assert accepts(world, free, f"{ANALYSIS}{PREAMBLE}{FINAL}perhaps")
+
+
+@pytest.mark.parametrize("has_special", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_that_a_limit_cuts_leaves_no_content(
+    worlds: dict[tuple[str, bool], World], name: str, has_special: bool
+) -> None:
+    """vllm#47903: the opening tag of a forced call came as content."""
+    world = worlds[name, has_special]
+    grammar = world.writer().forced()
+    walks = [world.vocabulary.walk(grammar, seed) for seed in range(3)]
+    for text in (world.shown(walk.text) for walk in walks if "analysis" not in walk.text):
+        for cut in range(0, len(text), 1 + len(text) // 200):
+            content = _content(MessageParser(None, Thinking.OVER, world.format, TOOLS, is_forced=True), text[:cut])
+            assert content.strip() == "", text[:cut]
+            content = _content(MessageParser(None, Thinking.OVER, world.format, TOOLS), text[:cut])
+            assert not any(marker in content for marker in world.format.markers), text[:cut]
+
+
+def _content(parser: MessageParser, text: str) -> str:
+    return parser.push(text).content + parser.finish(is_cut=True).content

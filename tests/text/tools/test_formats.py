@@ -48,13 +48,13 @@ def test_every_format_is_among_the_messages() -> None:
 
 
 @given(case=st.sampled_from(WELL_FORMED), places=PLACES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_cuts_do_not_change_the_message(case: Case, places: list[int]) -> None:
     assert meaning_of(pieces_of(parser_of(case.format), cut(case.text, places))) == case.meaning
 
 
 @given(case=st.sampled_from(WELL_FORMED))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_character_at_a_time_does_not_change_the_message(case: Case) -> None:
     assert meaning_of(pieces_of(parser_of(case.format), case.text)) == case.meaning
 
@@ -70,7 +70,7 @@ ALPHABETS = {
 
 
 @given(data=st.data(), name=st.sampled_from(sorted(ALPHABETS)), places=PLACES)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_cuts_do_not_change_any_text(data: st.DataObject, name: str, places: list[int]) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(ALPHABETS[name]), max_size=25)))
     whole = meaning_of(pieces_of(parser_of(name, THINK), [text]))
@@ -113,10 +113,10 @@ def test_a_token_costs_the_same_however_long_the_text(name: str, begin: str, end
     parser.push(begin)
     times = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(25_000):
             parser.push("word")
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     parser.push(end)
     assert times[1] < 3 * times[0], times
 

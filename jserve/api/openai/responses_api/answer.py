@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from pydantic_core import to_json
 
 from jserve.api.errors import ErrorAnswer
@@ -219,7 +220,7 @@ class ResponsesAnswer:
             top_logprobs=body.top_logprobs or 0,
             top_p=sampling.top_p,
             truncation=body.truncation or "disabled",
-            user=body.user,
+            user=UNSET if body.user is None else body.user,
             **changing,
         )
 

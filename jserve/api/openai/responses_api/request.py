@@ -6,6 +6,7 @@ from jserve.api.openai.bodies import ChatBody
 from jserve.api.openai.responses_api.body import LOGPROBS, ResponsesBody, TextOptions
 from jserve.api.openai.responses_api.conversation import messages_of
 from jserve.api.openai.responses_api.tools import OfferedTools, chat_tools
+from jserve.api.openai.structured import refuse_unread_forms
 from jserve.api.openai.translation import chat_body, extra_chat_fields
 from jserve.errors import RequestError
 
@@ -84,8 +85,10 @@ def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
     if text is None or text.format is None or text.format.type == "text":
         return None
     wanted = text.format
+    refuse_unread_forms(wanted.model_extra or {}, "text.format", wanted.type)
     if wanted.type == "json_object":
-        return {"type": "json_object"}
+        held_to = {} if wanted.schema_ is None else {"schema": wanted.schema_}
+        return {"type": "json_object", **held_to}
     if wanted.schema_ is None:
         message = "text.format of type 'json_schema' needs the schema as text.format.schema"
         raise RequestError(message, param="text.format.schema")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jserve.api.json_writer import encode
 from jserve.api.openai.shapes import TokenLogprob
@@ -101,7 +102,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     incomplete_details: dict[str, str] | None = None
     model: str
     output: list[Item] = []
-    usage: ResponseUsage | None = None
+    usage: ResponseUsage | UnsetType = UNSET
     background: bool = False
     instructions: str | None
     max_output_tokens: int | None
@@ -121,7 +122,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int
     top_p: float
     truncation: str
-    user: str | None
+    user: str | UnsetType
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
