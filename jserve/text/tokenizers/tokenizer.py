@@ -67,12 +67,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds inside a text; several tokens may share one character's bytes."""
-        found = self._token_bytes.get(token_id)
-        if found is None:
+        token_bytes = self._token_bytes.get(token_id)
+        if token_bytes is None:
             token = self.backend.id_to_token(token_id)
-            found = b"" if token is None else self.decoder_kind.token_bytes(token)
-            self._token_bytes[token_id] = found
-        return found
+            token_bytes = b"" if token is None else self.decoder_kind.token_bytes(token)
+            self._token_bytes[token_id] = token_bytes
+        return token_bytes
 
     def whole_text(self, token_id: int) -> str | None:
         """The text of a token whose bytes are whole characters; None for any other."""
