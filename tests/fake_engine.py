@@ -97,7 +97,7 @@ class FakeEngine:
             if done == 1:
                 _stand_still(self.options.load_held_by)
         if self.options.fatal:
-            self.socket.send(EngineFatal(self.options.fatal, retry=False))
+            self.socket.send(EngineFatal(self.options.fatal, retry=self.options.fatal_may_pass))
             return False
         if self.options.exit_at_start is not None:
             sys.exit(self.options.exit_at_start)
@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--stall-held-by", type=Path, help="a file: after the stall token all stops while it is there")
     parser.add_argument("--eos", type=int, default=2)
     parser.add_argument("--fatal", default="")
+    parser.add_argument("--fatal-may-pass", action="store_true", help="what --fatal says might go better next time")
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
     parser.add_argument("--quote-token", type=int)
