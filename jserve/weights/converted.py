@@ -24,7 +24,6 @@ from jserve.checkpoint import Checkpoint
 from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
-from jserve.models.causal_lm import CausalLM
 from jserve.quant import Layout, OfExperts, fit_devices
 from jserve.quant.converted import config_of
 from jserve.quant.scheme import consecutive
@@ -54,8 +53,12 @@ def layouts_of(model: nnx.Module) -> dict[str, Layout]:
     return found
 
 
-def write(folder: Path, model: CausalLM, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
-    """Write all but the tokenizer into `folder`, which must not exist. `arrays` are those of `parameters(model)`."""
+def write(
+    folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, own: dict[str, Any]
+) -> None:
+    """Write all but the tokenizer into `folder`, which must not exist. `arrays` are those of `parameters(model)`; `own`
+    are fields of `config.json` that say how these are, in place of the checkpoint's.
+    """
     import orbax.checkpoint as ocp
 
     if folder.exists():
@@ -70,7 +73,6 @@ def write(folder: Path, model: CausalLM, arrays: tuple[jax.Array, ...], checkpoi
             writer.save((folder / WEIGHTS).resolve(), args=ocp.args.PyTreeSave(tree))
         layouts = layouts_of(model)
         kept = {"quantization_config": config_of(layouts)} if layouts else {}
-        own = {"dtype": dtype, "tie_word_embeddings": model.config.tie_word_embeddings}
         _write_json(folder / "config.json", _with(checkpoint.config(), own) | kept)
         _write_json(folder / "generation_config.json", checkpoint.generation_config())
         listed = {name: {"shape": array.shape, "dtype": array.dtype.name} for name, array in tree.items()}
