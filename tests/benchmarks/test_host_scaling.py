@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.host_scaling import PAGE_SIZE, Point, World
+from benchmarks.null_device import NullPrograms
 from benchmarks.turn_clock import PHASES
 
 SLOTS = 4
@@ -42,6 +43,11 @@ def calls(world: World, turns: int = PAGE_SIZE) -> int:
             sys.setprofile(None)
         world.drain()
     return count
+
+
+def test_the_engine_runs_programs_that_compute_nothing(world: World) -> None:
+    """Else the time of a step would not be the host's alone."""
+    assert isinstance(world.core.runner._programs, NullPrograms)
 
 
 def test_a_decode_step_costs_the_same_at_any_context(world: World) -> None:
