@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 CLEAN = (
     *("benchmarks", "pallas_kernels", "tests/benchmarks"),
     *("jserve/checkpoint", "jserve/commands", "jserve/config", "jserve/quant"),
+    *("jserve/schedule", "jserve/api/access", "tests/schedule", "tests/api/access"),
     *("jserve/text/output", "jserve/text/templates", "jserve/text/tokenizers", "jserve/text/tools"),
 )
 FILES = sorted(path for folder in CLEAN for path in (ROOT / folder).rglob("*.py"))

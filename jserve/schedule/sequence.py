@@ -83,7 +83,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Those that have been read back so far."""
     hidden_sums: list[bytes] = field(default_factory=list)
-    """Of an embedding, the sums read back so far: one f32[E] for each chunk."""
+    """Sums for an embedding that have been read back so far: one f32[E] for each chunk."""
 
     @property
     def num_uncomputed(self) -> int:
