@@ -1,4 +1,4 @@
-"""How an answer leaves: whole, or as a stream of events. What it says is the endpoint's `Answer`."""
+"""Sends an answer, whole or as a stream of events. The endpoint's `Answer` writes the body."""
 
 import asyncio
 from typing import Protocol
@@ -16,11 +16,11 @@ from jserve.api.http.body_writer import BodyWriter, body_writer_of
 from jserve.api.http.pacing import KeepAlive, StreamInterval
 
 DONE = b"data: [DONE]\n\n"
-"""The end of a stream of OpenAI's."""
+"""The last event of OpenAI's streams."""
 _INLINE_ENTRIES = 1_000
-"""Tokens and logprobs of an answer that is written on the event loop, in some milliseconds."""
+"""An answer of up to so many tokens and logprobs is written on the event loop, in a few milliseconds."""
 _MOST_UPDATES = 256
-"""Updates that are written in one go. More come in one step of many choices, or pile up behind a client that pauses."""
+"""The most updates that are written at once. A step of many choices brings more, and so does a client that pauses."""
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
@@ -35,19 +35,19 @@ class Answer(Protocol):
         """The events for what one step added; may be empty."""
 
     def last_chunk(self) -> bytes:
-        """What ends the stream, after the last token; may be empty."""
+        """The end of the stream, after the last token; may be empty."""
 
     def error(self, problem: ErrorAnswer) -> bytes:
-        """What ends a stream that has failed."""
+        """The end of a stream that has failed."""
 
     def whole(self, updates: list[ChoiceUpdate]) -> bytes:
-        """The body where nothing is streamed, from all updates."""
+        """The body of an answer that is not streamed, from all updates."""
 
 
 async def send_answer(
     request: Request, generator: Generator, generation: Generation, answer: Answer, *, stream: bool
 ) -> Response:
-    """The response for a generation that has just started; it is finished in every case."""
+    """The response to a generation that has just started. The generation is finished in every case."""
     if stream:
         is_events = answer.stream_type.startswith("text/event-stream")  # NDJSON has no comments.
         keep_alive_s = context_of(request).settings.sse_keep_alive_interval_s if is_events else 0.0
@@ -73,7 +73,7 @@ def _num_logprobs(update: ChoiceUpdate) -> int:
 
 
 async def all_updates(request: Request, generator: Generator, generation: Generation) -> list[ChoiceUpdate]:
-    """Everything that a generation which has just started gives; it is finished in every case."""
+    """All updates of a generation that has just started. The generation is finished in every case."""
     watcher = cancel_on_disconnect(request.receive, generation)
     try:
         return await generation.rest()
@@ -85,7 +85,7 @@ async def all_updates(request: Request, generator: Generator, generation: Genera
 class EventStream(Response):
     """Sends one HTTP write per engine step at most; what piles up behind a slow client goes out together.
 
-    The head and the last events go the way of ASGI. In between there is no task to wake: the engine's frame calls
+    The head and the last events are ASGI messages. The events between need no task: the engine's frame calls
     `_advance`, which writes.
     """
 
@@ -100,7 +100,7 @@ class EventStream(Response):
         self._keep_alive: KeepAlive
         self._last_events: asyncio.Future[bytes]
         self._pending: list[ChoiceUpdate] = []
-        """What has come and is not written yet."""
+        """Updates that have come and are not written yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
