@@ -26,10 +26,13 @@ def written(path: Path, files: dict[str, Any]) -> Path:
 
 
 def refusal(folder: Path, asked: str | None = None) -> str:
-    with pytest.raises(CheckpointError) as raised:
+    def look() -> None:
         checkpoint = open_checkpoint(folder)
         resolve(checkpoint.config(), source=folder)
         detect(checkpoint.config(), asked, checkpoint.tensors(), source=folder)
+
+    with pytest.raises(CheckpointError) as raised:
+        look()
     return str(raised.value)
 
 

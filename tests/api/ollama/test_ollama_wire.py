@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,12 +80,16 @@ def test_curl_without_a_content_type_is_understood(server: LiveServer) -> None:
         assert server.http.post(path, content=json.dumps(body), headers=headers).status_code == 200
 
 
-def test_error_in_the_middle_of_a_stream_is_its_last_line(start_server: StartServer) -> None:
+def test_error_in_the_middle_of_a_stream_is_its_last_line(start_server: StartServer, tmp_path: Path) -> None:
     c = str(3 + sorted(map(chr, range(33, 127))).index("c"))
-    server = start_server("--error-token", c, "--step-ms", "50")
-    response = server.http.post("/api/generate", json=RAW)
-    assert response.status_code == 200
-    *lines, last = [json.loads(line) for line in response.text.splitlines()]
+    (hold := tmp_path / "hold").touch()
+    server = start_server("--error-token", c, "--stall-token", c, "--stall-held-by", str(hold))
+    with server.http.stream("POST", "/api/generate", json=RAW) as response:
+        assert response.status_code == 200
+        received = response.iter_lines()
+        first = next(received)
+        hold.unlink()
+        *lines, last = [json.loads(line) for line in (first, *received)]
     assert "".join(line["response"] for line in lines) == "ab"
     assert list(last) == ["error"]
     assert "torn" in last["error"]
