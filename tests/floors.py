@@ -68,7 +68,7 @@ def drawing() -> str:
     """The house as text, the top floor first."""
     rows = [(number, "  ".join(floor.rooms), floor.holds) for number, floor in enumerate(HOUSE, 1)]
     width = max(len(rooms) for _, rooms, _ in rows if len(rooms) < 50)
-    lines = [f"{number}  {rooms:<{width}}  {holds}".rstrip() for number, rooms, holds in reversed(rows)]
+    lines = [f"{number:>2}  {rooms:<{width}}  {holds}".rstrip() for number, rooms, holds in reversed(rows)]
     return "```\n" + "\n".join(lines) + "\n```\n"
 
 

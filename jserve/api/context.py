@@ -10,6 +10,7 @@ from jserve.api.access.account import Accounts
 from jserve.api.access.incoming_bodies import IncomingBodies
 from jserve.api.access.keys import KeyRing
 from jserve.api.generation.generation import Generator
+from jserve.api.generation.recent_items import RecentItems
 from jserve.api.model.grammars import GrammarChecker
 from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
@@ -37,6 +38,7 @@ class ServerContext:
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
+    recent_items: RecentItems = field(default_factory=RecentItems)
     grammars: GrammarChecker = field(init=False)
     bodies: IncomingBodies = field(init=False)
 

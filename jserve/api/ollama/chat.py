@@ -5,6 +5,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
@@ -30,6 +31,6 @@ async def chat(request: Request) -> Response:
     if body.tools:
         fields["tools"] = body.tools
     fields |= {"messages": to_openai(body.messages), "logprobs": body.logprobs, "top_logprobs": body.top_logprobs}
-    generation = await start_chat(request, make_body(bodies.ChatBody, fields), model, id_prefix="ollama")
+    generation = await start_chat(server, current_call(), make_body(bodies.ChatBody, fields), model, "ollama")
     answer = OllamaAnswer(shape, model, generation, received)
     return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)

@@ -1,4 +1,4 @@
-"""What there is: /, /api/version, /api/tags, /api/show and /api/ps. One model, under each name that it is served by."""
+"""GET /, /api/version, /api/tags, /api/ps and POST /api/show: the one model, under each name that it is served by."""
 
 import json
 from pathlib import Path
