@@ -24,7 +24,7 @@ class RequestLife:
     finish_reason: str = ""
 
     def observe(self, delta: TokenDelta, now: float) -> float | None:
-        """Take note of a delta. Returns the seconds since the tokens before it, None for the first."""
+        """Record a delta. Returns the seconds since the tokens before it, None for the first."""
         self.num_preemptions += delta.num_preemptions
         if not self.first_token:
             self.scheduled = delta.scheduled_at
@@ -36,7 +36,7 @@ class RequestLife:
         return gap
 
     def end(self, reason: str, num_output: int) -> None:
-        """The sequence is over."""
+        """Record the end of the sequence."""
         self.finish_reason = reason
         self.num_output = num_output
         self.ended = time.time()

@@ -22,7 +22,7 @@ async def health(request: Request) -> Response:
 
 
 async def health_decode(request: Request) -> Response:
-    """503 where requests are open and the engine has sent nothing for `--stall-timeout` seconds."""
+    """503 where the engine has work and has sent nothing for `--stall-timeout` seconds."""
     client = context_of(request).client
     is_well = client.state is not EngineStatus.DOWN and not client.is_stalled
     return Response(status_code=200 if is_well else 503)
@@ -67,7 +67,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    """The names that requests may use, for clients of OpenAI's and of Anthropic's."""
+    """The names that requests may use, in a shape that clients of OpenAI and of Anthropic both read."""
     server = context_of(request)
     names = server.settings.listed_names
     page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}

@@ -114,7 +114,7 @@ class Server:
         return build_app(self.context)
 
     async def _load(self) -> None:
-        """What takes a while and does not need the engine: the routes, then the model's text side."""
+        """Load what does not need the engine: the routes, then the model's text side."""
         await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
@@ -163,9 +163,7 @@ class Server:
 
 
 def _settle() -> None:
-    """Take what is there out of garbage collection: walking through it would hold everybody up for a tenth of a second
-    now and then.
-    """
+    """Exclude all loaded objects from garbage collection: a pass over them stops all requests for 0.1 s."""
     gc.collect()
     gc.freeze()
 

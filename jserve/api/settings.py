@@ -1,4 +1,4 @@
-"""What the server process is told: everything that the engine does not need to know."""
+"""The settings of the server process: all that the engine does not need to know."""
 
 import math
 import sys
@@ -137,5 +137,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def listed_names(self) -> tuple[str, ...]:
-        """The names that clients are shown; the path is understood, and not told."""
+        """The names that clients are shown. The model's path is accepted as a name, but not shown."""
         return self.served_model_names or self.model_names[:1]

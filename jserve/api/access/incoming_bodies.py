@@ -37,15 +37,17 @@ class IncomingBodies:
         return body
 
     def add(self, body: IncomingBody, part: bytes) -> None:
-        """Keep a part of `body`. This may give up `body`, or another one."""
+        """Keep a part of `body`. Where there is no room, the largest is given up, which may be `body` itself."""
+        while self.num_bytes + len(part) > self.max_bytes:
+            coming = [each for each in self._bodies if each.deadline is not None and each.size > _SMALL]
+            if not coming:
+                break
+            self._give_up(max(coming, key=lambda each: each.size))
+            if body.is_given_up:
+                return
         body.parts.append(part)
         body.size += len(part)
         self.num_bytes += len(part)
-        while self.num_bytes > self.max_bytes:
-            coming = [body for body in self._bodies if body.deadline is not None and body.size > _SMALL]
-            if not coming:
-                break
-            self._give_up(max(coming, key=lambda body: body.size))
 
     def complete(self, body: IncomingBody) -> bytes:
         """All of it, once it has come. It counts until it is closed."""

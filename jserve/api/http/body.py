@@ -19,9 +19,9 @@ from jserve.errors import RequestError
 Body = TypeVar("Body", bound=BaseModel)
 
 _INLINE_BYTES = 1 << 16
-"""Bodies up to here are parsed on the event loop, in a few milliseconds at worst."""
+"""Bodies of up to this size are parsed on the event loop, in a few milliseconds at worst."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""What some editors and clients put before a text in UTF-8; RFC 8259 (8.1) lets readers ignore it."""
+"""Some editors and clients put it before a text in UTF-8. RFC 8259 (8.1) lets readers ignore it."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}")
 
@@ -42,7 +42,7 @@ async def read_body(request: Request, schema: type[Body], *, any_media_type: boo
 
 
 def _check_media_type(request: Request) -> None:
-    """What is JSON must say so: pages of other sites may post anything else to this server without asking it."""
+    """Refuse a body that does not say it is JSON: pages of other sites may post anything else without asking first."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError("Unsupported Media Type: Only 'application/json' is allowed")

@@ -21,13 +21,13 @@ class BodyWriter:
         self._cycle = cycle
         self._has_chunks = True
         self.num_bytes = 0
-        """Bytes of body that went this way, for those who count."""
+        """Bytes of the body that were written here, for the metrics."""
         self.on_writable: Callable[[], None] | None = None
-        """Called when the client has read enough to be sent more, after `is_paused`."""
+        """Called after `is_paused`, when the client has read enough to be sent more."""
 
     @property
     def is_paused(self) -> bool:
-        """Whether so much waits for the client that the writer should too."""
+        """Whether so many bytes wait for the client that nothing more should be written."""
         return self._cycle.flow.write_paused
 
     @property
@@ -36,7 +36,7 @@ class BodyWriter:
         return self._cycle.disconnected
 
     def begin(self) -> None:
-        """To be called before the head is sent. HTTP/1.0 knows no chunks: there the body ends with the connection."""
+        """Call it before the head is sent. HTTP/1.0 has no chunks: there the body ends with the connection."""
         if self._cycle.scope["http_version"] == "1.0":
             self._has_chunks = False
             self._cycle.chunked_encoding = False
@@ -56,7 +56,7 @@ class BodyWriter:
         return {"type": "http.response.body", "body": body, "more_body": False}
 
     def client_left(self) -> None:
-        """Nobody reads any more: the handler is told, and what it still says is dropped."""
+        """The client is gone: tell the handler, and drop what it still writes."""
         self._cycle.disconnected = True
         self._cycle.message_event.set()
 

@@ -123,7 +123,7 @@ class Edge:
 
 
 def _enter(scope: Scope) -> Call:
-    """Start the call of this request, and let handlers read the id that it has now, whoever chose it."""
+    """Start the call of this request. Handlers read its id in the headers, whoever chose it."""
     headers = dict(scope["headers"])
     request_id = _NOT_IN_AN_ID.sub(b"", headers.get(b"x-request-id", b""))[:_MAX_ID_CHARS]
     request_id = request_id or secrets.token_hex(16).encode()

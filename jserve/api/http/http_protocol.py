@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what it lacks against clients that mean no good: limits on the head of a request (in
+"""uvicorn's HTTP protocol with what it lacks against hostile clients: limits on the head of a request (in
 bytes and in seconds), on requests that are sent before the first is answered, and on connections; errors in the API's
 own words.
 """
@@ -22,11 +22,11 @@ MAX_HEAD_BYTES = 1 << 16
 _FRAMING = 8
 """Bytes on the wire per byte of a body, at most: chunks of a single byte have seven more."""
 MAX_WAITING_REQUESTS = 4
-"""Requests of one connection that wait for their turn before no more is read. Few clients ever send a second one."""
+"""So many requests of one connection may wait for their turn; then no more is read. Few clients ever send two."""
 MAX_WAITING_BODY = 1 << 16
-"""Bytes of the body of such a request, likewise."""
+"""So many bytes of the body of such a request may wait."""
 _MOST_WAITING = 64
-"""Where one piece of the input held more than this, which takes requests of a few bytes, the connection ends."""
+"""One piece of the input can hold more than may wait, if requests are tiny. Above this the connection ends."""
 _HEAD_PIECE, _BODY_PIECE = 1 << 10, 1 << 14
 """Bytes that are parsed before the limits are looked at again, between bodies and within one."""
 _PHRASES = {
@@ -64,7 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._has_head = False
         self._is_refused = False
         self._writers: deque[BodyWriter] = deque()
-        """Of the requests without a complete answer: the first is being answered, the others wait for their turn."""
+        """One for each request without a complete answer. The first is being answered, the others wait."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -137,7 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def _parse(self) -> None:
-        """Parse what has come, piece by piece, as long as not too much waits for its turn."""
+        """Parse what has come, piece by piece, until too much waits for its turn."""
         data, start = self._unparsed, 0
         while start < len(data) and not self._is_refused:
             if self._is_full:
@@ -156,7 +156,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_full(self) -> bool:
-        """Whether requests that nobody works on yet are as many, or as large, as may wait."""
+        """Whether as many requests, or as many bytes of one, wait for their turn as may."""
         waiting = self.pipeline
         return bool(waiting) and (len(waiting) >= MAX_WAITING_REQUESTS or len(self.cycle.body) > MAX_WAITING_BODY)
 

@@ -1,4 +1,4 @@
-"""How often a stream speaks: every so many tokens (`stream_interval`), and at times though there is nothing to say."""
+"""When a stream sends an event: every so many tokens (`stream_interval`), and a comment after a long silence."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ class StreamInterval:
         self._begun: set[int] = set()
 
     def push(self, updates: list[ChoiceUpdate]) -> list[ChoiceUpdate]:
-        """What is to be sent now."""
+        """The updates that must be sent now."""
         if self._interval == 1:
             return updates
         due = []
@@ -34,7 +34,7 @@ class StreamInterval:
         return due
 
     def rest(self) -> list[ChoiceUpdate]:
-        """What is still held; the stream ends early."""
+        """The updates that are still held, for a stream that ends early."""
         held, self._held = list(self._held.values()), {}
         return held
 

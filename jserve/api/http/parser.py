@@ -13,7 +13,7 @@ _OFFER = frozenset({b"upgrade", b"http2-settings"})
 
 
 class HeadReceiver(Protocol):
-    """Gets httptools' callbacks and keeps the head that they told, names in lower case."""
+    """Gets httptools' callbacks and keeps the head that they report, names in lower case."""
 
     url: bytes
     headers: list[tuple[bytes, bytes]]
@@ -22,7 +22,7 @@ class HeadReceiver(Protocol):
 class OfferDecliningParser:
     """What uvicorn calls of `httptools.HttpRequestParser`.
 
-    Tells a head that offers another protocol twice: with `is_offer`, to be ignored, and then without the offer.
+    Reports a head that offers another protocol twice: first with `is_offer`, to be ignored, then without the offer.
     """
 
     def __init__(self, receiver: HeadReceiver) -> None:
@@ -37,7 +37,7 @@ class OfferDecliningParser:
 
     @property
     def is_offer(self) -> bool:
-        """Whether the head that has just been told comes once more. CONNECT has no other meaning, and does not."""
+        """Whether the head that was just reported will come again. That of CONNECT, which is no offer, will not."""
         return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
 
     def feed_data(self, data: bytes) -> None:

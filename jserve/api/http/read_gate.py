@@ -1,10 +1,10 @@
-"""Whether a connection is read: uvicorn's own flow control, which the connection can overrule."""
+"""Decides whether a connection is read: uvicorn's flow control, which the connection can overrule."""
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
 
 class ReadGate(FlowControl):
-    """While it is held, nobody resumes reading: uvicorn does so whenever a handler waits for its client."""
+    """While it is held, the connection is not read. uvicorn would resume whenever a handler waits for its client."""
 
     is_held = False
 
@@ -21,6 +21,6 @@ class ReadGate(FlowControl):
             self.resume_reading()
 
     def resume_reading(self) -> None:
-        """uvicorn's wish to read on."""
+        """Read on, as uvicorn wants, unless the gate is held."""
         if not self.is_held:
             super().resume_reading()

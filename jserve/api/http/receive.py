@@ -16,7 +16,7 @@ from jserve.api.errors import ClientGoneError
 from jserve.errors import RequestError
 
 MIN_BYTES_PER_S = 500
-"""The slowest that a body may come, over each `--receive-timeout` seconds of it (Apache's `MinRate`)."""
+"""The lowest rate of a body, over each `--receive-timeout` seconds (as Apache's `MinRate`)."""
 MAX_JSON_WEIGHT = 1_000_000
 """Parsing 1 takes about 60 ns: an element of an array weighs 1, an array or object 4, a field of an object 8."""
 _PIECE = 1 << 20
@@ -51,7 +51,7 @@ async def received_body(request: Request, server: ServerContext) -> AsyncIterato
 
 
 async def _receive(request: Request, server: ServerContext, body: IncomingBody, deadline: asyncio.Timeout) -> None:
-    """Take in all parts of the body; each time that enough has come, the clock starts anew."""
+    """Receive all parts of the body. Each time that enough has come, the timeout starts again."""
     limit, timeout_s = server.settings.max_request_bytes, server.settings.receive_timeout_s
     clock = asyncio.get_running_loop().time
     size = 0
@@ -61,7 +61,7 @@ async def _receive(request: Request, server: ServerContext, body: IncomingBody, 
         if size > limit:
             raise _too_large(limit)
         if body.is_given_up:
-            continue  # The clock, which is about to strike, ends this.
+            continue  # The timeout, which has been moved to now, ends this.
         server.bodies.add(body, part)
         if size >= enough and not body.is_given_up:
             enough = size + step

@@ -1,4 +1,4 @@
-"""How long an engine has owed a sign of life: what `/health/decode`, the log and the restart of a hung engine go by."""
+"""Measures how long an engine has owed an answer, for `/health/decode`, the log and the restart of a hung engine."""
 
 import time
 
@@ -19,7 +19,7 @@ class AnswerClock:
         return 0.0 if self._since is None else time.monotonic() - self._since
 
     def sent(self) -> None:
-        """The engine has something to do, or to take note of."""
+        """The engine was sent something."""
         if self._since is None:
             self._since = time.monotonic()
 

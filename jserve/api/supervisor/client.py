@@ -69,9 +69,9 @@ class EngineClient:
         self.state = EngineStatus.LOADING
         self.progress: EngineProgress | None = None
         self.ready: EngineReady | None = None
-        """What the newest ready engine told; kept while it is being restarted."""
+        """The message of the newest engine that was ready; kept while the next one starts."""
         self.programs: ProgramCounts | None = None
-        """Of the engine that lives; None before it told."""
+        """The counts of the running engine; None before it has sent them."""
         self.stats = EngineStats()
         self.num_restarts = 0
         self.admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
@@ -99,12 +99,12 @@ class EngineClient:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether a ready engine has owed an answer for too long, be its clients still there or not."""
+        """Whether a ready engine has owed an answer for too long, even if its clients have left."""
         return self.state is EngineStatus.READY and self.seconds_silent > self._settings.stall_timeout_s
 
     @property
     def is_hung(self) -> bool:
-        """Whether it has for so long that it must be started again."""
+        """Whether it has owed one for so long that it must be started again."""
         limit = self._settings.hang_timeout_s
         return self.state is EngineStatus.READY and 0 < limit < self.seconds_silent
 
@@ -209,7 +209,7 @@ class EngineClient:
             self._process.kill()
 
     async def _live_once(self) -> None:
-        """One engine from start to end."""
+        """Run one engine from its start to its end."""
         self._fatal = None
         self.progress = None
         self.programs = None
@@ -235,7 +235,7 @@ class EngineClient:
             logger.warning("the engine process %s while it was stopped", _describe_exit(code))
 
     async def _launch(self) -> LaunchedEngine:
-        """Start a process; again and again where only descriptors, processes or memory are lacking.
+        """Start a process. Try again as long as only descriptors, processes or memory are lacking.
 
         Raises LaunchError where that would not help, or on the first start, which somebody is watching.
         """
@@ -266,7 +266,7 @@ class EngineClient:
                 self._receive_all(await process.frames.read())
 
     def _receive_all(self, messages: Sequence[FromEngine]) -> None:
-        """Hand out all that has come before anybody is told, so that a client is written to once."""
+        """Sort all messages into their inboxes first, and wake each inbox once: one write for each client."""
         self.received_at = time.time()
         to_wake: list[Inbox] = []
         for message in messages:
