@@ -17,7 +17,7 @@ from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
-from jserve.errors import EngineUnavailableError
+from jserve.errors import EngineUnavailableError, UnknownModelError
 from jserve.text.grammars.grammar_worker import GrammarSetup
 
 _MOST_BODIES = 8
@@ -56,8 +56,18 @@ class ServerContext:
             raise EngineUnavailableError("the tokenizer is still loading; try again in a few seconds")
         return self.loaded_model
 
-    def admit(self) -> ServedModel:
-        """`model_when_ready` for a request: a refusal is counted."""
+    def check_name(self, name: str | None) -> None:
+        """Raise UnknownModelError unless `name` is served here; absent or empty means the only model."""
+        if name and name not in self.settings.model_names:
+            aliases = ", ".join(self.settings.listed_names)
+            raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
+
+    def admit(self, name: str | None) -> ServedModel:
+        """The model that a request names, before anything else of the request is looked at.
+
+        Raises UnknownModelError, or EngineUnavailableError where no request can be taken, which is counted.
+        """
+        self.check_name(name)
         try:
             return self.model_when_ready()
         except EngineUnavailableError:

@@ -24,14 +24,14 @@ async def responses(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, ResponsesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     caller = current_call().key.digest
     body = with_items(body, server.recent_items, caller)
     chat = chat_of(body)
     with errors_naming(NAMES):
         if body.truncation == "auto":
-            chat = await drop_oldest_turns(request, chat, model)
-        generation = await start_chat(request, chat, model, "resp_")
+            chat = await drop_oldest_turns(server, current_call(), chat, model)
+        generation = await start_chat(server, current_call(), chat, model, "resp_")
     keep = None if body.store is False else partial(server.recent_items.add, caller)
     answer = ResponsesAnswer(body, model, generation, keep)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
@@ -41,10 +41,10 @@ async def count_input_tokens(request: Request) -> Response:
     """Count the tokens of a response's input. The body is that of a response."""
     server = context_of(request)
     body = await read_body(request, ResponsesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     body = with_items(body, server.recent_items, current_call().key.digest)
     with errors_naming(NAMES):
-        prepared = await prepare_chat(request, chat_of(body), model)
+        prepared = await prepare_chat(server, current_call(), chat_of(body), model)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
 
 
