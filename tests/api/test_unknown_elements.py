@@ -39,7 +39,7 @@ def live(make_server: StartServer) -> Any:
 def prompt_of(server: LiveServer, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]) -> str:
     """The text that the model is given for a request, which must be answered."""
     seen: list[str] = []
-    model = server.server.context.admit()
+    model = server.server.context.model_when_ready()
     encode = type(model).encode
 
     async def noted(self: Any, text: str, **options: Any) -> list[int]:

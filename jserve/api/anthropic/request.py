@@ -82,18 +82,18 @@ def _prompt_fields(body: CountTokensBody, extra: dict[str, Any]) -> dict[str, An
     }
 
 
-def _template_variables(body: CountTokensBody, given: Any) -> Any:
+def _template_variables(body: CountTokensBody, own: Any) -> Any:
     if body.thinking is None:
-        return given
-    return {"enable_thinking": body.thinking.type != "disabled", **(given or {})}
+        return own
+    return {"enable_thinking": body.thinking.type != "disabled", **(own or {})}
 
 
 def _response_format(body: CountTokensBody) -> dict[str, Any] | None:
-    wanted = (body.output_config.format if body.output_config is not None else None) or body.output_format
-    if wanted is None:
+    json_format = (body.output_config.format if body.output_config is not None else None) or body.output_format
+    if json_format is None:
         return None
-    refuse_unread_forms(wanted.model_extra or {}, "output_config.format", wanted.type)
-    return {"type": "json_schema", "json_schema": {"name": "output", "schema": wanted.schema_, "strict": True}}
+    refuse_unread_forms(json_format.model_extra or {}, "output_config.format", json_format.type)
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": json_format.schema_, "strict": True}}
 
 
 def _tools(body: CountTokensBody) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ MAX_PATTERN = 1_024
 
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
-"""Of any length, so the first wrong one ends the check: a million problems would take a second to collect."""
+"""A list of any length. The first wrong token ends the check: to collect a million errors would take a second."""
 StopString = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None
 
@@ -254,7 +254,7 @@ class EmbeddingBody(BaseModel):
     pooling: Literal["last", "mean", "cls"] | None = None
     """jserve's own: instead of the server's `--pooling`."""
     prompt_name: str | None = None
-    """Of the prompts that a model for embeddings comes with, as in text-embeddings-inference."""
+    """One of the prompts that a model for embeddings comes with, as in text-embeddings-inference."""
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool | None = None

@@ -16,7 +16,7 @@ from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, Sampl
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
 MAX_CHOICES = 2048
-"""Of one request: handing over more would hold up everybody else noticeably."""
+"""Most choices of one request. To hand over more would hold up everybody else noticeably."""
 
 _T = TypeVar("_T")
 

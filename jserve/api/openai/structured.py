@@ -50,30 +50,34 @@ def with_grammar(sampling: SamplingParams, grammar: str, num_bytes: int) -> Samp
 
 def structured_output(body: GenerationBody) -> StructuredOutput | None:
     """What `body` asks for, None for free text. Raises RequestError where it asks for several things, or for none."""
-    found = [spec for spec in (_of_response_format(body), _of_structured_outputs(body), _of_guided(body)) if spec]
-    if len(found) > 1:
-        fields = " and ".join(spec.field for spec in found)
-        raise RequestError(f"{fields} were given together; ask for one form of output", param=found[1].field)
-    return found[0] if found else None
+    specs = [spec for spec in (_of_response_format(body), _of_structured_outputs(body), _of_guided(body)) if spec]
+    if len(specs) > 1:
+        fields = " and ".join(spec.field for spec in specs)
+        raise RequestError(f"{fields} were given together; ask for one form of output", param=specs[1].field)
+    return specs[0] if specs else None
 
 
 def _of_response_format(body: GenerationBody) -> StructuredOutput | None:
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
+    response_format = body.response_format
+    if response_format is None or response_format.type == "text":
         return None
     field = "response_format"
-    extra = wanted.model_extra or {}
-    if wanted.type == "json_object":
+    extra = response_format.model_extra or {}
+    if response_format.type == "json_object":
         schema = extra.get("schema")  # As llama.cpp has it.
-        refuse_unread_forms({**extra, "json_schema": wanted.json_schema}, field, wanted.type, read=("schema",))
+        refuse_unread_forms(
+            {**extra, "json_schema": response_format.json_schema}, field, response_format.type, read=("schema",)
+        )
         return StructuredOutput("json_object" if schema is None else "json", schema, field=field)
-    if wanted.type == "json_schema":
-        read = ("schema",) if wanted.json_schema is None else ()
-        refuse_unread_forms(extra, field, wanted.type, read=read)
-        if wanted.json_schema is not None:
-            refuse_unread_forms(wanted.json_schema.model_extra or {}, f"{field}.json_schema", wanted.type)
-        return StructuredOutput("json", _schema_of(wanted), field=field)
-    tag = wanted.model_dump(exclude={"type", "json_schema"}, exclude_none=True)
+    if response_format.type == "json_schema":
+        read = ("schema",) if response_format.json_schema is None else ()
+        refuse_unread_forms(extra, field, response_format.type, read=read)
+        if response_format.json_schema is not None:
+            refuse_unread_forms(
+                response_format.json_schema.model_extra or {}, f"{field}.json_schema", response_format.type
+            )
+        return StructuredOutput("json", _schema_of(response_format), field=field)
+    tag = response_format.model_dump(exclude={"type", "json_schema"}, exclude_none=True)
     return StructuredOutput("structural_tag", tag, field=field)
 
 
@@ -88,30 +92,33 @@ def refuse_unread_forms(fields: Mapping[str, Any], where: str, kind: str, read: 
             raise RequestError(message, param=f"{where}.{name}")
 
 
-def _schema_of(wanted: ResponseFormat) -> Any:
-    if wanted.json_schema is None and (schema := (wanted.model_extra or {}).get("schema")) is not None:
+def _schema_of(response_format: ResponseFormat) -> Any:
+    if (
+        response_format.json_schema is None
+        and (schema := (response_format.model_extra or {}).get("schema")) is not None
+    ):
         return schema
-    if wanted.json_schema is None:
+    if response_format.json_schema is None:
         raise RequestError(
             "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
             param="response_format",
         )
-    if wanted.json_schema.schema_ is None:
+    if response_format.json_schema.schema_ is None:
         raise RequestError("response_format.json_schema needs `schema`, a JSON schema", param="response_format")
-    return wanted.json_schema.schema_
+    return response_format.json_schema.schema_
 
 
 def _of_structured_outputs(body: GenerationBody) -> StructuredOutput | None:
-    wanted = body.structured_outputs
-    if wanted is None:
+    outputs = body.structured_outputs
+    if outputs is None:
         return None
-    refuse_unread_forms(wanted.model_extra or {}, "structured_outputs", "structured_outputs")
-    given = {kind: wanted.value_of(kind) for kind in _KINDS}
+    refuse_unread_forms(outputs.model_extra or {}, "structured_outputs", "structured_outputs")
+    values = {kind: outputs.value_of(kind) for kind in _KINDS}
     options = {
-        "disable_any_whitespace": wanted.disable_any_whitespace,
-        "whitespace_pattern": wanted.whitespace_pattern,
+        "disable_any_whitespace": outputs.disable_any_whitespace,
+        "whitespace_pattern": outputs.whitespace_pattern,
     }
-    spec = _one_of(given, "structured_outputs", **options)
+    spec = _one_of(values, "structured_outputs", **options)
     if spec is None:
         raise RequestError(
             f"structured_outputs needs exactly one of {', '.join(_KINDS)}, and has none", param="structured_outputs"
@@ -120,24 +127,24 @@ def _of_structured_outputs(body: GenerationBody) -> StructuredOutput | None:
 
 
 def _of_guided(body: GenerationBody) -> StructuredOutput | None:
-    given = {kind: getattr(body, field) for field, kind in _GUIDED.items()}
-    spec = _one_of(given, "", whitespace_pattern=body.guided_whitespace_pattern)
+    values = {kind: getattr(body, field) for field, kind in _GUIDED.items()}
+    spec = _one_of(values, "", whitespace_pattern=body.guided_whitespace_pattern)
     if spec is None and body.guided_whitespace_pattern is not None:
         field = "guided_whitespace_pattern"
         raise RequestError(f"{field} needs guided_json or guided_json_object beside it", param=field)
     return spec
 
 
-def _one_of(given: dict[Kind, Any], field: str, **options: Any) -> StructuredOutput | None:
+def _one_of(values: dict[Kind, Any], field: str, **options: Any) -> StructuredOutput | None:
     """The one kind with a value. Without `field`, each kind is a field of its own."""
-    asked: list[Kind] = [
-        kind for kind, value in given.items() if value is not None and (kind != "json_object" or value)
+    kinds: list[Kind] = [
+        kind for kind, value in values.items() if value is not None and (kind != "json_object" or value)
     ]
-    names = [f"guided_{kind}" if not field else kind for kind in asked]
-    if len(asked) > 1:
+    names = [f"guided_{kind}" if not field else kind for kind in kinds]
+    if len(kinds) > 1:
         raise RequestError(
             f"You can only use one kind of constraints for structured outputs but multiple are specified: "
             f"{', '.join(names)}.",
             param=field or names[1],
         )
-    return StructuredOutput(asked[0], given[asked[0]], field=field or names[0], **options) if asked else None
+    return StructuredOutput(kinds[0], values[kinds[0]], field=field or names[0], **options) if kinds else None

@@ -268,18 +268,18 @@ class _Bounder:
         raise RequestError(f"{_shown(path)}: `$ref` to the anchor {value!r:.99} is not supported; write it as `#/...`")
 
     def _resolve(self, pointer: str, path: str) -> Any:
-        found: Any = self._root
+        target: Any = self._root
         for step in pointer.split("/")[1:]:
             key = unquote(step).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, dict) and key in found:
-                found = found[key]
-            elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-                found = found[int(key)]
+            if isinstance(target, dict) and key in target:
+                target = target[key]
+            elif isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+                target = target[int(key)]
             else:
                 raise RequestError(
                     f"{_shown(path)}: `$ref` points to {_shown(pointer)}, which the schema does not have"
                 )
-        return found
+        return target
 
     def _parts(self, keywords: Mapping[str, Any], path: str, seen: set[str]) -> Iterator[dict[str, Any]]:
         """`keywords` and all schemas that restrict the same value with it."""
@@ -308,8 +308,10 @@ class _Bounder:
 
 def _bound_numbers(out: dict[str, Any], *, has_step: bool = False, is_integer: bool = False) -> dict[str, Any]:
     """Numbers get an end on both sides, and a finest step where they may have a fraction."""
-    given = [float(out[name]) for name in _BOUNDS if name in out]
-    finest = min([abs(bound) for bound in given if bound] + ([max(given) - min(given)] if len(given) > 1 else [1.0]))
+    bounds = [float(out[name]) for name in _BOUNDS if name in out]
+    finest = min(
+        [abs(bound) for bound in bounds if bound] + ([max(bounds) - min(bounds)] if len(bounds) > 1 else [1.0])
+    )
     for name, exclusive, end in (
         ("minimum", "exclusiveMinimum", -MAX_NUMBER),
         ("maximum", "exclusiveMaximum", MAX_NUMBER),

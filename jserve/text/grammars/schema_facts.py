@@ -105,10 +105,10 @@ def is_productive(root: Any, definitions: Mapping[str, Any]) -> bool:
     """
     ends: set[str] = set()
     while True:
-        found = {name for name, schema in definitions.items() if name not in ends and _ends(schema, ends)}
-        if not found:
+        more = {name for name, schema in definitions.items() if name not in ends and _ends(schema, ends)}
+        if not more:
             return _ends(root, ends)
-        ends |= found
+        ends |= more
 
 
 def _ends(schema: Any, ends: set[str]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from openai.types.responses import Response, ResponseTextDeltaEvent
 
 from jserve.api.generation.recent_items import RecentItems
-from jserve.api.openai.responses_api.shapes import OutputText
+from jserve.api.openai.responses_api.shapes import ReasoningText
 from tests.api.live_server import LiveServer
 
 Event = dict[str, Any]
@@ -309,9 +309,9 @@ def test_an_item_of_an_answer_can_be_referred_to(server: LiveServer) -> None:
 def test_items_are_kept_for_their_caller_alone_and_the_oldest_are_forgotten() -> None:
     recent = RecentItems(max_bytes=100)
     for number in range(10):
-        recent.add(b"a", f"msg_{number}", OutputText("x" * 10))
+        recent.add(b"a", f"msg_{number}", ReasoningText("x" * 10))
     assert recent.find(b"a", "msg_0") is None
-    assert recent.find(b"a", "msg_9") == {"type": "output_text", "text": "x" * 10, "logprobs": [], "annotations": []}
+    assert recent.find(b"a", "msg_9") == {"type": "reasoning_text", "text": "x" * 10}
     assert recent.find(b"b", "msg_9") is None
 
 

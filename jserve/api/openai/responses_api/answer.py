@@ -258,8 +258,8 @@ def _echo(value: Any) -> msgspec.Raw:
 
 
 def _reasoning(body: ResponsesBody) -> dict[str, str | None]:
-    wanted = body.reasoning
-    return {"effort": wanted.effort if wanted else None, "summary": wanted.summary if wanted else None}
+    reasoning = body.reasoning
+    return {"effort": reasoning.effort if reasoning else None, "summary": reasoning.summary if reasoning else None}
 
 
 def _text(body: ResponsesBody) -> dict[str, Any]:

@@ -110,14 +110,15 @@ def check_supported(body: ResponsesBody) -> None:
 def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
     if text is None or text.format is None or text.format.type == "text":
         return None
-    wanted = text.format
-    refuse_unread_forms(wanted.model_extra or {}, "text.format", wanted.type)
-    if wanted.type == "json_object":
-        return {"type": "json_object"} | ({} if wanted.schema_ is None else {"schema": wanted.schema_})
-    if wanted.schema_ is None:
+    format_ = text.format
+    refuse_unread_forms(format_.model_extra or {}, "text.format", format_.type)
+    if format_.type == "json_object":
+        held_to = {} if format_.schema_ is None else {"schema": format_.schema_}
+        return {"type": "json_object", **held_to}
+    if format_.schema_ is None:
         message = "text.format of type 'json_schema' needs the schema as text.format.schema"
         raise RequestError(message, param="text.format.schema")
-    schema: dict[str, Any] = {"name": wanted.name or "response", "schema": wanted.schema_}
-    schema |= {"strict": wanted.strict} if wanted.strict is not None else {}
-    schema |= {"description": wanted.description} if wanted.description is not None else {}
+    schema: dict[str, Any] = {"name": format_.name or "response", "schema": format_.schema_}
+    schema |= {"strict": format_.strict} if format_.strict is not None else {}
+    schema |= {"description": format_.description} if format_.description is not None else {}
     return {"type": "json_schema", "json_schema": schema}

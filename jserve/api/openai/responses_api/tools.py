@@ -62,14 +62,14 @@ def _entries(tool: Any, number: int, left_out: list[str]) -> list[_Entry]:
         left_out.append(kind)
         return []
     namespace = name_of(tool, where)
-    found: list[_Entry] = []
+    entries: list[_Entry] = []
     for index, member in enumerate(members):
         inner = member.get("type") if isinstance(member, dict) else None
         if inner == "function":
-            found.append((namespace, name_of(member, f"{where}.tools[{index}]"), member))
+            entries.append((namespace, name_of(member, f"{where}.tools[{index}]"), member))
         else:
             left_out.append(f"{kind}.{inner}")
-    return found
+    return entries
 
 
 def _qualified(namespace: str, name: str) -> str:
