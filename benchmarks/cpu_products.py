@@ -22,7 +22,7 @@ from pallas_kernels.dense_matmul import dense_matmul
 
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
 LAYERS = 30
-THIN_ROWS = 2
+SMALL_BATCH = 2
 """Up to so many rows engines without native code use `small_batch`."""
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 native = partial(dense_matmul, implementation="native")
@@ -63,7 +63,7 @@ def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray],
         ("native float32", 4, lambda w: np.ascontiguousarray(w.T), native),
         ("native bits", 2, lambda w: outputs_first(w).view(np.uint16), native),
     ]
-    if rows <= THIN_ROWS:
+    if rows <= SMALL_BATCH:
         listed.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
     return listed
 

@@ -75,3 +75,22 @@ def test_the_readme_is_one_screen() -> None:
 def test_pages_say_that_tokens_are_read_back(page: Path) -> None:
     """Nothing comes home: "is read back", "arrives" and the like are what a stranger reads once."""
     assert not re.findall(r"\b(?:comes?|came|brings?|brought|takes?|taken|at) home\b", page.read_text())
+
+
+def glossary() -> list[tuple[str, str, str]]:
+    """(our words, vLLM's, the meaning) of each row in docs/design.md."""
+    text = (ROOT / "docs" / "design.md").read_text().partition("## Glossary")[2]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")][2:]
+    return [(ours.strip(), theirs.strip(), meaning.strip()) for ours, theirs, meaning in rows]
+
+
+def test_the_glossary_has_vllms_word_and_a_meaning_for_each_of_ours() -> None:
+    assert len(glossary()) > 15
+    assert all(all(row) for row in glossary())
+
+
+def test_names_in_the_glossary_are_those_of_the_code() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "jserve").rglob("*.py"))
+    names = [name for ours, _, _ in glossary() for name in re.findall(r"`(\w+)`", ours)]
+    assert len(names) > 10
+    assert not [name for name in names if not re.search(rf"\b{name}\b", code)]

@@ -6,6 +6,7 @@ transformers; numpy and gguf are imported only when tensors are read, so the API
 
 from pathlib import Path
 
+from jserve.checkpoint.adapter import ADAPTER, adapter_refusal
 from jserve.checkpoint.base import Checkpoint, TensorInfo
 from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_converted
 from jserve.checkpoint.embedder import Embedder
@@ -74,6 +75,8 @@ def find_gguf(path: str | Path) -> Path | None:
     if (path / "config.json").exists():
         return None
     files = without_later_parts(sorted(path.glob("*.gguf")))
+    if not files and (path / ADAPTER).exists():
+        raise CheckpointError(adapter_refusal(path))
     if len(files) > 1:
         raise CheckpointError(
             f"{path} holds {len(files)} GGUF files ({_some([file.name for file in files])}); name one of them"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from jserve.checkpoint.adapter import ADAPTER, adapter_refusal
 from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.embedder import with_embedder
 from jserve.checkpoint.json_file import read_json
+from jserve.checkpoint.quantization_files import with_quantization
 from jserve.checkpoint.safetensors_file import SafetensorsFile
 from jserve.errors import CheckpointError
 
@@ -27,7 +30,7 @@ class HuggingFaceCheckpoint:
 
     def __init__(self, path: Path, *, needs_weights: bool = True) -> None:
         self.path = path
-        self._config = with_embedder(read_json(path / "config.json"), path)
+        self._config = with_quantization(with_embedder(read_json(path / "config.json"), path), path)
         generation = path / "generation_config.json"
         self._generation_config = read_json(generation) if generation.exists() else {}
         self._shards: dict[str, SafetensorsFile] = {}
@@ -59,7 +62,7 @@ class HuggingFaceCheckpoint:
             shard = self._shard(SINGLE)
             return dict.fromkeys(shard.infos, shard)
         if not (self.path / INDEX).exists():
-            raise CheckpointError(_no_weights(self.path))
+            return self._open_unlisted()
         where = {}
         for name, file in _weight_map(self.path / INDEX).items():
             shard = self._shard(file)
@@ -68,11 +71,22 @@ class HuggingFaceCheckpoint:
             where[name] = shard
         return where
 
+    def _open_unlisted(self) -> dict[str, SafetensorsFile]:
+        """Shards whose index was not fetched: their names say whether all are there."""
+        where: dict[str, SafetensorsFile] = {}
+        for file in _shard_names(self.path):
+            shard = self._shard(file)
+            twice = next((name for name in shard.infos if name in where), None)
+            if twice is not None:
+                raise CheckpointError(f"{self.path / file} has tensor {twice!r}, as another shard has too")
+            where |= dict.fromkeys(shard.infos, shard)
+        return where
+
     def _shard(self, file: str) -> SafetensorsFile:
         if file not in self._shards:
             path = self.path / file
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing although {INDEX} names it; fetch the model again")
+                raise CheckpointError(f"{path} is missing, which is one of the model's shards; fetch the model again")
             self._shards[file] = SafetensorsFile(path)
         return self._shards[file]
 
@@ -97,11 +111,49 @@ def _is_plain_name(file: str) -> bool:
     return is_named and PurePosixPath(file).name == file == PureWindowsPath(file).name
 
 
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+
+
+def _shard_names(path: Path) -> list[str]:
+    """All shards of the only set of numbered files. Raises CheckpointError where there is none, or several."""
+    matched = [match for file in sorted(path.glob("*.safetensors")) if (match := _NUMBERED.fullmatch(file.name))]
+    sets = {(match[1], match[3]) for match in matched}
+    if not sets:
+        raise CheckpointError(_no_weights(path))
+    if len(sets) > 1:
+        names = ", ".join(sorted(f"{stem}-...-of-{count}" for stem, count in sets))
+        raise CheckpointError(f"{path} holds several sets of shards ({names}) and no {INDEX}; keep one of them")
+    [(stem, count)] = sets
+    if int(count) > MOST_SHARDS:
+        raise CheckpointError(f"{path}: shards are numbered up to {int(count):,}; at most {MOST_SHARDS:,} are read")
+    width = len(matched[0][2])
+    return [f"{stem}-{number:0{width}d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+
+
+MOST_SHARDS = 10_000
+"""Far more than any model has."""
+_FOREIGN = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "NumPy"}
+
+
 def _no_weights(path: Path) -> str:
+    """Why there are none, from what is there instead."""
+    if (path / ADAPTER).exists():
+        return adapter_refusal(path)
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if others:
+        of_mistral = " in the format of Mistral's own library" if "consolidated.safetensors" in others else ""
+        return (
+            f"{path} holds {others[0]}{of_mistral}, but neither {SINGLE} nor {INDEX}, which are what is read; fetch "
+            "the model's files in Hugging Face format, or name its only file so"
+        )
     pickled = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
     if pickled:
         return (
             f"{path} holds only pickled weights ({pickled[0]}), which can run code when read; convert to "
             "safetensors: AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)"
         )
+    foreign = sorted(file.name for file in path.iterdir() if file.suffix in _FOREIGN)
+    if foreign:
+        kind = _FOREIGN[Path(foreign[0]).suffix]
+        return f"{path} holds weights of {kind} alone ({foreign[0]}); fetch the model's safetensors, or convert them"
     return f"{path} holds no weights: neither {SINGLE} nor {INDEX} nor a .gguf file is there"

@@ -55,6 +55,14 @@ class Fields:
             raise self.wrong(name, f"{count} but must be a list of one for each of {layers} layers")
         return list(value)
 
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """One id, a list of them or none."""
+        value = self._raw.get(name)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(item) is int for item in ids):
+            raise self.unlike(name, "a token id or a list of them")
+        return tuple(ids)
+
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self._raw.get(name)
         if value is None:

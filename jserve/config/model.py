@@ -150,19 +150,10 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         logit_multiplier=reader.number("logit_scale", default=1.0) / reader.number("logits_scaling", default=1.0),
         parallel_residual=reader.boolean("use_parallel_residual", default=False),
         dtype=reader.text("dtype", default=reader.text("torch_dtype", default="bfloat16")),
-        eos_token_ids=_token_ids(reader, "eos_token_id"),
-        bos_token_id=next(iter(_token_ids(reader, "bos_token_id")), None),
+        eos_token_ids=reader.token_ids("eos_token_id"),
+        bos_token_id=next(iter(reader.token_ids("bos_token_id")), None),
         mixture=_mixture(raw, reader, layers),
     )
-
-
-def _token_ids(reader: Fields, name: str) -> tuple[int, ...]:
-    """One id, a list of them or none."""
-    value = reader.get(name)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(item) is int for item in ids):
-        raise reader.unlike(name, "a token id or a list of them")
-    return tuple(ids)
 
 
 def _mixture(raw: dict[str, Any], reader: Fields, layers: int) -> MixtureConfig | None:

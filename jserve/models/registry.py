@@ -100,7 +100,8 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
             return family, family.read_config(raw, source=source)
     listed = ", ".join([*ARCHITECTURES, *ENCODERS])
     found = ", ".join(map(str, names)) or "none"
-    raise CheckpointError(f"{source}: architecture {found} is not supported; supported are {listed}")
+    own = " (it comes with code of its own, named in auto_map, which is not run)" if raw.get("auto_map") else ""
+    raise CheckpointError(f"{source}: architecture {found} is not supported{own}; supported are {listed}")
 
 
 def resolve_encoder(raw: dict[str, Any], *, source: Path | str) -> tuple[type[Encoder], ModelConfig] | None:

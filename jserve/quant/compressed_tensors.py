@@ -10,7 +10,18 @@ from typing import Any
 from jserve.errors import CheckpointError
 from jserve.quant.packed_words import codes, packed_bytes, stored_zero, words_of
 from jserve.quant.plain_values import PlainValues
-from jserve.quant.scheme import Array, Read, Scheme, Shapes, Source, StoredScheme, consecutive, field_of, shared_index
+from jserve.quant.scheme import (
+    Array,
+    Read,
+    Scheme,
+    Shapes,
+    Source,
+    StoredScheme,
+    consecutive,
+    field_of,
+    module_names,
+    shared_index,
+)
 from jserve.quant.weight import Layout
 
 METHOD = "compressed-tensors"
@@ -87,10 +98,11 @@ class CompressedTensors:
 
 def _rank(target: str, module: str) -> int | None:
     """How closely a target names a linear layer, 0 the closest; None where it does not."""
-    if target == module:
+    names = module_names(module)
+    if target in names:
         return 0
     if target.startswith("re:"):
-        return 1 if re.match(target.removeprefix("re:"), module) else None
+        return 1 if any(re.match(target.removeprefix("re:"), name) for name in names) else None
     return 2 if target == "Linear" else None
 
 

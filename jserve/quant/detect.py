@@ -14,16 +14,18 @@ from jserve.quant.mxfp4 import Mxfp4
 from jserve.quant.on_load import METHODS, OnLoad
 from jserve.quant.scheme import Quantization
 
-STORED: Mapping[str, Callable[[Mapping[str, Any], str], Quantization]] = {
-    "compressed-tensors": read_compressed_tensors,
-    "awq": read_awq,
-    "gptq": read_gptq,
-    "fp8": read_fp8,
-    "fbgemm_fp8": read_fp8,
-    "mxfp4": lambda _stored, _scale_dtype: Mxfp4(),
-    "jserve": read_converted,
+STORED: Mapping[str, Callable[[Mapping[str, Any], str, Mapping[str, Any]], Quantization]] = {
+    "compressed-tensors": lambda stored, scale_dtype, _: read_compressed_tensors(stored, scale_dtype),
+    "awq": lambda stored, scale_dtype, _: read_awq(stored, scale_dtype),
+    "gptq": lambda stored, scale_dtype, _: read_gptq(stored, scale_dtype),
+    "fp8": lambda stored, _, tensors: read_fp8(stored, tensors),
+    "fbgemm_fp8": lambda stored, _, tensors: read_fp8(stored, tensors),
+    "mxfp4": lambda *_: Mxfp4(),
+    "jserve": lambda stored, scale_dtype, _: read_converted(stored, scale_dtype),
 }
-"""By `quant_method`: reads `quantization_config`, told in which type scales are, or raises CheckpointError."""
+"""By `quant_method`: reads `quantization_config`, from it, the type of scales and the checkpoint's tensors by name, or
+raises CheckpointError.
+"""
 HALVES = ("float16", "bfloat16")
 
 
@@ -36,7 +38,7 @@ def detect(
 
     Raises CheckpointError for a format that is not supported, ConfigError where both do not go together.
     """
-    stored = raw.get("quantization_config") or raw.get("compression_config")
+    stored = _stored(raw)
     if not stored:
         if asked is None:
             return None
@@ -47,7 +49,9 @@ def detect(
             )
         return OnLoad(asked)
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-    if method not in STORED or not isinstance(stored, Mapping):
+    if not isinstance(method, str) or not isinstance(stored, Mapping):
+        raise CheckpointError(f"{source}: quantization_config is {stored!r} but must be an object with a quant_method")
+    if method not in STORED:
         raise CheckpointError(
             f"{source}: the weights are quantized by {method!r}; supported are {', '.join(STORED)}. "
             "Take the model's unquantized weights, and --quantization to quantize them while loading"
@@ -58,9 +62,23 @@ def detect(
             "take the model's unquantized weights"
         )
     try:
-        return STORED[str(method)](stored, _scale_dtype(raw, tensors))
+        return STORED[method](stored, _scale_dtype(raw, tensors), tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
+    except (TypeError, AttributeError, KeyError, ValueError) as error:  # a field of another type than it has
+        raise CheckpointError(f"{source}: quantization_config of {method} does not hold together: {error}") from None
+
+
+def _stored(raw: Mapping[str, Any]) -> Any:
+    """What a configuration says of its quantized weights, under the names that writers have for it; None: nothing.
+
+    MLX says it under `quantization`, and once more where others look, without a `quant_method`.
+    """
+    stored = raw.get("quantization_config") or raw.get("compression_config")
+    of_mlx = raw.get("quantization")
+    if isinstance(of_mlx, Mapping) and not (isinstance(stored, Mapping) and stored.get("quant_method")):
+        return {**of_mlx, "quant_method": of_mlx.get("quant_method", "mlx")}
+    return stored
 
 
 def _scale_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:

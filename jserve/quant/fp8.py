@@ -5,7 +5,7 @@ Products with blocks keep activations as they are; those with whole scales round
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jserve.errors import CheckpointError
@@ -25,9 +25,11 @@ class Fp8:
         return None if any(matches(module, pattern) for pattern in self.ignored) else self.values
 
 
-def read_fp8(stored: Mapping[str, Any], scale_dtype: str) -> Fp8:
-    """Raises CheckpointError for a variant that is not supported."""
-    del scale_dtype  # scales are float32
+def read_fp8(stored: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fp8:
+    """`tensors` are those of the checkpoint by name: transformers has names of its own for scales of whole tensors.
+
+    Raises CheckpointError for a variant that is not supported.
+    """
     name = str(stored["quant_method"])
     ignored = (*(stored.get("modules_to_not_convert") or ()), *(stored.get("ignored_layers") or ()))
     if name == "fbgemm_fp8":
@@ -36,7 +38,10 @@ def read_fp8(stored: Mapping[str, Any], scale_dtype: str) -> Fp8:
     static = field_of(stored, "activation_scheme", (None, "dynamic", "static"), name) == "static"
     block = stored.get("weight_block_size")
     if block is None:
-        return Fp8(name, PlainValues("fp8", "tensor", activations="fp8", static_input=static), ignored)
+        whole = PlainValues("fp8", "tensor", activations="fp8", static_input=static)
+        if any(tensor.endswith(".weight_scale_inv") for tensor in tensors):
+            whole = replace(whole, scale_name="weight_scale_inv", input_scale_name="activation_scale")
+        return Fp8(name, whole, ignored)
     if static or not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
         raise CheckpointError(
             f"quantization_config of fp8: weight_block_size {block!r} with activation_scheme "

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jserve.quant.scheme import Array, Read, Shapes, StoredScheme
+from jserve.quant.scheme import Array, Read, Shapes, Source, StoredScheme, largest_scale
 from jserve.quant.weight import Layout
 
 
@@ -20,6 +20,7 @@ class PlainValues(StoredScheme):
     activations: str = "float"
     static_input: bool = False
     scale_name: str = "weight_scale"
+    input_scale_name: str = "input_scale"
 
     def layout(self, inputs: int) -> Layout:
         grouped = self.block[1] if self.strategy in ("group", "block") else 0
@@ -30,7 +31,7 @@ class PlainValues(StoredScheme):
         outputs, inputs = shape
         rows = {"tensor": 1, "channel": outputs}.get(self.strategy) or -(-outputs // self.block[0])
         found = {name: shape, f"{stem}{self.scale_name}": (rows, self.layout(inputs).groups(inputs))}
-        return found | ({f"{stem}input_scale": (1,)} if self.static_input else {})
+        return found | ({f"{stem}{self.input_scale_name}": (1,)} if self.static_input else {})
 
     def values(self, read: Read, stem: str, rows: slice, columns: slice) -> Array:
         return read(f"{stem}weight", (rows, columns))
@@ -42,3 +43,6 @@ class PlainValues(StoredScheme):
             return np.full((rows.stop - rows.start, 1), stored.reshape(()), np.float32)
         by_row = stored.reshape(len(stored), -1)
         return by_row[np.arange(rows.start, rows.stop) // self.block[0]][:, groups]
+
+    def read_input_scale(self, source: Source, read: Read) -> Array:
+        return largest_scale(source, read, self.input_scale_name)

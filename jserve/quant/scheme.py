@@ -112,9 +112,7 @@ class StoredScheme:
         return consecutive(inputs, layout.group_size)
 
     def read_input_scale(self, source: Source, read: Read) -> Array:
-        """Fused projections round their input once, with the largest of their scales."""
-        scales = [read(f"{stem}input_scale", ()) for stem in stems(source)]
-        return np.max([np.asarray(scale).astype(np.float32).max() for scale in scales]).astype(np.float32)
+        return largest_scale(source, read, "input_scale")
 
 
 def consecutive(inputs: int, group_size: int) -> Array:
@@ -125,6 +123,12 @@ def consecutive(inputs: int, group_size: int) -> Array:
 def stems(source: Source) -> list[str]:
     """The names of a source's tensors without "weight"."""
     return [name.removesuffix("weight") for name in source.names()]
+
+
+def largest_scale(source: Source, read: Read, name: str) -> Array:
+    """f32[]: fused projections round their input once, with the largest of their scales."""
+    scales = [read(f"{stem}{name}", ()) for stem in stems(source)]
+    return np.max([np.asarray(scale).astype(np.float32).max() for scale in scales]).astype(np.float32)
 
 
 def shared_index(source: Source, read: Read, tensor: str, groups: int) -> Array:
@@ -151,7 +155,12 @@ def shared_index(source: Source, read: Read, tensor: str, groups: int) -> Array:
 
 def matches(module: str, pattern: str) -> bool:
     """Whether a pattern of an ignore list means the module: its name, a part of it between dots, or what it is in."""
-    return f".{pattern}." in f".{module}."
+    return any(f".{pattern}." in f".{name}." for name in module_names(module))
+
+
+def module_names(module: str) -> tuple[str, ...]:
+    """A module's name, and those it has where the text model is a part of a larger one."""
+    return module, f"language_model.{module}", f"model.language_model.{module.removeprefix('model.')}"
 
 
 def field_of(fields: Mapping[str, Any], name: str, allowed: tuple[Any, ...], format_name: str) -> Any:

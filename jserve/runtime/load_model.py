@@ -24,6 +24,7 @@ from jserve.text.load import load_tokenizer
 from jserve.text.save import save_tokenizer
 from jserve.weights import converted
 from jserve.weights.load import Progress, load, load_bits, load_dummy, parameters, resolve_names
+from jserve.weights.tied_head import with_trained_head
 
 
 def check_weights(model: nnx.Module, blueprint: Blueprint[Any], checkpoint: Checkpoint) -> None:
@@ -82,6 +83,7 @@ def convert(engine_config: EngineConfig, folder: Path, progress: Callable[[int, 
         if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
             raise ConfigError(f"{engine_config.model} is an encoder, which is not converted; serve it as it is")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
+        config = with_trained_head(config, checkpoint)
         quantization = detect(
             checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path
         )

@@ -33,6 +33,7 @@ from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
+from jserve.weights.tied_head import with_trained_head
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
     quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
+    if not embeds and engine_config.load_format != "dummy":
+        config = with_trained_head(config, checkpoint)
     build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
     blueprint = Blueprint(family, config, build, weights)
     model = blueprint.abstract_model()

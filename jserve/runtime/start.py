@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from jserve.checkpoint import Checkpoint, Embedder, open_checkpoint
 from jserve.config import EngineConfig, ModelConfig
+from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.runtime import memory, platform
 from jserve.runtime.executables import ExecutableStore, Program, default_folder
@@ -29,6 +30,7 @@ from jserve.runtime.precompiled import with_precompiled_sizes
 from jserve.runtime.prepare import kv_cache_name, prepare
 from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.shapes import EngineShape
+from jserve.text.tokenizers.end_token import end_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +176,10 @@ def _check_temporaries(table: ProgramTable, plan: memory.MemoryPlan) -> None:
 
 
 def _eos(checkpoint: Checkpoint, config: ModelConfig) -> frozenset[int]:
-    """End-of-sequence tokens of generation_config.json and config.json together."""
-    generation = checkpoint.generation_config().get("eos_token_id")
-    listed = [generation] if isinstance(generation, int) else generation or []
-    return frozenset([*listed, *config.eos_token_ids])
+    """End-of-sequence tokens of generation_config.json, config.json and the tokenizer together."""
+    generation = Fields(checkpoint.generation_config(), checkpoint.path / "generation_config.json")
+    ends = frozenset([*generation.token_ids("eos_token_id"), *config.eos_token_ids])
+    return ends | end_token_ids(checkpoint.path) if checkpoint.path.is_dir() else ends
 
 
 def describe(started: Started[Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from jserve.text.tokenizers.huggingface import ROLES
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
 
@@ -10,7 +11,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """`tokenizer.json` and `tokenizer_config.json`, which `load_tokenizer` makes the same tokenizer of."""
     tokenizer.backend.save(str(folder / "tokenizer.json"))
     templates = tokenizer.chat_templates
-    config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
+    roles = {role: token for role, token in tokenizer.special_tokens.items() if role in ROLES}
+    config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
+    if own := {role: token for role, token in tokenizer.special_tokens.items() if role not in ROLES}:
+        config["extra_special_tokens"] = own
     if set(templates) == {"default"}:
         config["chat_template"] = templates["default"]
     elif templates:

@@ -24,6 +24,7 @@ from jserve.checkpoint import Checkpoint
 from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
+from jserve.models.causal_lm import CausalLM
 from jserve.quant import Layout, OfExperts, fit_devices
 from jserve.quant.converted import config_of
 from jserve.quant.scheme import consecutive
@@ -53,7 +54,7 @@ def layouts_of(model: nnx.Module) -> dict[str, Layout]:
     return found
 
 
-def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
+def write(folder: Path, model: CausalLM, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
     """Write all but the tokenizer into `folder`, which must not exist. `arrays` are those of `parameters(model)`."""
     import orbax.checkpoint as ocp
 
@@ -69,7 +70,8 @@ def write(folder: Path, model: nnx.Module, arrays: tuple[jax.Array, ...], checkp
             writer.save((folder / WEIGHTS).resolve(), args=ocp.args.PyTreeSave(tree))
         layouts = layouts_of(model)
         kept = {"quantization_config": config_of(layouts)} if layouts else {}
-        _write_json(folder / "config.json", checkpoint.config() | {"dtype": dtype} | kept)
+        own = {"dtype": dtype, "tie_word_embeddings": model.config.tie_word_embeddings}
+        _write_json(folder / "config.json", _with(checkpoint.config(), own) | kept)
         _write_json(folder / "generation_config.json", checkpoint.generation_config())
         listed = {name: {"shape": array.shape, "dtype": array.dtype.name} for name, array in tree.items()}
         _write_json(folder / MANIFEST, {"version": VERSION, "source": str(checkpoint.path), "arrays": listed})
@@ -193,6 +195,12 @@ def _padded(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             "devices needs; use fewer, or start from the model that was converted"
         )
     return np.pad(values, [(0, wanted - there) for wanted, there in zip(shape, values.shape, strict=True)])
+
+
+def _with(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with these fields, also in the part of it that is about text."""
+    text = config.get("text_config")
+    return config | fields | ({"text_config": text | fields} if isinstance(text, dict) else {})
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -4,7 +4,7 @@ XLA fuses a weight with one scale per output (int8, fp8) into the product: 1 byt
 not fuse groups: of group-wise int4 and block-wise fp8 it first writes out the whole weight in x's type, so a step
 moves some nine times the packed bytes of int4, and holds one matrix of temporaries. A kernel spares that.
 
-On a CPU, steps of up to `THIN_TOKENS` tokens multiply integers in one loop that reads the packed weight once.
+On a CPU, steps of up to `SMALL_BATCH_TOKENS` tokens multiply integers in one loop that reads the packed weight once.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from .small_batch import small_batch_matmul
 
 __all__ = ["quant_matmul_xla"]
 
-THIN_TOKENS = 4
+SMALL_BATCH_TOKENS = 4
 """On a CPU; 4096 x 4096 in int8 takes 1.5, 3.0 and 4.9 ms for 1, 2 and 4 rows, and widened 24 to 30 ms."""
 
 
@@ -37,7 +37,7 @@ def quant_matmul_xla(
     if activations != "float":
         rows, row_scale = round_rows(x, activations, input_scale)
         return _product_of_rounded(rows, values, on_cpu) * row_scale * scale[:, 0].astype(jnp.float32)
-    if on_cpu and x.shape[0] <= THIN_TOKENS and group_index is None:
+    if on_cpu and x.shape[0] <= SMALL_BATCH_TOKENS and group_index is None:
         small = small_batch_matmul(x, values, scale, zero)
         if small is not None:
             return small

@@ -122,7 +122,7 @@ def test_sigterm_drains_and_leaves_nothing(start: Callable[..., Command], port: 
 
 
 def test_second_signal_ends_it_at_once(start: Callable[..., Command], port: int) -> None:
-    command = start("--port", str(port), engine=("--step-ms", "100"))
+    command = start("--port", str(port), engine=("--step-ms", "1000"))
     wait_until(lambda: status_of(port, "/ready") == 200)
     children = _children(command.process.pid)
     body = {"prompt": "hello ", "max_tokens": 200, "stream": True}

@@ -14,8 +14,8 @@ COMPOSED = {name for name in ARCHITECTURES if name.endswith("ForConditionalGener
 FAMILIES = [name for name in (*ARCHITECTURES, *ENCODERS) if name not in COMPOSED]
 UNLIKE: dict[str, Any] = {
     "vocab_size": 96,
-    "hidden_size": 1920,
-    "n_embd": 1920,
+    "hidden_size": 3840,
+    "n_embd": 3840,
     "intermediate_size": 80,
     "num_hidden_layers": 6,
     "n_layer": 6,

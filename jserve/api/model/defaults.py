@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jserve.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
 _PENALTIES = {"repetition_penalty", "presence_penalty", "frequency_penalty"}
 OLLAMA_WINDOW = 64
@@ -27,6 +26,16 @@ def _is_whole(value: Any) -> bool:
 def _is_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
 
+
+_GENERATION_CONFIG: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
+    "temperature": ("a number from 0 on", lambda value: _is_number(value) and value >= 0, float),
+    "top_p": ("a number above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1, float),
+    "top_k": ("a whole number from -1 on", lambda value: _is_whole(value) and value >= -1, int),
+    "min_p": ("a number between 0 and 1", lambda value: _is_number(value) and 0 <= value <= 1, float),
+    "repetition_penalty": ("a number above 0", lambda value: _is_number(value) and value > 0, float),
+    "max_new_tokens": ("a whole number above 0", lambda value: _is_whole(value) and value > 0, int),
+}
+"""A field: what its value must be, in words and as a check, and how it is read."""
 
 _OLLAMA: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
     "temperature": ("temperature", _is_number, float),
@@ -68,9 +77,22 @@ class SamplingDefaults:
     set_fields: frozenset[str] = frozenset()
 
     @classmethod
-    def from_generation_config(cls, raw: Mapping[str, Any]) -> "SamplingDefaults":
-        """The fields that are there and not null; the rest stays neutral."""
-        known = {name: raw[name] for name in _GENERATION_CONFIG if raw.get(name) is not None}
+    def from_generation_config(cls, raw: Mapping[str, Any], *, source: Path | str) -> "SamplingDefaults":
+        """The fields that are there and not null; the rest stays neutral.
+
+        Raises CheckpointError where one has a value that it cannot have: each request would be refused for it.
+        """
+        known: dict[str, Any] = {}
+        for name, (must_be, fits, read) in _GENERATION_CONFIG.items():
+            value = raw.get(name)
+            if value is None:
+                continue
+            if not fits(value):
+                raise CheckpointError(
+                    f"{source}: {name} is {str(value)[:100]!r} but must be {must_be}; mend the file, or start with "
+                    "--generation-config vllm, which leaves it out"
+                )
+            known[name] = read(value)
         return cls(**known, set_fields=frozenset(known))
 
     @classmethod

@@ -28,8 +28,9 @@ from jserve.checkpoint import (
     kept_ollama_model,
     open_checkpoint,
 )
+from jserve.checkpoint.json_file import read_json
 from jserve.config import EngineConfig
-from jserve.errors import ConfigError, RequestError, UnknownModelError
+from jserve.errors import CheckpointError, ConfigError, RequestError, UnknownModelError
 from jserve.text.load import load_tokenizer
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.templates.render_worker import RenderJob
@@ -248,13 +249,14 @@ def _sampling_defaults(settings: ServerSettings, ollama: OllamaModel | None) -> 
         return SamplingDefaults()
     if source == "auto":
         with closing(open_checkpoint(settings.model)) as checkpoint:
-            of_file = SamplingDefaults.from_generation_config(checkpoint.generation_config())
+            source_file = checkpoint.path / "generation_config.json" if checkpoint.path.is_dir() else checkpoint.path
+            of_file = SamplingDefaults.from_generation_config(checkpoint.generation_config(), source=source_file)
         if ollama is None:
             return of_file
         return SamplingDefaults.from_ollama(ollama.parameters, source=ollama.name).over(of_file)
     path = Path(source) / "generation_config.json"
     try:
-        raw: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"--generation-config: {path} cannot be read: {error}") from error
-    return SamplingDefaults.from_generation_config(raw)
+        raw = read_json(path)
+    except CheckpointError as error:
+        raise ConfigError(f"--generation-config: {error}") from error
+    return SamplingDefaults.from_generation_config(raw, source=path)

@@ -10,19 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jserve.checkpoint.gguf.end_tokens import end_tokens
 from jserve.checkpoint.gguf.families import FAMILIES, Family
 from jserve.checkpoint.gguf.family_config import further_fields
 from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
 from jserve.checkpoint.gguf.rope import Factors, rope_scaling
 from jserve.errors import CheckpointError
-
-_END_TOKENS = frozenset(
-    {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>"}
-)
-"""Tokens that end an answer by their name. llama.cpp stops at them too: many files name only one `eos`."""
-_HARMONY_END_TOKENS = frozenset({"<|return|>", "<|call|>", "<|endoftext|>"})
-"""Of gpt-oss, where <|end|> ends a message of the answer and another follows."""
-_CONTROL = 3
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -59,7 +52,7 @@ def build_config(metadata: Mapping[str, Any], shapes: Shapes, *, factors: Factor
     rotary = keys.integer("rope.dimension_count", default=head_dim)
     if not family.latent:
         _check_values(keys, head_dim)
-    eos = _end_tokens(metadata)
+    eos = end_tokens(metadata)
     eps = "layer_norm_epsilon" if keys.get("attention.layer_norm_epsilon") else "layer_norm_rms_epsilon"
     config = {
         "architectures": [family.architecture],
@@ -117,20 +110,3 @@ def _vocab_size(family: Family, shapes: Shapes, source: Path) -> int:
     if embedding is None:
         raise CheckpointError(f"{source} has no tensor 'token_embd.weight'; the file is damaged")
     return embedding[0]
-
-
-def _end_tokens(metadata: Mapping[str, Any]) -> list[int]:
-    """Every token that ends an answer, the file's own `eos` first."""
-    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    tokens, types = metadata.get("tokenizer.ggml.tokens", ()), metadata.get("tokenizer.ggml.token_type", ())
-    control = {
-        token: number
-        for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind == _CONTROL and token in _END_TOKENS | _HARMONY_END_TOKENS
-    }
-    is_harmony = {"<|return|>", "<|call|>"} <= control.keys()
-    ending = _HARMONY_END_TOKENS if is_harmony else _END_TOKENS
-    named = [number for token, number in control.items() if token in ending]
-    if is_harmony:
-        ids = [number for number in ids if number != control.get("<|end|>")]
-    return list(dict.fromkeys(number for number in (*ids, *named) if isinstance(number, int)))

@@ -25,6 +25,7 @@ from jserve.quant import detect
 from jserve.quant.written import Rounded, config_of, tensors_of
 from jserve.text.load import load_tokenizer
 from jserve.text.save import save_tokenizer
+from jserve.weights.tied_head import with_trained_head
 
 Progress = Callable[[int, int, str], None]
 """Called with (layers done, layers in all, what the last one came to)."""
@@ -61,6 +62,7 @@ def quantize(asked: QuantizeConfig, text: str, folder: Path, progress: Progress)
         if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
             raise ConfigError(f"{asked.model} is an encoder; jserve quantize supports decoders")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
+        config = with_trained_head(config, checkpoint)
         _refuse(asked.model, checkpoint, config)
         tokenizer = load_tokenizer(asked.model)
         tokens = cut(text, tokenizer, asked.samples, asked.sequence_length)

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from jserve.checkpoint.gguf.end_tokens import control_tokens, end_tokens
 from jserve.checkpoint.gguf.file import GgufFile
 from jserve.errors import CheckpointError
 from jserve.text.tokenizers.huggingface import set_bos_and_eos
@@ -47,7 +48,10 @@ class _Description:
         types = self.get("token_type")
         if types is not None and (not isinstance(types, list) or len(types) != len(self.tokens)):
             raise CheckpointError(f"{path}: tokenizer.ggml.token_type must hold one number for each token")
-        self.types: Sequence[int] = types or [1] * len(self.tokens)
+        self.types: list[Any] = list(types or [1] * len(self.tokens))
+        for number in (*control_tokens(metadata).values(), *end_tokens(metadata)):
+            if 0 <= number < len(self.types):
+                self.types[number] = _CONTROL
         self.vocab = {token: number for number, token in enumerate(self.tokens)}
 
     def get(self, name: str, default: Any = None) -> Any:

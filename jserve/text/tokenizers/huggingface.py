@@ -19,6 +19,7 @@ from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 
 from jserve.checkpoint.json_file import read_json
+from jserve.config.fields import Fields
 from jserve.errors import CheckpointError
 from jserve.text.tokenizers.template_files import find_chat_templates
 from jserve.text.tokenizers.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.mo
 
 def load_huggingface_tokenizer(directory: Path) -> Tokenizer:
     """Load it. Raises CheckpointError where the directory has no tokenizer or a damaged one."""
-    config = _tokenizer_config(directory)
+    config = read_tokenizer_config(directory)
     file = directory / "tokenizer.json"
     if file.exists():
         backend = _read_backend(file)
@@ -57,8 +58,15 @@ def load_huggingface_tokenizer(directory: Path) -> Tokenizer:
 
 
 def special_token_texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Role to token. A configuration writes a token as a string or as an object with its content."""
-    texts = {role: _content(config.get(role)) for role in ROLES}
+    """Role to token, with the roles that `extra_special_tokens` names itself: a template may use any of them.
+
+    A configuration writes a token as a string or as an object with its content.
+    """
+    extra = config.get("extra_special_tokens")
+    own = extra if isinstance(extra, dict) else {}
+    texts = {role: _content(token) for role, token in own.items()} | {
+        role: _content(config.get(role)) for role in ROLES
+    }
     return {role: text for role, text in texts.items() if text is not None}
 
 
@@ -77,13 +85,36 @@ def set_bos_and_eos(backend: Backend, bos: str | None, eos: str | None) -> None:
     )
 
 
-def _tokenizer_config(directory: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, with what the older `special_tokens_map.json` adds to it."""
+def read_tokenizer_config(directory: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, with what the older `special_tokens_map.json` adds to it; {} where neither is there.
+
+    Raises CheckpointError where a field that names tokens does not.
+    """
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (directory / name).exists():
             config |= read_json(directory / name)
+    _check_tokens(Fields(config, directory / "tokenizer_config.json"))
     return config
+
+
+def _check_tokens(fields: Fields) -> None:
+    for role in ROLES:
+        token = fields.get(role)
+        if token is not None and token is not False and _content(token) is None:
+            raise fields.unlike(role, "a token: text, or an object with its content")
+    for number, entry in fields.dictionary("added_tokens_decoder").items():
+        if not number.isdecimal() or _content(entry) is None or not isinstance(entry, dict):
+            raise fields.wrong("added_tokens_decoder", f"has {number!r}: {entry!r} but must map ids to tokens")
+    extra = fields.get("extra_special_tokens") or []
+    listed = list(extra.values()) if isinstance(extra, dict) else extra
+    for name, tokens in (
+        ("additional_special_tokens", fields.get("additional_special_tokens") or []),
+        ("extra_special_tokens", listed),
+    ):
+        if not isinstance(tokens, list) or any(_content(token) is None for token in tokens):
+            raise fields.unlike(name, "tokens")
+    fields.text("tokenizer_class", default="")
 
 
 def _read_backend(file: Path) -> Backend:

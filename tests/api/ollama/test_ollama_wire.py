@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,12 +80,16 @@ def test_curl_without_a_content_type_is_understood(server: LiveServer) -> None:
         assert server.http.post(path, content=json.dumps(body), headers=headers).status_code == 200
 
 
-def test_error_in_the_middle_of_a_stream_is_its_last_line(start_server: StartServer) -> None:
+def test_error_in_the_middle_of_a_stream_is_its_last_line(start_server: StartServer, tmp_path: Path) -> None:
     c = str(3 + sorted(map(chr, range(33, 127))).index("c"))
-    server = start_server("--error-token", c, "--step-ms", "50")
-    response = server.http.post("/api/generate", json=RAW)
-    assert response.status_code == 200
-    *lines, last = [json.loads(line) for line in response.text.splitlines()]
+    (hold := tmp_path / "hold").touch()
+    server = start_server("--error-token", c, "--stall-token", c, "--stall-held-by", str(hold))
+    with server.http.stream("POST", "/api/generate", json=RAW) as response:
+        assert response.status_code == 200
+        received = response.iter_lines()
+        first = next(received)
+        hold.unlink()
+        *lines, last = [json.loads(line) for line in (first, *received)]
     assert "".join(line["response"] for line in lines) == "ab"
     assert list(last) == ["error"]
     assert "torn" in last["error"]
@@ -168,7 +173,7 @@ def test_defaults_are_the_models_and_then_ollamas() -> None:
     assert (fields["temperature"], fields["top_k"], fields["top_p"], fields["min_p"]) == (0.8, 40, 0.9, 0.0)
     assert fields["max_tokens"] is None
     assert fields["repetition_penalty"] == 1.0
-    model = SamplingDefaults.from_generation_config({"temperature": 1.0, "top_k": 20})
+    model = SamplingDefaults.from_generation_config({"temperature": 1.0, "top_k": 20}, source="m")
     fields = sampling_fields({}, model, 100)
     assert (fields["temperature"], fields["top_k"], fields["top_p"]) == (1.0, 20, 0.9)
     fields = sampling_fields({"temperature": 0.1, "top_k": 0, "num_predict": 500}, model, 100)

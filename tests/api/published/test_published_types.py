@@ -315,6 +315,7 @@ def test_a_failure_of_the_engine_is_told_in_the_published_type(live: LiveServer,
 
 def test_keys_and_limits_are_refused_in_the_published_type(start_server: StartServer) -> None:
     live = start_server(api_keys=("one",), limits=Limits(Limit(requests_per_minute=1)))
+    live.server.context.accounts._clock = lambda: 0.0
     for path in (*GENERATING, "/v1/embeddings", "/api/embed", "/v1/models", "/tokenize"):
         for key, status in (("none", 401), ("one", 0), ("one", 429)):
             method = "GET" if path == "/v1/models" else "POST"

@@ -44,14 +44,16 @@ def _post_in_thread(live: LiveServer, body: dict[str, Any]) -> tuple[threading.T
     return thread, answers
 
 
-def test_open_requests_finish_while_new_ones_are_refused(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "10")
+def test_open_requests_finish_while_new_ones_are_refused(start_server: StartServer, tmp_path: Path) -> None:
+    (hold := tmp_path / "hold").touch()
+    live = start_server("--steps-held-by", str(hold), shutdown_timeout_s=PATIENCE_S)
     thread, answers = _post_in_thread(live, _BODY)
     live.begin_stop()
     live.wait_for(lambda: live.status("/ready") == 503)
     refused = live.http.post("/v1/completions", json=_BODY)
     assert refused.status_code == 503
     assert "shutting down" in refused.json()["error"]["message"]
+    hold.unlink()
     thread.join(PATIENCE_S)
     assert answers[0].json()["usage"]["completion_tokens"] == 50
     live.join()

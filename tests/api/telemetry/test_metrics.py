@@ -127,10 +127,12 @@ process_cpu_seconds_total python_gc_collections_total{generation}
 
 
 def test_what_boards_ask_for_is_there_and_parses(start_server: StartServer) -> None:
-    live = start_server(
-        "--step-ms", "5", "--max-num-seqs", "1", max_queued_requests=0, limits=Limits(Limit(requests_per_minute=2))
-    )
-    with live.http.stream("POST", "/v1/completions", json={"prompt": "ab", "max_tokens": 99, "stream": True}) as first:
+    limits = Limits(Limit(requests_per_minute=2))
+    options = ("--step-ms", "5", "--max-num-seqs", "1")
+    live = start_server(*options, max_queued_requests=0, limits=limits, max_model_len=40_000)
+    live.server.context.accounts._clock = lambda: 0.0
+    body = {"prompt": "ab", "max_tokens": 30_000, "stream": True}
+    with live.http.stream("POST", "/v1/completions", json=body) as first:
         lines = first.iter_lines()
         next(lines)
         for status in (503, 429):
@@ -197,9 +199,9 @@ def test_paths_and_methods_of_clients_make_no_series(start_server: StartServer) 
 
 
 def test_load_counts_requests_that_are_being_answered(start_server: StartServer) -> None:
-    live = start_server("--step-ms", "10")
+    live = start_server("--step-ms", "10", max_model_len=40_000)
     assert live.http.get("/load").json() == {"server_load": 0}
-    body = {"prompt": "ab", "max_tokens": 200, "stream": True, "n": 3, "temperature": 1}
+    body = {"prompt": "ab", "max_tokens": 30_000, "stream": True, "n": 3, "temperature": 1}
     with live.http.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)

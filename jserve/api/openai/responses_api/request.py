@@ -87,7 +87,8 @@ def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
     wanted = text.format
     refuse_unread_forms(wanted.model_extra or {}, "text.format", wanted.type)
     if wanted.type == "json_object":
-        return {"type": "json_object"} | ({} if wanted.schema_ is None else {"schema": wanted.schema_})
+        held_to = {} if wanted.schema_ is None else {"schema": wanted.schema_}
+        return {"type": "json_object", **held_to}
     if wanted.schema_ is None:
         message = "text.format of type 'json_schema' needs the schema as text.format.schema"
         raise RequestError(message, param="text.format.schema")
