@@ -97,7 +97,7 @@ class FakeEngine:
             if done == 1:
                 _stand_still(self.options.load_held_by)
         if self.options.fatal:
-            self.socket.send(EngineFatal(self.options.fatal, retry=False))
+            self.socket.send(EngineFatal(self.options.fatal, retry=self.options.fatal_may_pass))
             return False
         if self.options.exit_at_start is not None:
             sys.exit(self.options.exit_at_start)
@@ -203,6 +203,8 @@ class FakeEngine:
     def _end_with_prompt(self, request: Request) -> TokenDelta:
         """Of pooling "last" (last token, 100), of "mean" (sum of the tokens, 100), brought to length 1."""
         del self.sequences[request.request_id]
+        if self.options.error_token in request.token_ids:
+            return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
         first = float(request.token_ids[-1] if request.pooling == "last" else sum(request.token_ids))
         length = math.hypot(first, 100.0)
         return TokenDelta(
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("--stall-held-by", type=Path, help="a file: after the stall token all stops while it is there")
     parser.add_argument("--eos", type=int, default=2)
     parser.add_argument("--fatal", default="")
+    parser.add_argument("--fatal-may-pass", action="store_true", help="what --fatal says might go better next time")
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
     parser.add_argument("--quote-token", type=int)

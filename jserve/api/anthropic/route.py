@@ -19,7 +19,7 @@ async def messages(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, MessagesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
         chat = chat_of(body, reasons=model.speech().reasons)
         generation = await start_chat(server, current_call(), chat, model, "msg_")
@@ -32,7 +32,7 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of a message's prompt. The body is that of a message, less what comes after the prompt."""
     server = context_of(request)
     body = await read_body(request, CountTokensBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
         prepared = await prepare_chat(server, current_call(), chat_to_count(body), model)
     return JsonResponse({"input_tokens": len(prepared.prompts[0].token_ids)})

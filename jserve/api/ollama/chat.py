@@ -13,6 +13,7 @@ from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import OllamaChatBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
 from jserve.api.ollama.messages import to_openai
+from jserve.api.ollama.names import served_name
 from jserve.api.openai import bodies
 from jserve.api.openai.chat import start_chat
 
@@ -22,7 +23,7 @@ async def chat(request: Request) -> Response:
     received = time.time()
     server = context_of(request)
     body = await read_body(request, OllamaChatBody, any_media_type=True)
-    model = server.admit()
+    model = server.admit(served_name(server.settings, body.model_name))
     fields = generation_fields(body, model, server) | thinking_fields(body.think, model)
     shape = AnswerShape(body.model_name or model.name, is_chat=True)
     if not body.messages:

@@ -21,7 +21,7 @@ from jserve.api.http.pieces import BodyInPieces
 from jserve.api.json_writer import HOLE, JsonResponse, encode_around_holes, list_in_pieces
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
-from jserve.api.ollama.names import check_model_name
+from jserve.api.ollama.names import served_name
 from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
 from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody
@@ -70,8 +70,7 @@ async def ollama_embeddings(request: Request) -> Response:
 
 
 def _checked(body: LoadedModelBody, server: ServerContext) -> ServedModel:
-    model = server.admit()
-    check_model_name(server.settings, body.model_name)
+    model = server.admit(served_name(server.settings, body.model_name))
     keep_alive_seconds(body.keep_alive)
     check_options(body.options)
     return model

@@ -18,6 +18,7 @@ from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
+from jserve.api.ollama.names import served_name
 from jserve.api.openai import bodies
 from jserve.api.openai.chat import prepare_chat
 from jserve.api.openai.completions import start_completion
@@ -29,7 +30,7 @@ async def generate(request: Request) -> Response:
     received = time.time()
     server = context_of(request)
     body = await read_body(request, GenerateBody, any_media_type=True)
-    model = server.admit()
+    model = server.admit(served_name(server.settings, body.model_name))
     fields = generation_fields(body, model, server)
     _check_fields(body, server)
     shape = AnswerShape(

@@ -33,7 +33,7 @@ async def chat_completions(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, ChatBody)
-    model = server.admit()
+    model = server.admit(body.model)
     add_usage_where_forced(body, server.settings)
     generation = await start_chat(server, current_call(), body, model)
     answer = ChatAnswer(body, model, generation, server.settings)
@@ -55,7 +55,6 @@ async def prepare_chat(
     server: ServerContext, call: Call, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl"
 ) -> GenerationRequest:
     """Check `body` and make its prompt, without asking the engine for anything. Raises RequestError."""
-    model.check_name(body.model)
     model.check_generates()
     _check_fields(body)
     _check_template_fields(body, model, server)

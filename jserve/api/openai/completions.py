@@ -31,7 +31,7 @@ async def completions(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, CompletionBody)
-    model = server.admit()
+    model = server.admit(body.model)
     add_usage_where_forced(body, server.settings)
     generation = await start_completion(server, current_call(), body, model)
     answer = CompletionAnswer(body, model, generation, server.settings)
@@ -45,7 +45,6 @@ async def start_completion(
 
     The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
     """
-    model.check_name(body.model)
     model.check_generates()
     _check_fields(body)
     sampling = _sampling(body, model, server)

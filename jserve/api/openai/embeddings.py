@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 async def embeddings(request: Request) -> Response:
     """Handle one request."""
     body = await read_body(request, EmbeddingBody)
-    model = context_of(request).admit()
+    model = context_of(request).admit(body.model)
     prepared = await prepare_embeddings(request, body, model)
     vectors = await embed(request, prepared, model, body.dimensions)
     answer = Embeddings(
@@ -63,7 +63,6 @@ async def prepare_embeddings(
     request: Request, body: EmbeddingBody, model: ServedModel, id_prefix: str = "embd"
 ) -> GenerationRequest:
     """Check `body` and make its prompts. Raises RequestError."""
-    model.check_name(body.model)
     if (body.input is None) == (body.messages is None):
         raise RequestError("give either `input` or `messages`", param="input")
     prompts = await _prompts_of_messages(request, body, model) if body.input is None else []

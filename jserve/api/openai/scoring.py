@@ -93,8 +93,7 @@ class RerankBody(ScoringBody):
 async def score(request: Request) -> Response:
     """Handle one request for scores."""
     body = await read_body(request, ScoreBody)
-    model = context_of(request).admit()
-    model.check_name(body.model)
+    model = context_of(request).admit(body.model)
     if body.label_token_ids is not None:
         return JsonResponse(await _label_scores(request, body, model))
     documents = body.documents if body.documents is not None else body.items
@@ -118,8 +117,7 @@ async def score(request: Request) -> Response:
 async def rerank(request: Request) -> Response:
     """Handle one request for a ranking."""
     body = await read_body(request, RerankBody)
-    model = context_of(request).admit()
-    model.check_name(body.model)
+    model = context_of(request).admit(body.model)
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
     values, usage = await judge(request, body, [(body.query, text) for text in texts], model)
     order = sorted(range(len(texts)), key=lambda index: -values[index])

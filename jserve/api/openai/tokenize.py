@@ -19,8 +19,7 @@ async def tokenize(request: Request) -> Response:
     """Token ids of a text, or of a conversation as chat completions would send it to the model."""
     server = context_of(request)
     body = await read_body(request, TokenizeBody)
-    model = server.admit()
-    model.check_name(body.model)
+    model = server.admit(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either `prompt` or `messages`", param="prompt")
     limit = server.client.max_model_len
@@ -36,8 +35,7 @@ async def detokenize(request: Request) -> Response:
     """The text of some token ids, special tokens included."""
     server = context_of(request)
     body = await read_body(request, DetokenizeBody)
-    model = server.admit()
-    model.check_name(body.model)
+    model = server.admit(body.model)
     vocab_size = max(server.client.vocab_size, model.tokenizer.num_ids)
     check_vocabulary(body.tokens, vocab_size, param="tokens")
     decode = functools.partial(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
@@ -46,7 +44,7 @@ async def detokenize(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """What clients need that render and tokenize for themselves: lm-eval takes its tokenizer from here."""
-    model = context_of(request).admit()
+    model = context_of(request).admit(None)
     info = {**model.tokenizer.special_tokens, "chat_template": model.template.sources.get("default")}
     return JsonResponse({"eos_token": None, "bos_token": None, "pad_token": None, **info})
 

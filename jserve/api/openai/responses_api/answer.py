@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,6 +22,8 @@ from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.responses_api.tools import OfferedTools
 from jserve.api.openai.shapes import TokenLogprob
 
+Keep = Callable[[str, msgspec.Struct], None]
+
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}
 
@@ -31,7 +33,11 @@ class ResponsesAnswer:
 
     stream_type = EVENT_STREAM
 
-    def __init__(self, body: ResponsesBody, model: ServedModel, generation: Generation) -> None:
+    def __init__(
+        self, body: ResponsesBody, model: ServedModel, generation: Generation, keep: Keep | None = None
+    ) -> None:
+        """`keep` is given each item of the finished answer, with its id."""
+        self._keep = keep
         self._body = body
         self._model = model
         self._generation = generation
@@ -198,6 +204,9 @@ class ResponsesAnswer:
     def _response(self) -> shapes.ResponseObject:
         """The finished response."""
         output = [self._item(block, self._status(block)) for block in self._row.blocks]
+        if self._keep is not None:
+            for item in output:
+                self._keep(item.id, item)
         usage = self._usage()
         if self._row.finish_reason == "length":
             cut = {"reason": "max_output_tokens"}
