@@ -11,6 +11,7 @@ from tests.api.live_server import ROOT
 LINE_ENDS = "\u2028\u2029\u0085"
 API = ROOT / "jserve" / "api"
 NOT_BODIES = {
+    "generation/recent_items.py",
     "model/served_model.py",
     "supervisor/process.py",
     "anthropic/conversation.py",
@@ -18,7 +19,7 @@ NOT_BODIES = {
     "ollama/models.py",
     "openai/responses_api/answer.py",
 }
-"""Files that write JSON which is no body: a digest, a configuration, arguments inside a string, `msgspec.Raw`."""
+"""Files that write JSON which is no body: a digest, a configuration, items kept, arguments inside a string, `msgspec.Raw`."""
 
 
 @pytest.mark.parametrize(

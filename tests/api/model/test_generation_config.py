@@ -34,7 +34,7 @@ def test_impossible_value_is_refused_with_the_file_and_the_remedy(name: str, val
 
 def test_null_and_absent_mean_neutral_and_whole_numbers_may_be_written_as_fractions() -> None:
     read = SamplingDefaults.from_generation_config({"temperature": None, "top_k": 20.0}, source="m")
-    assert (read.temperature, read.top_k, read.given) == (1.0, 20, frozenset({"top_k"}))
+    assert (read.temperature, read.top_k, read.set_fields) == (1.0, 20, frozenset({"top_k"}))
 
 
 def test_model_with_an_impossible_default_does_not_start(model_dir: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ ERRORS_ALONE = {
 @pytest.fixture(scope="module")
 def live(make_server: StartServer) -> Iterator[LiveServer]:
     live = make_server(
-        "--quote-token", "0", "--error-token", "96",
+        "--quote-token", "0",
         chat_template=THINKING, max_model_len=4096, enable_prompt_tokens_details=True,
     )  # fmt: skip
     yield live
@@ -297,13 +297,20 @@ GENERATING: dict[str, Body] = {
 }
 
 
+@pytest.fixture(scope="module")
+def failing(make_server: StartServer) -> Iterator[LiveServer]:
+    live = make_server("--quote-token", "0", "--error-token", "96", chat_template=THINKING, max_model_len=4096)
+    yield live
+    live.stop()
+
+
 @pytest.mark.parametrize("path", GENERATING)
-def test_a_failure_of_the_engine_is_told_in_the_published_type(live: LiveServer, path: str) -> None:
+def test_a_failure_of_the_engine_is_told_in_the_published_type(failing: LiveServer, path: str) -> None:
     body = {"model": "tiny", **GENERATING[path]}
-    answer = live.http.post(path, json={"stream": False, **body})
+    answer = failing.http.post(path, json={"stream": False, **body})
     assert answer.status_code == 500, answer.text
     check_error(path, answer.text)
-    streamed = live.http.post(path, json={"stream": True, **body}).text
+    streamed = failing.http.post(path, json={"stream": True, **body}).text
     assert "the page was torn" in streamed
     if Dialect.of(path) is Dialect.OLLAMA:
         check_error(path, streamed.splitlines()[-1])
