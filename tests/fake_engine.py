@@ -203,6 +203,8 @@ class FakeEngine:
     def _end_with_prompt(self, request: Request) -> TokenDelta:
         """Of pooling "last" (last token, 100), of "mean" (sum of the tokens, 100), brought to length 1."""
         del self.sequences[request.request_id]
+        if self.options.error_token in request.token_ids:
+            return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
         first = float(request.token_ids[-1] if request.pooling == "last" else sum(request.token_ids))
         length = math.hypot(first, 100.0)
         return TokenDelta(
@@ -216,7 +218,7 @@ class FakeEngine:
 
     def _embedding(self, request: Request, first: float, second: float) -> bytes:
         is_nan = self.options.nan_token in request.token_ids
-        return struct.pack("<2f", math.nan if is_nan else first, second)
+        return struct.pack("<2f", math.nan if is_nan else first, second) + bytes(4 * (self.options.embedding_size - 2))
 
     def _prompt_logprobs(self, request: Request) -> list[TokenLogprobs] | None:
         """A prompt's own token t is never the best: its logprob is -(t % 100) - 3, its rank 3."""
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument("--error-token", type=int)
     parser.add_argument("--quote-token", type=int)
     parser.add_argument("--nan-token", type=int)
+    parser.add_argument("--embedding-size", type=int, default=2)
     options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     connection = socket.socket(fileno=options.fd)

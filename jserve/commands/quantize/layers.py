@@ -211,6 +211,7 @@ def _context(config: ModelConfig, shape: EngineShape) -> StepContext:
     return StepContext(
         positions=positions,
         write_slots=positions,
+        is_real=jnp.ones(length, jnp.bool_),
         rows=AttentionRows(row, bounds, count),
         chunks=AttentionRows(row, bounds, count),
         ropes=tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes),

@@ -81,6 +81,8 @@ def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) 
     assert events[-2:] == ["data: [DONE]", ""]
     with pytest.raises(openai.APIError, match="the page was torn"):
         list(live.openai.completions.create(model="tiny", prompt=[8, 9], stream=True))
+    embedded = live.http.post("/v1/embeddings", json={"input": [8, 9]})
+    assert (embedded.status_code, embedded.json()["error"]["message"]) == (500, "the page was torn")
     assert live.http.post("/v1/completions", json={"prompt": [10, 11]}).status_code == 200
 
 
