@@ -46,7 +46,7 @@ LATENT = {
     "num_experts_per_tok": 3,
     "num_key_value_heads": 4,
 }
-"""Of a tiny DeepSeek: a latent cache, a dense layer, then experts."""
+"""Fields of a tiny DeepSeek: a latent cache, a dense layer, then experts."""
 
 
 def make_model(

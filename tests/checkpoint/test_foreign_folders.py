@@ -25,11 +25,11 @@ def written(path: Path, files: dict[str, Any]) -> Path:
     return path
 
 
-def refusal(folder: Path, asked: str | None = None) -> str:
+def refusal(folder: Path, requested: str | None = None) -> str:
     def look() -> None:
         checkpoint = open_checkpoint(folder)
         resolve(checkpoint.config(), source=folder)
-        detect(checkpoint.config(), asked, checkpoint.tensors(), source=folder)
+        detect(checkpoint.config(), requested, checkpoint.tensors(), source=folder)
 
     with pytest.raises(CheckpointError) as raised:
         look()
@@ -135,9 +135,9 @@ def test_quantization_that_another_file_says_is_taken_from_it(
     folder = written(tmp_path / "m", {"config.json": CONFIG, file: content})
     save_file(TENSORS, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
-    found = detect(checkpoint.config(), None, checkpoint.tensors(), source=folder)
-    assert found is not None
-    assert found.name == method
+    actual = detect(checkpoint.config(), None, checkpoint.tensors(), source=folder)
+    assert actual is not None
+    assert actual.name == method
 
 
 def test_patterns_of_a_larger_model_match_its_text_part() -> None:

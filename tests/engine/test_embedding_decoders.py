@@ -60,9 +60,9 @@ def test_last_tokens_of_a_model_without_a_head_equal_transformers(make: Any, tmp
     for name, tokens in TEXTS.items():
         assert core.add(Request(name, tokens, SamplingParams(max_tokens=0), pooling=started.embedder.pooling)) is None
     assert core.add(Request("cls", TEXTS["middle"], SamplingParams(max_tokens=0), pooling="cls")) is None
-    found: dict[str, np.ndarray] = {}
+    actual: dict[str, np.ndarray] = {}
     while not core.is_idle:
-        found |= {delta.request_id: np.frombuffer(delta.embedding, "<f4") for delta in core.step()}
+        actual |= {delta.request_id: np.frombuffer(delta.embedding, "<f4") for delta in core.step()}
     architecture = "Qwen3Model" if make is like_qwen3_embedding else "MistralModel"
     model = getattr(transformers, architecture).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -71,4 +71,4 @@ def test_last_tokens_of_a_model_without_a_head_equal_transformers(make: Any, tmp
         with torch.no_grad():
             hidden = model.eval()(torch.tensor([tokens])).last_hidden_state[0].numpy()
         state = hidden[0 if name == "cls" else -1]
-        np.testing.assert_allclose(found[name], state / np.linalg.norm(state), atol=1e-5)
+        np.testing.assert_allclose(actual[name], state / np.linalg.norm(state), atol=1e-5)

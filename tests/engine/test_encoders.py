@@ -23,7 +23,7 @@ from tests.worlds import make_model
 
 LONGEST = 32
 TOLERANCE = 1e-5
-"""Of unit vectors: float32 sums in another order over two layers."""
+"""How far unit vectors may differ: float32 sums in another order over two layers."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", {}),
     "bert under a head, one token type": (
@@ -57,8 +57,8 @@ class World:
         with torch.no_grad():
             hidden = self.model(torch.tensor([tokens])).last_hidden_state[0].numpy()
         vector = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[pooling]
-        found: np.ndarray = vector / np.linalg.norm(vector)
-        return found
+        actual: np.ndarray = vector / np.linalg.norm(vector)
+        return actual
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +76,12 @@ def request(name: str, tokens: list[int], pooling: Pooling = "mean", priority: i
 
 
 def finish(core: EncoderCore) -> dict[str, TokenDelta]:
-    found: dict[str, TokenDelta] = {}
+    actual: dict[str, TokenDelta] = {}
     while not core.is_idle:
         for delta in core.step():
-            assert delta.request_id not in found
-            found[delta.request_id] = delta
-    return found
+            assert delta.request_id not in actual
+            actual[delta.request_id] = delta
+    return actual
 
 
 def embed(core: EncoderCore, requests: list[Request]) -> dict[str, np.ndarray]:
@@ -99,13 +99,13 @@ def test_vectors_equal_transformers_whatever_shares_the_step(worlds: Callable[[s
     rng = np.random.default_rng(0)
     texts = {**TEXTS, **{f"random {n}": rng.integers(3, 128, n).tolist() for n in (15, 16, 17, 31, 9, 9, 2)}}
     every = [request(f"{pooling} {name}", tokens, pooling) for pooling in POOLINGS for name, tokens in texts.items()]
-    found = embed(world.core, every)
+    actual = embed(world.core, every)
     for pooling in POOLINGS:
         for name, tokens in texts.items():
-            np.testing.assert_allclose(found[f"{pooling} {name}"], world.expected(tokens, pooling), atol=TOLERANCE)
+            np.testing.assert_allclose(actual[f"{pooling} {name}"], world.expected(tokens, pooling), atol=TOLERANCE)
     for name, tokens in TEXTS.items():
         (alone,) = embed(world.core, [request(name, tokens)]).values()
-        np.testing.assert_allclose(alone, found[f"mean {name}"], atol=1e-6)
+        np.testing.assert_allclose(alone, actual[f"mean {name}"], atol=1e-6)
 
 
 def test_texts_of_about_one_length_share_a_step_and_nothing_is_compiled(bert: World) -> None:
@@ -127,9 +127,9 @@ def test_first_program_alone_serves_texts_of_all_lengths(bert: World, tmp_path: 
     counts = core.runner.table.count()
     assert (counts.ready, counts.failed) == (1, 0)
     assert len(core.runner.table.missing()) == counts.pending > 0
-    found = embed(core, [request(name, tokens) for name, tokens in TEXTS.items()])
+    actual = embed(core, [request(name, tokens) for name, tokens in TEXTS.items()])
     for name, tokens in TEXTS.items():
-        np.testing.assert_allclose(found[name], bert.expected(tokens, "mean"), atol=TOLERANCE)
+        np.testing.assert_allclose(actual[name], bert.expected(tokens, "mean"), atol=TOLERANCE)
 
 
 def test_aborted_text_gets_no_vector_and_its_neighbours_do(bert: World) -> None:
@@ -198,11 +198,11 @@ def test_long_texts_attend_in_blocks_of_queries() -> None:
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 2, 2 * QUERY_BLOCK, 2, 8), np.float32)
     is_real = np.arange(2 * QUERY_BLOCK)[None] < np.array([[600], [0]])
-    found = np.asarray(attend(q, k, v, is_real, jax.lax.Precision.HIGHEST))
+    actual = np.asarray(attend(q, k, v, is_real, jax.lax.Precision.HIGHEST))
     heads = [torch.from_numpy(each[0, :600].swapaxes(0, 1)) for each in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(*heads).numpy().swapaxes(0, 1)
-    np.testing.assert_allclose(found[0, :600], expected, atol=1e-6)
-    assert np.isfinite(found).all()
+    np.testing.assert_allclose(actual[0, :600], expected, atol=1e-6)
+    assert np.isfinite(actual).all()
 
 
 @pytest.mark.parametrize(("longest", "lengths"), [(20, (16, 32)), (256, (16, 32, 64, 128, 256)), (600, (512, 1024))])

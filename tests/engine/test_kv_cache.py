@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+    actual: str = request.param
+    return actual
 
 
 def start(folder: Path, executables: str, kind: str) -> Started:
@@ -94,11 +94,11 @@ def test_logits_are_those_of_transformers_over_rounded_keys_and_values_on_one_de
 ) -> None:
     rounds = reference_logits(over_rounded, LONG)
     for parts in (1, 2):
-        found = prefill_logits(folder, LONG, None, parts, kind)
+        actual = prefill_logits(folder, LONG, None, parts, kind)
         # Equal but for the order of float32 sums, and the few codes that it moves by one: see `NEAR` for the size.
-        assert np.median(np.abs(found - rounds)) < 1e-5 * rounds.std(), parts
-        assert np.abs(found - rounds).max() < NEAR[kind] * rounds.std(), parts
-        error = np.sqrt(np.mean((found - whole) ** 2)) / whole.std()
+        assert np.median(np.abs(actual - rounds)) < 1e-5 * rounds.std(), parts
+        assert np.abs(actual - rounds).max() < NEAR[kind] * rounds.std(), parts
+        error = np.sqrt(np.mean((actual - whole) ** 2)) / whole.std()
         assert NEAR[kind] / 20 < error < NEAR[kind], parts
 
 
@@ -131,8 +131,8 @@ def test_memory_of_codes_and_scales_is_planned_and_no_more_is_held(started: Star
     assert plan.page_bytes == per_token * PAGE
     assert sum(array.nbytes for array in runner._state[:-1]) == plan.num_pages * plan.page_bytes
     for device in ("cpu", "h100"):
-        asked = EngineConfig(model=str(folder), kv_cache_dtype=kind)
-        assert inspect(asked, device).kv_bytes_per_token == per_token
+        requested = EngineConfig(model=str(folder), kv_cache_dtype=kind)
+        assert inspect(requested, device).kv_bytes_per_token == per_token
     shared = EngineConfig(model=str(folder), kv_cache_dtype=kind, tensor_parallel_size=2)
     assert inspect(shared, "h100").kv_bytes_per_token == per_token
 

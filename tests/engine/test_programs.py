@@ -40,11 +40,13 @@ def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(wo
     expected = {name: world.expected(prompt, params, 6) for name, (prompt, params) in requests.items()}
     before = runner.bucket_steps[small]
     deltas = run_mixed(world.core(), requests)
-    assert {name: tokens_of(found) for name, found in deltas.items()} == expected
+    assert {name: tokens_of(actual) for name, actual in deltas.items()} == expected
     assert runner.bucket_steps[small] == before
     runner.table.add(programs[Sample(4, Variant())])
     deltas = run(world.core(), {name: PROMPTS[name] for name in requests}, greedy(COUNT))
-    assert {name: tokens_of(found) for name, found in deltas.items()} == {name: world.greedy(name) for name in requests}
+    assert {name: tokens_of(actual) for name, actual in deltas.items()} == {
+        name: world.greedy(name) for name in requests
+    }
     assert runner.bucket_steps[small] > before
 
 

@@ -56,21 +56,21 @@ class World:
     def logprobs(self, tokens: list[int]) -> np.ndarray:
         """f64[len(tokens), V]"""
         logits = reference_logits(self.model, tokens).astype(np.float64)
-        found: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        return found
+        actual: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return actual
 
     def embedding(self, tokens: list[int], pooling: str) -> np.ndarray:
         """f64[E], of length 1."""
         with torch.no_grad():
             hidden = self.model.model(torch.tensor([tokens])).last_hidden_state[0].numpy().astype(np.float64)
         whole = hidden[-1] if pooling == "last" else hidden.mean(0)
-        found: np.ndarray = whole / np.linalg.norm(whole)
-        return found
+        actual: np.ndarray = whole / np.linalg.norm(whole)
+        return actual
 
-    def check_scores(self, prompt: list[int], found: list[TokenLogprobs] | None, count: int) -> None:
-        assert found is not None
-        assert len(found) == len(prompt) - 1
-        for position, (entry, row) in enumerate(zip(found, self.logprobs(prompt)[:-1], strict=True)):
+    def check_scores(self, prompt: list[int], actual: list[TokenLogprobs] | None, count: int) -> None:
+        assert actual is not None
+        assert len(actual) == len(prompt) - 1
+        for position, (entry, row) in enumerate(zip(actual, self.logprobs(prompt)[:-1], strict=True)):
             token = prompt[position + 1]
             np.testing.assert_allclose(entry.logprob, row[token], atol=TOLERANCE)
             assert (row > row[token] + TOLERANCE).sum() < entry.rank <= (row > row[token] - TOLERANCE).sum()

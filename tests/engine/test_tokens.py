@@ -54,7 +54,7 @@ def test_in_a_full_batch_chunked_and_preempted_it_gets_the_same_tokens(world: Wo
         assert tokens_of(deltas[name]) == world.greedy(name), name
     assert core.stats().num_preemptions > 0
     assert max(map(len, PROMPTS.values())) > core.shape.max_num_batched_tokens
-    assert any(delta.num_preemptions for found in deltas.values() for delta in found)
+    assert any(delta.num_preemptions for actual in deltas.values() for delta in actual)
     check_empty(core)
 
 
@@ -62,8 +62,8 @@ def test_with_prefix_hits_it_gets_the_same_tokens(world: World) -> None:
     core = world.core()
     for name, prompt in PROMPTS.items():
         deltas = {round: run(core, {name: prompt}, greedy(COUNT))[name] for round in ("first", "again")}
-        for found in deltas.values():
-            assert tokens_of(found) == world.greedy(name), name
+        for actual in deltas.values():
+            assert tokens_of(actual) == world.greedy(name), name
         full = (len(prompt) - 1) // PAGE * PAGE
         assert deltas["again"][0].num_cached_tokens == full
     shared = [name for name in PROMPTS if len(PROMPTS[name]) > 21]
@@ -115,9 +115,9 @@ def test_with_neighbours_that_come_and_are_aborted_it_gets_the_same_tokens(world
     assert not waiting
     assert aborted
     for name in names:
-        found = tokens_of(deltas.get(name, []))
-        assert found == world.greedy(name)[: len(found)], name
-        assert len(found) == COUNT or name in aborted
+        actual = tokens_of(deltas.get(name, []))
+        assert actual == world.greedy(name)[: len(actual)], name
+        assert len(actual) == COUNT or name in aborted
     check_empty(core)
 
 
@@ -200,7 +200,7 @@ def test_stop_tokens_are_banned_until_min_tokens_have_come_and_end_it_after(worl
             assert (last.finish_reason, last.stop_reason) == ("length", None)
             assert len(expected) == COUNT
         assert not set(expected[:min_tokens]) & set(params.stop_token_ids)
-    assert min_tokens == COUNT or any(len(tokens_of(found)) < COUNT for found in deltas.values())
+    assert min_tokens == COUNT or any(len(tokens_of(actual)) < COUNT for actual in deltas.values())
 
 
 def test_end_of_sequence_ends_it_unless_ignored(world: World) -> None:
@@ -222,25 +222,25 @@ def test_logprobs_are_the_whole_distribution_of_a_small_vocabulary(world: World)
     expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     for delta, row in zip(deltas, expected, strict=True):
         assert delta.logprobs is not None
-        (found,) = delta.logprobs
-        assert sorted(found.top_ids) == list(range(VOCAB))
-        np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=1e-4)
-        assert found.top_logprobs == sorted(found.top_logprobs, reverse=True)
-        assert found.top_ids[found.rank - 1] == delta.token_ids[0]
+        (actual,) = delta.logprobs
+        assert sorted(actual.top_ids) == list(range(VOCAB))
+        np.testing.assert_allclose(actual.top_logprobs, row[actual.top_ids], atol=1e-4)
+        assert actual.top_logprobs == sorted(actual.top_logprobs, reverse=True)
+        assert actual.top_ids[actual.rank - 1] == delta.token_ids[0]
 
 
 def test_only_those_that_ask_get_logprobs(world: World) -> None:
-    asked = {"none": None, "own": 0, "three": 3}
-    requests = {name: (PROMPTS["r2"], greedy(4, logprobs=count)) for name, count in asked.items()}
+    requested = {"none": None, "own": 0, "three": 3}
+    requests = {name: (PROMPTS["r2"], greedy(4, logprobs=count)) for name, count in requested.items()}
     deltas = run_mixed(world.core(), requests)
     assert all(delta.logprobs is None for delta in deltas["none"])
     for name, count in (("own", 0), ("three", 3)):
-        found = [logprobs for delta in deltas[name] for logprobs in delta.logprobs or []]
-        assert [len(logprobs.top_ids) for logprobs in found] == [count] * 4
+        actual = [logprobs for delta in deltas[name] for logprobs in delta.logprobs or []]
+        assert [len(logprobs.top_ids) for logprobs in actual] == [count] * 4
 
 
 def test_rows_with_penalties_and_logprobs_are_done_apart_from_their_neighbours(world: World, executables: str) -> None:
-    """Of up to sixteen rows up to six are edited: by the sampler of four rows, and never by that of all."""
+    """Up to six of up to sixteen rows are edited: by the sampler of four rows, and never by that of all."""
     core = start_engine(world.started.model, executables, max_num_seqs=16, max_num_batched_tokens=32)
     runner = core.runner
     add_few(runner)

@@ -47,7 +47,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
-    """Of four layers one sees everything, and a cache group has one layer."""
+    """One of four layers sees everything, and a cache group has one layer."""
     fields = {"sliding_window": WINDOW, "sliding_window_pattern": 4, "num_hidden_layers": 4, "head_dim": 16}
     folder = make_model(tmp_path_factory.mktemp("model"), "Gemma3ForCausalLM", **fields)
     config = EngineConfig(

@@ -14,11 +14,11 @@ from pallas_kernels.paged_attention import paged_attention
 from tests.worlds import make_model, start_engine
 
 PAGE, PAGES, HEADS, DIM = 4, 16, 2, 8
-"""Of a page tokens, of a sequence pages."""
+"""Tokens of a page, and pages of a sequence."""
 
 
 def expected(q: np.ndarray, keys: np.ndarray, values: np.ndarray, position: int, chunk: int) -> np.ndarray:
-    """Of one token, [heads, D]. keys, values: [tokens, heads, D]."""
+    """Attention of one token, [heads, D]. keys, values: [tokens, heads, D]."""
     seen = slice(position // chunk * chunk, position + 1)
     scores = np.einsum("hd,thd->ht", q, keys[seen])
     shares = np.exp(scores - scores.max(1, keepdims=True))
@@ -59,7 +59,7 @@ def test_rows_of_chunks_see_what_a_mask_of_chunks_lets_through(
     whole = AttentionRows(jnp.asarray(table), jnp.asarray(starts), jnp.asarray(contexts))
     seen = chunk_rows(whole, bucket, (None, chunk), PAGE)
     assert seen is not None
-    found = np.asarray(
+    actual = np.asarray(
         paged_attention(
             jnp.asarray(q),
             *pools,
@@ -75,7 +75,7 @@ def test_rows_of_chunks_see_what_a_mask_of_chunks_lets_through(
         for token in range(count):
             position = context - count + token
             right = expected(q[starts[row] + token], keys[row], values[row], position, chunk)
-            np.testing.assert_allclose(found[starts[row] + token], right, atol=1e-5, err_msg=f"{row} {position}")
+            np.testing.assert_allclose(actual[starts[row] + token], right, atol=1e-5, err_msg=f"{row} {position}")
 
 
 @pytest.mark.parametrize("chunk", [3, 10, 13])

@@ -38,8 +38,8 @@ NEEDED = {"DeepseekV2ForCausalLM": {"num_experts_per_tok": 6}}
 
 
 def config_class(name: str) -> type[Any]:
-    found: type[Any] = getattr(transformers, name).config_class
-    return found
+    actual: type[Any] = getattr(transformers, name).config_class
+    return actual
 
 
 @cache

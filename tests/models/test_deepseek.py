@@ -43,5 +43,7 @@ def test_parameters_that_share_a_tensor_are_told_apart() -> None:
     """As `jserve convert` names them, and as the small-batch model finds them."""
     family, config = resolve({**PUBLISHED["deepseek-v2-lite"].fields, "num_hidden_layers": 2}, source="config.json")
     build = Build(jnp.dtype("float32"), jnp.dtype("float32"), mesh_over(jax.devices()[:1]))
-    found = parameters(Blueprint(family, config, build).abstract_model())
-    assert len({parameter.key for parameter in found}) == len({name_of(parameter) for parameter in found}) == len(found)
+    actual = parameters(Blueprint(family, config, build).abstract_model())
+    assert (
+        len({parameter.key for parameter in actual}) == len({name_of(parameter) for parameter in actual}) == len(actual)
+    )

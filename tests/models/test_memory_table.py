@@ -33,7 +33,7 @@ def weight_bytes(name: str, quantization: str | None) -> int:
 
 
 def cache_bytes(name: str) -> tuple[int, int]:
-    """Of a token: within all windows, and before them."""
+    """Bytes of a token: within all windows, and before them."""
     family, config = resolve(PUBLISHED[name].fields, source=name)
     build = Build(BFLOAT16, BFLOAT16, SimpleNamespace(size=1))  # type: ignore[arg-type]
     cache = family.cache(build, config)
@@ -45,6 +45,6 @@ def cache_bytes(name: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("row", TABLE[1:], ids=lambda row: row[0])
 def test_row_is_what_the_configuration_gives(row: list[str]) -> None:
-    name, *told = row
+    name, *reported = row
     sizes = [weight_bytes(name, None) / 2**30, weight_bytes(name, "int4") / 2**30]
-    assert told == [f"{size:.2f} GiB" for size in sizes] + [f"{size / 1024:.1f} KiB" for size in cache_bytes(name)]
+    assert reported == [f"{size:.2f} GiB" for size in sizes] + [f"{size / 1024:.1f} KiB" for size in cache_bytes(name)]

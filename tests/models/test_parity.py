@@ -188,7 +188,7 @@ SECOND_FORMS = {
     "smollm 3",
     "starcoder 2, no biases, sliding window",
 }
-"""Of families that another case has in the default run; these are in the slow one."""
+"""Cases of families that another case has in the default run; these are in the slow one."""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
 
@@ -231,10 +231,10 @@ def check_parity(case: str, folder: Path, executables: str, devices: int) -> Non
             expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
             for delta, row in zip(deltas[name], expected, strict=True):
                 assert delta.logprobs is not None
-                found = delta.logprobs[0]
-                np.testing.assert_allclose(found.logprob, row[delta.token_ids[0]], atol=LOGIT_TOLERANCE)
-                np.testing.assert_allclose(found.top_logprobs, row[found.top_ids], atol=LOGIT_TOLERANCE)
-                np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
+                actual = delta.logprobs[0]
+                np.testing.assert_allclose(actual.logprob, row[delta.token_ids[0]], atol=LOGIT_TOLERANCE)
+                np.testing.assert_allclose(actual.top_logprobs, row[actual.top_ids], atol=LOGIT_TOLERANCE)
+                np.testing.assert_allclose(actual.top_logprobs, np.sort(row)[::-1][:20], atol=LOGIT_TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Bug:
     change: Change = lambda config: config
     plant: Plant = lambda monkeypatch: None
     fields: dict[str, Any] = field(default_factory=dict)
-    """Of the configuration, beside the case's own."""
+    """Fields of the configuration, beside the case's own."""
 
 
 def without(**values: Any) -> Change:
@@ -159,7 +159,7 @@ def test_the_case_fails(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return family, bug.change(config)
 
     monkeypatch.setattr(prepare, "resolve", broken)
-    found = prefill_logits(folder, PROMPTS["long"])
+    actual = prefill_logits(folder, PROMPTS["long"])
     jax.clear_caches()  # that of the wrong one
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(found, expected, atol=LOGIT_TOLERANCE)
+        np.testing.assert_allclose(actual, expected, atol=LOGIT_TOLERANCE)

@@ -27,8 +27,8 @@ def test_precompiled_programs_start_an_engine_that_compiles_nothing(
     )
     bare.mkdir()
     (bare / "config.json").write_bytes((model / "config.json").read_bytes())
-    asked = EngineConfig(model=str(bare), kv_cache_memory_bytes=1 << 20, **SIZES)  # type: ignore[arg-type]
-    count = compile_ahead(asked, folder, quiet)
+    requested = EngineConfig(model=str(bare), kv_cache_memory_bytes=1 << 20, **SIZES)  # type: ignore[arg-type]
+    count = compile_ahead(requested, folder, quiet)
     assert len(list(folder.glob("*.jserve"))) == count
 
     # The memory that is free now would give other sizes; those of the folder are taken.
@@ -59,8 +59,8 @@ def test_precompiled_programs_start_an_engine_that_compiles_nothing(
 def test_flags_win_over_baked_sizes(tmp_path: Path) -> None:
     sizes = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
     (tmp_path / FILE).write_text(str({**sizes, "kv_cache_memory_bytes": 4096}).replace("'", '"'))
-    found = with_precompiled_sizes(EngineConfig(model="m", max_model_len=32), tmp_path)
-    assert (found.max_model_len, found.max_num_seqs, found.dtype) == (32, 4, "float32")
+    actual = with_precompiled_sizes(EngineConfig(model="m", max_model_len=32), tmp_path)
+    assert (actual.max_model_len, actual.max_num_seqs, actual.dtype) == (32, 4, "float32")
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not json"])

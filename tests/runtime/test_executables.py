@@ -38,8 +38,8 @@ def mesh_of(count: int = 1) -> Mesh:
 def adder(amount: int, mesh: Mesh, name: str = "add") -> Program:
     """f32[8] + amount, sharded over the mesh."""
     place = jax.NamedSharding(mesh, jax.P("tp"))
-    given = jax.ShapeDtypeStruct((8,), np.float32, sharding=place)
-    return Program(name, lambda: jax.jit(lambda x: x + amount).lower(given))
+    inputs = jax.ShapeDtypeStruct((8,), np.float32, sharding=place)
+    return Program(name, lambda: jax.jit(lambda x: x + amount).lower(inputs))
 
 
 def apply(compiled: jax.stages.Compiled, mesh: Mesh) -> list[float]:
@@ -179,8 +179,8 @@ def test_two_servers_that_start_at_once_leave_one_whole_file(tmp_path: Path) -> 
     mesh = mesh_of()
     stores = [ExecutableStore(tmp_path, "key") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda store: store.get(adder(5, mesh), mesh)[0], stores))
-    assert [apply(compiled, mesh)[0] for compiled in found] == [5] * 4
+        actual = list(pool.map(lambda store: store.get(adder(5, mesh), mesh)[0], stores))
+    assert [apply(compiled, mesh)[0] for compiled in actual] == [5] * 4
     assert len(files(tmp_path)) == 1
     assert ExecutableStore(tmp_path, "key").get(adder(5, mesh), mesh)[1]
 
@@ -220,9 +220,9 @@ def test_threads_get_each_their_program(tmp_path: Path) -> None:
     for expected in (False, True):
         store = ExecutableStore(tmp_path, "key")
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda n: store.get(adder(n, mesh, f"add {n}"), mesh), range(6)))  # noqa: B023
-        assert [loaded for _, loaded in found] == [expected] * 6
-        assert [apply(compiled, mesh)[0] for compiled, _ in found] == list(range(6))
+            actual = list(pool.map(lambda n: store.get(adder(n, mesh, f"add {n}"), mesh), range(6)))  # noqa: B023
+        assert [loaded for _, loaded in actual] == [expected] * 6
+        assert [apply(compiled, mesh)[0] for compiled, _ in actual] == list(range(6))
         assert (store.num_compiled, store.num_loaded) == ((0, 6) if expected else (6, 0))
 
 
@@ -269,10 +269,10 @@ def test_second_start_of_an_engine_compiles_nothing_and_gives_the_same_tokens(tm
     assert store.num_compiled == 0
     assert store.num_loaded == len(second.runner.table.required())
     for param in params:
-        expected, found = run(first, prompts, param), run(second, prompts, param)
+        expected, actual = run(first, prompts, param), run(second, prompts, param)
         for name in prompts:
-            assert tokens_of(found[name]) == tokens_of(expected[name])
-            assert [delta.logprobs for delta in found[name]] == [delta.logprobs for delta in expected[name]]
+            assert tokens_of(actual[name]) == tokens_of(expected[name])
+            assert [delta.logprobs for delta in actual[name]] == [delta.logprobs for delta in expected[name]]
 
 
 def test_engine_that_serves_early_has_the_fewest_programs_and_gets_the_others_behind(
@@ -288,13 +288,13 @@ def test_engine_that_serves_early_has_the_fewest_programs_and_gets_the_others_be
     assert Step(Bucket(4, 4)) in missing
     prompts = {"a": list(range(3, 40)), "b": [7, 8], "c": [9]}
     expected = run(full, prompts, greedy(8))
-    found = run(EngineCore(started), prompts, greedy(8))
-    assert {name: tokens_of(found[name]) for name in prompts} == {name: tokens_of(expected[name]) for name in prompts}
-    told = []
+    actual = run(EngineCore(started), prompts, greedy(8))
+    assert {name: tokens_of(actual[name]) for name in prompts} == {name: tokens_of(expected[name]) for name in prompts}
+    reported = []
     before = table.count()
     assert (before.pending, before.failed) == (len(missing), 0)
-    compile_behind(table, lambda *_: told.append(table.count().pending)).join()
-    assert told == [*range(len(missing), -1, -1)]
+    compile_behind(table, lambda *_: reported.append(table.count().pending)).join()
+    assert reported == [*range(len(missing), -1, -1)]
     assert not table.missing()
 
 
@@ -335,20 +335,20 @@ print(stored, float(compiled(x).sum()))
 
 def test_what_jax_has_in_a_cache_of_its_own_does_not_spoil_ours(tmp_path: Path) -> None:
     """On a CPU a program that jax took from its cache is stored without its code, and fails when it is run."""
-    given = {
+    inputs = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    told = [
+    reported = [
         subprocess.run(
             [sys.executable, "-c", THROUGH_TWO_CACHES, str(tmp_path / folder)],
             capture_output=True,
             text=True,
             check=True,
-            env=os.environ | given,
+            env=os.environ | inputs,
         ).stdout.split()
         for folder in ("first", "second", "second")
     ]
-    assert [stored for stored, _ in told] == ["False", "False", "True"]
-    assert len({result for _, result in told}) == 1
+    assert [stored for stored, _ in reported] == ["False", "False", "True"]
+    assert len({result for _, result in reported}) == 1

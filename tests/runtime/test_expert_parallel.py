@@ -83,13 +83,13 @@ def test_each_device_holds_its_share_of_the_experts(world: World) -> None:
         "gate_up": (EXPERTS // world.expert_parts, HIDDEN, 2, inner),
         "down": (EXPERTS // world.expert_parts, inner, HIDDEN),
     }
-    found: Counter[tuple[int, ...]] = Counter()
+    actual: Counter[tuple[int, ...]] = Counter()
     for parameter, leaf in zip(parameters(runner._programs.blueprint.abstract_model()), runner.weights, strict=True):
         for shard in leaf.addressable_shards:
             devices[shard.device] += shard.data.nbytes
             if parameter.module[-1] == "experts":
-                found[shard.data.shape] += 1
-    assert found == dict.fromkeys(shapes.values(), LAYERS * world.parts)
+                actual[shard.data.shape] += 1
+    assert actual == dict.fromkeys(shapes.values(), LAYERS * world.parts)
     assert set(devices.values()) == {plan.weights}
 
 
@@ -99,9 +99,9 @@ def test_step_has_two_all_reduces_per_layer(world: World) -> None:
         pytest.skip("nothing crosses on one device")
     for bucket, program in steps_of(world.started.runner.table):
         kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-        found = Counter(re.findall(rf" ({kinds})(?:-start)?\(", program.as_text() or ""))
+        actual = Counter(re.findall(rf" ({kinds})(?:-start)?\(", program.as_text() or ""))
         last = "all-gather" if bucket.rows % world.parts else "all-to-all"
-        assert found == {"all-reduce": 2 * LAYERS + 1, last: 1}, bucket
+        assert actual == {"all-reduce": 2 * LAYERS + 1, last: 1}, bucket
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ def plan(
     weights: int = MIB,
     platform: str = "cpu",
     config: ModelConfig | None = None,
-    **asked: Any,
+    **requested: Any,
 ) -> tuple[EngineShape, MemoryPlan]:
     config, made = config or model(), build(platform)
     cache = LlamaForCausalLM.cache(made, config)
-    return plan_shape(EngineConfig(model="m", **asked), config, made, cache, weights, limit)
+    return plan_shape(EngineConfig(model="m", **requested), config, made, cache, weights, limit)
 
 
 @pytest.mark.parametrize(("parts", "heads"), [(1, 2), (2, 1), (4, 1), (8, 1)])
@@ -59,8 +59,8 @@ def test_page_bytes_are_keys_and_values_of_the_heads_of_one_device(
 ) -> None:
     keys_and_values, layers, head_dim = 2, 3, 8
     cache = LlamaForCausalLM.cache(build("gpu", parts, dtype), model())
-    found = page_bytes(cache, parts, page_size=16)
-    assert found == keys_and_values * layers * heads * 16 * head_dim * width
+    actual = page_bytes(cache, parts, page_size=16)
+    assert actual == keys_and_values * layers * heads * 16 * head_dim * width
 
 
 def test_arrays_that_are_not_split_take_their_bytes_on_every_device() -> None:
@@ -71,20 +71,20 @@ def test_arrays_that_are_not_split_take_their_bytes_on_every_device() -> None:
 
 
 def test_kv_cache_memory_is_honoured_to_the_page() -> None:
-    for asked in (MIB, MIB + 1, 3 * MIB - 1):
-        shape, found = plan(kv_cache_memory_bytes=asked, max_model_len=64)
-        assert shape.num_pages == asked // found.page_bytes == found.num_pages
-        assert found.kv_pages == shape.num_pages * found.page_bytes <= asked
+    for requested in (MIB, MIB + 1, 3 * MIB - 1):
+        shape, actual = plan(kv_cache_memory_bytes=requested, max_model_len=64)
+        assert shape.num_pages == requested // actual.page_bytes == actual.num_pages
+        assert actual.kv_pages == shape.num_pages * actual.page_bytes <= requested
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_everything_together_stays_within_the_limit(platform: str) -> None:
     limit = {"cpu": 250 * MIB, "gpu": 500 * MIB}[platform]
-    shape, found = plan(limit, platform=platform, max_num_seqs=200)
-    total = found.weights + found.temporaries + found.sampling + found.margin + found.kv_pages
-    assert limit - found.page_bytes < total <= limit
-    assert found.margin == (MARGIN if platform == "gpu" else 0)
-    assert shape.num_pages == found.num_pages
+    shape, actual = plan(limit, platform=platform, max_num_seqs=200)
+    total = actual.weights + actual.temporaries + actual.sampling + actual.margin + actual.kv_pages
+    assert limit - actual.page_bytes < total <= limit
+    assert actual.margin == (MARGIN if platform == "gpu" else 0)
+    assert shape.num_pages == actual.num_pages
 
 
 def test_cpu_takes_at_most_two_gib_of_pages_unless_told_otherwise() -> None:
@@ -103,9 +103,9 @@ GEMMA = {"sliding_window": 32, "sliding_window_pattern": 3, "num_hidden_layers":
 
 def test_pages_of_a_model_with_windows_are_of_one_layer_of_each_group() -> None:
     """Two layers see everything, four have a window: two lanes, three groups."""
-    shape, found = plan(platform="gpu", config=model(**GEMMA), page_size=16)
+    shape, actual = plan(platform="gpu", config=model(**GEMMA), page_size=16)
     assert shape.windows == (None, 32, 32)
-    assert found.page_bytes == plan(platform="gpu", config=model(num_hidden_layers=2), page_size=16)[1].page_bytes
+    assert actual.page_bytes == plan(platform="gpu", config=model(num_hidden_layers=2), page_size=16)[1].page_bytes
 
 
 def test_windows_make_room_for_longer_sequences() -> None:
@@ -114,8 +114,8 @@ def test_windows_make_room_for_longer_sequences() -> None:
     """
     longest = 4096
     of_all, of_gemma = model(num_hidden_layers=6), model(**GEMMA)
-    asked: dict[str, Any] = {"kv_cache_memory_bytes": 48 * MIB, "page_size": 16, "platform": "gpu"}
-    whole, windowed = (plan(config=config, **asked)[0] for config in (of_all, of_gemma))
+    requested: dict[str, Any] = {"kv_cache_memory_bytes": 48 * MIB, "page_size": 16, "platform": "gpu"}
+    whole, windowed = (plan(config=config, **requested)[0] for config in (of_all, of_gemma))
     assert (whole.max_model_len, windowed.max_model_len) == (longest, longest)
     assert windowed.tokens_in(windowed.num_pages) > 2.9 * whole.tokens_in(whole.num_pages)
     assert whole.tokens_in(whole.num_pages) == whole.num_pages * 16
@@ -189,8 +189,8 @@ def test_pages_for_less_than_two_are_refused() -> None:
 
 
 def test_budget_shows_parts_that_add_up(capsys: pytest.CaptureFixture[str]) -> None:
-    shape, found = plan(4 * GIB, weights=GIB, platform="gpu")
-    print_budget(found, shape, "H200")
+    shape, actual = plan(4 * GIB, weights=GIB, platform="gpu")
+    print_budget(actual, shape, "H200")
     shown = capsys.readouterr().err
     sizes = [
         float(size) * (1 if unit == "GiB" else 1 / 1024) for size, unit in re.findall(r"([\d.]+) ([GM]iB) +│", shown)

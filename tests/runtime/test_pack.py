@@ -53,8 +53,8 @@ def pack_sampling(slots: SlotSampling, plan: StepPlan) -> np.ndarray:
 
 
 def needs(slots: SlotSampling, plan: StepPlan) -> Variant | None:
-    found = slots.needs(Rows.of(plan))
-    return None if found is None else found.variant
+    actual = slots.needs(Rows.of(plan))
+    return None if actual is None else actual.variant
 
 
 def unpack(packed: np.ndarray, bucket: Bucket = BUCKET, shape: EngineShape = SHAPE) -> dict[str, np.ndarray]:
@@ -68,12 +68,12 @@ def unpack(packed: np.ndarray, bucket: Bucket = BUCKET, shape: EngineShape = SHA
 def test_decodes_and_prompts_lie_one_after_the_other() -> None:
     decode = chunk(sequence([5, 6, 7, 8, 9], 3), 2, 4, 1)
     prompt = chunk(sequence([11, 12, 13, 14, 15, 16]), 0, 1, 4, samples=False)
-    found = unpack(pack(plan_of(decode, prompt)).vector)
-    assert found["token_ids"].tolist() == [9, 12, 13, 14, 15, *[0] * 11]
-    assert found["slots"].tolist() == [2, 0, 4, 4]
-    assert found["query_start"].tolist() == [0, 1, 5, 5, 5]
-    assert found["context_len"].tolist() == [5, 5, 0, 0]
-    assert (found["page_updates"][:, 0] == 4).all()
+    actual = unpack(pack(plan_of(decode, prompt)).vector)
+    assert actual["token_ids"].tolist() == [9, 12, 13, 14, 15, *[0] * 11]
+    assert actual["slots"].tolist() == [2, 0, 4, 4]
+    assert actual["query_start"].tolist() == [0, 1, 5, 5, 5]
+    assert actual["context_len"].tolist() == [5, 5, 0, 0]
+    assert (actual["page_updates"][:, 0] == 4).all()
 
 
 def test_tokens_that_are_still_on_the_device_are_minus_one() -> None:
@@ -122,13 +122,13 @@ def test_decodes_that_are_known_as_such_are_packed_alike() -> None:
     slots = SlotSampling(SHAPE)
     for part in (known, pending, prompt):
         slots.enter(part.slot, part.sequence)
-    plain, told = (
+    plain, reported = (
         plan_of(known, pending, prompt),
         replace(plan_of(known, pending, prompt), num_decodes=2, with_updates=(0,)),
     )
-    np.testing.assert_array_equal(pack(plain).vector, pack(told).vector)
-    np.testing.assert_array_equal(pack_sampling(slots, plain), pack_sampling(slots, told))
-    assert needs(slots, plain) == needs(slots, told) == Variant(draws=True)
+    np.testing.assert_array_equal(pack(plain).vector, pack(reported).vector)
+    np.testing.assert_array_equal(pack_sampling(slots, plain), pack_sampling(slots, reported))
+    assert needs(slots, plain) == needs(slots, reported) == Variant(draws=True)
 
 
 SET = {
@@ -190,9 +190,9 @@ def test_a_batch_needs_what_one_of_its_rows_needs(params: dict[str, Any], needed
     slots.enter(0, plain)
     slots.enter(2, special)
     plan = plan_of(chunk(plain, 0, 0, 1), chunk(special, 2, 0, 1))
-    found = slots.needs(Rows.of(plan))
-    assert found is not None
-    assert (found.variant, found.logprobs) == (needed, "logprobs" in params)
+    actual = slots.needs(Rows.of(plan))
+    assert actual is not None
+    assert (actual.variant, actual.logprobs) == (needed, "logprobs" in params)
     assert slots.with_logprobs(Rows.of(plan)).tolist() == ([1] if "logprobs" in params else [])
     apart, left = slots.split_costly(Rows.of(plan))
     is_costly = needed.filters or needed.edits

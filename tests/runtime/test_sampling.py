@@ -157,12 +157,12 @@ def test_tokens_are_drawn_as_often_as_the_definition_says(case: str, seed: int) 
     settings = {name: min(value, 5) for name, value in FILTERS.get(case, {}).items()}
     logits = random_logits(vocab, seed=seed) / 3
     expected = distribution(logits, temperature, **settings) * MANY
-    found = np.bincount(draw_many(logits, temperature=temperature, **settings), minlength=vocab)
+    actual = np.bincount(draw_many(logits, temperature=temperature, **settings), minlength=vocab)
     kept = expected > 0
-    assert not found[~kept].any()
-    chi_square = ((found - expected)[kept] ** 2 / expected[kept]).sum()
+    assert not actual[~kept].any()
+    chi_square = ((actual - expected)[kept] ** 2 / expected[kept]).sum()
     degrees = max(kept.sum() - 1, 1)
-    assert chi_square < degrees + 6 * np.sqrt(2 * degrees), (found, expected)
+    assert chi_square < degrees + 6 * np.sqrt(2 * degrees), (actual, expected)
 
 
 def test_output_index_draws_anew_for_every_token_of_a_request() -> None:
@@ -298,8 +298,8 @@ def test_masked_rows_draw_from_what_is_allowed_as_the_definition_says_and_others
         masked = np.where(kept, logits, -np.inf)
         expected = distribution(masked, 3.0, **settings) * len(part)
         assert set(part) == set(np.argsort(-masked)[:4])
-        found = np.bincount(part, minlength=V)
-        chi_square = ((found - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+        actual = np.bincount(part, minlength=V)
+        chi_square = ((actual - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
         assert chi_square < 3 + 6 * np.sqrt(6)
 
 

@@ -92,7 +92,7 @@ def draw_all(core: EngineCore) -> dict[str, list[int]]:
     """By prompt and kind of parameters."""
     kinds = {"drawn": DRAWN, "masked": MASKED}
     runs = {kind: run(core, PROMPTS, params) for kind, params in kinds.items()}
-    return {f"{name} {kind}": tokens_of(deltas) for kind, found in runs.items() for name, deltas in found.items()}
+    return {f"{name} {kind}": tokens_of(deltas) for kind, actual in runs.items() for name, deltas in actual.items()}
 
 
 def test_greedy_tokens_are_those_of_one_device(world: World) -> None:

@@ -73,8 +73,8 @@ def filled(folder: Path, parts: int, dtype: str, **options: Any) -> tuple[list[n
     blueprint = Blueprint(family, config, build)
     model = blueprint.abstract_model()
     check_weights(model, blueprint, checkpoint)
-    asked = EngineConfig(model=str(folder))
-    weights = load_weights(asked, model, blueprint, checkpoint, mesh, lambda *_: None)
+    requested = EngineConfig(model=str(folder))
+    weights = load_weights(requested, model, blueprint, checkpoint, mesh, lambda *_: None)
     small_batch: tuple[jax.Array, ...] = ()
     if build.small_batch:
         small_batch = load_small_batch_weights(model, blueprint, weights, checkpoint, mesh)
@@ -92,13 +92,13 @@ def filled(folder: Path, parts: int, dtype: str, **options: Any) -> tuple[list[n
     ],
 )
 def test_arrays_are_those_of_the_source(source: Path, target: Path, parts: int, dtype: str, options: Any) -> None:
-    expected, found = filled(source, parts, dtype, **options), filled(target, parts, dtype, **options)
-    for arrays, others in zip(expected, found, strict=True):
+    expected, actual = filled(source, parts, dtype, **options), filled(target, parts, dtype, **options)
+    for arrays, others in zip(expected, actual, strict=True):
         assert len(arrays) == len(others)
         for array, other in zip(arrays, others, strict=True):
             assert array.dtype == other.dtype
             np.testing.assert_array_equal(array, other)
-    assert bool(found[1]) == bool(options)
+    assert bool(actual[1]) == bool(options)
 
 
 def test_tokenizer_templates_and_configuration_come_along(source: Path, target: Path) -> None:
@@ -168,16 +168,16 @@ def test_weights_that_are_gone_are_refused(target: Path, tmp_path: Path) -> None
 def arrays_on(folder: Path, parts: int, quantization: str | None = None) -> list[np.ndarray]:
     """All weights of a server on so many devices."""
     mesh, checkpoint = make_mesh(parts), open_checkpoint(folder)
-    asked = EngineConfig(
+    requested = EngineConfig(
         model=str(folder),
         dtype="float32",
         quantization=quantization,
         tensor_parallel_size=parts,
         kv_cache_memory_bytes=4 << 20,
     )
-    prepared = prepare(asked, checkpoint, mesh)
+    prepared = prepare(requested, checkpoint, mesh)
     check_weights(prepared.model, prepared.blueprint, checkpoint)
-    weights = load_weights(asked, prepared.model, prepared.blueprint, checkpoint, mesh, lambda *_: None)
+    weights = load_weights(requested, prepared.model, prepared.blueprint, checkpoint, mesh, lambda *_: None)
     return [np.asarray(array) for array in weights]
 
 
@@ -187,9 +187,9 @@ def test_weights_rounded_before_are_those_rounded_while_loading(source: Path, tm
     folder = tmp_path / kind
     convert(EngineConfig(model=str(source), quantization=kind), folder, lambda *_: None)
     for parts in (1, 2, 4):
-        expected, found = arrays_on(source, parts, kind), arrays_on(folder, parts)
-        assert any(array.dtype in (np.uint8, np.int8) for array in found)
-        for array, other in zip(expected, found, strict=True):
+        expected, actual = arrays_on(source, parts, kind), arrays_on(folder, parts)
+        assert any(array.dtype in (np.uint8, np.int8) for array in actual)
+        for array, other in zip(expected, actual, strict=True):
             np.testing.assert_array_equal(numbers(array), numbers(other))
     with pytest.raises(ConfigError, match="already quantized by jserve"):
         arrays_on(folder, 1, "int8")
@@ -214,14 +214,14 @@ def test_answers_are_those_of_the_source(source: Path, tmp_path: Path, executabl
     folder = tmp_path / "model"
     convert(EngineConfig(model=str(source), quantization=kind), folder, lambda *_: None)
     prompts = {"long": list(range(3, 44)), "short": [5]}
-    expected, found = (
+    expected, actual = (
         {name: tokens_of(deltas) for name, deltas in run(core, prompts, greedy(16)).items()}
         for core in (
             start_engine(source, executables, early=True, quantization=kind),
             start_engine(folder, executables, early=True),
         )
     )
-    assert found == expected
+    assert actual == expected
     assert len(set(expected["long"])) > 2
 
 
@@ -239,9 +239,9 @@ def test_a_quantized_checkpoint_keeps_its_weights(source: Path, tmp_path: Path) 
     (stored / "config.json").write_text(json.dumps(config | {"quantization_config": form.config}))
     convert(EngineConfig(model=str(stored)), folder, lambda *_: None)
     for parts in (1, 2):
-        expected, found = arrays_on(stored, parts), arrays_on(folder, parts)
-        assert {np.dtype("uint8"), np.dtype("float32")} <= {array.dtype for array in found}
-        for array, other in zip(expected, found, strict=True):
+        expected, actual = arrays_on(stored, parts), arrays_on(folder, parts)
+        assert {np.dtype("uint8"), np.dtype("float32")} <= {array.dtype for array in actual}
+        for array, other in zip(expected, actual, strict=True):
             np.testing.assert_array_equal(array, other)
 
 

@@ -52,16 +52,16 @@ def gpt_oss_in_mxfp4(folder: Path) -> Path:
 def arrays_on(folder: Path, split: tuple[int, int], quantization: str | None = None) -> list[np.ndarray]:
     """All weights of a server on so many devices."""
     mesh, checkpoint = make_mesh(*split), open_checkpoint(folder)
-    asked = EngineConfig(
+    requested = EngineConfig(
         model=str(folder),
         quantization=quantization,
         tensor_parallel_size=split[0],
         expert_parallel_size=split[1],
         kv_cache_memory_bytes=4 << 20,
     )
-    prepared = prepare(asked, checkpoint, mesh)
+    prepared = prepare(requested, checkpoint, mesh)
     check_weights(prepared.model, prepared.blueprint, checkpoint)
-    weights = load_weights(asked, prepared.model, prepared.blueprint, checkpoint, mesh, lambda *_: None)
+    weights = load_weights(requested, prepared.model, prepared.blueprint, checkpoint, mesh, lambda *_: None)
     return [np.asarray(array) for array in weights]
 
 
@@ -79,9 +79,9 @@ def test_arrays_are_those_of_the_source(make: Any, kind: str | None, kept: set[s
     source, folder = make(tmp_path / "source"), tmp_path / "converted"
     convert(EngineConfig(model=str(source), quantization=kind), folder, lambda *_: None)
     for split in SPLITS:
-        expected, found = arrays_on(source, split, kind), arrays_on(folder, split)
-        assert kept <= {array.dtype.name for array in found}
-        for array, other in zip(expected, found, strict=True):
+        expected, actual = arrays_on(source, split, kind), arrays_on(folder, split)
+        assert kept <= {array.dtype.name for array in actual}
+        for array, other in zip(expected, actual, strict=True):
             np.testing.assert_array_equal(numbers(array), numbers(other))
 
 

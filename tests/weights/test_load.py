@@ -186,11 +186,11 @@ def test_grouped_heads_stand_in_the_order_of_their_key_and_value(copies: int) ->
     q, k, v = (arrays[f"../{name}_proj.weight"].reshape(-1, dim, 5) for name in "qkv")
     groups = heads // (kv * copies)
     shape = (kv * copies, groups + 2, dim, 5)
-    found = source.read(lambda name, index: arrays[name][index], tuple(slice(0, size) for size in shape))
+    actual = source.read(lambda name, index: arrays[name][index], tuple(slice(0, size) for size in shape))
     for entry in range(kv * copies):
-        np.testing.assert_array_equal(found[entry, :groups], q[entry * groups : (entry + 1) * groups])
-        np.testing.assert_array_equal(found[entry, groups], k[entry // copies])
-        np.testing.assert_array_equal(found[entry, groups + 1], v[entry // copies])
+        np.testing.assert_array_equal(actual[entry, :groups], q[entry * groups : (entry + 1) * groups])
+        np.testing.assert_array_equal(actual[entry, groups], k[entry // copies])
+        np.testing.assert_array_equal(actual[entry, groups + 1], v[entry // copies])
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -217,17 +217,17 @@ def test_each_device_holds_its_slice_of_the_same_weights(parts: int, tied: bool)
     checkpoint = MemoryCheckpoint(shapes_of(config))
     expected = load(one, checkpoint, mesh)
     model, _, mesh = abstract(parts, **fields)
-    for parameter, whole, found in zip(parameters(model), expected, load(model, checkpoint, mesh), strict=True):
-        assert found.shape == parameter.shape
-        assert found.sharding.is_equivalent_to(parameter.sharding(mesh), found.ndim)
-        for shard in found.addressable_shards:
-            np.testing.assert_array_equal(shard.data, np.asarray(found)[shard.index])
+    for parameter, whole, actual in zip(parameters(model), expected, load(model, checkpoint, mesh), strict=True):
+        assert actual.shape == parameter.shape
+        assert actual.sharding.is_equivalent_to(parameter.sharding(mesh), actual.ndim)
+        for shard in actual.addressable_shards:
+            np.testing.assert_array_equal(shard.data, np.asarray(actual)[shard.index])
         if isinstance(parameter.source, Tensor) and "norm" not in parameter.module[-1]:
             rows = config.vocab_size
-            np.testing.assert_array_equal(np.asarray(found)[:rows], np.asarray(whole))
-            assert not np.asarray(found)[rows:].any()
-        elif found.shape == whole.shape:
-            np.testing.assert_array_equal(np.asarray(found), np.asarray(whole))
+            np.testing.assert_array_equal(np.asarray(actual)[:rows], np.asarray(whole))
+            assert not np.asarray(actual)[rows:].any()
+        elif actual.shape == whole.shape:
+            np.testing.assert_array_equal(np.asarray(actual), np.asarray(whole))
         else:
             assert "self_attn" in parameter.module, "only heads change their layout"
             assert parts > config.num_kv_heads
@@ -249,8 +249,8 @@ def test_every_element_is_read_once_for_each_device_that_keeps_it(parts: int) ->
 def test_weights_are_rounded_to_the_dtype_of_the_build() -> None:
     model, config, mesh = abstract(2, "bfloat16", num_hidden_layers=1)
     checkpoint = MemoryCheckpoint(shapes_of(config))
-    found = dict(zip([p.module for p in parameters(model)], load(model, checkpoint, mesh), strict=True))
-    table = found["model", "embed_tokens"]
+    actual = dict(zip([p.module for p in parameters(model)], load(model, checkpoint, mesh), strict=True))
+    table = actual["model", "embed_tokens"]
     assert table.dtype == jnp.bfloat16
     expected = checkpoint.arrays["model.embed_tokens.weight"].astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(table)[: config.vocab_size], expected)
@@ -290,8 +290,8 @@ def test_prefixes_that_repositories_drop_or_add_are_understood(rename: Any) -> N
     model, config, mesh = abstract(1, num_hidden_layers=1)
     shapes = shapes_of(config)
     expected = load(model, MemoryCheckpoint(shapes), mesh)
-    found = load(model, MemoryCheckpoint({rename(name): shape for name, shape in shapes.items()}), mesh)
-    for one, other in zip(expected, found, strict=True):
+    actual = load(model, MemoryCheckpoint({rename(name): shape for name, shape in shapes.items()}), mesh)
+    for one, other in zip(expected, actual, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 

@@ -33,8 +33,8 @@ def test_no_site_is_allowed_by_default(start_server: StartServer) -> None:
 
 
 def test_flags_take_names_or_a_json_list() -> None:
-    for given in (["https://a", "https://b"], ['["https://a", "https://b"]']):
-        settings = parse(["--model", "m", "--allowed-origins", *given, "--allow-credentials"])[1]
+    for inputs in (["https://a", "https://b"], ['["https://a", "https://b"]']):
+        settings = parse(["--model", "m", "--allowed-origins", *inputs, "--allow-credentials"])[1]
         assert settings.allowed_origins == ("https://a", "https://b")
         assert (settings.allowed_methods, settings.allowed_headers) == (("*",), ("*",))
         assert settings.allow_credentials

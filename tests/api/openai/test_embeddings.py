@@ -18,15 +18,15 @@ def unit(first: float) -> list[float]:
 def post(server: LiveServer, **body: Any) -> dict[str, Any]:
     response = server.http.post("/v1/embeddings", json=body)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    actual: dict[str, Any] = response.json()
+    return actual
 
 
 def refused(server: LiveServer, **body: Any) -> dict[str, Any]:
     response = server.http.post("/v1/embeddings", json=body)
     assert response.status_code == 400, response.text
-    found: dict[str, Any] = response.json()["error"]
-    return found
+    actual: dict[str, Any] = response.json()["error"]
+    return actual
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64", None])

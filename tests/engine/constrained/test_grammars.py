@@ -64,8 +64,8 @@ def test_preempted_request_with_a_grammar_resumes_with_the_same_tokens(world: Wo
     core = world.core()
     deltas = run_all(core, {name: (prompt, own) for name, own in params.items()})
     assert core.stats().num_preemptions > 0
-    assert {name: tokens_of(found) for name, found in deltas.items()} == alone
-    assert all(re.fullmatch("[a-z ]+", world.text(found)) for found in deltas.values())
+    assert {name: tokens_of(actual) for name, actual in deltas.items()} == alone
+    assert all(re.fullmatch("[a-z ]+", world.text(actual)) for actual in deltas.values())
 
 
 def test_constrained_neighbours_change_nothing_for_others_and_cost_no_steps(world: World) -> None:
@@ -150,8 +150,8 @@ def test_request_waits_for_its_grammar_outside_the_queue_and_nobody_waits_with_i
     assert (stats.num_deferred, stats.num_waiting, stats.num_running) == (1, 0, 0)
     assert not core.is_idle
     held.release.set()
-    found = run(core, {}, greedy(1))["slow"]
-    assert is_sentence(JSON_GRAMMAR, world.text(found))
+    actual = run(core, {}, greedy(1))["slow"]
+    assert is_sentence(JSON_GRAMMAR, world.text(actual))
     check_empty(core)
 
 

@@ -36,7 +36,7 @@ def test_bad_words_never_come_and_nothing_else_changes(world: World) -> None:
             ),
         ),
     }
-    deltas = {name: tokens_of(found) for name, found in run_all(core, requests).items()}
+    deltas = {name: tokens_of(actual) for name, actual in run_all(core, requests).items()}
     start = next(i for i in range(10) if tuple(likely[i : i + 3]) == word)
     assert deltas["long"][: start + 2] == likely[: start + 2]
     assert deltas["long"][start + 2] != likely[start + 2]
@@ -54,7 +54,7 @@ def test_only_allowed_tokens_come_with_and_without_min_tokens(world: World) -> N
         "only the end": (world.prompt("hello"), SamplingParams(max_tokens=5, allowed_token_ids=(EOS,), min_tokens=2)),
         "plain": (world.prompt("hello"), greedy(10)),
     }
-    deltas = {name: tokens_of(found) for name, found in run_all(core, requests).items()}
+    deltas = {name: tokens_of(actual) for name, actual in run_all(core, requests).items()}
     assert set(deltas["some"][:20]) == {5, 9}
     assert set(deltas["some"]) <= {5, 9, EOS}
     assert deltas["only the end"] == [EOS] * 3
@@ -73,7 +73,7 @@ def test_reasoning_ends_exactly_at_its_budget(world: World, size: int, end: str)
         "more": (world.prompt("hello"), greedy(20, thinking_budget=ThinkingBudget(99, (), closing, is_open=True))),
         "never begun": (world.prompt("hello"), greedy(20, thinking_budget=ThinkingBudget(size, (599, 598), closing))),
     }
-    deltas = {name: tokens_of(found) for name, found in run_all(core, requests).items()}
+    deltas = {name: tokens_of(actual) for name, actual in run_all(core, requests).items()}
     assert deltas["greedy"][:size] == plain[:size]
     assert tuple(deltas["greedy"][size : size + len(closing)]) == closing
     assert deltas["more"] == deltas["never begun"] == world.plain("hello", 20)
@@ -104,7 +104,7 @@ def test_budget_works_under_a_grammar_that_covers_the_reasoning(world: World) ->
     assert re.fullmatch(r"[a-z ]+</think>[0-9]{2}", world.text(deltas["at once"]))
     assert re.fullmatch(r"[a-z]{15}", world.text(deltas["never"]))
     assert re.fullmatch(r"[a-z]{40}</think>[0-9]{2}", world.text(deltas["later"]))
-    assert {found[-1].finish_reason for found in deltas.values()} == {"stop"}
+    assert {actual[-1].finish_reason for actual in deltas.values()} == {"stop"}
 
 
 def test_model_without_a_tokenizer_refuses_grammars_and_serves_the_rest(
@@ -142,16 +142,16 @@ def test_offline_api_honours_every_constraint(world: World, executables: str) ->
         ),
     }
     outputs = llm.generate(["hello"] * len(params), list(params.values()), use_tqdm=False)
-    found = {name: output.outputs for name, output in zip(params, outputs, strict=True)}
-    for output in (*found["grammar"], *found["choices"]):
+    actual = {name: output.outputs for name, output in zip(params, outputs, strict=True)}
+    for output in (*actual["grammar"], *actual["choices"]):
         assert output.finish_reason == "stop"
         assert is_sentence(JSON_GRAMMAR, output.text)
-    assert len({output.text for output in found["choices"]}) == 3
-    assert found["broken"][0].finish_reason == "error"
-    assert "does not compile" in (found["broken"][0].error or "")
-    assert found["allowed"][0].text == "qqqqq"
-    assert tuple(found["budget"][0].token_ids[3 : 3 + len(closing)]) == closing
-    circles = found["circles"][0]
+    assert len({output.text for output in actual["choices"]}) == 3
+    assert actual["broken"][0].finish_reason == "error"
+    assert "does not compile" in (actual["broken"][0].error or "")
+    assert actual["allowed"][0].text == "qqqqq"
+    assert tuple(actual["budget"][0].token_ids[3 : 3 + len(closing)]) == closing
+    circles = actual["circles"][0]
     assert (circles.text, circles.finish_reason) == ("q" * 7, "repetition")
     assert llm.core.is_idle
 
