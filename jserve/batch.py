@@ -1,4 +1,4 @@
-"""The pytrees that cross `jit`: what a step is given, what it keeps, and what it returns.
+"""The pytrees that cross `jit`: what a step takes, what it keeps, and what it returns.
 
 Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_num_seqs`), C cache groups, P pages
 per sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
@@ -58,7 +58,7 @@ class EngineState:
     """What lives on the device from step to step; donated to every step."""
 
     kv: tuple[LayerKV, ...]
-    """Of each lane, in which every cache group keeps a layer; where there is one group, of each layer."""
+    """The arrays of each lane, in which every cache group keeps a layer; where there is one group, of each layer."""
     page_table: jax.Array
     """i32[C * R, P]; page ids of each slot in order, one group after the other."""
 
@@ -97,6 +97,8 @@ class StepContext:
     """i32[T]"""
     write_slots: jax.Array
     """i32[T]; page * B + offset of each token, N * B for padding."""
+    is_real: jax.Array
+    """bool[T]; false for padding."""
     rows: AttentionRows
     chunks: AttentionRows | None
     """`rows` of the layers that attend in chunks, with a row for each chunk; None where the group has none of them."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jserve.config import EngineConfig
 from jserve.constrain.bits import fixed_tokens, is_empty
 from jserve.engine.core import make_core
-from jserve.errors import RequestError
+from jserve.errors import EngineFailedError, RequestError
 from jserve.progress import StartupBars
 from jserve.protocol import (
     MAX_CHOSEN,
@@ -68,7 +68,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of the prompt's second to last token, where they were asked for."""
+    """Logprobs of the prompt's second to last token, where the parameters want them."""
     embedding: np.ndarray | None = None
     """f32[E] of length 1, from `LLM.embed`."""
 
@@ -200,6 +200,7 @@ class LLM:
         """The embedding of every prompt, f32[E] of length 1: the final hidden state of its last token, the mean, or
         that of its first; by default what a model for embeddings says, or else the last.
 
+        Raises RequestError for a prompt that cannot run, EngineFailedError where the model computes NaN or infinity.
         Texts are taken as they are: the prompts that a model comes with are in `started.embedder`.
         """
         embedder = self.started.embedder
@@ -208,6 +209,9 @@ class LLM:
         params = SamplingParams(max_tokens=0)
         outputs = [self._add(prompt, params, choices, chosen) for prompt in _as_list(prompts)]
         self._run(choices, use_tqdm)
+        for output in outputs:
+            if output.outputs[0].error is not None:
+                raise EngineFailedError(output.outputs[0].error)
         return [output.embedding for output in outputs if output.embedding is not None]
 
     def _add(
@@ -233,7 +237,7 @@ class LLM:
             if refused is not None:
                 self.core.abort(list(choices))
                 raise RequestError(refused.error or "the request cannot run")
-            detokenizer = IncrementalDetokenizer(self.tokenizer, params.skip_special_tokens)
+            detokenizer = IncrementalDetokenizer(self.tokenizer, params.skip_special_tokens, before=request.token_ids)
             stops = StopMatcher(params.stop, params.include_stop_str_in_output)
             limits = params.repetition_detection
             repetition = RepetitionDetector(limits) if limits is not None else None
@@ -259,9 +263,9 @@ class LLM:
 
 
 def _check_counts(params: SamplingParams) -> None:
-    for name, given in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
-        if given is not None and not 0 <= given <= MAX_LOGPROBS:
-            raise RequestError(f"{name} is {given} but must be between 0 and {MAX_LOGPROBS}", param=name)
+    for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if count is not None and not 0 <= count <= MAX_LOGPROBS:
+            raise RequestError(f"{name} is {count} but must be between 0 and {MAX_LOGPROBS}", param=name)
     if len(params.logprob_token_ids) > MAX_CHOSEN:
         raise RequestError(
             f"logprob_token_ids holds {len(params.logprob_token_ids)} tokens but at most {MAX_CHOSEN} are allowed",

@@ -156,14 +156,14 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_ids: list[int]
     top_logprobs: list[float]
     chosen_logprobs: list[float] = []
-    """Of `SamplingParams.logprob_token_ids`, in their order."""
+    """Those of `SamplingParams.logprob_token_ids`, in their order."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one request, in order; `finish_reason` is set on its last delta only.
 
     The token that ended the sequence (end of sequence, or one of `stop_token_ids`, which `stop_reason` then
-    holds) is included in `token_ids`. `num_cached_tokens` is given with the first delta, else 0.
+    holds) is included in `token_ids`. `num_cached_tokens` is set on the first delta, else 0.
     `error` explains finish_reason "error".
     """
 
@@ -178,7 +178,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     scheduled_at: float = 0.0
     """`time.time()` when the request first left the queue; 0 except on the first delta."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of the prompt's second to last token, all with the first delta of a request that asked for them."""
+    """Those of the prompt's second to last token, all with the first delta of a request that wants them."""
     embedding: bytes = b""
     """f32[E], little-endian, of unit length; of a request with pooling, whose only delta this is."""
 
@@ -207,7 +207,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """The one frame that a step sends home."""
+    """The one frame that a step sends."""
 
     deltas: list[TokenDelta]
     stats: EngineStats

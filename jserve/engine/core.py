@@ -6,7 +6,7 @@ The life of a request here:
     3. `Runner.dispatch` starts the step and returns; the step before is still running.
     4. `Runner.collect` waits for the step before; `Scheduler.update` appends its tokens. Where they decide
        what may come next, the masks that follow from them go to the sampler of the step that was dispatched.
-    5. One frame per step carries all new tokens home.
+    5. One frame per step carries all new tokens back.
 Steps 2 to 5 repeat until a stop token, the length, or an abort ends it; its pages are free at once.
 """
 
@@ -33,6 +33,7 @@ from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started
 from jserve.schedule.limits import EMBEDS
+from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
 from jserve.schedule.sequence import Status
 from jserve.text.load import load_tokenizer
@@ -63,6 +64,7 @@ class EngineCore:
         self.compiles = CompileCounter()
         self._embeds = started.embedder is not None
         self._eos_token_ids = started.eos_token_ids
+        self._not_finite = started.not_finite
         self.grammars = GrammarCompiler(
             lambda: _grammar_tokenizer(started.model), shape.vocab_size, started.eos_token_ids
         )
@@ -107,12 +109,14 @@ class EngineCore:
         self._deferred.abort(request_ids)
 
     def step(self) -> list[TokenDelta]:
-        """Dispatch the next step, then bring the one before it home."""
+        """Dispatch the next step, then read the one before it back."""
         deltas = self._queue_deferred() if self._deferred else []
         plan = self.scheduler.schedule()
         launched = self.runner.dispatch(plan) if plan else None
         if self._in_flight is not None:
             tokens = self.runner.collect(self._in_flight)
+            if tokens.not_finite:
+                deltas += self._fail_not_finite(self._in_flight.plan, tokens)
             deltas += self.scheduler.update(self._in_flight.plan, tokens)
         if launched is not None and launched.unsampled is not None:
             launched = self._sample_masked(launched, deltas)
@@ -150,10 +154,16 @@ class EngineCore:
                 refused.append(self._queue(request, outcome))
         return [delta for delta in refused if delta is not None]
 
+    def _fail_not_finite(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
+        """End the sequences for which the model computed NaN or infinity."""
+        sequences = [plan.chunks[row].sequence for row in dict.fromkeys(tokens.not_finite)]
+        failed = [sequence for sequence in sequences if sequence.status is not Status.FINISHED]
+        return [self.scheduler.fail(sequence, self._not_finite) for sequence in failed]
+
     def _sample_masked(self, launched: Launched, deltas: list[TokenDelta]) -> Launched:
         """Compute the masks of a step while the device computes its logits, and start its sampler.
 
-        All earlier tokens are home. A row without a next token ends with an error, added to `deltas`.
+        All earlier tokens have been read back. A row without a next token ends with an error, added to `deltas`.
         """
         assert launched.unsampled is not None
         of_mask = [launched.plan.chunks[row] for row in launched.unsampled.mask_rows if row < len(launched.plan.chunks)]

@@ -9,6 +9,8 @@ The life of a request here:
 
 import time
 
+import numpy as np
+
 from jserve.protocol import EngineStats, Request, TokenDelta
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.encoder_runner import EncoderRunner, LaunchedTexts
@@ -23,6 +25,7 @@ class EncoderCore:
     def __init__(self, started: Started[EncoderRunner]) -> None:
         self.runner = started.runner
         self.shape = started.shape
+        self._not_finite = started.not_finite
         self.compiles = CompileCounter()
         self._queue = TextQueue(lengths=self.runner.lengths, max_model_len=self.shape.max_model_len)
         self._in_flight: tuple[LaunchedTexts, float] | None = None
@@ -54,14 +57,14 @@ class EncoderCore:
         self._queue.abort(request_ids)
 
     def step(self) -> list[TokenDelta]:
-        """Dispatch the next step, then bring the one before it home."""
+        """Dispatch the next step, then read the one before it back."""
         launched = self._dispatch()
         deltas = []
         if self._in_flight is not None:
             before, started_at = self._in_flight
             for request, vector in zip(before.requests, self.runner.collect(before), strict=True):
                 if self._queue.finish(request):
-                    deltas.append(_delta(request, vector, started_at))
+                    deltas.append(self._delta(request, vector, started_at))
         self._in_flight = launched
         return deltas
 
@@ -92,12 +95,8 @@ class EncoderCore:
         self._last_step_at = time.time()
         return self.runner.dispatch(requests, bucket), self._last_step_at
 
-
-def _delta(request: Request, vector: bytes, started_at: float) -> TokenDelta:
-    return TokenDelta(
-        request.request_id,
-        [],
-        finish_reason="stop",
-        scheduled_at=started_at,
-        embedding=unit_vector([vector]),
-    )
+    def _delta(self, request: Request, vector: bytes, started_at: float) -> TokenDelta:
+        if not np.isfinite(np.frombuffer(vector, "<f4")).all():
+            return TokenDelta(request.request_id, [], finish_reason="error", error=self._not_finite)
+        embedding = unit_vector([vector])
+        return TokenDelta(request.request_id, [], finish_reason="stop", scheduled_at=started_at, embedding=embedding)

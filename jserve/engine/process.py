@@ -1,4 +1,4 @@
-"""The engine process: takes requests off the socket, drives the core, and tells how the start goes."""
+"""The engine process: takes requests off the socket, drives the core, and reports how the start goes."""
 
 import gc
 import logging
@@ -29,8 +29,8 @@ from jserve.runtime.start import compile_behind, describe, start_runner
 logger = logging.getLogger(__name__)
 
 _GC_THRESHOLD = (10_000, 10, 10)
-"""Of the garbage collector. The loop's objects are freed by their counts; a step of 256 rows makes 500 of them, so
-that the usual threshold of 700 looks for cycles in every other step.
+"""Thresholds of the garbage collector. The loop's objects are freed by their counts; a step of 256 rows makes 500 of
+them, so that the usual threshold of 700 looks for cycles in every other step.
 """
 _PROGRAM_LOG_S = 10.0
 """Between lines about the programs that are compiled behind."""
@@ -54,7 +54,7 @@ class EngineProcess:
             self.turn()
 
     def turn(self) -> None:
-        """Take in what has arrived, make one step, send what came home."""
+        """Take in what has arrived, make one step, send what it yields."""
         refused = self._receive(block=self.core.is_idle)
         if self.connection.is_closed:
             return  # Nobody reads what would be sent.

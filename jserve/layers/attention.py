@@ -156,7 +156,7 @@ class Attention(nnx.Module):
 def _head_norm(
     build: Build, config: ModelConfig, heads: int, copies: int, each: type[RMSNorm] | None, over_all: bool
 ) -> RMSNorm | HeadsRMSNorm | None:
-    """Of queries or keys: of one kind for each head, or over all heads, or none."""
+    """The norm of queries or keys: of one kind for each head, or over all heads, or none."""
     if over_all:
         return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
     return None if each is None else each(build, config.head_dim, config.norm_eps)

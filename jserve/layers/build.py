@@ -1,4 +1,4 @@
-"""What every layer is told when it is built: dtype, mesh, and which implementations to use."""
+"""What every layer is built with: dtype, mesh, and which implementations to use."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +28,11 @@ class Build:
     """Passed to the constructor of every module; hashable, so it may stay in a module as static data."""
 
     dtype: jnp.dtype
-    """Of weights, and of both sides of every product; sums are float32."""
+    """The type of weights, and of both sides of every product; sums are float32."""
     activations: jnp.dtype
     """Between products."""
     mesh: jax.sharding.Mesh
-    """Of `mesh_over`."""
+    """Made by `mesh_over`."""
     attention: str = "auto"
     """Implementation of `pallas_kernels.paged_attention`."""
     kv_cache: str = "auto"
@@ -66,15 +66,15 @@ class Build:
 
     @property
     def kv_dtype(self) -> jnp.dtype:
-        """Of a KV cache in floating point: the activations', but bits of bfloat16 where a bfloat16 model has float32
-        activations.
+        """The type of a KV cache in floating point: the activations', but bits of bfloat16 where a bfloat16 model has
+        float32 activations.
         """
         widened = self.dtype == jnp.bfloat16 and self.activations == jnp.float32
         return jnp.dtype("uint16") if widened else self.activations
 
     @property
     def precision(self) -> jax.lax.Precision:
-        """Of matrix products: float32 models are computed in float32, never in TF32."""
+        """The precision of matrix products: float32 models are computed in float32, never in TF32."""
         return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
     def spread(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
@@ -96,9 +96,9 @@ class Build:
         keep it.
         """
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        told = replace(self, dtype=jnp.dtype("uint16")) if on_cpu and self.dtype == jnp.bfloat16 else self
+        build = replace(self, dtype=jnp.dtype("uint16")) if on_cpu and self.dtype == jnp.bfloat16 else self
         over: dict[int, Any] = {0: EXPERT_AXIS} | ({} if inner is None else {inner: INNER_AXIS})
-        return told._split(source, shape, over, quantized=quantized)
+        return build._split(source, shape, over, quantized=quantized)
 
     def _split(
         self, source: Source, shape: tuple[int, ...], over: dict[int, Any], **metadata: Any

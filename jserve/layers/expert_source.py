@@ -1,7 +1,7 @@
 """Where the weights of a mixture's experts come from: one tensor for each expert, or one of all of them.
 
 All give `[X, inputs, outputs]`, or `[X, inputs, 2, outputs]` for gate and up together, and read only the experts,
-the inputs and the outputs of the slice that they are asked for.
+the inputs and the outputs of the slice that is read.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class AllExperts:
     name: str
     count: int
     outputs: int
-    """Of the gate alone, where up is beside it."""
+    """The number of the gate's outputs, where up is beside it."""
     inputs: int
     parts: int = 1
     inputs_first: bool = False

@@ -1,6 +1,6 @@
 """Sources for checkpoints that keep several projections in one tensor, or a product's weight inputs first.
 
-As in `source.py`, each reads only the slice it is asked for.
+As in `source.py`, each reads only the slice that is wanted.
 """
 
 import math

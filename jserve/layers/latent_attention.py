@@ -22,7 +22,7 @@ from pallas_kernels.latent_attention import latent_attention
 from pallas_kernels.paged_attention import write_pages
 
 LATENT_EPS = 1e-6
-"""Of the norms of latents, whatever a configuration says of the others."""
+"""Epsilon in the norms of latents, whatever a configuration says of the others."""
 
 
 class LatentAttention(nnx.Module):
@@ -94,7 +94,7 @@ class LatentAttention(nnx.Module):
         (pages,) = kv
         pages = write_pages(pages, latents, context.write_slots)
         absorbed = _each_head(self.build, "thk,hkr->thr", q, to_latent)
-        found = latent_attention(
+        attended = latent_attention(
             jnp.concatenate([absorbed, turned], axis=-1),
             pages,
             context.rows.page_table,
@@ -106,7 +106,7 @@ class LatentAttention(nnx.Module):
             implementation=self.build.attention,
             plan=context.attention_plans[self.plan],
         )
-        return _each_head(self.build, "thr,hvr->thv", found, to_value), (pages,)
+        return _each_head(self.build, "thr,hvr->thv", attended, to_value), (pages,)
 
 
 class LatentHeads(nnx.Module):

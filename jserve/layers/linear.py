@@ -65,8 +65,8 @@ class Linear(nnx.Module):
         *outputs, inputs = tuple(parts.values)
         product: Callable[..., jax.Array] = self._sum_quantized if inputs else lambda x, weight: weight.matmul(x)
         spread = self.build.spread(product, (PartitionSpec(None, inputs), parts), PartitionSpec(None, *outputs))
-        found: jax.Array = spread(x, weight)
-        return found
+        result: jax.Array = spread(x, weight)
+        return result
 
     def _sum_quantized(self, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
         return jax.lax.psum(weight.matmul(x).astype(x.dtype), TENSOR_AXIS)
@@ -87,8 +87,8 @@ class Linear(nnx.Module):
 
         split, rows = PartitionSpec(None, TENSOR_AXIS), PartitionSpec(TENSOR_AXIS)
         parts = self.weight.get_metadata()["axes"] if is_quantized else rows
-        found: jax.Array = self.build.spread(local, (split, parts), rows)(x, weight)
-        return found
+        result: jax.Array = self.build.spread(local, (split, parts), rows)(x, weight)
+        return result
 
     def _sum_over_devices(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         # What crosses is in x's dtype: in float32 an all-reduce has twice the bytes, and those of a long
@@ -109,8 +109,8 @@ class Embedding(nnx.Module):
         if self.build.tensor_parallel == 1:
             return self._take(weight, token_ids)
         rows, whole = PartitionSpec(TENSOR_AXIS), PartitionSpec()
-        found: jax.Array = self.build.spread(self._take_share, (rows, whole), whole)(weight, token_ids)
-        return found
+        result: jax.Array = self.build.spread(self._take_share, (rows, whole), whole)(weight, token_ids)
+        return result
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[S, E] to f32[S, V], with the table as the output projection; split over V as the table is."""

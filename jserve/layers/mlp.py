@@ -6,6 +6,7 @@ from functools import partial
 import jax
 from flax import nnx
 
+from jserve.batch import StepContext
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build
@@ -53,8 +54,9 @@ class GatedMLP(nnx.Module):
             bias=Tensor("bias", (hidden,)) if config.mlp_bias else None,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
         """[T, E] to [T, E]."""
+        del context  # every token is treated alike
         return self.down_proj(self._inner(x))
 
     def partials(self, x: jax.Array) -> jax.Array:
@@ -95,8 +97,9 @@ class MLP(nnx.Module):
             bias=Tensor(f"../{down}.bias", (hidden,)) if bias else None,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
         """[T, E] to [T, E]."""
+        del context
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jserve.batch import LayerKV, StepContext
+from jserve.batch import StepContext
 from jserve.config import MixtureConfig, ModelConfig
 from jserve.layers.build import EXPERT_AXIS, TENSOR_AXIS, Build
 from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound
@@ -105,10 +105,10 @@ class Experts(nnx.Module):
 
         whole = PartitionSpec()
         specs = (whole, whole, whole, self._specs(), PartitionSpec(TENSOR_AXIS))
-        found: jax.Array = self.build.spread(local, specs, whole)(
+        result: jax.Array = self.build.spread(local, specs, whole)(
             x, routed.experts, routed.weights, self._arrays(), partial
         )
-        return found
+        return result
 
     def activate(self, gate: jax.Array, up: jax.Array) -> jax.Array:
         """Between the two products, elementwise in float32."""
@@ -174,9 +174,9 @@ class MixtureOfExperts(nnx.Module):
             else None
         )
 
-    def __call__(self, x: jax.Array, is_real: jax.Array) -> jax.Array:
-        """[T, E] to [T, E]; is_real: bool[T], whether a token is not padding, which is sent nowhere."""
-        return self.experts(x, self.gate(x, is_real), self._shared(x))
+    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
+        """[T, E] to [T, E]. Padding is sent to no expert."""
+        return self.experts(x, self.gate(x, context.is_real), self._shared(x))
 
     def _shared(self, x: jax.Array) -> jax.Array | None:
         """What each device adds of the shared expert, [devices, T, E]."""
@@ -188,9 +188,3 @@ class MixtureOfExperts(nnx.Module):
         weight = self.shared_expert_gate[...].astype(jnp.float32)
         share = jnp.dot(x.astype(jnp.float32), weight, precision=jax.lax.Precision.HIGHEST)
         return jax.nn.sigmoid(share) * partial
-
-
-def real_tokens(kv: LayerKV, context: StepContext) -> jax.Array:
-    """Which tokens of a step are not padding, bool[T]: those that are written to a page."""
-    pages, _, page_size, _ = kv[0].shape
-    return context.write_slots < pages * page_size

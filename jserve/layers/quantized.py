@@ -48,10 +48,10 @@ class WeightPlan:
 
         Raises CheckpointError where they are quantized in different ways.
         """
-        found = {module: self._scheme(module) for module in modules}
-        kinds = set(found.values())
+        schemes = {module: self._scheme(module) for module in modules}
+        kinds = set(schemes.values())
         if len(kinds) > 1:
-            listed = "; ".join(f"{module}: {scheme or 'not quantized'}" for module, scheme in found.items())
+            listed = "; ".join(f"{module}: {scheme or 'not quantized'}" for module, scheme in schemes.items())
             raise CheckpointError(
                 f"projections of one input are served as one product and must be quantized alike, but are not: {listed}"
             )
@@ -105,15 +105,15 @@ def _quantize_experts(experts: Experts, name: str, path: tuple[str, ...], plan: 
     variable = getattr(experts, name)
     meta, (count, inputs, *outputs) = variable.get_metadata(), variable.get_value().shape
     expert_axis, inputs_axis, *outputs_axes = meta["axes"]
-    found = meta["source"] if isinstance(plan.quantization, OnLoad) else meta["quantized"]
-    each = plan.scheme(_modules(path, found))
+    source = meta["source"] if isinstance(plan.quantization, OnLoad) else meta["quantized"]
+    each = plan.scheme(_modules(path, source))
     build = experts.build
     parts = build.tensor_parallel // build.expert_parallel if inputs_axis is not None else 1
     scheme = None if each is None else OfExperts(each, parts)
     layout = None if scheme is None else scheme.layout(inputs)
     if layout is None:
         return
-    ways = found.ways if isinstance(found, FirstFound) else (found,)
+    ways = source.ways if isinstance(source, FirstFound) else (source,)
     source = FirstFound(tuple(OutputsFirst(way) for way in ways))
     weight = abstract_experts(layout, (count, *outputs), inputs)
     axes = expert_shardings(layout, (expert_axis, *outputs_axes, inputs_axis))

@@ -1,7 +1,7 @@
 """Where a parameter comes from in a checkpoint, and how any slice of it is read.
 
-A source is a hashable value in the parameter's metadata. `read` touches only the bytes of the slice it is
-asked for, so each device reads its own share. Nothing here is a weight map: names are those of the
+A source is a hashable value in the parameter's metadata. `read` touches only the bytes of the slice
+that is wanted, so each device reads its own share. Nothing here is a weight map: names are those of the
 checkpoint, relative to the module that owns the parameter ("../" climbs to its owner).
 """
 

@@ -31,7 +31,7 @@ class _Dense(nnx.Module):
 
 
 class _Output(_Dense):
-    """A block's last product, and the norm of its sum with what the block was given."""
+    """A block's last product, and the norm of its sum with the block's input."""
 
     def __init__(self, build: Build, config: ModelConfig, inputs: int) -> None:
         super().__init__(build, inputs, config.hidden_size, shard=0)

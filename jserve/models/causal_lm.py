@@ -53,7 +53,7 @@ class CausalLM(nnx.Module):
 
     layer_type: ClassVar[type[DecoderLayer]]
     norm_type: ClassVar[type[Norm]] = RMSNorm
-    """Of the last norm."""
+    """The class of the last norm."""
     config_defaults: ClassVar[Defaults] = {}
     """What the family means where its `config.json` is silent."""
     rope_defaults: ClassVar[Defaults] = {}

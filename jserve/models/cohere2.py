@@ -26,7 +26,7 @@ class Cohere2DecoderLayer(DecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         normal = self.input_layernorm(x)
         attended, kv = self.self_attn(normal, kv, context)
-        return x + attended + self.mlp(normal), kv
+        return x + attended + self.mlp(normal, context), kv
 
 
 class Cohere2ForCausalLM(CausalLM):

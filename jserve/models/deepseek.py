@@ -52,13 +52,13 @@ class DeepseekForCausalLM(CausalLM):
         )
         fields.integer("n_routed_experts", most=MOST_EXPERTS)
         shared = (fields.optional_integer("n_shared_experts") or 0) * fields.integer("moe_intermediate_size")
-        told = {
+        defaults = {
             "num_key_value_heads": 1,
             "head_dim": latent.rope_dim,
             "shared_expert_intermediate_size": shared,
             "mlp_only_layers": _dense_layers(fields),
         }
-        config = super().read_config({**raw, **told}, source=source)
+        config = super().read_config({**raw, **defaults}, source=source)
         assert config.mixture is not None
         scale = (latent.key_dim + latent.rope_dim) ** -0.5 * _yarn_scale(config.rope, source)
         mixture = replace(config.mixture, routing=cls.read_routing(fields))

@@ -34,7 +34,7 @@ class Gemma2DecoderLayer(DecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
         x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), kv
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x), context)), kv
 
 
 class Gemma2ForCausalLM(CausalLM):

@@ -34,7 +34,7 @@ class GPT2Block(DecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.attn(self.ln_1(x), kv, context)
         x = x + attended
-        return x + self.mlp(self.ln_2(x)), kv
+        return x + self.mlp(self.ln_2(x), context), kv
 
 
 class Positions(nnx.Module):

@@ -31,7 +31,7 @@ class GPTNeoXLayer(DecoderLayer):
         attended, kv = self.attention(self.input_layernorm(x), kv, context)
         between = x if self.is_parallel else x + attended
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(between)), kv
+        return x + self.mlp(self.post_attention_layernorm(between), context), kv
 
 
 class GPTNeoXModel(nnx.Module):

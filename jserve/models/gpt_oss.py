@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jserve.batch import StepContext
 from jserve.config import MOST_LAYERS, MixtureConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
@@ -74,8 +75,8 @@ class GptOssMixture(nnx.Module):
         self.router = BiasedRouter(build, config, config.mixture)
         self.experts = GptOssExperts(build, config, config.mixture)
 
-    def __call__(self, x: jax.Array, is_real: jax.Array) -> jax.Array:
-        routed: Routed = self.router(x, is_real)
+    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
+        routed: Routed = self.router(x, context.is_real)
         return self.experts(x, routed)
 
 

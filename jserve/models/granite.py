@@ -18,7 +18,7 @@ class GraniteDecoderLayer(LlamaDecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
         x = x + attended * self.multiplier
-        return x + self.mlp(self.post_attention_layernorm(x)) * self.multiplier, kv
+        return x + self.mlp(self.post_attention_layernorm(x), context) * self.multiplier, kv
 
 
 class GraniteForCausalLM(CausalLM):

@@ -38,7 +38,7 @@ class LlamaDecoderLayer(DecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), kv
+        return x + self.mlp(self.post_attention_layernorm(x), context), kv
 
 
 class LlamaForCausalLM(CausalLM):

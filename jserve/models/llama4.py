@@ -15,7 +15,7 @@ from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound
 from jserve.layers.mlp import GatedMLP
-from jserve.layers.moe import Experts, ExpertSource, Router, real_tokens
+from jserve.layers.moe import Experts, ExpertSource, Router
 from jserve.layers.norm import RMSNorm, over_rms
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
@@ -85,9 +85,9 @@ class Llama4Mixture(nnx.Module):
         self.experts = Llama4Experts(build, config, mixture)
         self.shared_expert = GatedMLP(build, replace(config, intermediate_size=mixture.shared_intermediate_size))
 
-    def __call__(self, x: jax.Array, is_real: jax.Array) -> jax.Array:
-        """[T, E] to [T, E]; is_real: bool[T]."""
-        return self.experts(x, self.router(x, is_real), self.shared_expert.partials(x))
+    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
+        """[T, E] to [T, E]."""
+        return self.experts(x, self.router(x, context.is_real), self.shared_expert.partials(x))
 
 
 class Llama4DecoderLayer(DecoderLayer):
@@ -102,10 +102,7 @@ class Llama4DecoderLayer(DecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
         x = x + attended
-        normed = self.post_attention_layernorm(x)
-        if isinstance(self.feed_forward, GatedMLP):
-            return x + self.feed_forward(normed), kv
-        return x + self.feed_forward(normed, real_tokens(kv, context)), kv
+        return x + self.feed_forward(self.post_attention_layernorm(x), context), kv
 
 
 class Llama4ForCausalLM(CausalLM):
@@ -119,7 +116,7 @@ class Llama4ForCausalLM(CausalLM):
         layers = fields.integer("num_hidden_layers", most=MOST_LAYERS)
         has_rope = _rotated_layers(fields, layers)
         inner = fields.integer("intermediate_size")
-        told = {
+        named = {
             "intermediate_size": fields.integer("intermediate_size_mlp"),
             "layer_types": _layer_types(fields, has_rope),
             "mlp_only_layers": _dense_layers(fields, layers),
@@ -128,7 +125,7 @@ class Llama4ForCausalLM(CausalLM):
             "rope_interleaved": True,
             "shared_expert_intermediate_size": inner,
         }
-        config = super().read_config({**raw, **told}, source=source)
+        config = super().read_config({**raw, **named}, source=source)
         grows = fields.boolean("attn_temperature_tuning", default=True)
         temperature = (fields.number("floor_scale", default=8192.0), fields.number("attn_scale", default=0.1))
         return replace(
@@ -154,7 +151,7 @@ def _layer_types(fields: Fields, has_rope: list[int]) -> list[str]:
 
 
 def _dense_layers(fields: Fields, layers: int) -> list[int]:
-    """Those without experts: not in `moe_layers`, or where that is not given, not every so many-th."""
+    """Those without experts: not in `moe_layers`, or where that is missing, not every so many-th."""
     if fields.get("moe_layers") is not None:
         mixed = fields.integers("moe_layers")
         return [layer for layer in range(layers) if layer not in mixed]

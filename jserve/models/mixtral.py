@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import jax
 from flax import nnx
 
-from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.layers.build import Build
-from jserve.layers.mlp import GatedMLP
-from jserve.layers.moe import ExpertNames, MixtureOfExperts, real_tokens
+from jserve.layers.moe import ExpertNames, MixtureOfExperts
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
@@ -27,16 +24,8 @@ class MixtureDecoderLayer(LlamaDecoderLayer):
             self.mlp = self.make_mixture(build, config)
 
     def make_mixture(self, build: Build, config: ModelConfig) -> nnx.Module:
-        """The family's mixture, [T, E] and whether each token is real to [T, E]; related families differ here."""
+        """The family's mixture, called as a dense block is; related families differ here."""
         return MixtureOfExperts(build, config)
-
-    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
-        attended, kv = self.self_attn(self.input_layernorm(x), kv, context)
-        x = x + attended
-        normed = self.post_attention_layernorm(x)
-        if isinstance(self.mlp, GatedMLP):
-            return x + self.mlp(normed), kv
-        return x + self.mlp(normed, real_tokens(kv, context)), kv
 
 
 class MixtralDecoderLayer(MixtureDecoderLayer):

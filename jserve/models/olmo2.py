@@ -23,7 +23,7 @@ class Olmo2DecoderLayer(DecoderLayer):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(x, kv, context)
         x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(x)), kv
+        return x + self.post_feedforward_layernorm(self.mlp(x, context)), kv
 
 
 class Olmo2ForCausalLM(CausalLM):

@@ -12,10 +12,10 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime import platform
-from jserve.runtime.executables import ExecutableStore
-from jserve.runtime.precompiled import PrecompiledSizes, write_sizes
+from jserve.runtime.executables import ExecutableStore, PrecompiledSizes, write_sizes
 from jserve.runtime.prepare import prepare
 from jserve.runtime.start import Progress, add_all
+from pallas_kernels.owned_files import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,16 @@ def compile_ahead(engine_config: EngineConfig, folder: Path, progress: Progress)
     Raises StartupError where the model cannot be served with these flags, or the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        check_folder(folder)
+    except PermissionError as error:
+        raise ConfigError(f"--output {folder} cannot hold programs: {error}") from None
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
     mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
     with closing(open_checkpoint(engine_config.model, needs_weights=False)) as checkpoint:
         prepared = prepare(engine_config, checkpoint, mesh, (folder,))
-    table = prepared.make_runner(ExecutableStore(folder, prepared.key), mesh).table
+    table = prepared.make_runner(ExecutableStore(folder, prepared.key, key_mode=0o644), mesh).table
     programs = table.missing()
     add_all(table, programs, progress)
     shape = prepared.shape

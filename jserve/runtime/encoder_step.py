@@ -49,11 +49,11 @@ def encode_buckets(shape: EngineShape) -> list[EncodeBucket]:
     longest = -(-shape.max_model_len // _SHORTEST) * _SHORTEST
     if longest > QUERY_BLOCK:
         longest = -(-longest // QUERY_BLOCK) * QUERY_BLOCK
-    found = []
+    buckets = []
     for length in steps(_SHORTEST, longest, 2):
         most = max(1, min(shape.max_num_seqs, shape.max_num_batched_tokens // length))
-        found += [EncodeBucket(length, texts) for texts in steps(1, most, 4)]
-    return found
+        buckets += [EncodeBucket(length, texts) for texts in steps(1, most, 4)]
+    return buckets
 
 
 def make_encode(model: Encoder, bucket: EncodeBucket) -> Callable[[Weights, jax.Array], jax.Array]:
@@ -91,7 +91,7 @@ _apply_layer = jax.jit(_apply_layer_untraced, static_argnums=0)  # traced once, 
 
 
 def packed_size(bucket: EncodeBucket) -> int:
-    """Integers that a step is given."""
+    """Integers in the vector of a step."""
     return 2 * bucket.texts + bucket.tokens
 
 
@@ -107,7 +107,7 @@ def pack(requests: list[Request], bucket: EncodeBucket) -> np.ndarray:
 
 
 def plan_encoder(
-    asked: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int
+    engine_config: EngineConfig, config: ModelConfig, build: Build, weights: int, limit: int
 ) -> tuple[EngineShape, memory.MemoryPlan]:
     """Resolve every automatic size, as `memory.plan_shape` does for decoders; there are no pages and no slots.
 
@@ -115,15 +115,15 @@ def plan_encoder(
     """
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
     default = memory.CPU_SIZES if on_cpu else memory.GPU_SIZES
-    longest = asked.max_model_len or config.max_position_embeddings
+    longest = engine_config.max_model_len or config.max_position_embeddings
     if longest > config.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len is {longest} but the model has {config.max_position_embeddings} learned positions; "
             "lower it"
         )
     shape = EngineShape(
-        max_num_seqs=asked.max_num_seqs or default.max_num_seqs,
-        max_num_batched_tokens=asked.max_num_batched_tokens or default.max_num_batched_tokens,
+        max_num_seqs=engine_config.max_num_seqs or default.max_num_seqs,
+        max_num_batched_tokens=engine_config.max_num_batched_tokens or default.max_num_batched_tokens,
         max_model_len=longest,
         page_size=1,
         num_pages=0,

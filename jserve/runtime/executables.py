@@ -1,37 +1,36 @@
 """Compiled programs on disk: the second start of the same model compiles nothing.
 
-A file holds one serialized executable behind a digest of its bytes. Its name is a digest of everything that
-could change the program: versions, device, driver, flags, jserve's own source, model, shapes. A file that is
-damaged or refused by the runtime is compiled again, and said so.
+A program's name on disk is a digest of everything that could change it: versions, device, driver, flags, jserve's own
+source, model, shapes. One that `ProgramFolder` or the runtime refuses is compiled again, and the log says so. Programs
+made ahead, for an image, lie in a folder that is only read; with them the sizes that they were made for, which depend
+on the memory that was free, so that a start takes these where its own flags are silent.
 """
 
 import hashlib
 import logging
 import os
 import pickle
-import shutil
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import msgspec
 from jax.experimental import serialize_executable
 
+from jserve.config import EngineConfig
+from jserve.errors import ConfigError
 from jserve.runtime.program_digest import describe
+from jserve.runtime.program_folder import SUFFIX, ProgramFolder
+from pallas_kernels.owned_files import check_folder
 
 logger = logging.getLogger(__name__)
 
-DIGEST_BYTES = 32
-SUFFIX = ".jserve"
-PART_PREFIX = "part-"
-_STALE_S = 3600
-"""Age of what a writer left behind unfinished; the slowest write takes seconds."""
 LIMIT_BYTES = 8 << 30
 """What a folder may hold before those used longest ago are deleted: some 40 sets of a small model's programs."""
+SIZES_FILE = "sizes.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,14 @@ class Program:
 class ExecutableStore:
     """Loads compiled programs from a folder, and compiles and stores those that are missing."""
 
-    def __init__(self, folder: Path | None, key: str, *, precompiled: Path | None = None) -> None:
-        """`folder` is read and written, `precompiled` is read first and never written; None means none."""
-        self._folder = folder
-        self._precompiled = precompiled
+    def __init__(
+        self, folder: Path | None, key: str, *, precompiled: Path | None = None, key_mode: int = 0o600
+    ) -> None:
+        """`folder` is read and written, `precompiled` is read first and never written; None means none. `key` is what
+        all programs depend on; `key_mode` as of `ProgramFolder`.
+        """
+        self._folder = _opened(folder, key_mode)
+        self._precompiled = _opened(precompiled, key_mode)
         self._key = key
         self.temporaries: dict[Hashable, int] = {}
         """Bytes of temporaries by the program's key, as the compiler counts them; 0 where it does not say."""
@@ -63,16 +66,14 @@ class ExecutableStore:
         self.num_compiled = 0
         self.num_loaded = 0
         self._news: list[tuple[str, str]] = []
+        if self._folder is not None:
+            self._folder.set_aside_lost()
 
     def get(self, program: Program, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Compiled, bool]:
         """The program ready to run on the devices of `mesh`, which it is lowered for, and whether it came from
         disk. Any thread may call.
         """
-        paths = [
-            folder / self._file_name(program) for folder in (self._precompiled, self._folder) if folder is not None
-        ]
-        found = (self._load(path, program, mesh) for path in paths)
-        stored = next((compiled for compiled in found if compiled is not None), None)
+        stored = self._load_first(program, mesh)
         if stored is not None:
             with self._counting:
                 self.num_loaded += 1
@@ -86,7 +87,7 @@ class ExecutableStore:
             self._news.append((program.name, "cold"))
         self.temporaries[program.key] = _temporaries(compiled)
         if self._folder is not None:
-            self._save(self._folder / self._file_name(program), program, compiled)
+            self._save(self._folder, program, compiled)
         return compiled, False
 
     def take_news(self) -> list[tuple[str, str]]:
@@ -97,45 +98,71 @@ class ExecutableStore:
             news, self._news = self._news, []
         return news
 
+    @contextmanager
+    def blamed(self, key: Hashable) -> Iterator[None]:
+        """While the block runs the program of this key, a death of this process is put down to it, and the next start
+        compiles it again.
+        """
+        if self._folder is None:
+            yield
+            return
+        with self._folder.loading(self._file_name(key)):
+            yield
+
     def tidy(self) -> None:
         """Delete what is too much of the folder, and what writers that were killed left in it."""
         if self._folder is not None:
-            tidy(self._folder, LIMIT_BYTES)
+            self._folder.tidy(LIMIT_BYTES)
 
-    def _file_name(self, program: Program) -> str:
-        return hashlib.sha256(f"{self._key}\n{describe(program.key)}".encode()).hexdigest()[:32] + SUFFIX
+    def _file_name(self, key: Hashable) -> str:
+        return hashlib.sha256(f"{self._key}\n{describe(key)}".encode()).hexdigest()[:32] + SUFFIX
 
-    def _load(self, path: Path, program: Program, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
+    def _load_first(self, program: Program, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
+        """From the first folder that has it."""
+        name = self._file_name(program.key)
+        is_set_aside = self._folder is not None and self._folder.is_set_aside(name)
+        for folder in (None if is_set_aside else self._precompiled, self._folder):
+            if folder is not None and (compiled := self._load(folder, name, program, mesh)) is not None:
+                return compiled
+        return None
+
+    def _load(
+        self, folder: ProgramFolder, name: str, program: Program, mesh: jax.sharding.Mesh
+    ) -> jax.stages.Compiled | None:
         try:
-            data = path.read_bytes()
-        except OSError:
-            return None
-        try:
-            digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
-            if hashlib.sha256(body).digest() != digest:
-                raise ValueError("its bytes are damaged")
-            devices = list(mesh.devices.flat)  # otherwise it is loaded for every device that jax sees
-            temporaries, payload, in_tree, out_tree = pickle.loads(body)
-            load = serialize_executable.deserialize_and_load
-            compiled = load(payload, in_tree, out_tree, execution_devices=devices)
+            body = folder.read(name)
+            if body is None:
+                return None
+            with self.blamed(program.key):
+                temporaries, payload, in_tree, out_tree = pickle.loads(body)  # what `read` knows to be the owner's own
+                load = serialize_executable.deserialize_and_load
+                devices = list(mesh.devices.flat)  # otherwise it is loaded for every device that jax sees
+                compiled = load(payload, in_tree, out_tree, execution_devices=devices)
             self.temporaries[program.key] = temporaries
-            with suppress(OSError):  # a folder that is only read keeps its times
-                os.utime(path)
             return compiled
         except Exception as error:
-            logger.warning("stored executable %s is not usable (%s); compiling again", path.name, error)
+            logger.warning("stored executable %s is not usable (%s); compiling again", name, error)
             return None
 
-    def _save(self, path: Path, program: Program, compiled: jax.stages.Compiled) -> None:
+    def _save(self, folder: ProgramFolder, program: Program, compiled: jax.stages.Compiled) -> None:
         try:
             body = pickle.dumps((self.temporaries[program.key], *serialize_executable.serialize(compiled)))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART_PREFIX) as folder:
-                part = Path(folder, path.name)
-                part.write_bytes(hashlib.sha256(body).digest() + body)
-                os.replace(part, path)
+            folder.write(self._file_name(program.key), body)
         except Exception as error:
-            logger.warning("executable could not be stored in %s (%s); the next start compiles again", path, error)
+            logger.warning(
+                "%s could not be stored in %s (%s); the next start compiles it again", program.name, folder.path, error
+            )
+
+
+def _opened(folder: Path | None, key_mode: int) -> ProgramFolder | None:
+    """The folder; None, and said so, where others could have written it."""
+    try:
+        if folder is not None:
+            check_folder(folder)
+            return ProgramFolder(folder, key_mode=key_mode)
+    except PermissionError as error:
+        logger.warning("programs are neither loaded nor stored: %s", error)
+    return None
 
 
 def _temporaries(compiled: jax.stages.Compiled) -> int:
@@ -143,26 +170,40 @@ def _temporaries(compiled: jax.stages.Compiled) -> int:
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
-def tidy(folder: Path, limit_bytes: int) -> None:
-    """Delete the programs used longest ago until the rest is within the limit, and old unfinished writes."""
-    try:
-        entries = list(folder.iterdir())
-        for part in entries:
-            if part.name.startswith(PART_PREFIX) and time.time() - part.stat().st_mtime > _STALE_S:
-                shutil.rmtree(part, ignore_errors=True)
-        files = [(file.stat(), file) for file in entries if file.suffix == SUFFIX]
-        total = sum(stat.st_size for stat, _ in files)
-        for stat, file in sorted(files, key=lambda pair: pair[0].st_mtime):
-            if total <= limit_bytes:
-                return
-            file.unlink(missing_ok=True)
-            total -= stat.st_size
-            logger.info("deleted %s: %s holds more than %d GiB", file.name, folder, limit_bytes >> 30)
-    except OSError as error:
-        logger.warning("could not tidy the stored executables in %s (%s)", folder, error)
-
-
 def default_folder() -> Path:
     """Where executables are kept by default."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "jserve" / "executables"
+
+
+class PrecompiledSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the flags of these names were resolved to when programs were made ahead."""
+
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    kv_cache_memory_bytes: int | None
+    """None for an encoder, which has no cache."""
+
+
+def write_sizes(folder: Path, sizes: PrecompiledSizes) -> None:
+    """Leave the sizes beside the programs, whole or not at all."""
+    part = folder / f"{SIZES_FILE}.part"
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(sizes)))
+    os.replace(part, folder / SIZES_FILE)
+
+
+def with_precompiled_sizes(engine_config: EngineConfig, folder: Path) -> EngineConfig:
+    """The configuration with the folder's sizes in place of automatic ones. Raises ConfigError where it holds none."""
+    try:
+        sizes = msgspec.json.decode((folder / SIZES_FILE).read_bytes(), type=PrecompiledSizes)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"--executables {folder} holds no programs that `jserve compile` made ({error}); "
+            f"make them: jserve compile --model PATH --output {folder}"
+        ) from None
+    resolved = msgspec.structs.asdict(sizes)
+    automatic = {name: value for name, value in resolved.items() if getattr(engine_config, name) in (None, "auto")}
+    return msgspec.structs.replace(engine_config, **automatic)

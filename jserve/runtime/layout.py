@@ -25,7 +25,7 @@ class CacheLayout:
 
     @classmethod
     def of(cls, layer_windows: Sequence[int | None], windows: Windows) -> Self:
-        """Of layers in groups with these `windows`; one group takes all layers, whatever theirs are."""
+        """The layout of layers in groups with these `windows`; one group takes all layers, whatever theirs are."""
         if len(windows) == 1:
             return cls((0,) * len(layer_windows), tuple(range(len(layer_windows))))
         lanes, seen = _lanes(layer_windows, windows), Counter[int | None]()

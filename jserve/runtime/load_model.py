@@ -92,7 +92,8 @@ def convert(engine_config: EngineConfig, folder: Path, progress: Callable[[int, 
         dtype = jnp.dtype(config.dtype if engine_config.dtype == "auto" else engine_config.dtype)
         model = Blueprint(family, config, Build(dtype, dtype, mesh), weights).abstract_model()
         arrays = load(model, checkpoint, mesh, progress)
-        converted.write(folder, model, arrays, checkpoint, dtype.name)
+        own = {"dtype": dtype.name, "tie_word_embeddings": model.config.tie_word_embeddings}
+        converted.write(folder, model, arrays, checkpoint, own)
         save_tokenizer(tokenizer, folder)
         if is_ollama_name(engine_config.model):
             keep_ollama_model(find_ollama_model(engine_config.model), folder)

@@ -31,7 +31,7 @@ GIB = 1 << 30
 MARGIN = 256 << 20
 """For fragmentation and library workspaces on a GPU."""
 CPU_KV_BYTES = 2 * GIB
-"""KV pages on a CPU unless told otherwise."""
+"""KV pages on a CPU by default."""
 KV_BYTES_FLAG = "--kv-cache-memory-bytes"
 
 
@@ -66,7 +66,7 @@ class MemoryPlan:
 
 
 Cache = Sequence[tuple[CacheArray, ...]]
-"""Of `CausalLM.cache`, or of the lanes of a `CacheLayout`."""
+"""What `CausalLM.cache` says of each layer, or a `CacheLayout` of each lane."""
 
 
 def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
@@ -79,7 +79,7 @@ def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
 
 
 def plan_shape(
-    asked: EngineConfig,
+    engine_config: EngineConfig,
     config: ModelConfig,
     build: Build,
     cache: Cache,
@@ -93,18 +93,18 @@ def plan_shape(
 
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
-    _check_kv_cache(asked, cache)
+    _check_kv_cache(engine_config, cache)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
     default = CPU_SIZES if on_cpu else GPU_SIZES
-    longest = _longest(asked, config)
-    seqs = asked.max_num_seqs or default.max_num_seqs
-    tokens = asked.max_num_batched_tokens or max(default.max_num_batched_tokens, 2 * seqs)
+    longest = _longest(engine_config, config)
+    seqs = engine_config.max_num_seqs or default.max_num_seqs
+    tokens = engine_config.max_num_batched_tokens or max(default.max_num_batched_tokens, 2 * seqs)
     if tokens < seqs:
         raise ConfigError(
             f"--max-num-batched-tokens is {tokens} but every one of --max-num-seqs {seqs} sequences needs one "
             "token a step; raise the one or lower the other"
         )
-    size = _page_size(asked, config, longest, default.page_size)
+    size = _page_size(engine_config, config, longest, default.page_size)
     windows = choose_windows(config.layer_windows, alike=len(set(cache)) == 1)
     lanes = CacheLayout.of(config.layer_windows, windows).of_lanes(cache)
     shape = EngineShape(seqs, tokens, longest, size, 0, config.vocab_size, min_rows=2, windows=windows)
@@ -117,17 +117,17 @@ def plan_shape(
         kv_pages=0,
         page_bytes=page_bytes(lanes, build.tensor_parallel, size),
     )
-    pages = _choose_pages(asked, plan, shape, on_cpu)
+    pages = _choose_pages(engine_config, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
-    return _fit_length(asked, shape), plan
+    return _fit_length(engine_config, shape), plan
 
 
-def _page_size(asked: EngineConfig, config: ModelConfig, longest: int, usual: int) -> int:
+def _page_size(engine_config: EngineConfig, config: ModelConfig, longest: int, usual: int) -> int:
     """Chunks that a sequence can reach beyond hold whole pages."""
     chunks = (
         [size for size in config.windows if size is not None and size < longest] if config.windows_are_chunks else []
     )
-    size = asked.page_size or min([usual, *(chunk & -chunk for chunk in chunks)])
+    size = engine_config.page_size or min([usual, *(chunk & -chunk for chunk in chunks)])
     if any(chunk % size for chunk in chunks):
         raise ConfigError(
             f"--page-size is {size} but this model attends in chunks of {chunks[0]} tokens, which hold whole pages; "
@@ -136,16 +136,18 @@ def _page_size(asked: EngineConfig, config: ModelConfig, longest: int, usual: in
     return size
 
 
-def _check_kv_cache(asked: EngineConfig, cache: Cache) -> None:
-    if asked.kv_cache_dtype != "auto" and not all(any(array.dtype.itemsize == 1 for array in layer) for layer in cache):
+def _check_kv_cache(engine_config: EngineConfig, cache: Cache) -> None:
+    if engine_config.kv_cache_dtype != "auto" and not all(
+        any(array.dtype.itemsize == 1 for array in layer) for layer in cache
+    ):
         raise ConfigError(
-            f"--kv-cache-dtype {asked.kv_cache_dtype} is for models that keep keys and values; this one keeps "
+            f"--kv-cache-dtype {engine_config.kv_cache_dtype} is for models that keep keys and values; this one keeps "
             "something else in its cache, in the type of the activations: leave it out"
         )
 
 
-def _longest(asked: EngineConfig, config: ModelConfig) -> int:
-    longest = asked.max_model_len or config.max_position_embeddings
+def _longest(engine_config: EngineConfig, config: ModelConfig) -> int:
+    longest = engine_config.max_model_len or config.max_position_embeddings
     if longest > config.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len is {longest} but the model was made for {config.max_position_embeddings} "
@@ -154,39 +156,39 @@ def _longest(asked: EngineConfig, config: ModelConfig) -> int:
     return longest
 
 
-def _choose_pages(asked: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
+def _choose_pages(engine_config: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
     needed = plan.weights + plan.temporaries + plan.sampling + plan.margin
     left = plan.limit - needed
     # What windows have left is not lost: it stays for prompts that begin alike.
     useful = shape.max_num_seqs * shape.num_groups * shape.pages_per_sequence * plan.page_bytes
     fewest = 2 * shape.num_groups
-    if asked.kv_cache_memory_bytes is not None:
-        given = asked.kv_cache_memory_bytes
-        if given > left:
+    if engine_config.kv_cache_memory_bytes is not None:
+        kv_bytes = engine_config.kv_cache_memory_bytes
+        if kv_bytes > left:
             raise OutOfMemoryError(
-                f"{KV_BYTES_FLAG} is {gib(given)} but only {gib(max(left, 0))} are left: {_numbers(plan)}; "
+                f"{KV_BYTES_FLAG} is {gib(kv_bytes)} but only {gib(max(left, 0))} are left: {_numbers(plan)}; "
                 f"lower {KV_BYTES_FLAG}"
             )
     else:
-        given = min(left, useful, CPU_KV_BYTES) if on_cpu else min(left, useful)
-    pages = given // plan.page_bytes if given > 0 else 0
+        kv_bytes = min(left, useful, CPU_KV_BYTES) if on_cpu else min(left, useful)
+    pages = kv_bytes // plan.page_bytes if kv_bytes > 0 else 0
     if pages < fewest:
         raise OutOfMemoryError(
             f"no memory is left for the KV cache: {_numbers(plan)}, and two pages need "
             f"{gib(fewest * plan.page_bytes)}; lower --max-num-batched-tokens or --max-num-seqs, use "
             "--tensor-parallel-size over more devices"
             + ("" if on_cpu else ", or raise --gpu-memory-utilization")
-            + (f", or raise {KV_BYTES_FLAG}" if asked.kv_cache_memory_bytes is not None else "")
+            + (f", or raise {KV_BYTES_FLAG}" if engine_config.kv_cache_memory_bytes is not None else "")
         )
     return pages
 
 
-def _fit_length(asked: EngineConfig, shape: EngineShape) -> EngineShape:
-    """One sequence must fit in the pool: shorten an automatic length, refuse one that was asked for."""
+def _fit_length(engine_config: EngineConfig, shape: EngineShape) -> EngineShape:
+    """One sequence must fit in the pool: shorten an automatic length, refuse one from a flag."""
     room = longest_sequence(shape.num_pages, shape.windows, shape.page_size, shape.max_model_len)
     if shape.max_model_len == room:
         return shape
-    if asked.max_model_len is not None:
+    if engine_config.max_model_len is not None:
         raise OutOfMemoryError(
             f"--max-model-len is {shape.max_model_len:,} tokens but the KV cache has room for {room:,} "
             f"({shape.num_pages:,} pages of {shape.page_size}); lower it, or raise {KV_BYTES_FLAG}"

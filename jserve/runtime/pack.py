@@ -45,7 +45,7 @@ _NEEDS = tuple(
 LEAST_TOP_P = 1e-9
 """In place of a top-p of 0, which keeps the best token alone as this does."""
 _COSTLY, _LOGPROBS = 0b110, 0b1000
-"""Of the flags: filters and edits; logprobs."""
+"""Bits of the flags: filters and edits; logprobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """What a step is given."""
+    """The inputs of a step."""
 
     vector: np.ndarray
     """i32 of `StepLayout`."""
@@ -278,6 +278,6 @@ def bias_row(sequence: Sequence, num_outputs: int, vocab: int) -> np.ndarray:
 
 
 def _fold_seed(seed: int | None, request_id: str) -> int:
-    """A 31-bit seed: a digest of the given one, or of the request's id where none is given."""
+    """A 31-bit seed: a digest of the request's own, or of its id where it has none."""
     text = f"seed {seed}" if seed is not None else f"request {request_id}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""Which devices there are, and the mesh over them. Must be asked before anything else touches jax."""
+"""Which devices there are, and the mesh over them. Called before anything else touches jax."""
 
 import logging
 import os
@@ -38,9 +38,9 @@ def choose_platform(gpu_memory_utilization: float) -> None:
 
 def _add_xla_flag(flag: str) -> None:
     """Unless the user's XLA_FLAGS say something else of the same name."""
-    given = os.environ.get("XLA_FLAGS", "")
-    if flag.split("=")[0] not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag.split("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
 def make_mesh(tensor_parallel_size: int, expert_parallel_size: int = 1) -> Mesh:
@@ -59,12 +59,12 @@ def make_mesh(tensor_parallel_size: int, expert_parallel_size: int = 1) -> Mesh:
     return mesh_over(devices[:tensor_parallel_size], expert_parallel_size)
 
 
-def resolve_dtype(asked: str, checkpoint: str, platform: str, num_parameters: int) -> jnp.dtype:
+def resolve_dtype(requested: str, checkpoint: str, platform: str, num_parameters: int) -> jnp.dtype:
     """The dtype of weights and products. "auto" is the checkpoint's on a GPU. On a CPU it is float32, where
     greedy answers then do not move with the batch, unless only 16 bits fit into half of the free memory.
     """
-    if asked != "auto":
-        return jnp.dtype(asked)
+    if requested != "auto":
+        return jnp.dtype(requested)
     narrow = jnp.dtype("bfloat16" if checkpoint == "float32" else checkpoint)
     if platform != "cpu":
         return narrow

@@ -135,7 +135,7 @@ def check_encoder(engine_config: EngineConfig, checkpoint: Checkpoint) -> None:
 
 
 def with_trained_length(engine_config: EngineConfig, checkpoint: Checkpoint, config: ModelConfig) -> EngineConfig:
-    """Of a model for embeddings, the length that it was trained for in place of an automatic one."""
+    """The configuration with the length that a model for embeddings was trained for, in place of an automatic one."""
     embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
     if embedder is None or embedder.max_tokens is None or engine_config.max_model_len is not None:
         return engine_config

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import jax
@@ -68,6 +69,10 @@ class ProgramTable:
         with self._taking:
             self.compiled[key] = compiled
             self._take(key, compiled)
+
+    def blamed(self, key: ProgramKey) -> AbstractContextManager[None]:
+        """See `ExecutableStore.blamed`."""
+        return self._store.blamed(key)
 
     def count(self) -> ProgramCounts:
         """How many there are, and are to come."""

@@ -278,7 +278,7 @@ class Programs:
         return NamedSharding(self.build.mesh, PartitionSpec())
 
     def by_rows(self, rows: int) -> NamedSharding:
-        """Of the logits [S, V]: every device samples its share of the rows, where they can be shared out.
+        """How logits [S, V] are sharded: every device samples its share of the rows, where they can be shared out.
 
         What crosses the devices is then 1 / tp of what gathering all logits on each of them takes.
         """

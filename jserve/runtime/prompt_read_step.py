@@ -41,8 +41,8 @@ def make_score(
         def score_chunk(index: jax.Array, output: jax.Array) -> jax.Array:
             start = index * chunk
             rows = jnp.take(hidden, jax.lax.dynamic_slice(places, (start,), (chunk,)), axis=0, mode="clip")
-            found = jnp.maximum(jax.lax.dynamic_slice(targets, (start,), (chunk,)), 0)
-            scores = by_rows(logprobs_of)(built.logits(rows), found)
+            followers = jnp.maximum(jax.lax.dynamic_slice(targets, (start,), (chunk,)), 0)
+            scores = by_rows(logprobs_of)(built.logits(rows), followers)
             return jax.lax.dynamic_update_slice(output, scores, (start, 0))
 
         output = jnp.zeros((places.size, SCORE_COLUMNS), jnp.int32)

@@ -1,4 +1,4 @@
-"""Launches what a plan reads of its step beyond the next token, and brings it home; see `prompt_read_step.py`."""
+"""Launches what a plan reads of its step beyond the next token, and reads it back; see `prompt_read_step.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Table = Mapping[ProgramKey, jax.stages.Compiled]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What some row of a plan asks for."""
+    """What some row of a plan wants."""
 
     scores: bool = False
     sums: bool = False
@@ -47,7 +47,7 @@ NOTHING, CHOSEN = Wanted(), Wanted(chosen=True)
 
 @dataclass(frozen=True, slots=True)
 class PromptReads:
-    """What is on its way home."""
+    """What is being read from the device."""
 
     scores: jax.Array | None = None
     """i32[T, SCORE_COLUMNS]; of all scored positions of the step, one after the other."""
@@ -56,37 +56,41 @@ class PromptReads:
     chosen: jax.Array | None = None
     """f32[S, MAX_CHOSEN]"""
 
-    def take_home(self, plan: StepPlan, vocab: int) -> tuple[PromptRead, ...]:
-        """One for each chunk that reads."""
+    def read_back(self, plan: StepPlan, vocab: int) -> tuple[tuple[PromptRead, ...], tuple[int, ...]]:
+        """One for each chunk that reads, and the indices of those chunks whose numbers are not finite."""
         scores = None if self.scores is None else np.asarray(self.scores)
         sums = None if self.sums is None else np.asarray(self.sums, "<f4")
-        found, place = [], 0
+        reads, not_finite, place = [], [], 0
         for row, chunk in enumerate(plan.chunks):
             if chunk.prompt_reads is None:
                 continue
             if chunk.sequence.request.pooling:
                 assert sums is not None
-                found.append(PromptRead(chunk, [], sums[row].tobytes()))
+                is_finite = bool(np.isfinite(sums[row]).all())
+                reads.append(PromptRead(chunk, [], sums[row].tobytes()))
             else:
                 assert scores is not None
                 end = place + chunk.prompt_reads[1] - chunk.prompt_reads[0]
-                asked = chunk.sequence.request.sampling.prompt_logprobs or 0
-                found.append(PromptRead(chunk, read_logprobs(scores[place:end], [asked] * (end - place), vocab)))
+                scored, count = scores[place:end], chunk.sequence.request.sampling.prompt_logprobs or 0
+                is_finite = bool(np.isfinite(scored[:, :1].view(np.float32)).all())
+                reads.append(PromptRead(chunk, read_logprobs(scored, [count] * (end - place), vocab)))
                 place = end
-        return tuple(found)
+            if not is_finite:
+                not_finite.append(row)
+        return tuple(reads), tuple(not_finite)
 
 
 @dataclass(frozen=True, slots=True)
 class SampledLogprobs:
-    """Those of the tokens of a step's rows, on their way home."""
+    """The logprobs of the tokens that a step's rows sampled, while they are read from the device."""
 
     rows: np.ndarray
-    """Numbers of the rows that asked."""
+    """Numbers of the rows that want them."""
     parts: tuple[jax.Array, ...]
     """i32[F, SCORE_COLUMNS] each, of F of these rows after the other; or `is_whole`, one i32[S, SCORE_COLUMNS]."""
     is_whole: bool
 
-    def take_home(self, plan: StepPlan, chosen: jax.Array | None, vocab: int) -> list[TokenLogprobs | None]:
+    def read_back(self, plan: StepPlan, chosen: jax.Array | None, vocab: int) -> list[TokenLogprobs | None]:
         """For each chunk of the plan; `chosen` f32[S, MAX_CHOSEN]."""
         rows = self.rows.tolist()
         arrays = [np.asarray(part) for part in self.parts]
@@ -99,10 +103,10 @@ class SampledLogprobs:
                 values[row, : len(each.logprob_token_ids)].tolist() for row, each in zip(rows, params, strict=True)
             ]
         read = read_logprobs(output, [each.logprobs or 0 for each in params], vocab, extra)
-        found: list[TokenLogprobs | None] = [None] * len(plan.chunks)
+        by_chunk: list[TokenLogprobs | None] = [None] * len(plan.chunks)
         for row, entry in zip(rows, read, strict=True):
-            found[row] = entry
-        return found
+            by_chunk[row] = entry
+        return by_chunk
 
 
 def launch(
@@ -157,15 +161,15 @@ def pack_sums(plan: StepPlan, shape: EngineShape) -> np.ndarray:
 
 
 def read_logprobs(
-    output: np.ndarray, asked: Sequence[int], vocab: int, chosen: Sequence[list[float]] | None = None
+    output: np.ndarray, counts: Sequence[int], vocab: int, chosen: Sequence[list[float]] | None = None
 ) -> list[TokenLogprobs]:
-    """Of rows i32[..., SCORE_COLUMNS] of `sampling.logprobs_of` the best, as many of each as asked."""
+    """The first so many of each row of `sampling.logprobs_of`, i32[rows, SCORE_COLUMNS]."""
     bits = np.ascontiguousarray(output)
-    most = min(max(asked, default=0), MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
+    most = min(max(counts, default=0), MAX_LOGPROBS, vocab)  # beyond a small vocabulary the device returns padding
     values = bits.view(np.float32)
     own, rank = values[:, 0].tolist(), bits[:, 1].tolist()
     ids = bits[:, 2 : 2 + most].tolist()
     best = values[:, 2 + MAX_LOGPROBS : 2 + MAX_LOGPROBS + most].tolist()
     extra = [[]] * len(own) if chosen is None else chosen
-    rows = zip(own, rank, ids, best, extra, asked, strict=True)
+    rows = zip(own, rank, ids, best, extra, counts, strict=True)
     return [TokenLogprobs(mine, place, i[:n], b[:n], x) for mine, place, i, b, x, n in rows]

@@ -1,4 +1,4 @@
-"""Takes a `StepPlan` to the device and brings its tokens home.
+"""Takes a `StepPlan` to the device and reads its tokens back.
 
 `dispatch` and `sample` return without waiting; `collect` waits. The device runs steps in the order of their
 dispatch, so a step may read what an earlier one, still running, will have written. Owns every device array of
@@ -30,7 +30,7 @@ from jserve.runtime.program_keys import (
 from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
 from jserve.runtime.prompt_reads import NOTHING, PromptReads, SampledLogprobs, Wanted
-from jserve.runtime.sampling import Variant, few_rows
+from jserve.runtime.sampling import NOT_FINITE, Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence
@@ -47,7 +47,7 @@ class Launched:
     output: jax.Array | None
     """i32[S] of tokens; None where no row samples, and before `sample`."""
     logprobs: SampledLogprobs | None = None
-    """Of these tokens, where some row wants them."""
+    """The logprobs of these tokens, where some row wants them."""
     prompt_reads: PromptReads | None = None
     """What else some row wants."""
     unsampled: "Unsampled | None" = None
@@ -127,7 +127,8 @@ class Runner:
     def reset(self) -> None:
         """Empty pages and slots, as after a start."""
         shape, place = self.shape, self._put
-        self._state = self._compiled[EmptyState()]()
+        with self.table.blamed(EmptyState()):
+            self._state = jax.block_until_ready(self._compiled[EmptyState()]())
         self._sampling = jax.tree.map(place, sampling.empty_state(shape.max_num_seqs, shape.vocab_size))
         self._last_token = place(np.zeros(shape.max_num_seqs, np.int32))
         for rows in {bucket.rows for bucket in shape.buckets()}:
@@ -237,14 +238,16 @@ class Runner:
         """Wait for a step's tokens."""
         plan, extra, vocab = launched.plan, launched.prompt_reads, self.shape.vocab_size
         count = len(plan.chunks)
-        read = extra.take_home(plan, vocab) if extra is not None else ()
+        prompt_reads, not_finite = extra.read_back(plan, vocab) if extra is not None else ((), ())
         if launched.output is None:
-            return StepTokens([0] * count, prompt_reads=read)
+            return StepTokens([0] * count, None, prompt_reads, not_finite)
         tokens = np.asarray(launched.output)[:count].tolist()
+        if NOT_FINITE in tokens:
+            not_finite += tuple(row for row, token in enumerate(tokens) if token == NOT_FINITE)
         if launched.logprobs is None:
-            return StepTokens(tokens, prompt_reads=read)
+            return StepTokens(tokens, None, prompt_reads, not_finite)
         chosen = extra.chosen if extra is not None else None
-        return StepTokens(tokens, launched.logprobs.take_home(plan, chosen, vocab), read)
+        return StepTokens(tokens, launched.logprobs.read_back(plan, chosen, vocab), prompt_reads, not_finite)
 
     def mixed_sizes(self, rows: int) -> tuple[int, ...]:
         """The tokens, ascending, to which mixed steps of so many rows are padded by the programs there are."""

@@ -48,7 +48,7 @@ class EngineShape:
     """
 
     windows: Windows = (None,)
-    """Of the cache groups, which all have N pages together; see `schedule.groups`."""
+    """The windows of the cache groups, which all have N pages together; see `schedule.groups`."""
 
     @property
     def pages_per_sequence(self) -> int:

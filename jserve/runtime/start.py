@@ -23,14 +23,14 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.runtime import memory, platform
-from jserve.runtime.executables import ExecutableStore, Program, default_folder
+from jserve.runtime.executables import ExecutableStore, Program, default_folder, with_precompiled_sizes
 from jserve.runtime.load_model import check_weights, load_small_batch_weights, load_weights
 from jserve.runtime.model_runner import ModelRunner
-from jserve.runtime.precompiled import with_precompiled_sizes
 from jserve.runtime.prepare import kv_cache_name, prepare
 from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.shapes import EngineShape
 from jserve.text.tokenizers.end_token import end_token_ids
+from jserve.weights.finite import WatchedCheckpoint, listed
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,19 @@ class Started(Generic[R]):
     seconds: dict[str, float] = field(default_factory=dict)
     embedder: Embedder | None = None
     """Set where the model is for embeddings alone."""
+    broken_tensors: tuple[str, ...] = ()
+    """Tensors of the checkpoint that hold NaN or infinity."""
+
+    @property
+    def not_finite(self) -> str:
+        """Why an answer is NaN or infinity, for whoever sent the request."""
+        if self.broken_tensors:
+            why = f"its weights hold such values, in {listed(self.broken_tensors)}: get the model again"
+        elif self.build.dtype == "float16":
+            why = "float16 ends at 65,504: serve it with --dtype bfloat16 or float32"
+        else:
+            why = "its weights are finite as they were read: check its configuration"
+        return f"the model computed NaN or infinity for this request; {why}"
 
 
 def start_runner(engine_config: EngineConfig, progress: Progress, *, early: bool = False) -> Started[Any]:
@@ -81,7 +94,7 @@ def _start(
     prepared = prepare(engine_config, checkpoint, mesh, folders)
     blueprint, model, shape, plan = prepared.blueprint, prepared.model, prepared.shape, prepared.plan
     if engine_config.load_format != "dummy":
-        check_weights(model, blueprint, checkpoint)  # a wrong file is told before anything is compiled
+        check_weights(model, blueprint, checkpoint)  # before anything is compiled
     store = ExecutableStore(folders[1], prepared.key, precompiled=precompiled)
     runner = prepared.make_runner(store, mesh)
     opened = time.perf_counter()
@@ -91,12 +104,20 @@ def _start(
         def report(done: int, total: int) -> None:
             progress("weights", done, total, "")
 
-        weights = load_weights(engine_config, model, blueprint, checkpoint, mesh, report)
+        watched = WatchedCheckpoint(checkpoint)
+        weights = load_weights(engine_config, model, blueprint, watched, mesh, report)
         small_batch: tuple[jax.Array, ...] = ()
         if blueprint.build.small_batch:
             small_batch = load_small_batch_weights(model, blueprint, weights, checkpoint, mesh)
         loaded = time.perf_counter()
         compiled.result()
+    if watched.broken:
+        logger.error(
+            "%s: tensors hold NaN or infinity (%s); requests whose answers they reach end with an error: get the "
+            "model again",
+            checkpoint.path,
+            listed(watched.broken),
+        )
     runner.start(weights, small_batch)
     _check_temporaries(runner.table, plan)
     if precompiled is not None and store.num_compiled:
@@ -122,6 +143,7 @@ def _start(
         eos_token_ids=_eos(checkpoint, config),
         seconds=seconds,
         embedder=Embedder.of(checkpoint.config(), source=checkpoint.path),
+        broken_tensors=watched.broken,
     )
 
 

@@ -87,9 +87,11 @@ def make_step(
             rows = AttentionRows(table, batch.query_start, batch.context_len)
             windows = config.windows if shape.num_groups == 1 else (shape.windows[group],)
             chunks = chunk_rows(rows, bucket, windows, shape.page_size) if config.windows_are_chunks else None
+            write_slots = _write_slots(batch, tables[group], row, positions, shape)
             context = StepContext(
                 positions=positions,
-                write_slots=_write_slots(batch, tables[group], row, positions, shape),
+                write_slots=write_slots,
+                is_real=write_slots < shape.num_pages * shape.page_size,
                 rows=rows,
                 chunks=chunks,
                 ropes=rope_tables,

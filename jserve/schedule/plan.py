@@ -83,3 +83,5 @@ class StepTokens:
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_reads: tuple[PromptRead, ...] = ()
     """One for each chunk with `prompt_reads`, in their order."""
+    not_finite: tuple[int, ...] = ()
+    """Indices of the chunks for which the device computed NaN or infinity; nothing else that is said of them holds."""

@@ -24,7 +24,6 @@ from jserve.checkpoint import Checkpoint
 from jserve.checkpoint.converted import MANIFEST, VERSION, WEIGHTS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.source import GroupedHeads, Index, InputsFirst, Source, join
-from jserve.models.causal_lm import CausalLM
 from jserve.quant import Layout, OfExperts, fit_devices
 from jserve.quant.converted import config_of
 from jserve.quant.scheme import consecutive
@@ -42,20 +41,28 @@ def name_of(parameter: Parameter) -> str:
 
 
 def layouts_of(model: nnx.Module) -> dict[str, Layout]:
-    """Of all quantized weights, by each of the checkpoint's modules that they are made of."""
-    found: dict[str, Layout] = {}
+    """The layouts of all quantized weights, by each of the checkpoint's modules that they are made of."""
+    layouts: dict[str, Layout] = {}
     for parameter in parameters(model):
         if parameter.scheme is not None and parameter.part == "values":
             inputs = parameter.shape[-1] * (2 if parameter.dtype == jnp.uint8 else 1)
             layout = parameter.scheme.layout(inputs)
             assert layout is not None
             names = (parameter.absolute(name).removesuffix(".weight") for name in parameter.source.names())
-            found |= dict.fromkeys(names, fit_devices(layout, inputs, 1))
-    return found
+            layouts |= dict.fromkeys(names, fit_devices(layout, inputs, 1))
+    return layouts
 
 
-def write(folder: Path, model: CausalLM, arrays: tuple[jax.Array, ...], checkpoint: Checkpoint, dtype: str) -> None:
-    """Write all but the tokenizer into `folder`, which must not exist. `arrays` are those of `parameters(model)`."""
+def write(
+    folder: Path,
+    model: nnx.Module,
+    arrays: tuple[jax.Array, ...],
+    checkpoint: Checkpoint,
+    own: Mapping[str, Any],
+) -> None:
+    """Write all but the tokenizer into `folder`, which must not exist. `arrays` are those of `parameters(model)`; `own`
+    are fields of config.json in which the arrays differ from the checkpoint.
+    """
     import orbax.checkpoint as ocp
 
     if folder.exists():
@@ -70,8 +77,7 @@ def write(folder: Path, model: CausalLM, arrays: tuple[jax.Array, ...], checkpoi
             writer.save((folder / WEIGHTS).resolve(), args=ocp.args.PyTreeSave(tree))
         layouts = layouts_of(model)
         kept = {"quantization_config": config_of(layouts)} if layouts else {}
-        own = {"dtype": dtype, "tie_word_embeddings": model.config.tie_word_embeddings}
-        _write_json(folder / "config.json", _with(checkpoint.config(), own) | kept)
+        _write_json(folder / "config.json", _with(checkpoint.config(), dict(own)) | kept)
         _write_json(folder / "generation_config.json", checkpoint.generation_config())
         listed = {name: {"shape": array.shape, "dtype": array.dtype.name} for name, array in tree.items()}
         _write_json(folder / MANIFEST, {"version": VERSION, "source": str(checkpoint.path), "arrays": listed})

@@ -96,13 +96,13 @@ class Parameter:
         names = self.source.names()
         if self.scheme is None:
             return names
-        found = [self.scheme.tensors(name, shape) for name, shape in names.items()]
-        return {name: shape for tensors in found for name, shape in tensors.items()}
+        parts = [self.scheme.tensors(name, shape) for name, shape in names.items()]
+        return {name: shape for tensors in parts for name, shape in tensors.items()}
 
 
 def parameters(model: nnx.Module) -> list[Parameter]:
     """All parameters of a model, in the order of `jax.tree.leaves(nnx.state(model))`."""
-    found = []
+    listed = []
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         meta, value = variable.get_metadata(), variable.get_value()
         *module, name = map(str, path)
@@ -111,8 +111,8 @@ def parameters(model: nnx.Module) -> list[Parameter]:
             arrays, axes = value.arrays(), meta["axes"].arrays()
         for part, array in arrays.items():
             split, scheme = tuple(axes[part]), meta.get("scheme")
-            found.append(Parameter((*module,), array.shape, array.dtype, split, meta["source"], name, part, scheme))
-    return found
+            listed.append(Parameter((*module,), array.shape, array.dtype, split, meta["source"], name, part, scheme))
+    return listed
 
 
 def load(
@@ -218,12 +218,12 @@ def _in_type(data: np.ndarray, dtype: jnp.dtype, *, on_cpu: bool) -> np.ndarray:
     is_kept = on_cpu and data.flags.c_contiguous and (data.dtype != dtype or data.ctypes.data % ALIGNMENT > 0)
     if not is_kept:
         return data.astype(dtype, copy=False)
-    found = aligned_empty(data.shape, dtype)
+    copy = aligned_empty(data.shape, dtype)
     if data.dtype == dtype:
-        np.copyto(as_known(found), as_known(data))
+        np.copyto(as_known(copy), as_known(data))
     else:
-        np.copyto(found, data, casting="unsafe")
-    return found
+        np.copyto(copy, data, casting="unsafe")
+    return copy
 
 
 def _put(group: Sequence[Parameter], mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> list[jax.Array]:

@@ -97,6 +97,6 @@ def dummy_quantized(scheme: Scheme, forms: Mapping[str, ArrayForm], pool: np.nda
 
 
 def _inputs(forms: Mapping[str, ArrayForm]) -> int:
-    """Of the weight: uint8 are pairs of codes."""
+    """How many inputs the weight has: uint8 are pairs of codes."""
     values = forms["values"]
     return values.shape[-1] * (2 if values.dtype == np.uint8 else 1)

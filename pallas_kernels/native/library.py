@@ -1,7 +1,7 @@
 """Native kernels of this machine: object code, compiled by Numba once, kept in a folder, loaded by LLVM alone.
 
-Numba is loaded only where nothing is stored yet. A stored file has a digest of its bytes before them, and in its
-name a digest of all that the code depends on.
+Numba is loaded only where nothing is stored yet. A stored file has a digest of its name and its bytes before
+them, and in its name a digest of all that the code depends on. Files that another user could have written are not used.
 """
 
 import ctypes
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import jax
 import jax.ffi
+
+from ..owned_files import check_folder, read_owned
 
 __all__ = ["SUFFIX", "load_kernel", "require", "target_name"]
 
@@ -88,10 +90,14 @@ def _read_or_compile(kernel: str, kind: str, paths: list[Path]) -> bytes:
     """The handler's name in _NAME_BYTES, then the object code."""
     for path in paths:
         try:
-            data = path.read_bytes()
+            check_folder(path.parent)
+            data = read_owned(path)
+        except PermissionError as error:
+            logger.warning("stored native code is not used: %s", error)
+            continue
         except OSError:
             continue
-        if hashlib.sha256(data[_DIGEST_BYTES:]).digest() == data[:_DIGEST_BYTES]:
+        if _digest(path, data[_DIGEST_BYTES:]) == data[:_DIGEST_BYTES]:
             return data[_DIGEST_BYTES:]
         logger.warning("%s is damaged; compiling again", path)
     begin = time.perf_counter()
@@ -108,13 +114,19 @@ def _file_name(kernel: str, kind: str) -> str:
 
 def _store(path: Path, body: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        check_folder(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="part-") as folder:
             part = Path(folder, path.name)
-            part.write_bytes(hashlib.sha256(body).digest() + body)
+            part.write_bytes(_digest(path, body) + body)
+            part.chmod(0o644)  # whatever the umask, nobody else writes it
             os.replace(part, path)
     except OSError as error:
         logger.warning("native code could not be stored in %s (%s); the next start compiles again", path, error)
+
+
+def _digest(path: Path, body: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + b"\n" + body).digest()
 
 
 @functools.cache

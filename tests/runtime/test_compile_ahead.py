@@ -7,7 +7,8 @@ import pytest
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime.compile_ahead import compile_ahead
-from jserve.runtime.precompiled import FILE, with_precompiled_sizes
+from jserve.runtime.executables import SIZES_FILE, with_precompiled_sizes
+from jserve.runtime.program_folder import ProgramFolder
 from jserve.runtime.start import start_runner
 from tests.worlds import make_model
 
@@ -56,9 +57,9 @@ def test_precompiled_programs_start_an_engine_that_compiles_nothing(
     assert list((tmp_path / "cache").glob("*.jserve"))
 
 
-def test_flags_win_over_baked_sizes(tmp_path: Path) -> None:
+def test_flags_win_over_precompiled_sizes(tmp_path: Path) -> None:
     sizes = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 4, "max_num_batched_tokens": 16, "page_size": 4}
-    (tmp_path / FILE).write_text(str({**sizes, "kv_cache_memory_bytes": 4096}).replace("'", '"'))
+    (tmp_path / SIZES_FILE).write_text(str({**sizes, "kv_cache_memory_bytes": 4096}).replace("'", '"'))
     actual = with_precompiled_sizes(EngineConfig(model="m", max_model_len=32), tmp_path)
     assert (actual.max_model_len, actual.max_num_seqs, actual.dtype) == (32, 4, "float32")
 
@@ -68,9 +69,21 @@ def test_folder_without_programs_is_refused_with_the_command_that_makes_them(
     tmp_path: Path, content: str | None
 ) -> None:
     if content is not None:
-        (tmp_path / FILE).write_text(content)
+        (tmp_path / SIZES_FILE).write_text(content)
     with pytest.raises(ConfigError, match=r"jserve compile --model PATH --output"):
         with_precompiled_sizes(EngineConfig(model="m"), tmp_path)
+
+
+def test_programs_made_ahead_can_be_loaded_by_another_user(tmp_path: Path) -> None:
+    """An image is often made by root, and run by someone else."""
+    ProgramFolder(tmp_path, key_mode=0o644).write("a.jserve", b"program")
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {"a.jserve": 0o644, "key": 0o644}
+
+
+def test_output_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="can be written by other users"):
+        compile_ahead(EngineConfig(model="m"), tmp_path, quiet)
 
 
 def test_output_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) 
     assert events[-2:] == ["data: [DONE]", ""]
     with pytest.raises(openai.APIError, match="the page was torn"):
         list(live.openai.completions.create(model="tiny", prompt=[8, 9], stream=True))
+    embedded = live.http.post("/v1/embeddings", json={"input": [8, 9]})
+    assert (embedded.status_code, embedded.json()["error"]["message"]) == (500, "the page was torn")
     assert live.http.post("/v1/completions", json={"prompt": [10, 11]}).status_code == 200
 
 
@@ -88,6 +90,7 @@ def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) 
     ("options", "text"),
     [
         (("--fatal", "weights do not fit: 3 GiB needed"), "weights do not fit: 3 GiB needed"),
+        (("--fatal", "DTypePromotionError: no", "--fatal-may-pass"), "DTypePromotionError: no"),
         (("--exit-at-start", "3"), "exited with code 3"),
     ],
 )
@@ -98,6 +101,7 @@ def test_an_engine_that_cannot_start_ends_the_server(
     live.join()
     assert isinstance(live.error, StartupError)
     assert text in str(live.error)
+    assert live.server.context.client.num_restarts == 0, "what ends the first start is told once"
 
 
 def test_stalled_engine_shows_in_health_decode(start_server: StartServer) -> None:
