@@ -201,7 +201,7 @@ class FakeEngine:
         )
 
     def _end_with_prompt(self, request: Request) -> TokenDelta:
-        """Of pooling "last" (last token, 100), of "mean" (sum of the tokens, 100), brought to length 1."""
+        """The embedding is (last token, 100) for pooling "last", (sum of tokens, 100) for "mean", and has length 1."""
         del self.sequences[request.request_id]
         if self.options.error_token in request.token_ids:
             return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
@@ -225,11 +225,11 @@ class FakeEngine:
         count = request.sampling.prompt_logprobs
         if count is None:
             return None
-        found = []
+        scores = []
         for token in request.token_ids[1:]:
             ids = [(token + step) % self.options.vocab_size for step in range(1, count + 1)]
-            found.append(TokenLogprobs(-float(token % 100) - 3, 3, ids, [-float(i + 1) for i in range(count)]))
-        return found
+            scores.append(TokenLogprobs(-float(token % 100) - 3, 3, ids, [-float(i + 1) for i in range(count)]))
+        return scores
 
     def _finish(self, sequence: FakeSequence, token: int) -> tuple[FinishReason | None, int | None]:
         sampling = sequence.request.sampling

@@ -73,7 +73,7 @@ def test_the_readme_is_one_screen() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_pages_say_that_tokens_are_read_back(page: Path) -> None:
-    """Nothing comes home: "is read back", "arrives" and the like are what a stranger reads once."""
+    """Nothing has a home: "is read back", "arrives" and the like are what a stranger reads once."""
     assert not re.findall(r"\b(?:comes?|came|brings?|brought|takes?|taken|at) home\b", page.read_text())
 
 

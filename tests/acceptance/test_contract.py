@@ -23,7 +23,7 @@ NUM_PROMPTS = 200
 TOKENS = 20
 TOP = 5
 TOLERANCE = 1e-3
-"""Of a logprob in float32, between two orders of summation."""
+"""A logprob in float32 differs by less between two orders of summation."""
 
 
 @pytest.fixture(scope="module")

@@ -51,13 +51,13 @@ def expected(real_encoder: Path) -> np.ndarray:
     """f32[len(TEXTS), E] of length 1: the mean of the last hidden states."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(real_encoder)
     model = transformers.BertModel.from_pretrained(real_encoder, dtype=torch.float32, attn_implementation="eager")
-    found = []
+    vectors = []
     for text in TEXTS:
         tokens = tokenizer(text, return_tensors="pt")
         with torch.no_grad():
             mean = model.eval()(**tokens).last_hidden_state[0].mean(0).numpy()
-        found.append(mean / np.linalg.norm(mean))
-    return np.array(found)
+        vectors.append(mean / np.linalg.norm(mean))
+    return np.array(vectors)
 
 
 def embed(client: openai.OpenAI, texts: Any, **fields: Any) -> np.ndarray:

@@ -42,12 +42,12 @@ def test_offline_scores_and_embeddings_equal_transformers_over_several_chunks(
         with torch.no_grad():
             hidden = reference.model(torch.tensor([prompt])).last_hidden_state
             logprobs = torch.log_softmax(reference.lm_head(hidden)[0].double(), dim=-1).numpy()
-        found = outputs[index].prompt_logprobs
-        assert found is not None
+        actual = outputs[index].prompt_logprobs
+        assert actual is not None
         own = logprobs[np.arange(len(prompt) - 1), prompt[1:]]
-        np.testing.assert_allclose([entry.logprob for entry in found], own, atol=TOLERANCE)
+        np.testing.assert_allclose([entry.logprob for entry in actual], own, atol=TOLERANCE)
         best = np.sort(logprobs[:-1], axis=-1)[:, ::-1][:, :5].reshape(-1, 5)
-        np.testing.assert_allclose(np.array([e.top_logprobs for e in found]).reshape(-1, 5), best, atol=TOLERANCE)
+        np.testing.assert_allclose(np.array([e.top_logprobs for e in actual]).reshape(-1, 5), best, atol=TOLERANCE)
         states = hidden[0].double().numpy()
         for pooling, state in (("last", states[-1]), ("mean", states.mean(0))):
             vector = embedded[pooling][index]

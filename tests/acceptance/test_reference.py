@@ -58,6 +58,6 @@ def test_logprobs_equal_transformers(llm: LLM, reference: Any) -> None:
         logits = reference(torch.tensor([prompt + output.token_ids])).logits[0, len(prompt) - 1 : -1]
     expected = torch.log_softmax(logits.double(), -1).numpy()
     assert output.logprobs is not None
-    for token, row, found in zip(output.token_ids, expected, output.logprobs, strict=True):
-        np.testing.assert_allclose(found.logprob, row[token], atol=1e-3)
-        np.testing.assert_allclose(found.top_logprobs, np.sort(row)[::-1][:5], atol=1e-3)
+    for token, row, actual in zip(output.token_ids, expected, output.logprobs, strict=True):
+        np.testing.assert_allclose(actual.logprob, row[token], atol=1e-3)
+        np.testing.assert_allclose(actual.top_logprobs, np.sort(row)[::-1][:5], atol=1e-3)

@@ -55,8 +55,8 @@ def thinker(tmp_path_factory: pytest.TempPathFactory, executables: str) -> Itera
 
 def body(seed: int, **fields: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "hello"}]
-    given = {"messages": messages, "seed": seed, "temperature": 1.0, "max_tokens": 40, "return_token_ids": True}
-    return {**given, "thinking_token_budget": BUDGET, **fields}
+    inputs = {"messages": messages, "seed": seed, "temperature": 1.0, "max_tokens": 40, "return_token_ids": True}
+    return {**inputs, "thinking_token_budget": BUDGET, **fields}
 
 
 def ask(server: LiveServer, seed: int, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:

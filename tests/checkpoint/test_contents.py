@@ -14,9 +14,9 @@ from tests.worlds import make_model
 def test_blocks_of_mxfp4_are_pairs_and_their_scales_no_parameters(tmp_path: Path) -> None:
     plain, packed = make_gpt_oss(tmp_path / "plain")
     expected = read_contents(str(plain))
-    found = read_contents(str(write_by_llama_cpp(tmp_path / "m.gguf", plain, packed)))
-    assert found.num_parameters == expected.num_parameters
-    (blocks,) = [kind for kind in found.stored if kind.type == "MXFP4"]
+    actual = read_contents(str(write_by_llama_cpp(tmp_path / "m.gguf", plain, packed)))
+    assert actual.num_parameters == expected.num_parameters
+    (blocks,) = [kind for kind in actual.stored if kind.type == "MXFP4"]
     assert blocks.num_parameters == sum(2 * values.size for name, values in packed.items() if name.endswith("_blocks"))
     assert blocks.num_bytes == sum(values.nbytes for values in packed.values())
 

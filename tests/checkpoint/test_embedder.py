@@ -48,16 +48,16 @@ def read(folder: Path, **config: Any) -> Embedder | None:
     ],
 )
 def test_pooling_is_read_in_older_and_newer_words(tmp_path: Path, config: dict[str, Any], pooling: str) -> None:
-    found = read(add_embedder_files(tmp_path, config))
-    assert found is not None
-    assert found.pooling == pooling
+    actual = read(add_embedder_files(tmp_path, config))
+    assert actual is not None
+    assert actual.pooling == pooling
 
 
 def test_length_case_and_prompts_are_read(tmp_path: Path) -> None:
     prompts = {"prompts": {"query": "query: ", "document": "passage: "}, "default_prompt_name": "document"}
     files = {"sentence_bert_config": {"max_seq_length": 77, "do_lower_case": True}}
-    found = read(add_embedder_files(tmp_path, MEAN, config_sentence_transformers=prompts, **files))
-    assert found == Embedder("mean", 77, True, prompts["prompts"], "passage: ")
+    actual = read(add_embedder_files(tmp_path, MEAN, config_sentence_transformers=prompts, **files))
+    assert actual == Embedder("mean", 77, True, prompts["prompts"], "passage: ")
     add_embedder_files(tmp_path, MEAN, sentence_bert_config={"max_seq_length": None, "do_lower_case": False})
     (tmp_path / "config_sentence_transformers.json").unlink()
     assert read(tmp_path) == Embedder("mean")
@@ -78,16 +78,16 @@ def test_length_case_and_prompts_are_read(tmp_path: Path) -> None:
 def test_model_without_a_head_embeds_even_without_these_files(
     tmp_path: Path, architecture: str, pooling: str | None
 ) -> None:
-    found = read(tmp_path, architectures=[architecture])
-    assert (found and found.pooling) == pooling
+    actual = read(tmp_path, architectures=[architecture])
+    assert (actual and actual.pooling) == pooling
 
 
 @pytest.mark.parametrize(("number", "pooling"), [(0, None), (1, "mean"), (2, "cls"), (3, "last"), (4, None), (9, None)])
 def test_gguf_file_that_names_a_pooling_embeds(tmp_path: Path, number: int, pooling: str | None) -> None:
     path = write_gguf(tmp_path / "m.gguf", tiny_state(), CONFIG, metadata={"llama.pooling_type": number})
     with closing(open_checkpoint(path)) as checkpoint:
-        found = Embedder.of(checkpoint.config(), source=path)
-        assert (found and found.pooling) == pooling
+        actual = Embedder.of(checkpoint.config(), source=path)
+        assert (actual and actual.pooling) == pooling
         _, config = resolve(checkpoint.config(), source=path)
         assert config.tie_word_embeddings == (pooling is not None or "lm_head.weight" not in checkpoint.tensors())
 

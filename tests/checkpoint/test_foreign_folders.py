@@ -137,9 +137,9 @@ def test_quantization_that_another_file_says_is_taken_from_it(
     folder = written(tmp_path / "m", {"config.json": CONFIG, file: content})
     save_file(TENSORS, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
-    found = detect(checkpoint.config(), None, checkpoint.tensors(), source=folder)
-    assert found is not None
-    assert found.name == method
+    actual = detect(checkpoint.config(), None, checkpoint.tensors(), source=folder)
+    assert actual is not None
+    assert actual.name == method
 
 
 def test_patterns_of_a_larger_model_match_its_text_part() -> None:

@@ -15,12 +15,12 @@ from jserve.checkpoint.safetensors_file import SafetensorsFile
 def test_a_slice_has_its_own_rows_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(64 * 4096, dtype=np.float32).reshape(64, 4096)
     save_file({"weight": values}, tmp_path / "one.safetensors")
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
 
     class Recording(mmap.mmap):
         def madvise(self, option: int, start: int = 0, length: int = 0, /, *rest: Any) -> None:
             assert option == mmap.MADV_WILLNEED
-            asked.append((start, start + length))
+            requested.append((start, start + length))
             super().madvise(option, start, length)
 
     monkeypatch.setattr(mapped_file.mmap, "mmap", Recording)
@@ -29,7 +29,7 @@ def test_a_slice_has_its_own_rows_read_ahead(tmp_path: Path, monkeypatch: pytest
     row = values.nbytes // 64
     np.testing.assert_array_equal(file.read("weight", (slice(8, 16),)), values[8:16])
     np.testing.assert_array_equal(file.read("weight", (slice(63, None, -3),)), values[::-3][:22])
-    (begin, end), (low, high) = asked
+    (begin, end), (low, high) = requested
     assert data + 8 * row - mmap.PAGESIZE < begin <= data + 8 * row
     assert end == data + 16 * row
     assert low <= data

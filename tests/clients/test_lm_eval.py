@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 __all__ = ["start_server"]
 
 TOLERANCE = 2e-3
-"""Of a sum over the tokens of a continuation, each within 1e-3 or so in float32."""
+"""A sum over the tokens of a continuation is that exact; each is within 1e-3 or so in float32."""
 
 QUESTIONS = [
     ("The capital of France is", [" Paris", " Tokyo", " a banana"], 0),
@@ -64,8 +64,8 @@ def tokenizer_folder(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def loglikelihoods(model: Any, tokenizer: Any, question: str, choices: list[str]) -> list[float]:
-    """Of every choice after the question, by transformers."""
-    found = []
+    """The logprob of every choice after the question, by transformers."""
+    sums = []
     context = tokenizer.encode(question, add_special_tokens=False)
     for choice in choices:
         tokens = tokenizer.encode(question + choice, add_special_tokens=False)
@@ -73,8 +73,8 @@ def loglikelihoods(model: Any, tokenizer: Any, question: str, choices: list[str]
         with torch.no_grad():
             logprobs = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), dim=-1)
         places = range(len(context), len(tokens))
-        found.append(float(sum(logprobs[place - 1, tokens[place]] for place in places)))
-    return found
+        sums.append(float(sum(logprobs[place - 1, tokens[place]] for place in places)))
+    return sums
 
 
 @pytest.mark.slow
@@ -102,16 +102,16 @@ def test_accuracy_and_loglikelihoods_equal_those_of_transformers(
         max_retries=1,
     )
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
-    found = lm_eval.simple_evaluate(
+    actual = lm_eval.simple_evaluate(
         model=model, tasks=["choose_the_end"], task_manager=manager, log_samples=True, bootstrap_iters=0
     )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     expected = [loglikelihoods(reference, tokenizer, question, choices) for question, choices, _ in QUESTIONS]
-    samples = sorted(found["samples"]["choose_the_end"], key=lambda sample: int(sample["doc_id"]))
+    samples = sorted(actual["samples"]["choose_the_end"], key=lambda sample: int(sample["doc_id"]))
     assert len(samples) == len(QUESTIONS)
     for sample, values in zip(samples, expected, strict=True):
         served = [float(logprob) for ((logprob, _),) in sample["resps"]]
         np.testing.assert_allclose(served, values, atol=TOLERANCE)
     right = [int(np.argmax(values)) == answer for values, (_, _, answer) in zip(expected, QUESTIONS, strict=True)]
-    assert found["results"]["choose_the_end"]["acc,none"] == pytest.approx(np.mean(right))
+    assert actual["results"]["choose_the_end"]["acc,none"] == pytest.approx(np.mean(right))
     assert sum(right) > len(right) / 2, "the model is no better than chance"

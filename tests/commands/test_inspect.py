@@ -54,51 +54,53 @@ def change(folder: Path, **fields: Any) -> None:
 
 def test_types_parameters_and_bytes_are_those_of_the_file(tmp_path: Path) -> None:
     state = tiny_state()
-    found = look(write_gguf(tmp_path / "m.gguf", state, CONFIG, quantization=gguf.GGMLQuantizationType.Q4_1))
+    actual = look(write_gguf(tmp_path / "m.gguf", state, CONFIG, quantization=gguf.GGMLQuantizationType.Q4_1))
     matrices = sum(values.size for values in state.values() if values.ndim > 1)
     vectors = sum(values.size for values in state.values() if values.ndim == 1)
-    assert found.parameters == matrices + vectors
-    assert [(kind["type"], kind["num_parameters"], kind["num_bytes"]) for kind in found.stored] == [
+    assert actual.parameters == matrices + vectors
+    assert [(kind["type"], kind["num_parameters"], kind["num_bytes"]) for kind in actual.stored] == [
         ("Q4_1", matrices, matrices // 32 * 20),
         ("F32", vectors, vectors * 4),
     ]
-    assert found.bytes == (tmp_path / "m.gguf").stat().st_size
-    assert (found.runs, found.architecture, found.shape["num_hidden_layers"]) == (True, "LlamaForCausalLM", 2)
+    assert actual.bytes == (tmp_path / "m.gguf").stat().st_size
+    assert (actual.runs, actual.architecture, actual.shape["num_hidden_layers"]) == (True, "LlamaForCausalLM", 2)
 
 
 def test_plan_is_that_of_a_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "free_host_memory", lambda: 1 << 30)
     monkeypatch.setattr(memory, "free_host_memory", lambda: 1 << 30)
-    asked = EngineConfig(model=str(folder))
-    prepared = prepare(asked, open_checkpoint(folder), platform.make_mesh(1))
-    found = look(folder)
-    assert found.memory is not None
-    assert {name: getattr(prepared.plan, name) for name in found.memory} == found.memory
-    assert found.tokens_of_server == prepared.shape.num_pages * prepared.shape.page_size
-    assert found.max_model_len == prepared.shape.max_model_len
+    engine_config = EngineConfig(model=str(folder))
+    prepared = prepare(engine_config, open_checkpoint(folder), platform.make_mesh(1))
+    actual = look(folder)
+    assert actual.memory is not None
+    assert {name: getattr(prepared.plan, name) for name in actual.memory} == actual.memory
+    assert actual.tokens_of_server == prepared.shape.num_pages * prepared.shape.page_size
+    assert actual.max_model_len == prepared.shape.max_model_len
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_devices_share_weights_and_cache(folder: Path, parts: int) -> None:
-    whole, found = look(folder, "h100"), look(folder, "h100", tensor_parallel_size=parts)
+    whole, actual = look(folder, "h100"), look(folder, "h100", tensor_parallel_size=parts)
     kv = 2 * 2 * max(2, parts) * 16 * 2  # keys and values, layers, heads (2, copied for 4), dimensions
-    assert found.kv_bytes_per_token == kv
-    assert found.memory is not None
+    assert actual.kv_bytes_per_token == kv
+    assert actual.memory is not None
     assert whole.memory is not None
-    assert found.memory["limit"] == int((81_559 << 20) * 0.92)
-    assert whole.memory["weights"] >= found.memory["weights"] >= whole.memory["weights"] // parts
-    left = found.memory["limit"] - sum(found.memory[name] for name in ("weights", "temporaries", "sampling", "margin"))
-    assert found.tokens_that_fit == pytest.approx(left // (kv // parts), abs=64)
+    assert actual.memory["limit"] == int((81_559 << 20) * 0.92)
+    assert whole.memory["weights"] >= actual.memory["weights"] >= whole.memory["weights"] // parts
+    left = actual.memory["limit"] - sum(
+        actual.memory[name] for name in ("weights", "temporaries", "sampling", "margin")
+    )
+    assert actual.tokens_that_fit == pytest.approx(left // (kv // parts), abs=64)
 
 
 def test_tokens_before_a_window_take_what_layers_without_one_keep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fields = {"sliding_window": 16, "sliding_window_pattern": 2, "head_dim": 16}
-    found = look(make_model(tmp_path, "Gemma3ForCausalLM", **fields), "h100")
+    actual = look(make_model(tmp_path, "Gemma3ForCausalLM", **fields), "h100")
     layer = 2 * 2 * 16 * 2  # keys and values, heads, dimensions, bytes
-    assert (found.kv_bytes_per_token, found.kv_bytes_before_windows) == (2 * layer, layer)
-    print_table(found)
+    assert (actual.kv_bytes_per_token, actual.kv_bytes_before_windows) == (2 * layer, layer)
+    print_table(actual)
     assert "256 bytes per token, 128 where it lies before the window" in capsys.readouterr().out
 
 
@@ -128,9 +130,9 @@ def test_unsupported_gguf_file_is_still_described(tmp_path: Path) -> None:
     writer.add_tensor("x", np.ones((4, 32), np.float32))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    found = look(tmp_path / "m.gguf")
-    assert (found.architecture, found.parameters, found.runs) == ("mamba", 128, False)
-    assert "architecture 'mamba'" in str(found.problem)
+    actual = look(tmp_path / "m.gguf")
+    assert (actual.architecture, actual.parameters, actual.runs) == ("mamba", 128, False)
+    assert "architecture 'mamba'" in str(actual.problem)
 
 
 def test_unknown_device_is_refused_with_those_that_are_known(folder: Path) -> None:

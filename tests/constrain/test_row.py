@@ -129,13 +129,13 @@ def test_forced_output_has_at_most_the_budget_of_reasoning(
 def test_min_tokens_bans_stops_only_where_another_token_is_left() -> None:
     params = SamplingParams(bad_words=((1, 2),), allowed_token_ids=(7, 9), stop_token_ids=(9,), min_tokens=2)
     constraint = RowConstraint(params, V, frozenset({8}))
-    found = []
+    actual = []
     for _ in range(3):
         row = all_tokens(V)[0]
         constraint.restrict(row)
-        found.append(np.flatnonzero(as_mask(row, V)).tolist())
+        actual.append(np.flatnonzero(as_mask(row, V)).tolist())
         constraint.advance(7)
-    assert found == [[7], [7], [7, 9]]
+    assert actual == [[7], [7], [7, 9]]
 
 
 def test_rows_without_a_choice_are_named_and_left_open_and_others_filled() -> None:

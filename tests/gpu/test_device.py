@@ -62,12 +62,12 @@ def test_kernel_matches_the_reference_on_the_device(kernel: Kernel, implementati
     inputs, wanted = expected(kernel.name, case)
     function = functools.partial(kernel.implementations[implementation], **inputs.static)  # type: ignore[attr-defined]
     try:
-        found = leaves(jax.jit(function)(*inputs.args))  # type: ignore[attr-defined]
+        actual = leaves(jax.jit(function)(*inputs.args))  # type: ignore[attr-defined]
     except NotImplementedError as reason:
         if implementation != "mosaic":  # which takes few shapes, and a GPU and a JAX that not everyone has
             raise
         pytest.skip(str(reason))
-    for got, want in zip(found, wanted, strict=True):
+    for got, want in zip(actual, wanted, strict=True):
         assert np.isfinite(got).all(), f"not finite with seed {SEED}: something dead was read"
         error = float((np.abs(got - want) / np.maximum(1, np.abs(want))).max())
         assert error <= case.tolerance, f"error {error:.2g} over {case.tolerance:.2g} with seed {SEED}"
@@ -88,9 +88,9 @@ def test_model_answers_as_transformers_does(
         assert tokens == reference_greedy(model, prompt, 64), key
         logits = reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1].astype(np.float64)
         wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        found = [delta.logprobs[0] for delta in deltas[key] if delta.logprobs is not None]
-        assert len(found) == 64
-        for each, row in zip(found, wanted, strict=True):
+        actual = [delta.logprobs[0] for delta in deltas[key] if delta.logprobs is not None]
+        assert len(actual) == 64
+        for each, row in zip(actual, wanted, strict=True):
             np.testing.assert_allclose(each.top_logprobs, row[each.top_ids], atol=LOGIT_TOLERANCE)
 
 

@@ -18,7 +18,7 @@ class Instruction:
     line: str
     opcode: str
     shapes: tuple[str, ...]
-    """Of the arrays that it gives, such as "bf16[4096,8,64,128]"."""
+    """The types of the arrays that it gives, such as "bf16[4096,8,64,128]"."""
 
     @property
     def only_moves(self) -> bool:
@@ -27,7 +27,7 @@ class Instruction:
 
     @property
     def elements(self) -> int:
-        """Of the largest array that it gives."""
+        """The size of the largest array that it gives."""
         sizes = [re.findall(r"\d+", shape.split("[")[1]) for shape in self.shapes]
         return max((prod(map(int, size)) for size in sizes), default=0)
 
@@ -46,12 +46,12 @@ class Thunks:
 
 def entry(program: str) -> list[Instruction]:
     """The instructions of the entry computation that make something; views of what is there are left out."""
-    found = []
+    instructions = []
     for line in program.split("\nENTRY", 1)[1].splitlines()[1:]:
         match = re.match(r"\s*(?:ROOT )?%\S+ = (.*?) ([a-z][\w-]*)\((?=%|\)|\d)", line)
         if match and match[2] not in VIEWS:
-            found.append(Instruction(line.strip(), match[2], tuple(re.findall(r"\w+\[[\d,]*\]", match[1]))))
-    return found
+            instructions.append(Instruction(line.strip(), match[2], tuple(re.findall(r"\w+\[[\d,]*\]", match[1]))))
+    return instructions
 
 
 def copies(program: str, pages: str, weights: Set[str], big: int) -> list[str]:

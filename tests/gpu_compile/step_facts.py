@@ -64,7 +64,7 @@ class Facts:
     """Calls of each of our kernels."""
     custom_calls: dict[str, int]
     registers: dict[str, int]
-    """Of each of our kernels, by ptxas; empty where there is none that reads this PTX."""
+    """What each of our kernels takes, by ptxas; empty where there is none that reads this PTX."""
     spilled: dict[str, int]
     """Bytes of each of our kernels, likewise."""
     page_writes: int
@@ -139,7 +139,7 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
     pages = _local(made.abstract_state().kv[0][0])
     weights = {_local(weight) for weight in _weights(made) if weight.ndim > 1}
     kernels = text.pallas_calls(program)
-    used = {kernel: found for kernel in kernels if (found := _resources(kernel))}
+    used = {kernel: taken for kernel in kernels if (taken := _resources(kernel))}
     return Facts(
         name=name,
         lower_s=lower_s,
@@ -151,8 +151,8 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
         collectives=text.collectives(program),
         kernels=kernels,
         custom_calls=text.custom_calls(program),
-        registers={kernel: found.registers for kernel, found in used.items()},
-        spilled={kernel: found.spilled for kernel, found in used.items()},
+        registers={kernel: taken.registers for kernel, taken in used.items()},
+        spilled={kernel: taken.spilled for kernel, taken in used.items()},
         page_writes=text.page_writes(program, pages),
         copies=text.copies(program, pages, weights, BIG),
         graphs=thunks.graphs,
@@ -186,7 +186,7 @@ def _local(array: Any) -> str:
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device's share."""
+    """The bytes of one device's share."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )

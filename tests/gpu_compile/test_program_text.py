@@ -72,5 +72,5 @@ def test_thunks_in_and_beside_graphs_are_told_apart() -> None:
 003: kAllReduce [source | sink]
 004: kCustomKernel [source | sink] gemm grid: [1, 1, 1]
 """
-    found = program_text.thunks(dump)
-    assert (found.graphs, found.outside, found.launches) == (1, {"AllReduce": 1, "CustomKernel": 1}, 2)
+    actual = program_text.thunks(dump)
+    assert (actual.graphs, actual.outside, actual.launches) == (1, {"AllReduce": 1, "CustomKernel": 1}, 2)

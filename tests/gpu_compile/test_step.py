@@ -49,8 +49,8 @@ def facts(gpus: int, layers: int = LAYERS, *options: str) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "programs": {program["name"]: program for program in found["programs"]}}
+    actual = json.loads(done.stdout.splitlines()[-1])
+    return {**actual, "programs": {program["name"]: program for program in actual["programs"]}}
 
 
 def step(gpus: int, name: str) -> dict[str, Any]:
@@ -201,13 +201,13 @@ def test_weights_of_4_bits_are_read_packed_by_our_kernel(gpus: int, bucket: str)
     the kernel writes and the activation reads, are 112 MiB.
     """
     layers = 2
-    found = facts(gpus, layers, "--buckets", bucket, "--samplers", "", "--quantization", "int4")
-    [(name, program)] = found["programs"].items()
+    actual = facts(gpus, layers, "--buckets", bucket, "--samplers", "", "--quantization", "int4")
+    [(name, program)] = actual["programs"].items()
     assert program["kernels"] == {"quant_matmul_int4": 4 * layers} | dict.fromkeys(KERNELS[name], layers)
     assert set(program["custom_calls"]) == {"__gpu$xla.gpu.triton"}
     assert program["copies"] == []
     assert program["temporaries"] <= (160 * MIB if name == MIXED else STEP_BUDGET[name, gpus])
-    assert program["temporaries"] <= found["estimate"]
+    assert program["temporaries"] <= actual["estimate"]
     assert all(spilled == 0 for spilled in program["spilled"].values()), program["spilled"]
     assert program["collectives"].get("all-reduce bf16", 0) == (2 * layers + 1 if gpus > 1 else 0)
     # Three more a layer than in bfloat16: the parts of split products are summed.

@@ -53,9 +53,9 @@ def test_stored_code_is_loaded_without_numba(kept: Path) -> None:
 
 
 def test_without_numba_and_without_stored_code_it_says_what_to_install(tmp_path: Path) -> None:
-    told = _load_elsewhere(tmp_path, has_numba=False)
-    assert "pip install 'jserve[cpu]'" in told
-    assert told.split()[-2:] == ["False", "True"]  # numba is the None that was put there
+    reported = _load_elsewhere(tmp_path, has_numba=False)
+    assert "pip install 'jserve[cpu]'" in reported
+    assert reported.split()[-2:] == ["False", "True"]  # numba is the None that was put there
 
 
 def test_a_damaged_file_is_compiled_again_and_said_so(kept: Path, tmp_path: Path, caplog) -> None:
@@ -126,9 +126,9 @@ def test_a_query_does_not_depend_on_its_chunk_or_its_neighbours() -> None:
     np.testing.assert_array_equal(_attend(q[:60], pages, table[:1], [60], [60]), whole[:60])
     np.testing.assert_array_equal(_attend(q[60:150], pages, table[:1], [90], [150]), whole[60:])
     mixed = np.concatenate([q[150:157], q[149:150], q[100:150]])
-    found = _attend(mixed, pages, table[[1, 0, 0]], [7, 1, 50], [100, 150, 150])
-    np.testing.assert_array_equal(found[7:8], whole[149:150])
-    np.testing.assert_array_equal(found[8:], whole[100:150])
+    actual = _attend(mixed, pages, table[[1, 0, 0]], [7, 1, 50], [100, 150, 150])
+    np.testing.assert_array_equal(actual[7:8], whole[149:150])
+    np.testing.assert_array_equal(actual[8:], whole[100:150])
 
 
 def test_calls_from_many_threads_give_the_same_numbers() -> None:
@@ -173,8 +173,8 @@ def test_pages_smaller_than_a_vector(page_size: int) -> None:
     table = jnp.asarray(rng.permutation(2 * count).reshape(2, count), jnp.int32)
     args = (rng.standard_normal((25, 4, 32), np.float32), *pages, table)
     args += (jnp.asarray([0, 20, 21]), jnp.asarray([33, 64]))
-    expected, found = (
+    expected, actual = (
         jax.jit(lambda *args, i=i: paged_attention(*args, scale=0.2, sliding_window=19, implementation=i))(*args)
         for i in ("reference", "native")
     )
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)

@@ -53,10 +53,10 @@ def test_compiles_for_hopper_without_spills(
 ) -> None:
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     program = _compile(BY_NAME[name], "mosaic").as_text()
-    told = "".join(capfd.readouterr())
-    assert "paged_prefill_mosaic" in told
-    assert "for 'sm_90a'" in told
-    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in told
+    reported = "".join(capfd.readouterr())
+    assert "paged_prefill_mosaic" in reported
+    assert "for 'sm_90a'" in reported
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in reported
     assert "mosaic_gpu" in program
     assert "__gpu$xla.gpu.triton" not in program
 
@@ -90,7 +90,7 @@ def test_a_table_that_has_the_kernel_for_these_heads_chooses_it_where_jax_can(
 
 
 @pytest.mark.parametrize(
-    ("case", "told"),
+    ("case", "reported"),
     [
         (BY_NAME["llama3_8b_decode_8x1k"], "decode is Triton's"),
         (BY_NAME["llama3_8b_int8_prefill_2k"], "all bfloat16 or all float16"),
@@ -100,8 +100,8 @@ def test_a_table_that_has_the_kernel_for_these_heads_chooses_it_where_jax_can(
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_what_it_cannot_run_is_refused_by_name(case: Case, told: str) -> None:
-    with pytest.raises(NotImplementedError, match=told if HAS_MOSAIC or case.decode else "needs JAX 0.12"):
+def test_what_it_cannot_run_is_refused_by_name(case: Case, reported: str) -> None:
+    with pytest.raises(NotImplementedError, match=reported if HAS_MOSAIC or case.decode else "needs JAX 0.12"):
         _traced(case, implementation="mosaic")
 
 

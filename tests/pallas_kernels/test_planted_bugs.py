@@ -132,7 +132,7 @@ def _expected(case_name: str) -> tuple[KernelInputs, np.ndarray]:
 
 
 def _disagreement(package: str, case_name: str) -> float:
-    """Of a package's Triton kernels on one case."""
+    """The error of a package's Triton kernels on one case."""
     inputs, expected = _expected(case_name)
     static = dict(inputs.static)
     if static.pop("decode"):

@@ -48,7 +48,7 @@ LARGE = (
     Case("fp8_w8a8_prefill", 2048, 6144, 4096, "fp8", activations="fp8"),
 )
 AMPERE_TOO = ("int4_row", "int4_64_rows", "int4_prefill", "fp8_blocks_row", "fp8_w8a8_row")
-"""Of the quick ones: where the operands' way or float8 is another than on Hopper."""
+"""Those of the quick ones where the operands' way or float8 is another than on Hopper."""
 slow = pytest.mark.slow
 
 
@@ -145,5 +145,5 @@ def test_eight_gpus_multiply_their_own_shares(by_inputs: bool, check_vma: bool) 
         )
         program = jax.jit(spread).trace(*args).lower(lowering_platforms=("cuda",)).compile().as_text()
     assert len(re.findall(r"custom-call\(", program)) == 1
-    found = re.findall(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter)(?:-start)?\(", program)
-    assert found == ["all-reduce"] * by_inputs
+    actual = re.findall(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter)(?:-start)?\(", program)
+    assert actual == ["all-reduce"] * by_inputs

@@ -83,7 +83,7 @@ def _expected(case_name: str) -> tuple[KernelInputs, np.ndarray]:
 
 
 def _disagreement(package: str, case_name: str) -> float:
-    """Of a package's kernel on one case, split in three, on a GPU without float8."""
+    """The error of a package's kernel on one case, split in three, on a GPU without float8."""
     inputs, expected = _expected(case_name)
     kernel = module(package, "quant_matmul.triton_product").quant_matmul_triton
     run = functools.partial(kernel, **inputs.static, splits=3, target=AMPERE, interpret=True)

@@ -81,7 +81,7 @@ def test_tuned_tiles_and_splits_are_what_the_kernel_is_launched_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("[paged_decode", "is no table of tiles"),
         ("paged_decode = 3", "must be fields with whole numbers"),
@@ -93,9 +93,9 @@ def test_tuned_tiles_and_splits_are_what_the_kernel_is_launched_with() -> None:
         (f"[paged_decode.'{KEY}']\nwarps = 4", "it may have M, C, num_warps, num_stages"),
     ],
 )
-def test_a_malformed_table_is_refused_with_what_is_wrong(text: str, told: str) -> None:
+def test_a_malformed_table_is_refused_with_what_is_wrong(text: str, reported: str) -> None:
     write(text)
-    with pytest.raises(TuningError, match=told) as refused:
+    with pytest.raises(TuningError, match=reported) as refused:
         decode_tiling(GPU)
     assert "nvidia-h200.toml" in str(refused.value)
 
@@ -119,14 +119,14 @@ def test_tables_that_are_committed_can_be_read(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_questions_are_found_by_tracing_the_real_cases() -> None:
-    found = {(each.name, each.key): each for each in tune.questions("paged_attention/llama3_8b")}
-    assert [at for at in found if at[0] != TABLE] == [
+    actual = {(each.name, each.key): each for each in tune.questions("paged_attention/llama3_8b")}
+    assert [at for at in actual if at[0] != TABLE] == [
         ("paged_decode", KEY),
         ("paged_decode_splits", KEY),
         ("paged_prefill", KEY),
     ]
-    assert found["paged_decode", KEY].default == Tiling(16, 64, 4, 3)
-    assert len(found["paged_decode", KEY].cases) == 3
+    assert actual["paged_decode", KEY].default == Tiling(16, 64, 4, 3)
+    assert len(actual["paged_decode", KEY].cases) == 3
 
 
 def test_search_follows_the_times_and_leaves_what_cannot_be_used() -> None:
@@ -160,8 +160,8 @@ def test_candidates_that_give_other_values_or_do_not_run_do_not_count(monkeypatc
     case = Case("short", 4, 1, 16, 16, (Row(1, 40),))
     monkeypatch.setattr(tune, "seconds_per_call", lambda function, args, seconds: 1.0)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # not those of the tests beside
-    asked = {name: (key, default) for name, key, default in tune._lookups(ATTENTION, case, "triton")}
-    key, default = asked["paged_decode"]
+    requested = {name: (key, default) for name, key, default in tune._lookups(ATTENTION, case, "triton")}
+    key, default = requested["paged_decode"]
     timer = tune.Timer(tune.Question("paged_decode", key, default, ATTENTION, (case,)), 0.1, float("inf"), {})
     assert timer({"C": 16}) == 1.0
     assert timer({"M": 2}) is None  # of four query heads
@@ -192,18 +192,18 @@ def test_mosaic_gets_an_entry_and_is_chosen_only_where_it_beats_triton_by_the_ma
     times: Mapping[int, float], kept: Mapping[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(f"[paged_prefill.'{KEY}']\nM = 64\n[{TABLE}.'{KEY}']\nnum_stages = 1\n")  # of an earlier visit
-    told: list[tune.Entries] = []
+    reported: list[tune.Entries] = []
 
     def timer_of(question: tune.Question, entries: tune.Entries) -> tune.TimeOf:
-        told.append(dict(entries))
+        reported.append(dict(entries))
         return lambda values: times.get(values["num_stages"])
 
     tune.fill("NVIDIA H200", [ASKED], timer_of, float("inf"))
-    assert told[0]["paged_prefill", KEY] == {"M": 64}
+    assert reported[0]["paged_prefill", KEY] == {"M": 64}
     read_table.cache_clear()
-    found = tune.known("NVIDIA H200")
-    assert found.pop((TABLE, KEY), {}) == kept
-    assert found == {("paged_prefill", KEY): {"M": 64}}
+    actual = tune.known("NVIDIA H200")
+    assert actual.pop((TABLE, KEY), {}) == kept
+    assert actual == {("paged_prefill", KEY): {"M": 64}}
     assert is_chosen(PREFILL, monkeypatch) == bool(kept)
     assert not is_chosen(dataclasses.replace(PREFILL, H=16), monkeypatch)
 
@@ -226,10 +226,10 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> N
 
 def test_a_candidate_is_timed_beside_the_entries_that_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("short", 4, 1, 16, 16, (Row(1, 40),))
-    asked = {name: (key, default) for name, key, default in tune._lookups(ATTENTION, case, "triton")}
+    requested = {name: (key, default) for name, key, default in tune._lookups(ATTENTION, case, "triton")}
     programs: list[str] = []
     timed(monkeypatch, lambda program: programs.append(program) or 1.0)
-    key, default = asked["paged_decode_splits"]
+    key, default = requested["paged_decode_splits"]
     question = tune.Question("paged_decode_splits", key, default, ATTENTION, (case,))
     tune.Timer(question, 0.1, float("inf"), {("paged_decode", key): {"num_warps": 2}})
     assert "num_warps=2" in programs[0]
@@ -237,10 +237,10 @@ def test_a_candidate_is_timed_beside_the_entries_that_the_table_has(monkeypatch:
 
 @needs_mosaic
 def test_where_jax_has_mosaic_it_is_asked_after_triton() -> None:
-    found = tune.questions("paged_attention/llama3_8b")
-    assert [(each.name, each.key, each.implementation) for each in found][-1] == (TABLE, KEY, "mosaic")
-    assert found[-1].default == Pipeline(4)
-    assert {"llama3_8b_prefill_2k", "llama3_8b_mixed"} < {case.name for case in found[-1].cases}
+    actual = tune.questions("paged_attention/llama3_8b")
+    assert [(each.name, each.key, each.implementation) for each in actual][-1] == (TABLE, KEY, "mosaic")
+    assert actual[-1].default == Pipeline(4)
+    assert {"llama3_8b_prefill_2k", "llama3_8b_mixed"} < {case.name for case in actual[-1].cases}
 
 
 @needs_mosaic

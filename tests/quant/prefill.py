@@ -28,7 +28,7 @@ def prepared_and_weights(
     kv_cache_dtype: str = "auto",
     expert_parts: int = 1,
 ) -> tuple[Prepared, tuple[jax.Array, ...]]:
-    asked = EngineConfig(
+    engine_config = EngineConfig(
         model=str(folder),
         dtype="float32",
         quantization=quantization,
@@ -42,7 +42,7 @@ def prepared_and_weights(
     )
     with closing(open_checkpoint(folder)) as checkpoint:
         mesh = platform.make_mesh(parts, expert_parts)
-        prepared = prepare(asked, checkpoint, mesh)
+        prepared = prepare(engine_config, checkpoint, mesh)
         return prepared, load(prepared.model, checkpoint, mesh)
 
 

@@ -82,9 +82,9 @@ def loaded_experts(folder: Path, split: tuple[int, int]) -> dict[str, np.ndarray
     graph, state = nnx.split(prepared.model, nnx.Param)
     model: Any = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
     experts = model.layers[0].mlp.experts
-    found = {name: getattr(experts, name).get_value() for name in ("gate_up_proj", "down_proj")}
-    assert all(isinstance(weight, PackedExperts) for weight in found.values())
-    return {name: np.asarray(dequantize(weight)) for name, weight in found.items()}
+    actual = {name: getattr(experts, name).get_value() for name in ("gate_up_proj", "down_proj")}
+    assert all(isinstance(weight, PackedExperts) for weight in actual.values())
+    return {name: np.asarray(dequantize(weight)) for name, weight in actual.items()}
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_stored_experts_mean_what_the_format_says(folder: Path, tmp_path: Path, 
     expected = {key: value.numpy() for key, value in tensors_of(floats).items()}
     prefix = "model.layers.0.block_sparse_moe.experts."
     for split in SPLITS:
-        found = loaded_experts(packed, split)
+        actual = loaded_experts(packed, split)
         for x in range(4):
             for half, part in enumerate(("w1", "w3")):
-                np.testing.assert_array_equal(found["gate_up_proj"][x, half], expected[f"{prefix}{x}.{part}.weight"])
-            np.testing.assert_array_equal(found["down_proj"][x], expected[f"{prefix}{x}.w2.weight"])
+                np.testing.assert_array_equal(actual["gate_up_proj"][x, half], expected[f"{prefix}{x}.{part}.weight"])
+            np.testing.assert_array_equal(actual["down_proj"][x], expected[f"{prefix}{x}.w2.weight"])
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_logits_are_those_of_experts_rounded_on_load(
     expected = float_logits(
         with_tensors(folder, tmp_path / "floats", floats), PROMPTS["middle"], "fp8" if kind == "fp8" else "float", 2
     )
-    found = prefill_logits(folder, PROMPTS["middle"], kind, split[0], expert_parts=split[1])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=FLIPPED if kind == "fp8" else EXACT)
+    actual = prefill_logits(folder, PROMPTS["middle"], kind, split[0], expert_parts=split[1])
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=FLIPPED if kind == "fp8" else EXACT)
 
 
 @pytest.mark.parametrize("split", SPLITS)

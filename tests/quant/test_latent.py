@@ -60,8 +60,8 @@ def write(folder: Path, to: Path, stored: Stored) -> tuple[Path, Path]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_logits_are_those_of_the_float_model(folder: Path, tmp_path: Path, name: str) -> None:
     packed, floats = write(folder, tmp_path, FORMATS[name])
-    found = prefill_logits(packed, PROMPTS["middle"], parts=2)
-    np.testing.assert_allclose(found, float_logits(floats, PROMPTS["middle"]), rtol=0, atol=EXACT)
+    actual = prefill_logits(packed, PROMPTS["middle"], parts=2)
+    np.testing.assert_allclose(actual, float_logits(floats, PROMPTS["middle"]), rtol=0, atol=EXACT)
 
 
 def test_rounding_on_load_leaves_the_absorbed_product_in_floats(folder: Path) -> None:

@@ -54,11 +54,11 @@ def config(folder: Path, method: str, bits: int = 4, **fields: int) -> QuantizeC
 
 @pytest.fixture(scope="module")
 def quantized(folder: Path) -> dict[tuple[str, int], tuple[Path, Done]]:
-    found = {}
+    actual = {}
     for method, bits in METHODS:
         target = folder.parent / f"{method}-{bits}"
-        found[method, bits] = target, quantize(config(folder, method, bits), TEXT, target, lambda *_: None)
-    return found
+        actual[method, bits] = target, quantize(config(folder, method, bits), TEXT, target, lambda *_: None)
+    return actual
 
 
 def dequantized(folder: Path) -> dict[str, torch.Tensor]:
@@ -69,11 +69,11 @@ def dequantized(folder: Path) -> dict[str, torch.Tensor]:
     """
     raw = json.loads((folder / "config.json").read_text())["quantization_config"]
     tensors = load_file(folder / "model.safetensors")
-    found = {}
+    actual = {}
     for name, tensor in tensors.items():
         if not name.endswith(".qweight"):
             if not name.endswith((".qzeros", ".scales", ".g_idx")):
-                found[name] = tensor.float()
+                actual[name] = tensor.float()
             continue
         stem = name.removesuffix("qweight")
         scale = tensors[f"{stem}scales"].float()
@@ -83,8 +83,8 @@ def dequantized(folder: Path) -> dict[str, torch.Tensor]:
             codes = unpacked(tensor.T, raw["bits"]).T
             zero = (unpacked(tensors[f"{stem}qzeros"], raw["bits"]) + 1) % 2 ** raw["bits"]
         index = torch.arange(len(codes)) // raw["group_size"]
-        found[f"{stem}weight"] = ((codes - zero[index]) * scale[index]).T.contiguous()
-    return found
+        actual[f"{stem}weight"] = ((codes - zero[index]) * scale[index]).T.contiguous()
+    return actual
 
 
 PACKED = ("qweight", "qzeros")
@@ -182,8 +182,8 @@ def test_gptq_error_is_below_that_of_any_single_code_changed() -> None:
     scale = np.repeat(np.asarray(codes.scale, np.float64), 16, 1)
     rounded = np.clip(np.rint(weight / scale), -8, 7) * scale
 
-    def error(found: np.ndarray) -> float:
-        return float(((x @ (weight - found).T) ** 2).sum())
+    def error(actual: np.ndarray) -> float:
+        return float(((x @ (weight - actual).T) ** 2).sum())
 
     assert error(np.asarray(codes.dequantize(), np.float64)) < 0.5 * error(rounded)
 
@@ -215,9 +215,9 @@ def test_what_cannot_be_quantized_is_refused(
 ) -> None:
     target = tmp_path / "new"
 
-    def refused(asked: QuantizeConfig, said: str, text: str = TEXT) -> None:
+    def refused(requested: QuantizeConfig, said: str, text: str = TEXT) -> None:
         with pytest.raises(ConfigError, match=said):
-            quantize(asked, text, target, lambda *_: None)
+            quantize(requested, text, target, lambda *_: None)
         assert not list(tmp_path.glob("new*"))
 
     refused(config(folder, "awq"), r"has 10 tokens but a sample takes 64; give a longer text", "Too short.")
@@ -261,7 +261,7 @@ def test_perplexity_is_that_of_transformers(folder: Path, executables: str) -> N
         compile_cache_dir=executables,
     )
     text = TEXT[:300]
-    found = score(llm, text, 40)
+    actual = score(llm, text, 40)
     tokens = llm.tokenizer.encode(text, add_special_tokens=True)
     model, nats, count = reference(folder), 0.0, 0
     for start in range(0, len(tokens), 40):
@@ -269,16 +269,16 @@ def test_perplexity_is_that_of_transformers(folder: Path, executables: str) -> N
         logits = torch.tensor(reference_logits(model, part), dtype=torch.float64)[:-1]
         nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(part[1:]), reduction="sum"))
         count += len(part) - 1
-    assert found.tokens == count
-    np.testing.assert_allclose(found.nats_per_token, nats / count, atol=1e-4)  # float32 against float64
-    np.testing.assert_allclose(json.loads(found.as_json())["perplexity"], np.exp(nats / count), rtol=1e-3)
+    assert actual.tokens == count
+    np.testing.assert_allclose(actual.nats_per_token, nats / count, atol=1e-4)  # float32 against float64
+    np.testing.assert_allclose(json.loads(actual.as_json())["perplexity"], np.exp(nats / count), rtol=1e-3)
     with pytest.raises(ConfigError, match="none can be predicted"):
         score(llm, "a", 40)
 
 
 def test_command_lines_are_read() -> None:
-    asked, target, text, evaluate = parse_quantize(["/m", "/o", "--method", "gptq", "--bits", "8", "--text", "t"])
-    assert (asked, target, text, evaluate) == (
+    requested, target, text, evaluate = parse_quantize(["/m", "/o", "--method", "gptq", "--bits", "8", "--text", "t"])
+    assert (requested, target, text, evaluate) == (
         QuantizeConfig(model="/m", method="gptq", bits=8),
         Path("/o"),
         Path("t"),

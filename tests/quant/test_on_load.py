@@ -55,14 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def floats(folder: Path) -> dict[str, Path]:
     """For each kind, a model of the rounded weights in float32."""
-    found = {}
+    actual = {}
     for kind in ("int8", "int4", "fp8"):
         tensors = {
             name: torch.tensor(rounded(value.numpy(), kind), dtype=torch.float32) if is_linear(name) else value
             for name, value in tensors_of(folder).items()
         }
-        found[kind] = with_tensors(folder, folder.parent / kind, tensors)
-    return found
+        actual[kind] = with_tensors(folder, folder.parent / kind, tensors)
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def test_every_method_has_a_name_on_the_command_line() -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 def test_logits_are_those_of_the_rounded_weights(folder: Path, floats: dict[str, Path], kind: str, parts: int) -> None:
     activations = METHODS[kind].activations
-    found = prefill_logits(folder, PROMPTS["long"], kind, parts)
+    actual = prefill_logits(folder, PROMPTS["long"], kind, parts)
     expected = float_logits(floats[kind.removesuffix("-w8a8")], PROMPTS["long"], activations, parts)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT if activations == "float" else FLIPPED)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT if activations == "float" else FLIPPED)
 
 
 def test_answers_are_those_of_the_rounded_weights_in_batches_of_any_size(
@@ -117,23 +117,25 @@ def test_rounding_errs_by_half_a_step_at_most(kind: str) -> None:
     if kind == "int4":
         parts = round_int4(weight, 32)
         scale, zero = (np.repeat(np.asarray(a, np.float32), 32, -1) for a in (parts.scale, parts.zero))
-        found = (unpack_pairs(parts.values) - zero) * scale
+        actual = (unpack_pairs(parts.values) - zero) * scale
         # A group spans 15 steps of a scale that is rounded by 2^-9 of itself.
-        assert (np.abs(found - weight) <= scale * (0.5 + 15 / 512)).all()
+        assert (np.abs(actual - weight) <= scale * (0.5 + 15 / 512)).all()
     else:
         parts = round_int8(weight) if kind == "int8" else round_fp8(weight)
-        found = parts.values.astype(np.float32) * parts.scale
+        actual = parts.values.astype(np.float32) * parts.scale
         step = parts.scale if kind == "int8" else np.maximum(np.abs(weight) / 8, parts.scale * 2**-9)
-        assert (np.abs(found - weight) <= step * 0.501).all()
-    assert not found[1, 2].any()
+        assert (np.abs(actual - weight) <= step * 0.501).all()
+    assert not actual[1, 2].any()
 
 
-@pytest.mark.parametrize(("asked", "said"), [("int8", "quantized (int8), the others in float32"), (None, "in float32")])
+@pytest.mark.parametrize(
+    ("requested", "said"), [("int8", "quantized (int8), the others in float32"), (None, "in float32")]
+)
 def test_the_log_says_how_weights_are_kept(
-    folder: Path, asked: str | None, said: str, caplog: pytest.LogCaptureFixture
+    folder: Path, requested: str | None, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "jserve.runtime.prepare"):
-        prepared_and_weights(folder, asked)
+        prepared_and_weights(folder, requested)
     expected = f"weights {said}, activations in float32, KV cache in float32; "
     assert [message for message in caplog.messages if message.startswith(expected)]
 

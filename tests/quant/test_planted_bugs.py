@@ -44,8 +44,8 @@ def first_blocks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     read = plain_values.PlainValues.scales
 
     def broken(self: Any, *args: Any) -> np.ndarray:
-        found = read(self, *args)
-        return np.repeat(found[:1], len(found), axis=0)
+        actual = read(self, *args)
+        return np.repeat(actual[:1], len(actual), axis=0)
 
     monkeypatch.setattr(plain_values.PlainValues, "scales", broken)
 

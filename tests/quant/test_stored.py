@@ -98,11 +98,11 @@ def quantized_weights(folder: Path, parts: int) -> dict[tuple[Any, ...], tuple[Q
     prepared, leaves = prepared_and_weights(folder, None, parts)
     graph, state = nnx.split(prepared.model, nnx.Param)
     model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
-    found = {}
+    actual = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Linear) and isinstance(module.weight.get_value(), QuantizedWeight):
-            found[path] = (module.weight.get_value(), module.weight.get_metadata()["source"])
-    return found
+            actual[path] = (module.weight.get_value(), module.weight.get_metadata()["source"])
+    return actual
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -110,9 +110,9 @@ def quantized_weights(folder: Path, parts: int) -> dict[tuple[Any, ...], tuple[Q
 def test_weights_mean_what_the_format_says(folder: Path, tmp_path: Path, name: str, parts: int) -> None:
     packed, floats = write(folder, tmp_path, FORMATS[name])
     expected = {key: value.numpy() for key, value in tensors_of(floats).items()}
-    found = quantized_weights(packed, parts)
-    assert len(found) == 4, "qkv, o, gate_up, down"
-    for path, (weight, source) in found.items():
+    actual = quantized_weights(packed, parts)
+    assert len(actual) == 4, "qkv, o, gate_up, down"
+    for path, (weight, source) in actual.items():
 
         def read(relative: str, index: tuple[slice, ...], path: tuple[Any, ...] = path) -> np.ndarray:
             module = list(map(str, path))
@@ -129,9 +129,9 @@ def test_weights_mean_what_the_format_says(folder: Path, tmp_path: Path, name: s
 def test_logits_are_those_of_the_float_model(folder: Path, tmp_path: Path, name: str) -> None:
     packed, floats = write(folder, tmp_path, FORMATS[name])
     activations = FORMATS[name].activations
-    found = prefill_logits(packed, PROMPTS["middle"], parts=2)
+    actual = prefill_logits(packed, PROMPTS["middle"], parts=2)
     expected = float_logits(floats, PROMPTS["middle"], activations, 2)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT if activations == "float" else FLIPPED)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT if activations == "float" else FLIPPED)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_modules_that_were_left_out_stay_in_floating_point(
 )
 def test_ignore_lists_are_read_where_no_tensors_tell(config: dict[str, Any], left_out: str) -> None:
     """As for weights that are filled at random."""
-    found = detect({"quantization_config": config}, None, {}, source="config.json")
-    assert found is not None
+    actual = detect({"quantization_config": config}, None, {}, source="config.json")
+    assert actual is not None
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"):
-        assert (found.scheme(module) is None) == (left_out in module), module
-    assert found.scheme("model.layers.10.self_attn.q_proj") is not None
+        assert (actual.scheme(module) is None) == (left_out in module), module
+    assert actual.scheme("model.layers.10.self_attn.q_proj") is not None
 
 
 def test_the_closest_target_of_a_mixed_configuration_wins() -> None:
@@ -186,10 +186,10 @@ def test_the_closest_target_of_a_mixed_configuration_wins() -> None:
             "one": {"targets": ["model.layers.1.mlp.down_proj"], "weights": INT8, "format": "int-quantized"},
         },
     }
-    found = detect({"quantization_config": config}, None, {}, source="config.json")
-    assert found is not None
+    actual = detect({"quantization_config": config}, None, {}, source="config.json")
+    assert actual is not None
     modules = ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
-    schemes = [found.scheme(module) for module in modules]
+    schemes = [actual.scheme(module) for module in modules]
     assert [scheme.layout(64).kind for scheme in schemes if scheme is not None] == ["int4", "fp8", "int8"]
 
 
@@ -208,8 +208,8 @@ def test_a_dynamic_rule_changes_the_bits_of_single_modules(folder: Path, tmp_pat
     raw = json.loads((packed / "config.json").read_text())
     raw["quantization_config"]["dynamic"] = {r"+:.*\.down_proj": {"bits": 8}}
     (packed / "config.json").write_text(json.dumps(raw))
-    found = {str(path[-1]): weight.values.dtype.name for path, (weight, _) in quantized_weights(packed, 1).items()}
-    assert found == {"qkv_proj": "uint8", "o_proj": "uint8", "gate_up_proj": "uint8", "down_proj": "int8"}
+    actual = {str(path[-1]): weight.values.dtype.name for path, (weight, _) in quantized_weights(packed, 1).items()}
+    assert actual == {"qkv_proj": "uint8", "o_proj": "uint8", "gate_up_proj": "uint8", "down_proj": "int8"}
 
 
 def test_projections_of_one_input_must_be_quantized_alike(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ SHAPE = {
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 EXACT = 1e-4
-"""Of logits of about 10 where the numbers are the same: float32 sums in another order."""
+"""How far logits of about 10 may differ where the numbers are the same: float32 sums in another order."""
 FLIPPED = 0.05
 """Where activations are rounded: one that lies between two values may fall to either, here and there."""
 

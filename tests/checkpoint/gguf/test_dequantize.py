@@ -40,8 +40,8 @@ def test_random_blocks_decode_to_the_same_bits_as_in_gguf(kind: gguf.GGMLQuantiz
     blocks = np.random.default_rng(3).integers(0, 256, (2 * 65_536 // known.values + 3, known.size), np.uint8)
     with np.errstate(all="ignore"):  # random scales overflow, on both sides alike
         expected = gguf.dequantize(blocks, kind)
-        found = dequantize(blocks, known)
-    np.testing.assert_array_equal(found, expected)
+        actual = dequantize(blocks, known)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_an_unknown_type_number_is_none() -> None:

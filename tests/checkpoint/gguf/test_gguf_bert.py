@@ -21,7 +21,7 @@ NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 2)
 
 
 def phantom(token: str) -> str:
-    """Of the converter, word for word but for the name of the mark."""
+    """The converter's lines, word for word but for the name of the mark."""
     if token.startswith("[") and token.endswith("]"):
         return token
     if token.startswith("##"):
@@ -68,8 +68,8 @@ def test_shape_and_weights_are_those_of_the_folder(
 ) -> None:
     folder = make_model(tmp_path / "hf", architecture, **{"max_position_embeddings": 40, **fields})
     path = write_bert(tmp_path / "m.gguf", folder, offset=offset)
-    with closing(open_checkpoint(path)) as found, closing(open_checkpoint(folder)) as original:
-        family, config = resolve_encoder(found.config(), source=path) or pytest.fail("no encoder")
+    with closing(open_checkpoint(path)) as actual, closing(open_checkpoint(folder)) as original:
+        family, config = resolve_encoder(actual.config(), source=path) or pytest.fail("no encoder")
         _, expected = resolve_encoder(original.config(), source=folder) or pytest.fail("no encoder")
         assert family.__name__ == "Encoder"  # BERT's own: no rows come before the first position
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "hidden_act"):
@@ -78,11 +78,11 @@ def test_shape_and_weights_are_those_of_the_folder(
             assert getattr(config, name) == getattr(expected, name)
         assert config.position_offset == 0
         names = [name for name in original.tensors() if "pooler" not in name]
-        assert set(found.tensors()) == set(names)
+        assert set(actual.tensors()) == set(names)
         for name in names:
             rows = slice(offset if "position_embeddings" in name else 0, None)
-            np.testing.assert_array_equal(found.read(name), original.read(name)[rows])
-        assert Embedder.of(found.config(), source=path) == Embedder("mean")
+            np.testing.assert_array_equal(actual.read(name), original.read(name)[rows])
+        assert Embedder.of(actual.config(), source=path) == Embedder("mean")
 
 
 def test_tokens_are_those_of_the_vocabulary(tmp_path: Path) -> None:

@@ -132,15 +132,15 @@ def test_a_file_says_what_the_model_says(case: str, tmp_path: Path) -> None:
 
 def each_expert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Llama 4's experts, which its folders keep in one tensor with the inputs first, by names of their own."""
-    found: dict[str, np.ndarray] = {}
+    actual: dict[str, np.ndarray] = {}
     for name, values in state.items():
         stem, _, part = name.partition(".experts.")
         parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(part, ())
         for each, of_all in zip(parts, np.split(values, len(parts), axis=-1) if parts else (), strict=True):
-            found |= {f"{stem}.experts.{n}.{each}.weight": matrix.T for n, matrix in enumerate(of_all)}
+            actual |= {f"{stem}.experts.{n}.{each}.weight": matrix.T for n, matrix in enumerate(of_all)}
         if not parts:
-            found[name] = values
-    return found
+            actual[name] = values
+    return actual
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -97,13 +97,13 @@ def test_groups_that_older_files_do_not_name_are_those_of_the_published_size(
     from jserve.checkpoint.gguf.family_config import further_fields
     from jserve.checkpoint.gguf.keys import Keys
 
-    told = {"expert_count": experts, "expert_used_count": 6, "expert_feed_forward_length": 16}
-    told |= {"rope.dimension_count": 8, "attention.key_length": 20, "attention.value_length": 12}
-    told |= {"attention.kv_lora_rank": 16}
-    metadata = {"general.architecture": "deepseek2", **{f"deepseek2.{key}": value for key, value in told.items()}}
+    reported = {"expert_count": experts, "expert_used_count": 6, "expert_feed_forward_length": 16}
+    reported |= {"rope.dimension_count": 8, "attention.key_length": 20, "attention.value_length": 12}
+    reported |= {"attention.kv_lora_rank": 16}
+    metadata = {"general.architecture": "deepseek2", **{f"deepseek2.{key}": value for key, value in reported.items()}}
     common = {"num_hidden_layers": layers, "rope_scaling": None}
-    found = further_fields("DeepseekV2ForCausalLM", Keys(metadata, Path("m.gguf")), common, {})
-    assert (found["n_group"], found["topk_group"]) == groups
+    actual = further_fields("DeepseekV2ForCausalLM", Keys(metadata, Path("m.gguf")), common, {})
+    assert (actual["n_group"], actual["topk_group"]) == groups
 
 
 @pytest.mark.parametrize("lost", ["ffn_up_exps.weight", "ffn_up_exps.bias"])

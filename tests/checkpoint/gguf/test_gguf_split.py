@@ -17,10 +17,10 @@ def parts(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.glob("*.gguf"))
 
 
-@pytest.mark.parametrize("given", [0, 1, 2])
-def test_any_part_stands_for_all(parts: list[Path], given: int) -> None:
-    assert [part.name for part in parts] == [f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    checkpoint = open_checkpoint(parts[given])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_any_part_stands_for_all(parts: list[Path], part: int) -> None:
+    assert [path.name for path in parts] == [f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    checkpoint = open_checkpoint(parts[part])
     assert checkpoint.path == parts[0]
     state = tiny_state()
     assert set(checkpoint.tensors()) == set(state)

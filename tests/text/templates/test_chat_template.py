@@ -109,9 +109,9 @@ def test_an_open_last_message_is_that_of_transformers(template: str) -> None:
     messages = [TALK[0], {"role": "assistant", "content": "The answer is "}]
     expected = _reference(template, messages, continue_final_message=True)
     chat = _chat(template)
-    found = chat.render(messages, add_generation_prompt=False, continue_final_message=True)
-    assert found == expected
-    assert found.endswith("The answer is" if template == TRIMS else "The answer is ")
+    actual = chat.render(messages, add_generation_prompt=False, continue_final_message=True)
+    assert actual == expected
+    assert actual.endswith("The answer is" if template == TRIMS else "The answer is ")
 
 
 def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
@@ -150,13 +150,13 @@ def test_parts_and_strings_become_what_the_template_takes() -> None:
 
 
 def test_arguments_of_tool_calls_are_parsed_and_absent_fields_left_out() -> None:
-    asked = {"name": "weather", "arguments": '{"at": "Köln"}'}
+    requested = {"name": "weather", "arguments": '{"at": "Köln"}'}
     messages = [
         {"role": "user", "content": "Weather?", "name": None, "tool_calls": None},
         {
             "role": "assistant",
             "content": None,
-            "tool_calls": [{"id": "1", "type": "function", "function": asked}],
+            "tool_calls": [{"id": "1", "type": "function", "function": requested}],
         },
         {"role": "assistant", "content": "bye", "tool_calls": []},
     ]

@@ -95,8 +95,8 @@ def test_tools_and_calls_are_compact_json() -> None:
         '<|start|>system\n\nYou may call tools.<|eot|><|start|>user\n\na<|eot|><|start|>assistant\n\n{"name": "f", '
         '"parameters": {"x":1}}<|eot|><|start|>ipython\n\n42<|eot|><|start|>assistant\n\n'
     )
-    asked = render(LLAMA32, talk[:1], tools=[tool])
-    assert '{"type":"function","function":{"name":"f","description":"a < b","parameters":' in asked
+    requested = render(LLAMA32, talk[:1], tools=[tool])
+    assert '{"type":"function","function":{"name":"f","description":"a < b","parameters":' in requested
 
 
 def test_messages_of_one_role_in_a_row_are_one() -> None:

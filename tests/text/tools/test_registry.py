@@ -33,9 +33,9 @@ def test_every_format_is_recognised() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_gives_its_format_away(name: str) -> None:
-    found = recognise_tools(TEMPLATES[name])
-    assert found is not None
-    assert found.name == name
+    actual = recognise_tools(TEMPLATES[name])
+    assert actual is not None
+    assert actual.name == name
 
 
 @pytest.mark.parametrize("template", ["", "<|im_start|>{{ message.role }}", "<|tool_calls_section_begin|>"])
@@ -47,9 +47,9 @@ def test_other_templates_give_nothing_away(template: str) -> None:
     ("alias", "name"), [("qwen3_xml", "qwen3_coder"), ("llama4_pythonic", "pythonic"), ("gptoss", "openai")]
 )
 def test_names_of_vllm_are_understood(alias: str, name: str) -> None:
-    found = format_named(alias)
-    assert found is not None
-    assert found.name == name
+    actual = format_named(alias)
+    assert actual is not None
+    assert actual.name == name
     assert format_named("absent") is None
 
 
