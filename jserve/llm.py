@@ -237,7 +237,7 @@ class LLM:
             if refused is not None:
                 self.core.abort(list(choices))
                 raise RequestError(refused.error or "the request cannot run")
-            detokenizer = IncrementalDetokenizer(self.tokenizer, params.skip_special_tokens)
+            detokenizer = IncrementalDetokenizer(self.tokenizer, params.skip_special_tokens, before=request.token_ids)
             stops = StopMatcher(params.stop, params.include_stop_str_in_output)
             limits = params.repetition_detection
             repetition = RepetitionDetector(limits) if limits is not None else None

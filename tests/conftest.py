@@ -1,5 +1,6 @@
 """Shared worlds: the environment, tiny models, the real model, and engines that tests share."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.patience import PATIENCE_S
 
 # No property is decided by how fast its examples are made and run.
 hypothesis.settings.register_profile(
@@ -24,6 +27,13 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("jserve")
+
+# Nor by how fast a server answers: httpx would give up after five seconds. Kernels are also tested where it is missing.
+if importlib.util.find_spec("httpx"):
+    import httpx
+
+    for part in ("connect", "read", "write", "pool"):
+        setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, PATIENCE_S)
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REAL_ENCODER = "all-MiniLM-L6-v2"

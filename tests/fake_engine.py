@@ -97,7 +97,7 @@ class FakeEngine:
             if done == 1:
                 _stand_still(self.options.load_held_by)
         if self.options.fatal:
-            self.socket.send(EngineFatal(self.options.fatal, retry=False))
+            self.socket.send(EngineFatal(self.options.fatal, retry=self.options.fatal_may_pass))
             return False
         if self.options.exit_at_start is not None:
             sys.exit(self.options.exit_at_start)
@@ -218,7 +218,7 @@ class FakeEngine:
 
     def _embedding(self, request: Request, first: float, second: float) -> bytes:
         is_nan = self.options.nan_token in request.token_ids
-        return struct.pack("<2f", math.nan if is_nan else first, second)
+        return struct.pack("<2f", math.nan if is_nan else first, second) + bytes(4 * (self.options.embedding_size - 2))
 
     def _prompt_logprobs(self, request: Request) -> list[TokenLogprobs] | None:
         """A prompt's own token t is never the best: its logprob is -(t % 100) - 3, its rank 3."""
@@ -274,10 +274,12 @@ def main() -> None:
     parser.add_argument("--stall-held-by", type=Path, help="a file: after the stall token all stops while it is there")
     parser.add_argument("--eos", type=int, default=2)
     parser.add_argument("--fatal", default="")
+    parser.add_argument("--fatal-may-pass", action="store_true", help="what --fatal says might go better next time")
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
     parser.add_argument("--quote-token", type=int)
     parser.add_argument("--nan-token", type=int)
+    parser.add_argument("--embedding-size", type=int, default=2)
     options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     connection = socket.socket(fileno=options.fd)

@@ -32,7 +32,8 @@ HOUSE = (
         "flags and model files, checked; masks",
     ),
     Floor(("layers/", "schedule/", "text/"), "flax.nnx; who runs next; tokenizers, templates, grammars"),
-    Floor(("models/", "weights/", "api/"), "one file a family; sharded arrays; HTTP (no jax)"),
+    Floor(("models/", "api/"), "one file a family; HTTP and the engine's supervision (no jax)"),
+    Floor(("weights/",), "files into sharded arrays"),
     Floor(("runtime/",), "the only folder that compiles: step, sampler, memory, programs"),
     Floor(("engine/",), "the loop; the only folder that knows schedule/ and runtime/"),
     Floor(("llm.py",), "the offline API over the same engine"),
@@ -67,7 +68,7 @@ def drawing() -> str:
     """The house as text, the top floor first."""
     rows = [(number, "  ".join(floor.rooms), floor.holds) for number, floor in enumerate(HOUSE, 1)]
     width = max(len(rooms) for _, rooms, _ in rows if len(rooms) < 50)
-    lines = [f"{number}  {rooms:<{width}}  {holds}".rstrip() for number, rooms, holds in reversed(rows)]
+    lines = [f"{number:>2}  {rooms:<{width}}  {holds}".rstrip() for number, rooms, holds in reversed(rows)]
     return "```\n" + "\n".join(lines) + "\n```\n"
 
 

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 CLEAN = (
     *("benchmarks", "pallas_kernels", "tests/benchmarks"),
     *("jserve/engine", "jserve/layers", "jserve/models", "jserve/runtime", "jserve/weights"),
+    *("jserve/checkpoint", "jserve/commands", "jserve/config", "jserve/quant"),
+    *("jserve/text/output", "jserve/text/templates", "jserve/text/tokenizers", "jserve/text/tools"),
 )
 FILES = sorted(path for folder in CLEAN for path in (ROOT / folder).rglob("*.py"))
 EMPTY_NAMES = {"found", "asked", "given", "told"}

@@ -10,13 +10,14 @@ from jserve.api.access.account import Accounts
 from jserve.api.access.incoming_bodies import IncomingBodies
 from jserve.api.access.keys import KeyRing
 from jserve.api.generation.generation import Generator
+from jserve.api.generation.recent_items import RecentItems
 from jserve.api.model.grammars import GrammarChecker
 from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
-from jserve.errors import EngineUnavailableError
+from jserve.errors import EngineUnavailableError, UnknownModelError
 from jserve.text.grammars.grammar_worker import GrammarSetup
 
 _MOST_BODIES = 8
@@ -37,6 +38,7 @@ class ServerContext:
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
+    recent_items: RecentItems = field(default_factory=RecentItems)
     grammars: GrammarChecker = field(init=False)
     bodies: IncomingBodies = field(init=False)
 
@@ -54,8 +56,18 @@ class ServerContext:
             raise EngineUnavailableError("the tokenizer is still loading; try again in a few seconds")
         return self.loaded_model
 
-    def admit(self) -> ServedModel:
-        """`model_when_ready` for a request: a refusal is counted."""
+    def check_name(self, name: str | None) -> None:
+        """Raise UnknownModelError unless `name` is served here; absent or empty means the only model."""
+        if name and name not in self.settings.model_names:
+            aliases = ", ".join(self.settings.listed_names)
+            raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
+
+    def admit(self, name: str | None) -> ServedModel:
+        """The model that a request names, before anything else of the request is looked at.
+
+        Raises UnknownModelError, or EngineUnavailableError where no request can be taken, which is counted.
+        """
+        self.check_name(name)
         try:
             return self.model_when_ready()
         except EngineUnavailableError:

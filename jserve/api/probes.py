@@ -11,7 +11,7 @@ from jserve.api.errors import answer_for
 from jserve.api.json_writer import JsonResponse
 from jserve.api.supervisor.client import EngineStatus
 from jserve.api.telemetry.metrics import CONTENT_TYPE
-from jserve.errors import EngineUnavailableError, UnknownModelError
+from jserve.errors import EngineUnavailableError
 from jserve.version import __version__
 
 
@@ -78,11 +78,7 @@ async def show_model(request: Request) -> Response:
     """One model by name; names may hold slashes."""
     server = context_of(request)
     name = request.path_params["name"]
-    names = server.settings.model_names
-    if name not in names:
-        aliases = ", ".join(server.settings.listed_names)
-        message = f"The model `{name}` does not exist. Valid aliases: {aliases}."
-        raise UnknownModelError(message, param="model")
+    server.check_name(name)
     return JsonResponse(_model_card(server, name))
 
 

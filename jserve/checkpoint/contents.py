@@ -51,7 +51,7 @@ class Contents:
 
     @property
     def num_bytes(self) -> int:
-        """Of the files."""
+        """Sum of the files' sizes."""
         return sum(file.stat().st_size for file in self.files)
 
     @property
@@ -115,8 +115,8 @@ def _stored_as(rows: Iterable[tuple[str, int, int]]) -> tuple[StoredAs, ...]:
         total = totals.setdefault(kind, [0, 0, 0])
         for column, value in enumerate((1, parameters, size)):
             total[column] += value
-    found = [StoredAs(kind, *total) for kind, total in totals.items()]
-    return tuple(sorted(found, key=lambda kind: -kind.num_parameters))
+    kinds = [StoredAs(kind, *total) for kind, total in totals.items()]
+    return tuple(sorted(kinds, key=lambda kind: -kind.num_parameters))
 
 
 def _parameters_in(name: str, info: TensorInfo) -> int:

@@ -79,8 +79,8 @@ class ConvertedCheckpoint:
                 row = file.size // info.shape[0]
                 rows = range(*index[0].indices(info.shape[0]))
                 file.will_need(rows.start * row, len(rows) * row)
-            found: np.ndarray[Any, Any] = np.frombuffer(file.buffer, info.dtype).reshape(info.shape)[index]
-        return found
+            values: np.ndarray[Any, Any] = np.frombuffer(file.buffer, info.dtype).reshape(info.shape)[index]
+        return values
 
     def close(self) -> None:
         """Nothing is held open."""

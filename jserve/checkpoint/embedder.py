@@ -109,8 +109,8 @@ def _read_pooling(file: Path) -> dict[str, Any]:
     newer = raw.get("pooling_mode")
     modes = [newer] if isinstance(newer, str) else newer if isinstance(newer, list) else []
     modes = [*modes, *(name for name, is_on in raw.items() if name.startswith("pooling_mode_") and is_on is True)]
-    found = [str(mode).removeprefix("pooling_mode_") for mode in modes]
-    return {"modes": found, "include_prompt": raw.get("include_prompt") is not False}
+    names = [str(mode).removeprefix("pooling_mode_") for mode in modes]
+    return {"modes": names, "include_prompt": raw.get("include_prompt") is not False}
 
 
 def _plain_name(path: Any, folder: Path) -> str:
@@ -137,17 +137,17 @@ def _refuse_modules(modules: list[str], source: Path | str) -> None:
 
 
 def _pooling(facts: Mapping[str, Any], architecture: str, source: Path | str) -> Pooling:
-    told = facts.get("pooling")
-    if not isinstance(told, Mapping):
+    stated = facts.get("pooling")
+    if not isinstance(stated, Mapping):
         return "mean" if _is_encoder(architecture) else "last"
-    modes = _texts(told.get("modes"))
+    modes = _texts(stated.get("modes"))
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         listed = ", ".join(modes) or "none"
         raise CheckpointError(
             f"{source}: its pooling is {listed}; supported is one of cls, mean, mean_sqrt_len and lasttoken"
         )
     pooling = _POOLINGS[modes[0]]
-    if told.get("include_prompt") is False and pooling != "last":
+    if stated.get("include_prompt") is False and pooling != "last":
         raise CheckpointError(f"{source}: pooling that leaves the prompt out (include_prompt) is not supported")
     return pooling
 

@@ -92,7 +92,7 @@ class HuggingFaceCheckpoint:
 
 
 LONGEST_NAME = 255
-"""Of a file, on every system that a model is kept on."""
+"""Characters of a file's name, on every system that a model is kept on."""
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from jserve.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 << 20
-"""Of a file. The index of a model of a trillion parameters has some 30 MB; parsed, text grows about tenfold."""
+"""Largest file that is read. The index of a model of a trillion parameters has some 30 MB; parsed, it grows tenfold."""
 
 
 def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:

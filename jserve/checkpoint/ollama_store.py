@@ -105,7 +105,7 @@ def find_ollama_model(model: str | Path) -> OllamaModel:
         manifest = _find_manifest(store, name)
         if manifest is not None:
             return _read_model(store, manifest, name)
-    pulled = [found for store in stores for found in _pulled(store)]
+    pulled = [candidate for store in stores for candidate in _pulled(store)]
     listed = ", ".join(pulled[:8]) + (", ..." if len(pulled) > 8 else "")
     raise CheckpointError(
         f"{name.shown} is not among the models that Ollama has pulled to {' or '.join(map(str, stores))}; "
@@ -135,8 +135,8 @@ def kept_ollama_model(folder: Path) -> OllamaModel | None:
 
 
 def _stores() -> list[Path]:
-    given = os.environ.get("OLLAMA_MODELS")
-    return [Path(given).expanduser()] if given else [Path.home() / ".ollama" / "models", _SERVICE_STORE]
+    folder = os.environ.get("OLLAMA_MODELS")
+    return [Path(folder).expanduser()] if folder else [Path.home() / ".ollama" / "models", _SERVICE_STORE]
 
 
 def _find_manifest(store: Path, name: _Name) -> Path | None:
@@ -221,10 +221,11 @@ class _Layers:
         path = self._store / "blobs" / f"sha256-{match[1].lower()}"
         if not _is_file(path):
             raise CheckpointError(f"{path} is missing although {self._manifest} names it; pull the model again")
-        size, found = layer.get("size"), path.stat().st_size
-        if isinstance(size, int) and size != found:
+        size, actual = layer.get("size"), path.stat().st_size
+        if isinstance(size, int) and size != actual:
             raise CheckpointError(
-                f"{path} has {found:,} bytes but {self._manifest} says {size:,}; it is incomplete, pull the model again"
+                f"{path} has {actual:,} bytes but {self._manifest} says {size:,}; "
+                "it is incomplete, pull the model again"
             )
         return path
 
@@ -249,14 +250,14 @@ class _Layers:
         return merged
 
     def messages(self) -> tuple[Mapping[str, str], ...]:
-        found: list[Mapping[str, str]] = []
+        messages: list[Mapping[str, str]] = []
         for layer in self.of("messages"):
             path = self.blob(layer)
             listed = parse_json(read_bounded(path, _MAX_TEXT), path)
             if not isinstance(listed, list) or not all(_is_message(entry) for entry in listed):
                 raise CheckpointError(f"{path} must hold a list of messages, each with a role and a content")
-            found += [{"role": entry["role"], "content": entry["content"]} for entry in listed]
-        return tuple(found)
+            messages += [{"role": entry["role"], "content": entry["content"]} for entry in listed]
+        return tuple(messages)
 
 
 def _is_message(entry: Any) -> bool:

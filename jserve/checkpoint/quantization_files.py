@@ -11,7 +11,7 @@ from jserve.checkpoint.json_file import read_json
 _LIMIT = 8 << 20
 """Bytes; lists of modules are the longest part."""
 GPTQ, AWQ, MODELOPT = "quantize_config.json", "quant_config.json", "hf_quant_config.json"
-"""Of AutoGPTQ, of AutoAWQ and of NVIDIA's ModelOpt."""
+"""Written by AutoGPTQ, by AutoAWQ and by NVIDIA's ModelOpt."""
 
 
 def with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if (folder / AWQ).exists():
         return {**config, "quantization_config": {"quant_method": "awq", **read_json(folder / AWQ, limit=_LIMIT)}}
     if (folder / MODELOPT).exists():
-        told = read_json(folder / MODELOPT, limit=_LIMIT).get("quantization")
-        algorithm = told.get("quant_algo") if isinstance(told, dict) else None
+        section = read_json(folder / MODELOPT, limit=_LIMIT).get("quantization")
+        algorithm = section.get("quant_algo") if isinstance(section, dict) else None
         method = f"modelopt ({algorithm}, says {MODELOPT})"
         return {**config, "quantization_config": {"quant_method": method}}
     return config

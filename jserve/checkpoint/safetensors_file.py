@@ -136,7 +136,7 @@ class SafetensorsFile:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, whose names must differ: of two tensors of one name the last would win silently."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise ValueError("a name stands there twice")
-    return found
+    return fields

@@ -47,5 +47,5 @@ def cut(text: str, tokenizer: Tokenizer, samples: int, length: int) -> np.ndarra
         )
     stretches = tokens[: there * length].reshape(there, length)
     chosen = np.linspace(0, there - 1, min(samples, there)).round().astype(int)
-    found: np.ndarray = stretches[chosen]
-    return found
+    chosen_stretches: np.ndarray = stretches[chosen]
+    return chosen_stretches

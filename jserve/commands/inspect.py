@@ -42,7 +42,7 @@ class Inspection:
     tokens_of_server: int | None = None
     max_model_len: int | None = None
     pooling: str | None = None
-    """Of a model for embeddings, which generates nothing."""
+    """Set for a model for embeddings, which generates nothing."""
     memory: dict[str, int] | None = None
 
 
@@ -54,12 +54,12 @@ _SHAPE = (
 """Keys of `config.json` that are shown where they are there."""
 
 
-def inspect(asked: EngineConfig, device: str) -> Inspection:
+def inspect(engine_config: EngineConfig, device: str) -> Inspection:
     """Look at the files and plan a start. Raises CheckpointError where there is nothing to look at."""
-    contents = read_contents(asked.model)
+    contents = read_contents(engine_config.model)
     inner = contents.config.get("text_config")
     config = {**(inner if isinstance(inner, dict) else {}), **contents.config}
-    found = Inspection(
+    inspection = Inspection(
         path=contents.path,
         format=contents.format,
         architecture=contents.architecture,
@@ -72,23 +72,23 @@ def inspect(asked: EngineConfig, device: str) -> Inspection:
         runs=False,
         problem=contents.problem,
         device=device,
-        tensor_parallel_size=asked.tensor_parallel_size,
+        tensor_parallel_size=engine_config.tensor_parallel_size,
     )
-    return _with_capacity(found, contents, asked)
+    return _with_capacity(inspection, contents, engine_config)
 
 
-def _with_capacity(found: Inspection, contents: Contents, asked: EngineConfig) -> Inspection:
+def _with_capacity(inspection: Inspection, contents: Contents, engine_config: EngineConfig) -> Inspection:
     if contents.problem is not None:
-        return found
+        return inspection
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is put on a device, and a GPU takes seconds to open
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from jserve.runtime.capacity import device_memory, estimate
 
-    device_memory(found.device)  # an unknown device is no property of the model
-    fields = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
+    device_memory(inspection.device)  # an unknown device is no property of the model
+    fields = {name: getattr(inspection, name) for name in Inspection.__dataclass_fields__}
     try:
-        with closing(open_checkpoint(asked.model)) as checkpoint:
-            capacity = estimate(checkpoint, asked, found.device)
+        with closing(open_checkpoint(engine_config.model)) as checkpoint:
+            capacity = estimate(checkpoint, engine_config, inspection.device)
             embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
     except StartupError as problem:
         return Inspection(**fields | {"problem": str(problem)})
@@ -108,12 +108,12 @@ def _with_capacity(found: Inspection, contents: Contents, asked: EngineConfig) -
     return Inspection(**fields)
 
 
-def to_json(found: Inspection) -> str:
+def to_json(inspection: Inspection) -> str:
     """One JSON object, for scripts."""
-    return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(inspection), indent=2).decode()
 
 
-def print_table(found: Inspection) -> None:
+def print_table(inspection: Inspection) -> None:
     """The same for a person, on standard output."""
     from rich.console import Console
     from rich.table import Table
@@ -121,50 +121,54 @@ def print_table(found: Inspection) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _rows(found):
+    for name, value in _rows(inspection):
         table.add_row(name, value)
     Console(soft_wrap=False, highlight=False, markup=False).print(table)
 
 
-def _rows(found: Inspection) -> list[tuple[str, str]]:
-    plural = "" if found.files == 1 else "s"
+def _rows(inspection: Inspection) -> list[tuple[str, str]]:
+    plural = "" if inspection.files == 1 else "s"
     rows = [
-        ("model", found.path),
-        ("format", f"{found.format}, {found.files} file{plural}, {_size(found.bytes)}"),
-        ("architecture", found.architecture),
-        ("shape", ", ".join(f"{name} {value:,}" for name, value in found.shape.items()) or "unknown"),
-        ("parameters", f"{found.parameters:,}"),
+        ("model", inspection.path),
+        ("format", f"{inspection.format}, {inspection.files} file{plural}, {_size(inspection.bytes)}"),
+        ("architecture", inspection.architecture),
+        ("shape", ", ".join(f"{name} {value:,}" for name, value in inspection.shape.items()) or "unknown"),
+        ("parameters", f"{inspection.parameters:,}"),
     ]
-    for number, kind in enumerate(found.stored):
+    for number, kind in enumerate(inspection.stored):
         size = _size(kind["num_bytes"]) if kind["num_bytes"] else "size unknown"
         text = f"{kind['type']}: {kind['num_parameters']:,} in {kind['num_tensors']:,} tensors, {size}"
         rows.append(("stored as" if number == 0 else "", text))
-    if found.quantization:
-        rows.append(("quantization", found.quantization))
-    where = f"{found.tensor_parallel_size} x {found.device}" if found.tensor_parallel_size > 1 else found.device
-    if found.memory is None or found.tokens_of_server is None or found.max_model_len is None:
-        return [*rows, ("runs", f"no: {found.problem}")]
-    spread = " per device" if found.tensor_parallel_size > 1 else ""
-    used = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in found.memory.items() if size)
-    rows += [("runs", f"yes, on {where} in {found.dtype}"), (f"memory{spread}", used)]
-    if found.pooling:
-        rows.append(("embeds", f"texts of up to {found.max_model_len:,} tokens, {found.pooling} pooling"))
-    if not found.kv_bytes_per_token:
+    if inspection.quantization:
+        rows.append(("quantization", inspection.quantization))
+    where = (
+        f"{inspection.tensor_parallel_size} x {inspection.device}"
+        if inspection.tensor_parallel_size > 1
+        else inspection.device
+    )
+    if inspection.memory is None or inspection.tokens_of_server is None or inspection.max_model_len is None:
+        return [*rows, ("runs", f"no: {inspection.problem}")]
+    spread = " per device" if inspection.tensor_parallel_size > 1 else ""
+    used = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in inspection.memory.items() if size)
+    rows += [("runs", f"yes, on {where} in {inspection.dtype}"), (f"memory{spread}", used)]
+    if inspection.pooling:
+        rows.append(("embeds", f"texts of up to {inspection.max_model_len:,} tokens, {inspection.pooling} pooling"))
+    if not inspection.kv_bytes_per_token:
         return rows
     return [
         *rows,
-        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token{_before_windows(found)}"),
-        ("fits", f"{found.tokens_that_fit:,} tokens; a server of the default flags {_as_contexts(found)}"),
+        ("KV cache", f"{inspection.kv_bytes_per_token:,} bytes per token{_before_windows(inspection)}"),
+        ("fits", f"{inspection.tokens_that_fit:,} tokens; a server of the default flags {_as_contexts(inspection)}"),
     ]
 
 
-def _before_windows(found: Inspection) -> str:
-    before = found.kv_bytes_before_windows
-    return "" if before == found.kv_bytes_per_token else f", {before:,} where it lies before the window"
+def _before_windows(inspection: Inspection) -> str:
+    before = inspection.kv_bytes_before_windows
+    return "" if before == inspection.kv_bytes_per_token else f", {before:,} where it lies before the window"
 
 
-def _as_contexts(found: Inspection) -> str:
-    tokens, longest = found.tokens_of_server or 0, found.max_model_len or 1
+def _as_contexts(inspection: Inspection) -> str:
+    tokens, longest = inspection.tokens_of_server or 0, inspection.max_model_len or 1
     return f"{tokens:,} = {max(1, tokens // longest):,} x {longest:,}"
 
 

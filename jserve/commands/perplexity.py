@@ -48,7 +48,7 @@ class Perplexity:
 
 
 def measure(config: EngineConfig, text: str, length: int) -> Perplexity:
-    """Of a model that is started for it. Raises StartupError where it cannot be, or the text is too short."""
+    """Start a model and score the text. Raises StartupError where it cannot start, or the text is too short."""
     from jserve.llm import LLM  # brings jax, which `--help` need not wait for
 
     options = msgspec.structs.asdict(config)
@@ -56,8 +56,10 @@ def measure(config: EngineConfig, text: str, length: int) -> Perplexity:
 
 
 def score(llm: "LLM", text: str, length: int) -> Perplexity:
-    """Of a model that runs. Raises ConfigError where the text has no two tokens, RequestError where a stretch of
-    `length` tokens is more than the model takes.
+    """Score a text with a model that runs.
+
+    Raises ConfigError where the text has no two tokens, RequestError where a stretch of `length` tokens is more than
+    the model takes.
     """
     tokens = llm.tokenizer.encode(text, add_special_tokens=True)
     stretches = [tokens[start : start + length] for start in range(0, len(tokens), length)]
@@ -68,7 +70,7 @@ def score(llm: "LLM", text: str, length: int) -> Perplexity:
 
 
 def score_tokens(llm: "LLM", stretches: list[list[int]]) -> Perplexity:
-    """Of all but the first token of each stretch."""
+    """The perplexity of all but the first token of each stretch."""
     outputs = llm.generate(stretches, SamplingParams(max_tokens=0, prompt_logprobs=0))
     scores = [entry.logprob for output in outputs for entry in output.prompt_logprobs or ()]
     assert len(scores) == sum(len(stretch) - 1 for stretch in stretches)

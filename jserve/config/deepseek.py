@@ -16,7 +16,7 @@ class GroupRouting:
     corrected: bool = False
     """Whether a bias of each expert takes part in the choice, though not in the weights."""
     scale: float = 1.0
-    """Of the weights of a token's experts."""
+    """What the weights of a token's experts are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class LatentConfig:
     rope_dim: int
     """Numbers beside them that are rotated and are the same in the keys of all heads."""
     key_dim: int
-    """Of a head's key without what is rotated."""
+    """Size of a head's key without what is rotated."""
     value_dim: int
     query_rank: int | None = None
     """Numbers that the queries of all heads are made of; None where they are made of the residual."""

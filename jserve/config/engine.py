@@ -77,7 +77,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 64
     sequence_length: int = 512
     steps: int = 60
-    """Of Adam, for each group of linear layers that share an input; awq alone."""
+    """Steps of Adam for each group of linear layers that share an input; awq alone."""
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class MixtureConfig:
     """Whether the weights of a token's experts are scaled to a sum of 1."""
     gate_slope: float = 1.0
     gate_limit: float = float("inf")
-    """Of gpt-oss: (up + 1) * gate * sigmoid(slope * gate), with gate and up cut off at the limit."""
+    """gpt-oss computes (up + 1) * gate * sigmoid(slope * gate), with gate and up cut off at the limit."""
     dense_layers: frozenset[int] = frozenset()
     """Layers that keep one feed-forward block, of `ModelConfig.intermediate_size`."""
     routing: GroupRouting | None = None
@@ -54,7 +54,7 @@ class ModelConfig:
     max_position_embeddings: int
     norm_eps: float
     rope: RopeConfig
-    """Of the layers that see everything, where layers differ."""
+    """Where layers differ, that of the layers that see everything."""
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False

@@ -99,9 +99,9 @@ def resolve(raw: dict[str, Any], *, source: Path | str) -> tuple[type[CausalLM],
                 raw = _without_head(raw, source)
             return family, family.read_config(raw, source=source)
     listed = ", ".join([*ARCHITECTURES, *ENCODERS])
-    named = ", ".join(map(str, names)) or "none"
+    listed_names = ", ".join(map(str, names)) or "none"
     own = " (it comes with code of its own, named in auto_map, which is not run)" if raw.get("auto_map") else ""
-    raise CheckpointError(f"{source}: architecture {named} is not supported{own}; supported are {listed}")
+    raise CheckpointError(f"{source}: architecture {listed_names} is not supported{own}; supported are {listed}")
 
 
 def resolve_encoder(raw: dict[str, Any], *, source: Path | str) -> tuple[type[Encoder], ModelConfig] | None:

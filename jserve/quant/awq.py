@@ -33,8 +33,8 @@ class AwqWeight(StoredScheme):
     def tensors(self, name: str, shape: tuple[int, ...]) -> Shapes:
         stem, (outputs, inputs) = name.removesuffix("weight"), shape
         groups = self.layout(inputs).groups(inputs)
-        found: Shapes = {f"{stem}qweight": (inputs, outputs // 8), f"{stem}scales": (groups, outputs)}
-        return found | ({f"{stem}qzeros": (groups, outputs // 8)} if self.asymmetric else {})
+        shapes: Shapes = {f"{stem}qweight": (inputs, outputs // 8), f"{stem}scales": (groups, outputs)}
+        return shapes | ({f"{stem}qzeros": (groups, outputs // 8)} if self.asymmetric else {})
 
     def values(self, read: Read, stem: str, rows: slice, columns: slice) -> Array:
         words, within = words_of(rows, 4)
@@ -51,8 +51,8 @@ class AwqWeight(StoredScheme):
 
 def _in_order(words: Array) -> Array:
     """i32[rows, words] to u8[rows, 8 * words], outputs in order."""
-    found = codes(words, 4).reshape(len(words), -1, 8)
-    return np.ascontiguousarray(found[..., PLACES]).reshape(len(words), -1)
+    by_word = codes(words, 4).reshape(len(words), -1, 8)
+    return np.ascontiguousarray(by_word[..., PLACES]).reshape(len(words), -1)
 
 
 @dataclass(frozen=True, slots=True)

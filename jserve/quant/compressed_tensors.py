@@ -47,27 +47,27 @@ class PackedWeight(StoredScheme):
         stem, (outputs, inputs) = name.removesuffix("weight"), shape
         layout, per_word = self.layout(inputs), 32 // self.bits
         groups = layout.groups(inputs)
-        found: Shapes = {
+        shapes: Shapes = {
             f"{stem}weight_packed": (outputs, -(-inputs // per_word)),
             f"{stem}weight_scale": (outputs, groups),
         }
         if layout.asymmetric:
-            found[f"{stem}weight_zero_point"] = (-(-outputs // per_word), groups)
+            shapes[f"{stem}weight_zero_point"] = (-(-outputs // per_word), groups)
         if layout.ordered:
-            found[f"{stem}weight_g_idx"] = (inputs,)
-        return found
+            shapes[f"{stem}weight_g_idx"] = (inputs,)
+        return shapes
 
     def values(self, read: Read, stem: str, rows: slice, columns: slice) -> Array:
         return packed_bytes(read(f"{stem}weight_packed", (rows,)), self.bits)[:, columns]
 
     def scales(self, read: Read, stem: str, rows: slice, groups: slice) -> Array:
-        found = read(f"{stem}weight_scale", (rows,))
-        return found.reshape(len(found), -1)[:, groups]
+        stored = read(f"{stem}weight_scale", (rows,))
+        return stored.reshape(len(stored), -1)[:, groups]
 
     def zeros(self, read: Read, stem: str, rows: slice, groups: slice) -> Array:
         words, within = words_of(rows, self.bits)
-        found = read(f"{stem}weight_zero_point", (words,))
-        by_group = codes(found.reshape(len(found), -1)[:, groups].T, self.bits)
+        stored = read(f"{stem}weight_zero_point", (words,))
+        by_group = codes(stored.reshape(len(stored), -1)[:, groups].T, self.bits)
         return stored_zero(by_group[:, within].T, self.bits)
 
     def read_group_index(self, source: Source, read: Read, inputs: int) -> Array:
@@ -87,13 +87,13 @@ class CompressedTensors:
     def scheme(self, module: str) -> Scheme | None:
         if any(_rank(target, module) is not None for target in self.ignored):
             return None
-        found = [
+        ranked = [
             (rank, number)
             for number, (targets, _) in enumerate(self.groups)
             for target in targets
             if (rank := _rank(target, module)) is not None
         ]
-        return self.groups[min(found)[1]][1] if found else None
+        return self.groups[min(ranked)[1]][1] if ranked else None
 
 
 def _rank(target: str, module: str) -> int | None:

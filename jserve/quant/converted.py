@@ -51,8 +51,8 @@ class Kept:
     layouts: tuple[tuple[str, Layout], ...]
 
     def scheme(self, module: str) -> ConvertedWeight | None:
-        found = dict(self.layouts).get(module)
-        return None if found is None else ConvertedWeight(found)
+        layout = dict(self.layouts).get(module)
+        return None if layout is None else ConvertedWeight(layout)
 
 
 def config_of(layouts: Mapping[str, Layout]) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def read_converted(stored: Mapping[str, Any], scale_dtype: str) -> Kept:
 
 def _layout(module: str, entry: Any) -> Layout:
     with suppress(msgspec.ValidationError):
-        found = msgspec.convert(entry, Layout)
-        known = found.scale_dtype in _KINDS.get(found.kind, ()) and found.activations in _ACTIVATIONS
-        if known and found.group_size >= 0:
-            return found
+        layout = msgspec.convert(entry, Layout)
+        known = layout.scale_dtype in _KINDS.get(layout.kind, ()) and layout.activations in _ACTIVATIONS
+        if known and layout.group_size >= 0:
+            return layout
     raise CheckpointError(f"quantization_config of jserve: {module} has the layout {entry!r}; convert the model again")

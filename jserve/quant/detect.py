@@ -30,7 +30,7 @@ HALVES = ("float16", "bfloat16")
 
 
 def detect(
-    raw: Mapping[str, Any], asked: str | None, tensors: Mapping[str, Any], *, source: Path | str
+    raw: Mapping[str, Any], requested: str | None, tensors: Mapping[str, Any], *, source: Path | str
 ) -> Quantization | None:
     """The format of a model whose `config.json` is `raw` where `--quantization` is `asked`; None: as it is.
 
@@ -40,14 +40,14 @@ def detect(
     """
     stored = _stored(raw)
     if not stored:
-        if asked is None:
+        if requested is None:
             return None
-        if asked not in METHODS:
+        if requested not in METHODS:
             raise ConfigError(
-                f"--quantization is {asked!r} but {source} is not quantized; to quantize while loading, "
+                f"--quantization is {requested!r} but {source} is not quantized; to quantize while loading, "
                 f"choose {', '.join(METHODS)}"
             )
-        return OnLoad(asked)
+        return OnLoad(requested)
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
     if not isinstance(method, str) or not isinstance(stored, Mapping):
         raise CheckpointError(f"{source}: quantization_config is {stored!r} but must be an object with a quant_method")
@@ -56,9 +56,9 @@ def detect(
             f"{source}: the weights are quantized by {method!r}; supported are {', '.join(STORED)}. "
             "Take the model's unquantized weights, and --quantization to quantize them while loading"
         )
-    if asked not in (None, method):
+    if requested not in (None, method):
         raise ConfigError(
-            f"--quantization is {asked!r} but {source} is already quantized by {method}; leave the flag out, or "
+            f"--quantization is {requested!r} but {source} is already quantized by {method}; leave the flag out, or "
             "take the model's unquantized weights"
         )
     try:
@@ -83,6 +83,6 @@ def _stored(raw: Mapping[str, Any]) -> Any:
 
 def _scale_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
     """The 16-bit type that all scales are in, so that they stay as they are; float32 otherwise."""
-    found = {info.dtype for name, info in tensors.items() if name.endswith((".scales", ".weight_scale"))}
+    dtypes = {info.dtype for name, info in tensors.items() if name.endswith((".scales", ".weight_scale"))}
     declared = str(raw.get("dtype") or raw.get("torch_dtype"))
-    return next((half for half in HALVES if found == {half} or (not found and declared == half)), "float32")
+    return next((half for half in HALVES if dtypes == {half} or (not dtypes and declared == half)), "float32")

@@ -55,22 +55,22 @@ class OfExperts:
 
     def layout(self, inputs: int) -> Layout | None:
         """Raises CheckpointError for what is supported of linear layers alone."""
-        found = self.each.layout(inputs)
-        if found is None:
+        layout = self.each.layout(inputs)
+        if layout is None:
             return None
-        if found.ordered:
+        if layout.ordered:
             raise CheckpointError(
                 "experts in activation order (desc_act, actorder) are not supported; supported are groups of "
                 "neighbouring inputs"
             )
-        size = math.gcd(found.group_size, inputs, inputs // self.parts) if found.group_size else 0
+        size = math.gcd(layout.group_size, inputs, inputs // self.parts) if layout.group_size else 0
         share = inputs // self.parts
-        if found.kind in PAIRS and (size % 2 or share % 2):
+        if layout.kind in PAIRS and (size % 2 or share % 2):
             raise CheckpointError(
-                f"experts in 4 bits: {inputs} inputs over {self.parts} devices in groups of {found.group_size} would "
+                f"experts in 4 bits: {inputs} inputs over {self.parts} devices in groups of {layout.group_size} would "
                 "cut bytes in two; supported are even shares; raise --expert-parallel-size, or choose fewer devices"
             )
-        return replace(found, group_size=size, activations="float", static_input=False)
+        return replace(layout, group_size=size, activations="float", static_input=False)
 
     def tensors(self, name: str, shape: tuple[int, ...]) -> Shapes:
         return self.each.tensors(name, shape)
@@ -79,16 +79,16 @@ class OfExperts:
         own, wanted = self.each.layout(inputs), self.layout(inputs)
         assert own is not None
         assert wanted is not None
-        found = self.each.read(source, read, outputs, inputs)
+        parts = self.each.read(source, read, outputs, inputs)
 
         def regrouped(of_groups: Array) -> Array:
             if own.group_size == wanted.group_size:
                 return of_groups
             return of_groups[..., np.arange(wanted.groups(inputs)) * wanted.group_size // own.group_size]
 
-        values = found.values if found.values.dtype.isbuiltin == 1 else found.values.view(np.int8)
-        scale = regrouped(found.scale.astype(jnp.dtype(wanted.scale_dtype), copy=False))
-        zero = None if found.zero is None else regrouped(found.zero)
+        values = parts.values if parts.values.dtype.isbuiltin == 1 else parts.values.view(np.int8)
+        scale = regrouped(parts.scale.astype(jnp.dtype(wanted.scale_dtype), copy=False))
+        zero = None if parts.zero is None else regrouped(parts.zero)
         return Parts(values, scale.view(_bits_of(wanted.scale_dtype)), zero)
 
     def read_group_index(self, source: Source, read: Read, inputs: int) -> Array:

@@ -36,12 +36,12 @@ class GptqWeight(StoredScheme):
         stem, (outputs, inputs) = name.removesuffix("weight"), shape
         layout, per_word = self.layout(inputs), 32 // self.bits
         groups = layout.groups(inputs)
-        found: Shapes = {f"{stem}qweight": (inputs // per_word, outputs), f"{stem}scales": (groups, outputs)}
+        shapes: Shapes = {f"{stem}qweight": (inputs // per_word, outputs), f"{stem}scales": (groups, outputs)}
         if layout.asymmetric:
-            found[f"{stem}qzeros"] = (groups, -(-outputs // per_word))
+            shapes[f"{stem}qzeros"] = (groups, -(-outputs // per_word))
         if layout.ordered:
-            found[f"{stem}g_idx"] = (inputs,)
-        return found
+            shapes[f"{stem}g_idx"] = (inputs,)
+        return shapes
 
     def values(self, read: Read, stem: str, rows: slice, columns: slice) -> Array:
         return packed_bytes(read(f"{stem}qweight", (slice(None), rows)).T, self.bits)[:, columns]
@@ -51,9 +51,9 @@ class GptqWeight(StoredScheme):
 
     def zeros(self, read: Read, stem: str, rows: slice, groups: slice) -> Array:
         words, within = words_of(rows, self.bits)
-        found = codes(read(f"{stem}qzeros", (groups, words)), self.bits)[:, within]
+        zero_points = codes(read(f"{stem}qzeros", (groups, words)), self.bits)[:, within]
         # A zero point of 0 is stored as -1, which is all ones.
-        return stored_zero((found.astype("int16") + self.zero_offset) & (2**self.bits - 1), self.bits).T
+        return stored_zero((zero_points.astype("int16") + self.zero_offset) & (2**self.bits - 1), self.bits).T
 
     def read_group_index(self, source: Source, read: Read, inputs: int) -> Array:
         if not self.act_order:

@@ -32,8 +32,8 @@ class Mxfp4Weight:
             return source.read(lambda name, index: plane(name, index[:2]), (*outputs, slice(0, size)))
 
         def values(name: str, rows: Index) -> Array:
-            found = read(f"{name}_blocks", rows)
-            return found.reshape(*found.shape[:2], -1)
+            blocks = read(f"{name}_blocks", rows)
+            return blocks.reshape(*blocks.shape[:2], -1)
 
         def scales(name: str, rows: Index) -> Array:
             return read(f"{name}_scales", rows).view(ml_dtypes.float8_e8m0fnu)

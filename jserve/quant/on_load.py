@@ -13,7 +13,7 @@ from jserve.quant.scheme import Array, Index, Parts, Read, Source, consecutive
 from jserve.quant.weight import Layout
 
 GROUP_SIZES = (128, 64, 32, 16)
-"""Of int4: the largest that divides the inputs."""
+"""Group sizes for int4; the largest that divides the inputs is taken."""
 
 METHODS: Mapping[str, Layout] = {
     "int8": Layout("int8"),

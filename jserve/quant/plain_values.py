@@ -30,8 +30,8 @@ class PlainValues(StoredScheme):
         stem = name.removesuffix("weight")
         outputs, inputs = shape
         rows = {"tensor": 1, "channel": outputs}.get(self.strategy) or -(-outputs // self.block[0])
-        found = {name: shape, f"{stem}{self.scale_name}": (rows, self.layout(inputs).groups(inputs))}
-        return found | ({f"{stem}{self.input_scale_name}": (1,)} if self.static_input else {})
+        shapes = {name: shape, f"{stem}{self.scale_name}": (rows, self.layout(inputs).groups(inputs))}
+        return shapes | ({f"{stem}{self.input_scale_name}": (1,)} if self.static_input else {})
 
     def values(self, read: Read, stem: str, rows: slice, columns: slice) -> Array:
         return read(f"{stem}weight", (rows, columns))

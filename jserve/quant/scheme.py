@@ -14,7 +14,7 @@ from jserve.quant.weight import Layout
 Array = np.ndarray[Any, Any]
 Index = tuple[slice, ...]
 Shapes = dict[str, tuple[int, ...]]
-"""Of tensors, by name."""
+"""Shapes of tensors by name."""
 Read = Callable[[str, Index], Array]
 """Reads a slice of a tensor of the checkpoint by its name relative to the module."""
 
@@ -136,21 +136,21 @@ def shared_index(source: Source, read: Read, tensor: str, groups: int) -> Array:
 
     Raises CheckpointError where they differ, or name what is none of the groups.
     """
-    found = [(stem, np.asarray(read(f"{stem}{tensor}", ())).astype(np.int32)) for stem in stems(source)]
-    for stem, index in found:
+    indices = [(stem, np.asarray(read(f"{stem}{tensor}", ())).astype(np.int32)) for stem in stems(source)]
+    for stem, index in indices:
         wrong = index[(index < 0) | (index >= groups)]
         if wrong.size:
             raise CheckpointError(
                 f"{stem}{tensor} names group {wrong[0]} but the groups are 0 to {groups - 1}; the file is damaged, or "
                 "quantization_config has another group_size than its quantizer"
             )
-    for stem, index in found[1:]:
-        if not np.array_equal(index, found[0][1]):
+    for stem, index in indices[1:]:
+        if not np.array_equal(index, indices[0][1]):
             raise CheckpointError(
-                f"{found[0][0]}{tensor} and {stem}{tensor} order the same inputs differently; projections of one "
+                f"{indices[0][0]}{tensor} and {stem}{tensor} order the same inputs differently; projections of one "
                 "input are served as one product, so they must share an order, as GPTQ's quantizers write it"
             )
-    return found[0][1]
+    return indices[0][1]
 
 
 def matches(module: str, pattern: str) -> bool:

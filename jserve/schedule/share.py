@@ -54,7 +54,8 @@ class Shares:
 
     def __init__(self, head_start: int) -> None:
         self._head_start = head_start
-        self._shares: dict[tuple[int, int], Share] = {}
+        self._shares: dict[tuple[int, int], Share] = {}  # with open sequences, by priority and tenant
+        self._served: dict[tuple[int, int], int] = {}  # of those without
         self._num_open: dict[int, int] = {}  # sequences by priority
 
     def open(self, priority: int, tenant: int) -> Share:
@@ -62,6 +63,7 @@ class Shares:
         share = self._shares.get((priority, tenant))
         if share is None:
             share = self._shares[priority, tenant] = Share(priority, tenant)
+            share.served = self._served.pop((priority, tenant), 0)
         if not share.backlog:
             self._lift(share)
         share.num_open += 1
@@ -75,14 +77,17 @@ class Shares:
         if share.starved is sequence:
             share.starved = None
         priority = share.priority
+        if not share.num_open:
+            del self._shares[priority, share.tenant]
+            self._served[priority, share.tenant] = share.served
         self._num_open[priority] -= 1
         if not self._num_open[priority]:
             del self._num_open[priority]
-            self._shares = {key: other for key, other in self._shares.items() if key[0] != priority}
+            self._served = {key: served for key, served in self._served.items() if key[0] != priority}
 
     @property
     def is_one(self) -> bool:
-        """Whether at most one tenant has been heard of lately."""
+        """Whether nobody has to share."""
         return len(self._shares) <= 1
 
     def in_order(self) -> list[Share]:
@@ -92,7 +97,7 @@ class Shares:
         return sorted([share for share in self._shares.values() if share.backlog], key=_by_order)
 
     def _lift(self, share: Share) -> None:
-        others = [other for other in self._shares.values() if other.priority == share.priority and other.num_open]
+        others = [other for other in self._shares.values() if other.priority == share.priority and other is not share]
         level = min((other.served for other in others if other.backlog), default=None)
         if level is None:  # nobody waits, so nobody loses
             level = max((other.served for other in others), default=0)
@@ -103,7 +108,7 @@ class Shares:
         for (priority, tenant), share in self._shares.items():
             mine = [sequence for sequence in sequences if sequence.share is share]
             name = f"tenant {tenant} at priority {priority}"
-            assert share.num_open == len(mine), f"{name} counts {share.num_open} open sequences but has {len(mine)}"
+            assert share.num_open == len(mine) > 0, f"{name} counts {share.num_open} open sequences but has {len(mine)}"
             owed = sum(sequence.num_owed for sequence in mine)
             assert share.backlog == owed >= 0, f"{name} owes {share.backlog} tokens but its sequences {owed}"
             assert share.waiting.num_live <= share.num_open, f"{name} has more that waits than is open"

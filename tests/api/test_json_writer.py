@@ -14,6 +14,7 @@ NOT_BODIES = {
     "model/served_model.py",
     "supervisor/process.py",
     "anthropic/conversation.py",
+    "openai/responses_api/conversation.py",
     "ollama/models.py",
     "openai/responses_api/answer.py",
 }

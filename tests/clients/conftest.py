@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import LiveServer, free_port, wait_until_ready
+from tests.api.conftest import (  # Servers with an engine that says what it is told to.
+    _importable_from_subprocesses,
+    make_server,
+    model_dir,
+    server,
+    tokenizer,
+)
 from tests.patience import PATIENCE_S
+
+__all__ = ["_importable_from_subprocesses", "make_server", "model_dir", "server", "tokenizer"]
 
 NAME = "smollm2"
 

@@ -158,7 +158,7 @@ def test_health_answers_before_much_is_imported_and_jax_is_never_loaded(
     wait_until(lambda: status_of(port, "/health") == 200)
     times = psutil.Process(command.process.pid).cpu_times()
     assert times.user + times.system < 3.0, "of CPU time; it was 0.7 when this was written"
-    wait_until(lambda: "starting" in httpx.get(f"http://127.0.0.1:{port}/ready").text)
+    wait_until(lambda: "starting" in httpx.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE_S).text)
     maps = Path(f"/proc/{command.process.pid}/maps").read_text()
     assert "uvloop" in maps
     assert "jaxlib" not in maps

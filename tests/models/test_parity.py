@@ -29,6 +29,10 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+MINISTRAL3 = {
+    "head_dim": 8,
+    "rope_parameters": {**YARN, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.4},
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
 
 GEMMA = {"head_dim": 16, "sliding_window": 7}
@@ -69,6 +73,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     "llama 3 rope": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
+    "ministral 3, past the length before yarn": ("Ministral3ForCausalLM", MINISTRAL3),
     "llama, linear rope": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
     "gpt-oss": ("GptOssForCausalLM", {**GPT_OSS, "intermediate_size": 24}),
     "granite": ("GraniteForCausalLM", GRANITE),

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.models.test_parity import GEMMA, LLAMA4, LOGIT_TOLERANCE, PROMPTS
+from tests.models.test_parity import GEMMA, LLAMA4, LOGIT_TOLERANCE, MINISTRAL3, PROMPTS
 from tests.quant.prefill import prefill_logits
 from tests.worlds import make_model, reference, reference_logits
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma 3": ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", {**GEMMA, "sliding_window_pattern": 2}),
     "llama 4": ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", {**LLAMA4, "attention_chunk_size": 16}),
+    "ministral 3": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration", MINISTRAL3),
     "mistral 3": ("MistralForCausalLM", "Mistral3ForConditionalGeneration", {"head_dim": 16, "sliding_window": None}),
 }
 

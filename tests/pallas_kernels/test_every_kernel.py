@@ -26,7 +26,7 @@ MOST_INTERPRETED = 7e10
 """Operations of a case that the interpreter on a CPU is still asked for, which take it a minute or two."""
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-"""Of references and of what the interpreter runs: a second to optimize and milliseconds to run in a quick case."""
+"""How references, and what the interpreter runs, are compiled: a second to optimize, milliseconds to run if quick."""
 
 
 def _parameters() -> list:
@@ -150,12 +150,12 @@ def test_shapes_of_a_case_are_those_of_what_it_makes():
 @pytest.mark.parametrize("path", GPU_MODULES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_gpu_kernel_says_where_it_was_compiled_interpreted_and_executed(path: Path):
     """In its first words: for which targets, and on which machine and day, or that it never was."""
-    told = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
-    compiled = re.search(r"[Cc]ompiled for ((?:sm_\d+a?(?:, | and )?)+)", told)
-    assert compiled, told
+    opening = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+    compiled = re.search(r"[Cc]ompiled for ((?:sm_\d+a?(?:, | and )?)+)", opening)
+    assert compiled, opening
     assert set(re.findall(r"sm_\w+", compiled[1])) <= {"sm_80", "sm_90a", "sm_100a"}
-    assert "interpreted" in told
-    assert re.search(r"never executed on a GPU|executed on (an? )?NVIDIA [\w ]+ \(\d{4}-\d\d-\d\d\)", told), told
+    assert "interpreted" in opening
+    assert re.search(r"never executed on a GPU|executed on (an? )?NVIDIA [\w ]+ \(\d{4}-\d\d-\d\d\)", opening), opening
 
 
 def test_every_kernel_has_a_quick_case():

@@ -245,6 +245,23 @@ def test_nobody_saves_up_while_it_is_idle() -> None:
     assert abs((bench.served - before)[FLOOD] - (bench.served - before)[LIGHT]) <= 3 * 64
 
 
+def test_what_one_had_is_not_forgotten_while_it_pauses() -> None:
+    """Without that, whoever sends one short burst after the other would have all of every step."""
+    bench = Bench(max_num_seqs=32)
+    for _ in range(200):
+        bench.add(LIGHT, 500, 1)
+    for _ in range(20):
+        bench.step()
+    before = bench.served.copy()
+    for _ in range(40):
+        burst = [bench.add(FLOOD, 100, 1) for _ in range(3)]
+        while not all(name in bench.ended for name in burst):
+            bench.step()
+        bench.step()
+    got = bench.served - before
+    assert got[LIGHT] >= got[FLOOD] - 2 * 64
+
+
 def test_what_one_had_while_nobody_else_waited_is_not_held_against_it() -> None:
     bench = Bench(max_num_seqs=8)
     bench.add(LIGHT, 2, 4000)
@@ -363,4 +380,5 @@ def test_shares_are_forgotten_when_nobody_is_left() -> None:
     for tenant in range(1, 50):
         bench.add(tenant, 10, 2, priority=tenant % 3)
     bench.run()
-    assert not bench.scheduler._shares._shares
+    shares = bench.scheduler._shares
+    assert (shares._shares, shares._served, shares._num_open) == ({}, {}, {})

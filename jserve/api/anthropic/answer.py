@@ -48,11 +48,14 @@ class MessageAnswer:
         """The error as an event, which ends the stream."""
         return b"event: error\ndata: %b\n\n" % problem.body(Dialect.ANTHROPIC)
 
-    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
-        """The message, from all updates."""
+    def collect(self, updates: list[ChoiceUpdate]) -> None:
+        """Keep what `updates` add."""
         for update in updates:
             self._row.push(update)
-        return encode(
+
+    def whole(self) -> Iterator[bytes]:
+        """The message. It has no logprobs, so it is never large."""
+        yield encode(
             self._message(
                 content=[_content(block) for block in self._row.blocks],
                 stop_reason=self._stop_reason(),

@@ -6,6 +6,7 @@ from starlette.responses import Response
 from jserve.api.anthropic.answer import MessageAnswer
 from jserve.api.anthropic.body import CountTokensBody, MessagesBody
 from jserve.api.anthropic.request import NAMES, chat_of, chat_to_count
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
@@ -18,9 +19,10 @@ async def messages(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, MessagesBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
-        generation = await start_chat(request, chat_of(body, reasons=model.speech().reasons), model, "msg_")
+        chat = chat_of(body, reasons=model.speech().reasons)
+        generation = await start_chat(server, current_call(), chat, model, "msg_")
     with_thinking = body.thinking is None or body.thinking.display != "omitted"
     answer = MessageAnswer(model, generation, with_thinking=with_thinking)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
@@ -30,7 +32,7 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of a message's prompt. The body is that of a message, less what comes after the prompt."""
     server = context_of(request)
     body = await read_body(request, CountTokensBody)
-    model = server.admit()
+    model = server.admit(body.model)
     with errors_naming(NAMES):
-        prepared = await prepare_chat(request, chat_to_count(body), model)
+        prepared = await prepare_chat(server, current_call(), chat_to_count(body), model)
     return JsonResponse({"input_tokens": len(prepared.prompts[0].token_ids)})

@@ -60,7 +60,7 @@ class MessageStart(msgspec.Struct, frozen=True, tag_field="type", tag="message_s
 
 
 class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
-    """Nothing."""
+    """A sign of life without content."""
 
 
 class ContentBlockStart(msgspec.Struct, frozen=True, tag_field="type", tag="content_block_start"):

@@ -1,43 +1,40 @@
-"""How much one request may have the server remember and write: logprobs times tokens times choices.
+"""How many logprobs one request may ask for: nothing else makes an answer so large at so little cost to the client."""
 
-One entry is the logprob of one token in one place. A request of a few bytes can ask for millions of them, and all are
-kept until the answer is written, in a process that everybody shares.
-"""
-
-from collections.abc import Sequence
-
+from jserve.api.generation.request import GenerationRequest
+from jserve.api.model.lengths import clamp_max_tokens
 from jserve.errors import RequestError
-from jserve.protocol import Request, SamplingParams
 
-MAX_ENTRIES = 4_000_000
-"""Of one request, about 400 bytes each: a whole context of 128k tokens with 20 alternatives is 2.8 million."""
-MAX_STEP_ENTRIES = 4_096
-"""Of one step of a request, written at once in about 5 us each: 128 choices with 20 alternatives are 2,688."""
+MAX_LOGPROBS = 1 << 22
+"""In one answer. One is 12 bytes while it is kept, about 65 in the body: 270 MB in the largest."""
 
 
-def check_answer_size(requests: Sequence[Request]) -> None:
-    """Raise RequestError where `requests`, the sequences of one client, ask for more logprobs than one may have."""
-    of_step = sum(_per_token(request.sampling) for request in requests)
-    total = sum(_num_entries(request) for request in requests)
-    if of_step > MAX_STEP_ENTRIES:
-        raise RequestError(
-            f"{len(requests)} choices with logprobs are {of_step} logprobs per token, above the {MAX_STEP_ENTRIES} "
-            "that one request may have; ask for fewer choices or fewer top_logprobs",
-            param="n",
-        )
-    if total > MAX_ENTRIES:
-        raise RequestError(
-            f"this request may make {total} logprobs, above the {MAX_ENTRIES} that one may have; lower max_tokens, n "
-            "or top_logprobs, or send several requests",
-            param="max_tokens",
-        )
-
-
-def _num_entries(request: Request) -> int:
+def check_answer_size(request: GenerationRequest, max_model_len: int, cap: int | None) -> None:
+    """Raise RequestError where the answer could hold more than `MAX_LOGPROBS`. `cap` is the model's on any output."""
     sampling = request.sampling
-    of_prompt = 0 if sampling.prompt_logprobs is None else len(request.token_ids) * (1 + sampling.prompt_logprobs)
-    return of_prompt + (sampling.max_tokens or 0) * _per_token(sampling)
+    lengths = [len(prompt.token_ids) for prompt in request.prompts]
+    num_choices = sampling.n * len(lengths)
+    total = 0
+    if sampling.prompt_logprobs is not None:
+        per_token = 1 + sampling.prompt_logprobs
+        total = sampling.n * sum(lengths) * per_token
+        _check(total, f"{num_choices} choices times the prompt's tokens times {per_token} `prompt_logprobs`")
+    if sampling.logprobs is None or request.pooling:
+        return
+    per_token = 1 + (len(sampling.logprob_token_ids) or sampling.logprobs)
+    limits = [clamp_max_tokens(sampling.max_tokens, length, max_model_len, cap) for length in lengths]
+    total += sampling.n * sum(limits) * per_token
+    fits = MAX_LOGPROBS // (num_choices * per_token)
+    _check(
+        total,
+        f"{num_choices} choices times up to {max(limits)} tokens times {per_token} logprobs of each token",
+        f"; with these choices and logprobs `max_tokens` can be {fits}" if fits else "",
+    )
 
 
-def _per_token(sampling: SamplingParams) -> int:
-    return 0 if sampling.logprobs is None else 1 + sampling.logprobs + len(sampling.logprob_token_ids)
+def _check(total: int, product: str, remedy: str = "") -> None:
+    if total > MAX_LOGPROBS:
+        raise RequestError(
+            f"this request asks for {total} logprobs ({product}), and one may ask for {MAX_LOGPROBS}; ask for fewer "
+            f"choices, tokens or alternatives{remedy}",
+            param="max_tokens" if remedy else "logprobs",
+        )

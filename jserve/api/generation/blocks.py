@@ -5,7 +5,7 @@ updates of one choice, whether they are streamed or all there, so both answers h
 """
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from jserve.api.generation.choice import ChoiceUpdate
@@ -17,18 +17,13 @@ BlockKind = Literal["reasoning", "text", "tool_call"]
 
 @dataclass(slots=True)
 class Block:
-    """One block as it has grown so far. The text of a tool call is its arguments, a JSON object.
-
-    `logprobs` belong to `token_ids`; both are kept for text only, and stay empty where none were asked for.
-    """
+    """One block as it has grown so far. The text of a tool call is its arguments, a JSON object."""
 
     index: int
     kind: BlockKind
     text: str = ""
     call_id: str = ""
     name: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """`text` was added to the open block, with the logprobs of its tokens."""
+    """`text` was added to the open block, with the logprobs of `token_ids`: of text alone, where they are wanted."""
 
     block: Block
     text: str
@@ -144,8 +139,6 @@ class BlockRow:
         self._token_ids, self._logprobs = [], []
         if block.kind != "text":
             return Grown(block, text, [], [])
-        block.token_ids += token_ids
-        block.logprobs += logprobs
         return Grown(block, text, token_ids, logprobs)
 
     def _close(self) -> list[BlockEvent]:

@@ -1,5 +1,6 @@
 """One sequence on its way to the client: token ids in, text out, stop strings cut off."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,7 +30,7 @@ class ChoiceUpdate(msgspec.Struct, gc=False):
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = []
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of the prompt's second to last token, with a choice's first update, where they were asked for."""
+    """Logprobs of the prompt's second to last token. They come with a choice's first update, where they are wanted."""
     embedding: bytes = b""
     """f32[E]; see `TokenDelta`."""
 
@@ -52,7 +53,12 @@ class Choice:
     )  # fmt: skip
 
     def __init__(
-        self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, parser: OutputParser | None = None
+        self,
+        index: int,
+        sampling: SamplingParams,
+        tokenizer: Tokenizer,
+        parser: OutputParser | None = None,
+        prompt: Sequence[int] = (),
     ) -> None:
         self.index = index
         self.num_tokens = 0
@@ -67,6 +73,7 @@ class Choice:
             sampling.skip_special_tokens,
             continues=True,
             visible=parser.visible_tokens if parser is not None else frozenset(),
+            before=prompt,
         )
         self._matcher: StopMatcher | None = None
         if sampling.stop:

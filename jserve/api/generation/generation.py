@@ -101,16 +101,15 @@ class Generation:
             self._abandon("error", str(error) or type(error).__name__)
             raise
 
-    async def rest(self) -> list[ChoiceUpdate]:
-        """All updates until every choice has finished."""
-        updates: list[ChoiceUpdate] = []
+    async def rest(self, collect: Callable[[list[ChoiceUpdate]], None]) -> None:
+        """Pass all updates to `collect` as they come, until every choice has finished."""
         complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def take() -> None:
             if complete.done():
                 return
             try:
-                updates.extend(self.advance())
+                collect(self.advance())
             except BaseException as error:
                 complete.set_exception(error)
             else:
@@ -120,7 +119,6 @@ class Generation:
         self.listen(take)
         take()
         await complete
-        return updates
 
     def cancel(self, error: JserveError) -> None:
         """End every open choice with `error`: the engine is told now, the reader when it next waits."""
@@ -218,10 +216,11 @@ class Generator:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
         The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
-        no row for, or a priority that the key of the current call has no right to; RateLimitError for that key;
-        EngineUnavailableError, OverloadedError.
+        no row for, too many logprobs, or a priority that the key of the current call has no right to; RateLimitError
+        for that key; EngineUnavailableError, OverloadedError.
         """
         self.check_available()
+        check_answer_size(request, self._client.max_model_len, cap)
         check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
         for prompt in request.prompts:
             check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
@@ -229,7 +228,6 @@ class Generator:
         call.check_priority(request.priority)
         call.open_sequences(len(request.prompts) * request.sampling.n)
         requests, choices = self._engine_requests(request, tokenizer, cap, call)
-        check_answer_size(requests)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
         inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)
@@ -289,7 +287,7 @@ class Generator:
             )
             # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
-            choice = Choice(index, request.sampling, tokenizer, parser)
+            choice = Choice(index, request.sampling, tokenizer, parser, prompt)
             max_tokens = sampling.max_tokens or 0
             choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
         if self._log_requests:
@@ -316,7 +314,7 @@ def _check_finite(delta: TokenDelta) -> None:
     """
     positions = [*(delta.logprobs or ()), *(delta.prompt_logprobs or ())]
     is_nan = any(position.logprob != position.logprob for position in positions)
-    if is_nan or (delta.embedding and not math.isfinite(math.fsum(array("f", delta.embedding)))):
+    if is_nan or (delta.embedding and not math.isfinite(sum(array("f", delta.embedding)))):
         raise EngineFailedError(
             "the model computed a number that is not finite (NaN or infinity), so it has no answer; its weights or the "
             "precision that it runs in (--dtype, --kv-cache-dtype) are at fault"
@@ -324,16 +322,16 @@ def _check_finite(delta: TokenDelta) -> None:
 
 
 def describe_sampling(request: GenerationRequest) -> str:
-    """What is asked for, as far as it says nothing about the content."""
+    """The sampling of a request, for the log: nothing in it tells the content."""
     defaults = SamplingParams()
-    asked = {name: getattr(request.sampling, name) for name in _LOGGED}
-    changed = {name: value for name, value in asked.items() if value != getattr(defaults, name)}
+    values = {name: getattr(request.sampling, name) for name in _LOGGED}
+    changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
     num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
     return " ".join(f"{name}={value}" for name, value in {"prompt_tokens": num_prompt, **changed}.items())
 
 
 def choice_seed(seed: int | None, k: int) -> int:
-    """The seed of the k-th choice, as int64: the given one for the first, far from it for the others."""
+    """The seed of the k-th choice, as int64: `seed` itself for the first choice, far from it for the others."""
     if seed is None:
         return secrets.randbits(63)
     mixed = (seed + k * _GOLDEN) % 2**64

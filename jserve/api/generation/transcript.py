@@ -1,10 +1,10 @@
-"""All updates of one choice put together, for an answer that is not streamed."""
+"""All updates of one choice put together, as they come, for an answer that is not streamed."""
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass, field
 
 from jserve.api.generation.choice import ChoiceUpdate
-from jserve.protocol import TokenLogprobs
+from jserve.api.generation.packed_logprobs import PackedLogprobs
 
 
 @dataclass(slots=True)
@@ -18,41 +18,46 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Transcript:
-    """A finished choice. `logprobs` is None where none were asked for."""
+    """A choice as it grows, in little memory. `logprobs` is None where none are wanted."""
 
     index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] | None = None
+    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    logprobs: PackedLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: PackedLogprobs | None = None
+    _texts: list[str] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, updates: Sequence[ChoiceUpdate], num_choices: int) -> "list[Transcript]":
-        """One transcript per choice, by index."""
-        texts: list[list[str]] = [[] for _ in range(num_choices)]
-        done = [cls(index) for index in range(num_choices)]
-        for update in updates:
-            choice = done[update.index]
-            texts[update.index].append(update.text)
-            choice.token_ids += update.token_ids
-            if update.prompt_logprobs is not None:
-                choice.prompt_logprobs = update.prompt_logprobs
-            if update.is_bare_text:
-                continue
-            if update.logprobs is not None:
-                choice.logprobs = choice.logprobs or []
-                choice.logprobs += update.logprobs
-            choice.reasoning += update.reasoning
-            choice._add_tool_calls(update)
-            choice.finish_reason = update.finish_reason
-            choice.stop_reason = update.stop_reason
-        for choice, pieces in zip(done, texts, strict=True):
-            choice.text = "".join(pieces)
-        return done
+    @property
+    def text(self) -> str:
+        """The content."""
+        return "".join(self._texts)
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought."""
+        return "".join(self._reasoning)
+
+    def add(self, update: ChoiceUpdate) -> None:
+        """Take what an update adds."""
+        if update.text:
+            self._texts.append(update.text)
+        self.token_ids.extend(update.token_ids)
+        if update.prompt_logprobs is not None:
+            self.prompt_logprobs = PackedLogprobs(update.prompt_logprobs)
+        if update.is_bare_text:
+            return
+        if update.logprobs is not None:
+            if self.logprobs is None:
+                self.logprobs = PackedLogprobs()
+            self.logprobs.extend(update.logprobs)
+        if update.reasoning:
+            self._reasoning.append(update.reasoning)
+        self._add_tool_calls(update)
+        self.finish_reason = update.finish_reason
+        self.stop_reason = update.stop_reason
 
     def _add_tool_calls(self, update: ChoiceUpdate) -> None:
         for delta in update.tool_calls:

@@ -1,6 +1,7 @@
 """How an answer leaves: whole, or as a stream of events. What it says is the endpoint's `Answer`."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Protocol
 
 from starlette.requests import Request
@@ -14,13 +15,10 @@ from jserve.api.generation.generation import Generation, Generator
 from jserve.api.http.body import cancel_on_disconnect
 from jserve.api.http.body_writer import BodyWriter, body_writer_of
 from jserve.api.http.pacing import KeepAlive, StreamInterval
+from jserve.api.http.pieces import BodyInPieces
 
 DONE = b"data: [DONE]\n\n"
 """The end of a stream of OpenAI's."""
-_INLINE_ENTRIES = 1_000
-"""Tokens and logprobs of an answer that is written on the event loop, in some milliseconds."""
-_MOST_UPDATES = 256
-"""Updates that are written in one go. More come in one step of many choices, or pile up behind a client that pauses."""
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
@@ -31,8 +29,8 @@ class Answer(Protocol):
     def stream_type(self) -> str:
         """The media type of the stream."""
 
-    def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
-        """The events for what one step added; may be empty."""
+    def chunk(self, updates: list[ChoiceUpdate]) -> bytes | Iterator[bytes]:
+        """The events for what one step added; may be empty. In pieces where they take long to make."""
 
     def last_chunk(self) -> bytes:
         """What ends the stream, after the last token; may be empty."""
@@ -40,8 +38,11 @@ class Answer(Protocol):
     def error(self, problem: ErrorAnswer) -> bytes:
         """What ends a stream that has failed."""
 
-    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
-        """The body where nothing is streamed, from all updates."""
+    def collect(self, updates: list[ChoiceUpdate]) -> None:
+        """Keep what `updates` add, in little memory, for the body where nothing is streamed."""
+
+    def whole(self) -> Iterator[bytes]:
+        """That body, once all updates are collected, in pieces that each take a millisecond or two to make."""
 
 
 async def send_answer(
@@ -54,29 +55,22 @@ async def send_answer(
         return EventStream(generator, generation, answer, keep_alive_s)
     watcher = cancel_on_disconnect(request.receive, generation)
     try:
-        body = await _written(answer, await generation.rest())
+        await generation.rest(answer.collect)
+    except BaseException:
+        generator.finish(generation)
+        raise
     finally:
         watcher.cancel()
-        generator.finish(generation)
-    return Response(body, media_type="application/json")
-
-
-async def _written(answer: Answer, updates: list[ChoiceUpdate]) -> bytes:
-    """The body of a whole answer. A large one is written in a thread: everybody's tokens would wait for it."""
-    size = sum(len(update.token_ids) + _num_logprobs(update) for update in updates)
-    return answer.whole(updates) if size <= _INLINE_ENTRIES else await asyncio.to_thread(answer.whole, updates)
-
-
-def _num_logprobs(update: ChoiceUpdate) -> int:
-    positions = [*(update.logprobs or ()), *(update.prompt_logprobs or ())]
-    return sum(len(position.top_ids) + len(position.chosen_logprobs) for position in positions)
+    return BodyInPieces(answer.whole(), lambda: generator.finish(generation))
 
 
 async def all_updates(request: Request, generator: Generator, generation: Generation) -> list[ChoiceUpdate]:
     """Everything that a generation which has just started gives; it is finished in every case."""
     watcher = cancel_on_disconnect(request.receive, generation)
+    updates: list[ChoiceUpdate] = []
     try:
-        return await generation.rest()
+        await generation.rest(updates.extend)
+        return updates
     finally:
         watcher.cancel()
         generator.finish(generation)
@@ -99,8 +93,8 @@ class EventStream(Response):
         self._writer: BodyWriter
         self._keep_alive: KeepAlive
         self._last_events: asyncio.Future[bytes]
-        self._pending: list[ChoiceUpdate] = []
-        """What has come and is not written yet."""
+        self._pieces: Iterator[bytes] | None = None
+        """What is left of the chunk that is being written in pieces."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = cancel_on_disconnect(receive, self._generation)
@@ -114,11 +108,12 @@ class EventStream(Response):
             body = await self._events()
             await send(self._writer.last_message(body))
         except ClientGoneError:
-            pass  # Nobody is left to be told.
+            pass  # Nobody is left to read it.
         except Exception as error:
             self._keep_alive.stop()
-            held = self._pending + self._interval.rest()
-            body = (self._answer.chunk(held) if held else b"") + self._answer.error(answer_for(error))
+            held = self._interval.rest()
+            events = self._answer.chunk(held) if held else b""
+            body = (events if isinstance(events, bytes) else b"".join(events)) + self._answer.error(answer_for(error))
             await send(self._writer.last_message(body))
         finally:
             watcher.cancel()
@@ -145,17 +140,33 @@ class EventStream(Response):
         if self._writer.is_paused or self._last_events.done():
             return
         try:
-            updates = self._pending + self._interval.push(self._generation.advance())
-            self._pending = updates[_MOST_UPDATES:]
-            if self._pending:  # Others have their turn first.
-                updates = updates[:_MOST_UPDATES]
-                asyncio.get_running_loop().call_soon(self._advance)
-            body = self._answer.chunk(updates) if updates else b""
-            if self._generation.is_finished and not self._pending:
-                self._keep_alive.stop()
-                self._last_events.set_result(body + self._answer.last_chunk())
-            elif body:
-                self._keep_alive.note()
-                self._writer.write(body)
+            if self._pieces is None:
+                updates = self._interval.push(self._generation.advance())
+                body = self._answer.chunk(updates) if updates else b""
+                if isinstance(body, bytes):
+                    self._write(body)
+                    return
+                self._pieces = body
+            self._write_piece(self._pieces)
         except BaseException as error:
             self._last_events.set_exception(error)
+
+    def _write(self, body: bytes) -> None:
+        """Write a whole chunk, and what ends the stream where it is the last."""
+        if self._generation.is_finished:
+            self._keep_alive.stop()
+            self._last_events.set_result(body + self._answer.last_chunk())
+        elif body:
+            self._keep_alive.note()
+            self._writer.write(body)
+
+    def _write_piece(self, pieces: Iterator[bytes]) -> None:
+        """Write the next piece of a chunk; others have their turn before what follows it."""
+        piece = next(pieces, None)
+        if piece is None:
+            self._pieces = None
+            self._write(b"")
+        elif piece:
+            self._keep_alive.note()
+            self._writer.write(piece)
+        asyncio.get_running_loop().call_soon(self._advance)

@@ -3,13 +3,13 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Receive
 
+from jserve.api.call import Call
 from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, MediaTypeError
 from jserve.api.generation.generation import Generation
@@ -53,13 +53,13 @@ def _validate_large(raw: bytes, schema: type[Body]) -> Body:
     return schema.model_validate_json(raw)
 
 
-def public_id(prefix: str, headers: Mapping[str, str], requested: str | None) -> str:
-    """The id that the client sees: its own, from the body or `X-Request-Id`, or a random one.
+def public_id(prefix: str, call: Call, requested: str | None) -> str:
+    """The id that the client sees: its own, from the body or `X-Request-Id`, or the random one of the call.
 
     It is joined to `prefix` by a dash (chatcmpl-), unless that ends in an underscore (resp_, msg_).
     """
     prefix = prefix if prefix.endswith("_") else f"{prefix}-"
-    chosen = requested or headers.get("x-request-id")
+    chosen = requested or call.request_id
     if chosen and _REQUEST_ID.fullmatch(chosen):
         return f"{prefix}{chosen}"
     if requested:

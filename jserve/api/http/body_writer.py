@@ -30,6 +30,11 @@ class BodyWriter:
         """Whether so much waits for the client that the writer should too."""
         return self._cycle.flow.write_paused
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is gone."""
+        return self._cycle.disconnected
+
     def begin(self) -> None:
         """To be called before the head is sent. HTTP/1.0 knows no chunks: there the body ends with the connection."""
         if self._cycle.scope["http_version"] == "1.0":

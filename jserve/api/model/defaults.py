@@ -58,7 +58,7 @@ class SamplingDefaults:
     """What a request gets where it says nothing. `max_new_tokens` caps every request's output, `max_tokens` does
     not cap one that asks for more.
 
-    `given` names the fields that the model's configuration sets, be it to the neutral value.
+    `set_fields` names the fields that the model's configuration sets, be it to the neutral value.
     """
 
     temperature: float = 1.0
@@ -74,7 +74,7 @@ class SamplingDefaults:
     max_tokens: int | None = None
     penalty_window: int | None = None
     """A Modelfile's `repeat_last_n`, which counts on Ollama's routes; on OpenAI's, penalties look at everything."""
-    given: frozenset[str] = frozenset()
+    set_fields: frozenset[str] = frozenset()
 
     @classmethod
     def from_generation_config(cls, raw: Mapping[str, Any], *, source: Path | str) -> "SamplingDefaults":
@@ -93,7 +93,7 @@ class SamplingDefaults:
                     "--generation-config vllm, which leaves it out"
                 )
             known[name] = read(value)
-        return cls(**known, given=frozenset(known))
+        return cls(**known, set_fields=frozenset(known))
 
     @classmethod
     def from_ollama(cls, parameters: Mapping[str, Any], *, source: str) -> "SamplingDefaults":
@@ -112,11 +112,15 @@ class SamplingDefaults:
             known[field] = read(value)
         if known.keys() & _PENALTIES:
             known.setdefault("penalty_window", OLLAMA_WINDOW)
-        return cls(**known, given=frozenset(known))
+        return cls(**known, set_fields=frozenset(known))
 
     def over(self, base: "SamplingDefaults") -> "SamplingDefaults":
         """`base` with what the model's configuration sets."""
-        return replace(base, **{name: getattr(self, name) for name in self.given}, given=self.given | base.given)
+        return replace(
+            base,
+            **{name: getattr(self, name) for name in self.set_fields},
+            set_fields=self.set_fields | base.set_fields,
+        )
 
     def describe(self) -> str:
         """The values that differ from neutral, for one log line."""
@@ -128,4 +132,4 @@ class SamplingDefaults:
 
     @classmethod
     def _names(cls) -> list[str]:
-        return [name for name in cls.__dataclass_fields__ if name != "given"]
+        return [name for name in cls.__dataclass_fields__ if name != "set_fields"]

@@ -15,7 +15,7 @@ from typing import Any
 from jserve.checkpoint import TensorInfo, open_checkpoint, weight_files
 
 _DIGESTED_BYTES = 1 << 16
-"""Of either end of every file: a header with names and shapes, and values of the last tensor."""
+"""How much of either end of every file is digested: a header with names and shapes, and values of the last tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def check_max_tokens(value: int | None, *, param: str, least: int = 1) -> None:
 
 
 def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int, cap: int | None) -> int:
-    """Tokens that may be generated: what was asked for, what the context leaves, and the model's own cap."""
+    """Tokens that may be generated: what the request wants, what the context leaves, and the model's own cap."""
     if requested == 0:
         return 0
     limits = (requested, max_model_len - num_prompt, cap)

@@ -30,7 +30,7 @@ from jserve.checkpoint import (
 )
 from jserve.checkpoint.json_file import read_json
 from jserve.config import EngineConfig
-from jserve.errors import CheckpointError, ConfigError, RequestError, UnknownModelError
+from jserve.errors import CheckpointError, ConfigError, RequestError
 from jserve.text.load import load_tokenizer
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.templates.render_worker import RenderJob
@@ -52,7 +52,6 @@ class ServedModel:
     def __init__(
         self,
         names: Sequence[str],
-        listed_names: Sequence[str],
         tokenizer: Tokenizer,
         template: ChatTemplate,
         defaults: SamplingDefaults,
@@ -63,7 +62,6 @@ class ServedModel:
         embedder: Embedder | None = None,
     ) -> None:
         self.names = tuple(names)
-        self.listed_names = tuple(listed_names)
         self.tokenizer = tokenizer
         self.template = template
         self.renderer = TemplateRenderer(template.sources, template.special_tokens)
@@ -92,9 +90,8 @@ class ServedModel:
         logger.info("default sampling: %s", defaults.describe())
         files = ModelFiles.read(settings.model, has_weights=config.load_format != "dummy")
         embedder = Embedder.of(files.config, source=settings.model)
-        names, listed = settings.model_names, settings.listed_names
         model = cls(
-            names, listed, tokenizer, template, defaults, fingerprint(config), files, settings, ollama, embedder
+            settings.model_names, tokenizer, template, defaults, fingerprint(config), files, settings, ollama, embedder
         )
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
@@ -113,12 +110,6 @@ class ServedModel:
     def name(self) -> str:
         """The name that responses carry."""
         return self.names[0]
-
-    def check_name(self, name: str | None) -> None:
-        """Raise UnknownModelError unless `name` is one of ours; absent or empty means ours."""
-        if name and name not in self.names:
-            aliases = ", ".join(self.listed_names)
-            raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
 
     def check_generates(self) -> None:
         """Raise RequestError where the model is for embeddings alone."""

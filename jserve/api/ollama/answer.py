@@ -4,7 +4,7 @@ The last line adds no text: it says why the answer ended and how long everything
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from jserve.api.errors import Dialect, ErrorAnswer
 from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
-from jserve.api.json_writer import encode
+from jserve.api.json_writer import HOLE, encode, encode_around_holes, list_in_pieces
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.timestamps import nanoseconds, now
 from jserve.api.ollama.tool_calls import ToolCallGatherer, render_tool_calls
@@ -56,6 +56,7 @@ class OllamaAnswer:
         self._calls = ToolCallGatherer()
         self._token_ids: list[int] = []
         self._done_reason = "stop"
+        self._transcript = Transcript(0)
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """One line per update that has something to say."""
@@ -69,13 +70,23 @@ class OllamaAnswer:
         """The error as the last line."""
         return problem.body(Dialect.OLLAMA) + b"\n"
 
-    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
+    def collect(self, updates: list[ChoiceUpdate]) -> None:
+        """Keep what `updates` add."""
+        for update in updates:
+            self._transcript.add(update)
+
+    def whole(self) -> Iterator[bytes]:
         """The object that is not streamed."""
-        [done] = Transcript.of(updates, 1)
-        self._token_ids = done.token_ids
+        done = self._transcript
+        self._token_ids = done.token_ids.tolist()
         self._take_reason(done.finish_reason)
         fields = self._shape.fields(done.text, done.reasoning, render_tool_calls(done.tool_calls))
-        return encode(fields | self._logprobs(done.token_ids, done.logprobs) | self._end())
+        logprobs = {} if done.logprobs is None else {"logprobs": [HOLE]}
+        before, *behind = encode_around_holes(fields | logprobs | self._end())
+        yield before
+        if done.logprobs is not None:
+            yield from list_in_pieces(self._formatter.chat_batches(done.token_ids, done.logprobs))
+        yield from behind
 
     def _line(self, update: ChoiceUpdate) -> bytes:
         self._token_ids += update.token_ids

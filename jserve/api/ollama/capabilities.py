@@ -14,9 +14,9 @@ def capabilities(model: ServedModel) -> list[str]:
     if model.embedder is not None:
         return ["embedding"]
     speech = model.speech()
-    found = ["completion"]
+    names = ["completion"]
     if speech.is_known:
-        found.append("tools")
+        names.append("tools")
     if speech.reasons:
-        found.append("thinking")
-    return found
+        names.append("thinking")
+    return names

@@ -5,6 +5,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
@@ -12,6 +13,7 @@ from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import OllamaChatBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
 from jserve.api.ollama.messages import to_openai
+from jserve.api.ollama.names import served_name
 from jserve.api.openai import bodies
 from jserve.api.openai.chat import start_chat
 
@@ -21,7 +23,7 @@ async def chat(request: Request) -> Response:
     received = time.time()
     server = context_of(request)
     body = await read_body(request, OllamaChatBody, any_media_type=True)
-    model = server.admit()
+    model = server.admit(served_name(server.settings, body.model_name))
     fields = generation_fields(body, model, server) | thinking_fields(body.think, model)
     shape = AnswerShape(body.model_name or model.name, is_chat=True)
     if not body.messages:
@@ -29,6 +31,6 @@ async def chat(request: Request) -> Response:
     if body.tools:
         fields["tools"] = body.tools
     fields |= {"messages": to_openai(body.messages), "logprobs": body.logprobs, "top_logprobs": body.top_logprobs}
-    generation = await start_chat(request, make_body(bodies.ChatBody, fields), model, id_prefix="ollama")
+    generation = await start_chat(server, current_call(), make_body(bodies.ChatBody, fields), model, "ollama")
     answer = OllamaAnswer(shape, model, generation, received)
     return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)

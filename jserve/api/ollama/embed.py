@@ -1,5 +1,7 @@
-"""POST /api/embed and /api/embeddings: the final hidden state of each input's last token, or the mean of all with
-`--pooling mean`, of unit length; of a model for embeddings, as its own files have it.
+"""POST /api/embed and /api/embeddings: a vector of length 1 for each input.
+
+It is the final hidden state of the input's last token, or the mean of all with `--pooling mean`. A model for embeddings
+pools as its own files say.
 
 Each input has its vector, an empty one too. As in Ollama an input over the context is cut at its end, unless the
 request says `truncate: false`: its clients count on that. `dimensions` keeps the first ones and scales them to unit
@@ -7,6 +9,7 @@ length again, which means something for models trained for it (Matryoshka) only.
 """
 
 import time
+from itertools import chain
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,10 +17,11 @@ from starlette.responses import Response
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation
 from jserve.api.http.body import read_body
-from jserve.api.json_writer import JsonResponse
+from jserve.api.http.pieces import BodyInPieces
+from jserve.api.json_writer import HOLE, JsonResponse, encode_around_holes, list_in_pieces
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import EmbedBody, EmbeddingsBody, LoadedModelBody
-from jserve.api.ollama.names import check_model_name
+from jserve.api.ollama.names import served_name
 from jserve.api.ollama.options import check_options
 from jserve.api.ollama.timestamps import keep_alive_seconds, nanoseconds
 from jserve.api.openai.bodies import MAX_PROMPTS, EmbeddingBody
@@ -42,15 +46,16 @@ async def embed(request: Request) -> Response:
     size = body.dimensions
     if size is not None and size < len(vectors[0]):
         vectors = [shortened(vector, size) for vector in vectors]
-    return JsonResponse(
+    before, after = encode_around_holes(
         answer
         | {
-            "embeddings": [vector.tolist() for vector in vectors],
+            "embeddings": [HOLE],
             "total_duration": nanoseconds(received, time.time()),
             "load_duration": nanoseconds(received, min(life.scheduled for life in generation.lives)),
             "prompt_eval_count": generation.num_prompt_tokens,
         }
     )
+    return BodyInPieces(chain([before], list_in_pieces([vector.tolist()] for vector in vectors), [after]))
 
 
 async def ollama_embeddings(request: Request) -> Response:
@@ -65,8 +70,7 @@ async def ollama_embeddings(request: Request) -> Response:
 
 
 def _checked(body: LoadedModelBody, server: ServerContext) -> ServedModel:
-    model = server.admit()
-    check_model_name(server.settings, body.model_name)
+    model = server.admit(served_name(server.settings, body.model_name))
     keep_alive_seconds(body.keep_alive)
     check_options(body.options)
     return model

@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 from jserve.api.context import ServerContext
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import OllamaGenerationBody
-from jserve.api.ollama.names import check_model_name
 from jserve.api.ollama.options import check_options, sampling_dialect, sampling_fields
 from jserve.api.ollama.timestamps import keep_alive_seconds
 from jserve.api.openai.bodies import GenerationBody
@@ -17,8 +16,7 @@ _LEVELS = ("low", "medium", "high", "max")
 
 
 def generation_fields(body: OllamaGenerationBody, model: ServedModel, server: ServerContext) -> dict[str, Any]:
-    """Model's name, options and format, for `make_body`. Raises RequestError and UnknownModelError."""
-    check_model_name(server.settings, body.model_name)
+    """Model's name, options and format, for `make_body`. Raises RequestError."""
     keep_alive_seconds(body.keep_alive)
     options = check_options(body.options)
     limit = server.client.max_model_len

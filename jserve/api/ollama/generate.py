@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.request import PreparedPrompt
@@ -17,6 +18,7 @@ from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody
 from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
+from jserve.api.ollama.names import served_name
 from jserve.api.openai import bodies
 from jserve.api.openai.chat import prepare_chat
 from jserve.api.openai.completions import start_completion
@@ -28,7 +30,7 @@ async def generate(request: Request) -> Response:
     received = time.time()
     server = context_of(request)
     body = await read_body(request, GenerateBody, any_media_type=True)
-    model = server.admit()
+    model = server.admit(served_name(server.settings, body.model_name))
     fields = generation_fields(body, model, server)
     _check_fields(body, server)
     shape = AnswerShape(
@@ -39,22 +41,25 @@ async def generate(request: Request) -> Response:
     if not body.prompt:
         return Response(without_prompt(shape, unloads=is_unload(body)), media_type="application/json")
     start = _start_raw if body.raw else _start_in_template
-    generation = await start(request, body, model, fields)
+    generation = await start(server, body, model, fields)
     answer = OllamaAnswer(shape, model, generation, received)
     return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)
 
 
-async def _start_raw(request: Request, body: GenerateBody, model: ServedModel, fields: dict[str, Any]) -> Generation:
+async def _start_raw(
+    server: ServerContext, body: GenerateBody, model: ServedModel, fields: dict[str, Any]
+) -> Generation:
     fields["prompt"] = body.prompt
-    fields["max_tokens"] = fields["max_tokens"] or context_of(request).client.max_model_len
+    fields["max_tokens"] = fields["max_tokens"] or server.client.max_model_len
     if body.logprobs or body.top_logprobs:
         _check_top_logprobs(body)
         fields["logprobs"] = body.top_logprobs or 0
-    return await start_completion(request, make_body(bodies.CompletionBody, fields), model, id_prefix="ollama")
+    completion = make_body(bodies.CompletionBody, fields)
+    return await start_completion(server, current_call(), completion, model, "ollama")
 
 
 async def _start_in_template(
-    request: Request, body: GenerateBody, model: ServedModel, fields: dict[str, Any]
+    server: ServerContext, body: GenerateBody, model: ServedModel, fields: dict[str, Any]
 ) -> Generation:
     """As a conversation of one message, after what `context` says, the tokens of an earlier answer."""
     system = [{"role": "system", "content": body.system}] if body.system else []
@@ -64,8 +69,7 @@ async def _start_in_template(
         "logprobs": body.logprobs,
         "top_logprobs": body.top_logprobs,
     }
-    server = context_of(request)
-    prepared = await prepare_chat(request, make_body(bodies.ChatBody, fields), model, id_prefix="ollama")
+    prepared = await prepare_chat(server, current_call(), make_body(bodies.ChatBody, fields), model, "ollama")
     if body.context:
         token_ids = [*body.context, *prepared.prompts[0].token_ids]
         check_prompt_length(len(token_ids), server.client.max_model_len)

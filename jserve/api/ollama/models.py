@@ -1,4 +1,4 @@
-"""What there is: /, /api/version, /api/tags, /api/show and /api/ps. One model, under each name that it is served by."""
+"""GET /, /api/version, /api/tags, /api/ps and POST /api/show: the one model, under each name that it is served by."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from jserve.api.json_writer import JsonResponse
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.bodies import ShowBody
 from jserve.api.ollama.capabilities import capabilities
-from jserve.api.ollama.names import check_model_name, tagged
+from jserve.api.ollama.names import served_name, tagged
 from jserve.api.ollama.options import OLLAMA_DEFAULTS
 from jserve.api.ollama.timestamps import NEVER, rfc3339
 from jserve.checkpoint import OllamaModel
@@ -73,7 +73,7 @@ async def show(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, ShowBody, any_media_type=True)
     model = _model(server)
-    check_model_name(server.settings, body.model_name)
+    served_name(server.settings, body.model_name)
     parameters = _parameters(model, server.client.max_model_len)
     lines = _parameter_lines(parameters)
     ollama = model.ollama or OllamaModel("", Path(), Path())

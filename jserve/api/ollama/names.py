@@ -12,7 +12,11 @@ def tagged(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else name + _LATEST
 
 
-def check_model_name(settings: ServerSettings, name: str) -> None:
-    """Raise UnknownModelError, in Ollama's words, unless `name` is served; "" means the served model."""
-    if name and tagged(name) not in {tagged(served) for served in settings.model_names}:
-        raise UnknownModelError(f"model '{name[:_MAX_SHOWN]}' not found", param="model")
+def served_name(settings: ServerSettings, name: str) -> str:
+    """The server's spelling of `name`; "" means the only model. Raises UnknownModelError in Ollama's words."""
+    if not name:
+        return ""
+    for served in settings.model_names:
+        if tagged(served) == tagged(name):
+            return served
+    raise UnknownModelError(f"model '{name[:_MAX_SHOWN]}' not found", param="model")

@@ -18,7 +18,7 @@ class OpenCalls:
     def close(self, call_id: str | None, name: str | None) -> tuple[str | None, str | None]:
         """Id and name of the call that is answered: the one with this id, or else the first with this name.
 
-        With neither it is the first of all. What is not known of a call is given back as it came.
+        With neither it is the first of all. What is not known of a call is returned as it came.
         """
         if not call_id:
             call_id = self._first(name)

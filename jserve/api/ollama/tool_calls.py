@@ -26,7 +26,7 @@ class ToolCallGatherer:
             call.arguments += delta.arguments
 
     def take(self, *, is_last: bool) -> list[dict[str, Any]]:
-        """Calls that are complete and have not been given out."""
+        """Calls that are complete and have not been taken."""
         end = len(self._calls) if is_last else max(self._num_sent, len(self._calls) - 1)
         taken = render_tool_calls(self._calls[self._num_sent : end], start=self._num_sent)
         self._num_sent = end

@@ -10,6 +10,7 @@ from jserve.api.errors import ErrorAnswer
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.usage import RequestMetrics, Usage
 from jserve.api.http.answers import DONE
+from jserve.api.json_writer import HOLE
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import GenerationBody
 from jserve.api.openai.shapes import TextEvent, event
@@ -56,12 +57,12 @@ class AnswerFrame:
         """The event of a chunk whose choice says `text` and nothing else."""
         known = self._text_events.get(index)
         if known is None:
-            known = TextEvent(chunk(**self._identity, choices=[choice(TextEvent.HOLE)]))
+            known = TextEvent(chunk(**self._identity, choices=[choice(HOLE)]))
             self._text_events[index] = known
         return known.of(text)
 
     def last_chunk(self, chunk: Shape) -> bytes:
-        """The usage, where it was asked for, and the end."""
+        """The usage, where the request wants it, and the end."""
         if not self._with_usage:
             return DONE
         fields = {"usage": self.usage(), "metrics": self._metrics() or UNSET}

@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import Call, current_call
 from jserve.api.context import ServerContext, context_of
 from jserve.api.errors import invalid
 from jserve.api.generation.generation import Generation
@@ -32,29 +33,28 @@ async def chat_completions(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, ChatBody)
-    model = server.admit()
+    model = server.admit(body.model)
     add_usage_where_forced(body, server.settings)
-    generation = await start_chat(request, body, model)
+    generation = await start_chat(server, current_call(), body, model)
     answer = ChatAnswer(body, model, generation, server.settings)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
 
-async def start_chat(request: Request, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl") -> Generation:
+async def start_chat(
+    server: ServerContext, call: Call, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl"
+) -> Generation:
     """Check `body` and hand it to the engine. Every chat-like endpoint comes here, its own body made a ChatBody.
 
     The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
     """
-    server = context_of(request)
-    prepared = await prepare_chat(request, body, model, id_prefix)
+    prepared = await prepare_chat(server, call, body, model, id_prefix)
     return server.generator.start(prepared, model.tokenizer, model.defaults.max_new_tokens)
 
 
 async def prepare_chat(
-    request: Request, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl"
+    server: ServerContext, call: Call, body: ChatBody, model: ServedModel, id_prefix: str = "chatcmpl"
 ) -> GenerationRequest:
     """Check `body` and make its prompt, without asking the engine for anything. Raises RequestError."""
-    server = context_of(request)
-    model.check_name(body.model)
     model.check_generates()
     _check_fields(body)
     _check_template_fields(body, model, server)
@@ -66,7 +66,7 @@ async def prepare_chat(
     sampling = await output.constrain(server, body, sampling)
     sampling = msgspec.structs.replace(sampling, thinking_budget=output.thinking_budget(body.thinking_token_budget))
     return GenerationRequest(
-        public_id=public_id(id_prefix, request.headers, body.request_id),
+        public_id=public_id(id_prefix, call, body.request_id),
         prompts=[prompt],
         sampling=sampling,
         priority=body.priority or 0,
@@ -74,12 +74,12 @@ async def prepare_chat(
         stream_interval=stream_interval(body, server.settings),
         new_parser=output.new_parser,
         counts_reasoning=output.speech.reasons,
-        parser_use=_parser_use(request, body) if tool_use.tools else None,
+        parser_use=_parser_use(call, body) if tool_use.tools else None,
     )
 
 
-def _parser_use(request: Request, body: ChatBody) -> ParserUse:
-    request_type = _REQUEST_TYPES.get(request.url.path, "other")
+def _parser_use(call: Call, body: ChatBody) -> ParserUse:
+    request_type = _REQUEST_TYPES.get(call.path, "other")
     return ParserUse("streaming" if body.stream else "non_streaming", request_type)
 
 

@@ -1,5 +1,7 @@
 """A generation in chat's shape, streamed or whole."""
 
+from collections.abc import Iterator
+
 from msgspec import UNSET, UnsetType
 
 from jserve.api.errors import ErrorAnswer
@@ -7,7 +9,7 @@ from jserve.api.generation.choice import ChoiceUpdate
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.transcript import Transcript
 from jserve.api.http.answers import EVENT_STREAM
-from jserve.api.json_writer import encode
+from jserve.api.json_writer import HOLE, encode_around_holes, list_in_pieces
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.answer_frame import AnswerFrame
 from jserve.api.openai.bodies import ChatBody
@@ -45,6 +47,7 @@ class ChatAnswer:
         self._with_prompt = bool(body.return_prompt_text)
         self._echo = _echoed_text(body)
         self._has_begun = False
+        self._transcripts = [Transcript(index) for index in range(generation.num_choices)]
 
     def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
         """One event per update that has something to say; the roles come before the first."""
@@ -58,31 +61,39 @@ class ChatAnswer:
         return b"".join(events)
 
     def last_chunk(self) -> bytes:
-        """The usage, where it was asked for, and the end."""
+        """The usage, where the request wants it, and the end."""
         return self._frame.last_chunk(ChatChunk)
 
     def error(self, problem: ErrorAnswer) -> bytes:
         """The error as an event, and the end."""
         return self._frame.error(problem)
 
-    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
+    def collect(self, updates: list[ChoiceUpdate]) -> None:
+        """Keep what `updates` add."""
+        for update in updates:
+            self._transcripts[update.index].add(update)
+
+    def whole(self) -> Iterator[bytes]:
         """The body that is not streamed."""
         prompt, num_best = self._generation.request.prompts[0], self._generation.request.sampling.prompt_logprobs
-        transcripts = Transcript.of(updates, self._generation.num_choices)
-        scores = transcripts[0].prompt_logprobs
-        return encode(
+        before, *between, after = encode_around_holes(
             self._frame.whole(
                 ChatCompletion,
-                [self._choice(done) for done in transcripts],
-                prompt_logprobs=(
-                    None
-                    if num_best is None
-                    else prompt_logprobs(self._tokenizer, prompt.token_ids, scores or [], num_best)
-                ),
+                [HOLE],
+                prompt_logprobs=None if num_best is None else [HOLE],
                 prompt_token_ids=prompt.token_ids if self._frame.with_ids else None,
                 prompt_text=prompt.text if self._with_prompt else None,
             )
         )
+        yield before
+        for number, done in enumerate(self._transcripts):
+            yield b"," if number else b""
+            yield from self._choice(done)
+        if num_best is not None:
+            yield from between
+            scores = self._transcripts[0].prompt_logprobs or ()
+            yield from list_in_pieces(prompt_logprobs(self._tokenizer, prompt.token_ids, scores, num_best))
+        yield after
 
     def _begin(self) -> list[bytes]:
         self._has_begun = True
@@ -115,15 +126,21 @@ class ChatAnswer:
         )
         return self._frame.event(ChatChunk, choice, is_last=is_last)
 
-    def _choice(self, done: Transcript) -> ChatChoice:
-        return ChatChoice(
-            done.index,
-            self._message(done),
-            self._formatter.chat(done.token_ids, done.logprobs) if done.logprobs is not None else None,
-            done.finish_reason,
-            done.stop_reason,
-            done.token_ids if self._frame.with_ids else None,
+    def _choice(self, done: Transcript) -> Iterator[bytes]:
+        before, *behind = encode_around_holes(
+            ChatChoice(
+                done.index,
+                self._message(done),
+                None if done.logprobs is None else ChatLogprobs([HOLE]),
+                done.finish_reason,
+                done.stop_reason,
+                done.token_ids.tolist() if self._frame.with_ids else None,
+            )
         )
+        yield before
+        if done.logprobs is not None:
+            yield from list_in_pieces(self._formatter.chat_batches(done.token_ids, done.logprobs))
+        yield from behind
 
     def _delta(self, update: ChoiceUpdate) -> ChatDelta:
         is_other = bool(update.reasoning or update.tool_calls or update.finish_reason is not None)

@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import Call, current_call
 from jserve.api.context import ServerContext, context_of
 from jserve.api.generation.generation import Generation
 from jserve.api.generation.request import GenerationRequest, PreparedPrompt
@@ -21,6 +22,7 @@ from jserve.api.openai.structured import constrain
 from jserve.api.openai.unsupported import refuse_unsupported_completion_fields
 from jserve.errors import RequestError
 from jserve.protocol import SamplingParams
+from jserve.text.tokenizers.detokenizer import IncrementalDetokenizer
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -29,22 +31,20 @@ async def completions(request: Request) -> Response:
     """Handle one request."""
     server = context_of(request)
     body = await read_body(request, CompletionBody)
-    model = server.admit()
+    model = server.admit(body.model)
     add_usage_where_forced(body, server.settings)
-    generation = await start_completion(request, body, model)
+    generation = await start_completion(server, current_call(), body, model)
     answer = CompletionAnswer(body, model, generation, server.settings)
     return await send_answer(request, server.generator, generation, answer, stream=bool(body.stream))
 
 
 async def start_completion(
-    request: Request, body: CompletionBody, model: ServedModel, id_prefix: str = "cmpl"
+    server: ServerContext, call: Call, body: CompletionBody, model: ServedModel, id_prefix: str = "cmpl"
 ) -> Generation:
     """Check `body` and hand it to the engine: `start_chat` for prompts that need no template.
 
     The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
     """
-    server = context_of(request)
-    model.check_name(body.model)
     model.check_generates()
     _check_fields(body)
     sampling = _sampling(body, model, server)
@@ -59,7 +59,7 @@ async def start_completion(
     sampling = await constrain(server, body, sampling)
     return server.generator.start(
         GenerationRequest(
-            public_id=public_id(id_prefix, request.headers, body.request_id),
+            public_id=public_id(id_prefix, call, body.request_id),
             prompts=prompts,
             sampling=sampling,
             priority=body.priority or 0,
@@ -130,7 +130,8 @@ async def _prepare_prompt(
     check_prompt_length(len(token_ids), max_model_len, generates=generates)
     text = prompt if isinstance(prompt, str) else ""
     if body.echo and (not text or body.truncate_prompt_tokens is not None):
-        text = model.tokenizer.decode(token_ids, skip_special_tokens=body.skip_special_tokens)
+        detokenizer = IncrementalDetokenizer(model.tokenizer, body.skip_special_tokens)
+        text = detokenizer.push(token_ids) + detokenizer.finish()
     return PreparedPrompt(token_ids, text)
 
 

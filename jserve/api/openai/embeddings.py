@@ -1,16 +1,19 @@
-"""POST /v1/embeddings: the final hidden state of a text's last token, or of its first, or the mean of all, of unit
-length. A model for embeddings says which it is, and what is put before a text.
+"""POST /v1/embeddings: a vector of length 1 for each input.
+
+It is the final hidden state of the input's last token, of its first, or the mean of all. A model for embeddings says
+which of these it was trained for, and what text goes before an input.
 """
 
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.errors import invalid
 from jserve.api.generation.generation import Generation
@@ -18,7 +21,8 @@ from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
 from jserve.api.http.answers import all_updates
 from jserve.api.http.body import check_cache_salt, public_id, read_body
-from jserve.api.json_writer import JsonResponse
+from jserve.api.http.pieces import BodyInPieces
+from jserve.api.json_writer import HOLE, encode_around_holes, list_in_pieces
 from jserve.api.model.lengths import check_prompt_length, truncate_prompt
 from jserve.api.model.served_model import ServedModel
 from jserve.api.openai.bodies import EmbeddingBody
@@ -34,28 +38,31 @@ if TYPE_CHECKING:
 async def embeddings(request: Request) -> Response:
     """Handle one request."""
     body = await read_body(request, EmbeddingBody)
-    model = context_of(request).admit()
+    model = context_of(request).admit(body.model)
     prepared = await prepare_embeddings(request, body, model)
     vectors = await embed(request, prepared, model, body.dimensions)
-    as_text = body.encoding_format == "base64"
     answer = Embeddings(
         id=prepared.public_id,
         created=int(time.time()),
         model=model.name,
-        data=[
-            Embedding(index, base64.b64encode(vector.tobytes()).decode() if as_text else vector.tolist())
-            for index, vector in enumerate(vectors)
-        ],
+        data=[HOLE],
         usage=prompt_usage(prepared.prompts),
     )
-    return JsonResponse(answer)
+    return BodyInPieces(_in_pieces(answer, vectors, as_text=body.encoding_format == "base64"))
+
+
+def _in_pieces(answer: Embeddings, vectors: "list[np.ndarray]", *, as_text: bool) -> Iterator[bytes]:
+    before, after = encode_around_holes(answer)
+    yield before
+    shown = (base64.b64encode(vector.tobytes()).decode() if as_text else vector.tolist() for vector in vectors)
+    yield from list_in_pieces([Embedding(index, vector)] for index, vector in enumerate(shown))
+    yield after
 
 
 async def prepare_embeddings(
     request: Request, body: EmbeddingBody, model: ServedModel, id_prefix: str = "embd"
 ) -> GenerationRequest:
     """Check `body` and make its prompts. Raises RequestError."""
-    model.check_name(body.model)
     if (body.input is None) == (body.messages is None):
         raise RequestError("give either `input` or `messages`", param="input")
     prompts = await _prompts_of_messages(request, body, model) if body.input is None else []
@@ -63,7 +70,7 @@ async def prepare_embeddings(
         prompts.append(await _prompt_of_input(request, text, body, model))
         await asyncio.sleep(0)  # A thousand texts must not hold up everybody else's tokens.
     return GenerationRequest(
-        public_id=public_id(id_prefix, request.headers, body.request_id),
+        public_id=public_id(id_prefix, current_call(), body.request_id),
         prompts=prompts,
         sampling=SamplingParams(max_tokens=0, temperature=0.0),
         priority=body.priority or 0,

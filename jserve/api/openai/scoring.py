@@ -7,6 +7,7 @@ documents too, if less well. `cosine` is the cosine of two embeddings, made as /
 -1 and 1, and only as good as the model's embeddings are. A model for embeddings knows no other way.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.generation.request import GenerationRequest, PreparedPrompt
 from jserve.api.generation.usage import Usage
@@ -91,20 +93,19 @@ class RerankBody(ScoringBody):
 async def score(request: Request) -> Response:
     """Handle one request for scores."""
     body = await read_body(request, ScoreBody)
-    model = context_of(request).admit()
-    model.check_name(body.model)
+    model = context_of(request).admit(body.model)
     if body.label_token_ids is not None:
         return JsonResponse(await _label_scores(request, body, model))
     documents = body.documents if body.documents is not None else body.items
     queries = body.queries if body.queries is not None else body.query
-    for name, given in (("queries", queries), ("documents", documents)):
-        if not given or (not isinstance(given, str) and not isinstance(given[0], str)):
+    for name, texts in (("queries", queries), ("documents", documents)):
+        if not texts or (not isinstance(texts, str) and not isinstance(texts[0], str)):
             message = f"`{name}` is missing; give a text or a list of texts"
             raise RequestError(message, param=name)
     pairs = _pairs(_listed(queries), _listed(documents))
     values, usage = await judge(request, body, pairs, model)
     answer = Scores(
-        id=public_id("score", request.headers, body.request_id),
+        id=public_id("score", current_call(), body.request_id),
         created=int(time.time()),
         model=model.name,
         data=[Score(index, value) for index, value in enumerate(values)],
@@ -116,8 +117,7 @@ async def score(request: Request) -> Response:
 async def rerank(request: Request) -> Response:
     """Handle one request for a ranking."""
     body = await read_body(request, RerankBody)
-    model = context_of(request).admit()
-    model.check_name(body.model)
+    model = context_of(request).admit(body.model)
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
     values, usage = await judge(request, body, [(body.query, text) for text in texts], model)
     order = sorted(range(len(texts)), key=lambda index: -values[index])
@@ -125,7 +125,7 @@ async def rerank(request: Request) -> Response:
         order = order[: body.top_n]
     shown = body.return_documents is not False
     results = [RankedDocument(i, values[i], {"text": texts[i]} if shown else None) for i in order]
-    answer = Ranking(public_id("rerank", request.headers, body.request_id), model.name, usage, results)
+    answer = Ranking(public_id("rerank", current_call(), body.request_id), model.name, usage, results)
     return JsonResponse(answer)
 
 
@@ -186,22 +186,22 @@ async def _question(query: str, document: str, instruction: str, model: ServedMo
 async def _next_token_logprobs(
     request: Request, body: ScoringBody, prompts: list[PreparedPrompt], labels: Sequence[int], model: ServedModel
 ) -> list[list[float]]:
-    """Of each of `labels` after each prompt, whatever the model itself would say."""
+    """The logprob of each of `labels` as the token after each prompt, whatever the model itself would say."""
     model.check_generates()
     generator = context_of(request).generator
     prepared = GenerationRequest(
-        public_id=public_id("score", request.headers, body.request_id),
+        public_id=public_id("score", current_call(), body.request_id),
         prompts=prompts,
         sampling=SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, logprob_token_ids=tuple(labels)),
         priority=body.priority or 0,
         cache_salt=check_cache_salt(body.cache_salt),
     )
     generation = generator.start(prepared, model.tokenizer, None)
-    found: list[list[float]] = [[]] * len(prompts)
+    rows: list[list[float]] = [[]] * len(prompts)
     for update in await all_updates(request, generator, generation):
         if update.logprobs:
-            found[update.index] = [max(logprob, _FLOOR) for logprob in update.logprobs[0].chosen_logprobs]
-    return found
+            rows[update.index] = [max(logprob, _FLOOR) for logprob in update.logprobs[0].chosen_logprobs]
+    return rows
 
 
 async def _cosines(
@@ -235,11 +235,18 @@ async def _label_scores(request: Request, body: ScoreBody, model: ServedModel) -
         check_prompt_length(len(token_ids), client.max_model_len)
         prompts.append(PreparedPrompt(token_ids))
     logprobs = await _next_token_logprobs(request, body, prompts, body.label_token_ids, model)
-    scores = [[math.exp(logprob) for logprob in row] for row in logprobs]
-    if body.apply_softmax:
-        scores = [[math.exp(logprob - max(row)) for logprob in row] for row in logprobs]
-        scores = [[value / sum(row) for value in row] for row in scores]
+    scores = []
+    for row in logprobs:
+        scores.append(_softmax(row) if body.apply_softmax else [math.exp(logprob) for logprob in row])
+        await asyncio.sleep(0)  # A thousand items of a hundred labels must not hold up everybody else's tokens.
     return LabelScores(scores=scores, model=model.name, usage=prompt_usage(prompts))
+
+
+def _softmax(logprobs: Sequence[float]) -> list[float]:
+    best = max(logprobs)
+    values = [math.exp(logprob - best) for logprob in logprobs]
+    total = math.fsum(values)
+    return [value / total for value in values]
 
 
 def _listed(texts: Any) -> list[str]:

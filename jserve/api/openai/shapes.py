@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jserve.api.generation.usage import RequestMetrics, Usage
-from jserve.api.json_writer import encode
+from jserve.api.json_writer import HOLE, encode
 
 StopReason = int | str | None
 
@@ -31,7 +31,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 class ChatLogprobs(msgspec.Struct, frozen=True):
     """Logprobs in chat's shape. `refusal` must be there: null in a whole answer, a list in a chunk."""
 
-    content: list[TokenLogprob]
+    content: list[TokenLogprob] | list[str]
+    """A list with `HOLE` alone where it is written in pieces; so are others of such types."""
     refusal: list[TokenLogprob] | None = None
 
 
@@ -162,11 +163,11 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 
     index: int
     text: str
-    logprobs: CompletionLogprobs | None
+    logprobs: CompletionLogprobs | str | None
     finish_reason: str | None
     stop_reason: StopReason
     token_ids: list[int] | None = None
-    prompt_logprobs: PromptLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | list[str] | None = None
     prompt_token_ids: list[int] | None = None
 
 
@@ -190,7 +191,7 @@ class CompletionChunkChoice(msgspec.Struct, frozen=True):
 
     index: int
     text: str
-    logprobs: CompletionLogprobs | None = None
+    logprobs: CompletionLogprobs | str | None = None
     finish_reason: str | None = None
     stop_reason: StopReason = None
     token_ids: list[int] | UnsetType = UNSET
@@ -225,7 +226,7 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "list"
     created: int
     model: str
-    data: list[Embedding]
+    data: list[Embedding] | list[str]
     usage: Usage
 
 
@@ -285,10 +286,8 @@ class TextEvent:
     __slots__ = ("_parts",)
 
     def __init__(self, message: Any) -> None:
-        """`message` has `TextEvent.HOLE`, and nothing else, wherever the string is to stand."""
-        self._parts = event(message).split(encode(self.HOLE))
-
-    HOLE = "\0"
+        """`message` has `HOLE`, and nothing else, wherever the string is to stand."""
+        self._parts = event(message).split(encode(HOLE))
 
     def of(self, text: str) -> bytes:
         """The event with `text`."""

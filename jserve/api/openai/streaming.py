@@ -24,7 +24,7 @@ def check_stream_options(body: GenerationBody) -> None:
 
 
 def wants_usage(body: GenerationBody) -> bool:
-    """Whether a last chunk with the usage is asked for."""
+    """Whether a last chunk with the usage is wanted."""
     return body.stream_options is not None and body.stream_options.include_usage
 
 

@@ -1,5 +1,8 @@
 """POST /tokenize and /detokenize, GET /tokenizer_info: the model's tokenizer, for texts and conversations."""
 
+import asyncio
+import functools
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,8 +19,7 @@ async def tokenize(request: Request) -> Response:
     """Token ids of a text, or of a conversation as chat completions would send it to the model."""
     server = context_of(request)
     body = await read_body(request, TokenizeBody)
-    model = server.admit()
-    model.check_name(body.model)
+    model = server.admit(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either `prompt` or `messages`", param="prompt")
     limit = server.client.max_model_len
@@ -25,7 +27,7 @@ async def tokenize(request: Request) -> Response:
     if text is None:
         text, special = await _render(body, model, server), bool(body.add_special_tokens)
     tokens = await model.encode(text, add_special_tokens=special, max_model_len=limit)
-    strings = [model.tokenizer.token_string(token) for token in tokens] if body.return_token_strs else None
+    strings = await asyncio.to_thread(_strings, model, tokens) if body.return_token_strs else None
     return JsonResponse({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
 
 
@@ -33,18 +35,22 @@ async def detokenize(request: Request) -> Response:
     """The text of some token ids, special tokens included."""
     server = context_of(request)
     body = await read_body(request, DetokenizeBody)
-    model = server.admit()
-    model.check_name(body.model)
+    model = server.admit(body.model)
     vocab_size = max(server.client.vocab_size, model.tokenizer.num_ids)
     check_vocabulary(body.tokens, vocab_size, param="tokens")
-    return JsonResponse({"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+    decode = functools.partial(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return JsonResponse({"prompt": await asyncio.to_thread(decode)})
 
 
 async def tokenizer_info(request: Request) -> Response:
     """What clients need that render and tokenize for themselves: lm-eval takes its tokenizer from here."""
-    model = context_of(request).admit()
-    found = {**model.tokenizer.special_tokens, "chat_template": model.template.sources.get("default")}
-    return JsonResponse({"eos_token": None, "bos_token": None, "pad_token": None, **found})
+    model = context_of(request).admit(None)
+    info = {**model.tokenizer.special_tokens, "chat_template": model.template.sources.get("default")}
+    return JsonResponse({"eos_token": None, "bos_token": None, "pad_token": None, **info})
+
+
+def _strings(model: ServedModel, tokens: list[int]) -> list[str | None]:
+    return [model.tokenizer.token_string(token) for token in tokens]
 
 
 async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext) -> str:

@@ -27,6 +27,11 @@ class AnswerClock:
         """A frame has come. `has_work`: requests are open, here or by the engine's own word."""
         self._since = time.monotonic() if has_work else None
 
+    def compiled(self) -> None:
+        """A program has been compiled behind. On a CPU that takes the cores of the steps, which then wait for it."""
+        if self._since is not None:
+            self._since = time.monotonic()
+
     def stop(self) -> None:
         """The engine is gone."""
         self._since = None

@@ -281,6 +281,7 @@ class EngineClient:
             self.progress = message
         elif isinstance(message, EngineCompiled):
             self.programs = message.counts
+            self._clock.compiled()
             self.on_compiled(message)
         elif isinstance(message, EngineReady):
             self.ready = message

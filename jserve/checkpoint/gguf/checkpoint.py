@@ -42,7 +42,7 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = GgufFile(path)
-        found: dict[str, Stored] = {}
+        own_tensors: dict[str, Stored] = {}
         self._factors: dict[str, list[float]] = {}
         self._parts = [self._file]
         try:
@@ -50,8 +50,8 @@ class GgufCheckpoint:
             self._parts += open_other_parts(self._file)
             for file in self._parts:
                 for tensor in file.tensors.values():
-                    self._add(file, tensor, found)
-            self._stored: dict[str, Readable] = self._family.join(found)
+                    self._add(file, tensor, own_tensors)
+            self._stored: dict[str, Readable] = self._family.join(own_tensors)
             self._config = build_config(
                 self._file.metadata,
                 {name: stored.shape for name, stored in self._stored.items()},
@@ -92,14 +92,14 @@ class GgufCheckpoint:
             self._factors[tensor.name] = [float(factor) for factor in factors.ravel()]
             return
         heads, kv_heads = read_heads(self._file.metadata, source=self.path)
-        found = dict(huggingface_tensors(self._family, tensor.name, tensor.shape, heads=heads, kv_heads=kv_heads))
-        if not found:
+        named = dict(huggingface_tensors(self._family, tensor.name, tensor.shape, heads=heads, kv_heads=kv_heads))
+        if not named:
             architecture = self._file.metadata["general.architecture"]
             raise CheckpointError(
                 f"{file.path}: tensor {tensor.name!r} is not known in architecture {architecture!r}; "
                 "load the model from its Hugging Face directory"
             )
-        for name, view in found.items():
+        for name, view in named.items():
             if name in stored:
                 raise CheckpointError(
                     f"{file.path}: tensor {tensor.name!r} stands in another part too; the files are damaged"

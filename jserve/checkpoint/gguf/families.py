@@ -40,7 +40,7 @@ _EXPERTS = {
     **{f"ffn_{part}_exps": f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")},
 }
 ViewOfHeads = Callable[[int, int], View]
-"""Of a model with so many heads of queries, and of keys."""
+"""Made for a model with so many heads of queries, and of keys."""
 _ROTATED: Mapping[str, ViewOfHeads] = {
     "attn_q": lambda heads, kv_heads: RotatedInPairs(heads),
     "attn_k": lambda heads, kv_heads: RotatedInPairs(kv_heads),
@@ -77,7 +77,7 @@ class Family:
     top: Mapping[str, str] = field(default_factory=lambda: _TOP)
     layers: str = "model.layers"
     views: Mapping[str, ViewOfHeads] = field(default_factory=dict)
-    """Of tensors that have another form than Hugging Face's, by their name in a file."""
+    """How tensors are read that have another form than Hugging Face's, by their name in a file."""
     offset_norms: bool = False
     """Whether Hugging Face adds 1 to the weight of each norm."""
     whole: Mapping[str, str] = field(default_factory=dict)

@@ -20,9 +20,9 @@ _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 """The 27B models scale scores by their width over their heads, the others by the head's size."""
 
 _MAVERICK_EXPERTS = 128
-"""Of the Llama 4 that does not norm its heads."""
+"""Experts of the Llama 4 that does not norm its heads."""
 _SOFTMAX, _SIGMOID = 1, 2
-"""Of llama.cpp's gating functions."""
+"""Numbers that llama.cpp has for gating functions."""
 _LOG_FACTOR = 0.1
 """What llama.cpp's converter multiplies `mscale_all_dim` with."""
 _DEEPSEEK_GROUPS = {(60, 160): (8, 3), (61, 256): (8, 4)}

@@ -26,7 +26,7 @@ _MAX_NESTING = 4
 _MAX_HEADER = 256 << 20
 """Bytes before the tensors. A vocabulary of 262,144 tokens with its merges takes some 10 MB."""
 _MAX_ITEMS = 1 << 24
-"""Of one array of the metadata; as Python's objects each takes tens of bytes."""
+"""Entries of one array of the metadata; as Python's objects each takes tens of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +90,17 @@ class _Cursor:
         buffer, size, position = self.file.buffer, self.file.size, self.position
         self._check(count, 8 * count, what)
         unpack = struct.Struct("<Q").unpack_from
-        found = []
+        texts = []
         for _ in range(count):
             start = position + 8
             if start > size or (position := start + unpack(buffer, start - 8)[0]) > size:
                 self.file.require(start, size, what)
             if position > _MAX_HEADER:
                 self._check(count, position - self.position, what)
-            found.append(buffer[start:position])
+            texts.append(buffer[start:position])
         self.position = position
         try:
-            return [text.decode() for text in found]
+            return [text.decode() for text in texts]
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.file.path}: {what} is not UTF-8 ({error}); the file is damaged") from None
 

@@ -111,10 +111,10 @@ class Mxfp4Codes:
 
     def read(self, index: Index) -> Array:
         *rows, codes = _full(index, self.shape)
-        found = self.origin.blocks()[tuple(rows)][..., 1:]
+        packed = self.origin.blocks()[tuple(rows)][..., 1:]
         if self.origin.kind == MXFP4_PAIRS:
-            return found[..., codes]
-        even, odd = found[..., ::2], found[..., 1::2]
+            return packed[..., codes]
+        even, odd = packed[..., ::2], packed[..., 1::2]
         low = (even & 0x0F) | (odd << 4)
         high = (even >> 4) | (odd & 0xF0)
         return np.concatenate([low, high], axis=-1)[..., codes]
@@ -175,17 +175,17 @@ class KeysThenValues:
 
 def join_latent(stored: Mapping[str, Stored]) -> dict[str, Readable]:
     """DeepSeek's attention. Where a file has the whole tensor too, that counts."""
-    found: dict[str, Readable] = {}
+    tensors_by_name: dict[str, Readable] = {}
     for name, tensor in stored.items():
         whole = name.replace(".k_b_proj.", ".kv_b_proj.").replace(".v_b_proj.", ".kv_b_proj.")
         if whole == name:
-            found[name] = tensor
+            tensors_by_name[name] = tensor
         elif whole not in stored and ".k_b_proj." in name:
             values = stored.get(name.replace(".k_b_proj.", ".v_b_proj."))
             if values is None or not _fit(tensor.shape, values.shape):
                 raise _unlike(tensor, "attn_v_b", values)
-            found[whole] = KeysThenValues(tensor, values)
-    return found
+            tensors_by_name[whole] = KeysThenValues(tensor, values)
+    return tensors_by_name
 
 
 def _fit(keys: tuple[int, ...], values: tuple[int, ...]) -> bool:
@@ -194,22 +194,22 @@ def _fit(keys: tuple[int, ...], values: tuple[int, ...]) -> bool:
 
 def join_experts(stored: Mapping[str, Stored]) -> dict[str, Readable]:
     """gpt-oss: weights and biases of all experts of a layer, the gate's and up's rows in turn."""
-    found: dict[str, Readable] = {}
+    readables: dict[str, Readable] = {}
     for name, tensor in stored.items():
         _, _, part = name.partition(".mlp.experts.")
         projection, _, suffix = part.partition(".")
         if not part:
-            found[name] = tensor
+            readables[name] = tensor
             continue
         stem = name.removesuffix(f".{suffix}")
         if projection == "gate_proj":
             up = stored.get(name.replace(".gate_proj.", ".up_proj."))
             if up is None or up.shape != tensor.shape:
                 raise _unlike(tensor, "ffn_up_exps", up)
-            found |= _all_experts(stem.replace(".gate_proj", ".gate_up_proj"), suffix, tensor, up)
+            readables |= _all_experts(stem.replace(".gate_proj", ".gate_up_proj"), suffix, tensor, up)
         elif projection != "up_proj":
-            found |= _all_experts(stem, suffix, tensor)
-    return found
+            readables |= _all_experts(stem, suffix, tensor)
+    return readables
 
 
 def _all_experts(stem: str, suffix: str, *parts: Stored) -> dict[str, Readable]:
@@ -234,8 +234,8 @@ def _all_experts(stem: str, suffix: str, *parts: Stored) -> dict[str, Readable]:
     return {stem: InputsBeforeOutputs(in_turn(list(parts)))}
 
 
-def _unlike(tensor: Stored, partner: str, found: Stored | None) -> CheckpointError:
-    is_there = "is missing" if found is None else f"has shape {list(found.tensor.shape)}"
+def _unlike(tensor: Stored, partner: str, partner_tensor: Stored | None) -> CheckpointError:
+    is_there = "is missing" if partner_tensor is None else f"has shape {list(partner_tensor.tensor.shape)}"
     return CheckpointError(
         f"{tensor.file.path}: tensor {tensor.tensor.name!r} has shape {list(tensor.tensor.shape)}, but {partner}, "
         f"which belongs to it, {is_there}; the file is damaged"
@@ -244,8 +244,8 @@ def _unlike(tensor: Stored, partner: str, found: Stored | None) -> CheckpointErr
 
 def _full(index: Index, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """A slice with bounds for every axis."""
-    given = (*index, *[slice(None)] * (len(shape) - len(index)))
-    bounds = (part.indices(size) for part, size in zip(given, shape, strict=True))
+    whole = (*index, *[slice(None)] * (len(shape) - len(index)))
+    bounds = (part.indices(size) for part, size in zip(whole, shape, strict=True))
     return tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
 
 

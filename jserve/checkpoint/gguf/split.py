@@ -73,8 +73,8 @@ def _check(part: GgufFile, number: int, count: int) -> None:
 
 
 def _check_tensors(first: GgufFile, parts: list[GgufFile]) -> None:
-    found, said = sum(len(part.tensors) for part in (first, *parts)), first.metadata.get("split.tensors.count")
-    if isinstance(said, int) and said != found:
+    count, said = sum(len(part.tensors) for part in (first, *parts)), first.metadata.get("split.tensors.count")
+    if isinstance(said, int) and said != count:
         raise CheckpointError(
-            f"{first.path} says {said} tensors but its {len(parts) + 1} parts have {found}; fetch them again"
+            f"{first.path} says {said} tensors but its {len(parts) + 1} parts have {count}; fetch them again"
         )

@@ -31,7 +31,7 @@ class Stored:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what `read` returns."""
+        """The type that `read` returns."""
         return self.kind.dtype or np.dtype(np.float32)
 
     @property

@@ -19,9 +19,9 @@ from jserve.commands.quantize.rounding import half_gradient_error, output_error,
 EXPONENTS = np.linspace(0, 1, 20, dtype=np.float32)
 """As AWQ tries them; the first leaves everything as it is."""
 LARGEST_STRETCH = 2.0**10
-"""Of a channel, either way: what float16 bears."""
+"""Largest factor of a channel, either way: what float16 bears."""
 SMALLEST_SHARE = 0.4
-"""Of a group's range that is kept at either end."""
+"""Smallest share of a group's range that is kept at either end."""
 
 
 @pytree

@@ -96,7 +96,7 @@ class DecoderLayers:
     def fed_by(self, number: int) -> dict[Path, Path]:
         """The linear layers that are given the very output of a norm, and that norm; paths within the layer."""
         layer = self.layer(number)
-        found: dict[Path, Path] = {}
+        sources: dict[Path, Path] = {}
 
         def trace(weights: Any, x: jax.Array) -> jax.Array:
             built = nnx.merge(nnx.graphdef(layer), weights)
@@ -104,13 +104,13 @@ class DecoderLayers:
             y, _ = built(x, self._empty[number], self._context)
             answers = {id(note.answer): path for path, note in notes.items() if not isinstance(note.module, Linear)}
             for path, note in notes.items():
-                if isinstance(note.module, Linear) and id(note.given) in answers:
-                    found[path] = answers[id(note.given)]
+                if isinstance(note.module, Linear) and id(note.inputs) in answers:
+                    sources[path] = answers[id(note.inputs)]
             return y
 
         tokens, width = self._context.positions.size, self._model.config.hidden_size
         jax.eval_shape(trace, nnx.state(layer, nnx.Param), jax.ShapeDtypeStruct((tokens, width), jnp.float32))
-        return found
+        return sources
 
     def observe(self, number: int, weights: tuple[jax.Array, ...], x: np.ndarray) -> dict[Path, Seen]:
         """What each linear layer of the layer is given over all samples, by its path. x: f32[S, L, E]."""
@@ -141,7 +141,7 @@ class DecoderLayers:
 
 
 def linear_paths(layer: DecoderLayer) -> list[Path]:
-    """Of all linear layers in a decoder layer."""
+    """Names of all linear layers in a decoder layer."""
     return [tuple(map(str, path)) for path, module in nnx.iter_modules(layer) if isinstance(module, Linear)]
 
 
@@ -155,27 +155,27 @@ def module_at(layer: nnx.Module, path: Path) -> Any:
 class _Noting:
     """A module that notes what it is given and what it answers."""
 
-    given: jax.Array
+    inputs: jax.Array
     answer: jax.Array
 
     def __init__(self, module: Any) -> None:
         self.module = module
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        self.given, self.answer = x, self.module(x)
+        self.inputs, self.answer = x, self.module(x)
         return self.answer
 
 
 def _note(layer: DecoderLayer) -> dict[Path, _Noting]:
     """Have the linear layers and norms of a layer, which is being traced, note their calls."""
-    found = {}
+    notes = {}
     for path, module in list(nnx.iter_modules(layer)):
         if isinstance(module, Linear | RMSNorm | LayerNorm):
             note = _Noting(module)
             *owner, name = map(str, path)
             object.__setattr__(module_at(layer, (*owner,)), name, note)
-            found[(*owner, name)] = note
-    return found
+            notes[(*owner, name)] = note
+    return notes
 
 
 @partial(jax.jit, static_argnums=0)
@@ -185,11 +185,11 @@ def _observe(graph: Any, weights: Any, x: jax.Array, kv: LayerKV, context: StepC
     notes = _note(layer)
     layer(x, kv, context)
 
-    def seen(given: jax.Array) -> Seen:
-        gram = jnp.dot(given.T, given, precision=jax.lax.Precision.HIGHEST)
-        return Seen(gram, jnp.abs(given).sum(0))
+    def seen(inputs: jax.Array) -> Seen:
+        gram = jnp.dot(inputs.T, inputs, precision=jax.lax.Precision.HIGHEST)
+        return Seen(gram, jnp.abs(inputs).sum(0))
 
-    return tuple(seen(notes[path].given.astype(jnp.float32)) for path in paths)
+    return tuple(seen(notes[path].inputs.astype(jnp.float32)) for path in paths)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -199,7 +199,7 @@ def _apply(graph: Any, weights: Any, x: jax.Array, kv: LayerKV, context: StepCon
 
 
 def _context(config: ModelConfig, shape: EngineShape) -> StepContext:
-    """Of a step whose only row is a whole sample."""
+    """The context of a step whose only row is a whole sample."""
     length = shape.max_model_len
     positions = jnp.arange(length, dtype=jnp.int32)
     row = jnp.arange(shape.num_pages, dtype=jnp.int32)[None]

@@ -63,7 +63,7 @@ def products_of(layers: DecoderLayers, number: int) -> list[Product]:
     """All linear layers of a decoder layer. Raises ConfigError where one is kept as no other engine reads it."""
     by_variable = {p.variable: p for p in layers.parameters(number)}
     path = layers.path(number)
-    found = []
+    products = []
     for own in linear_paths(layers.layer(number)):
         weight = by_variable[*path, *own, "weight"]
         bias = by_variable.get((*path, *own, "bias"))
@@ -72,7 +72,7 @@ def products_of(layers: DecoderLayers, number: int) -> list[Product]:
         _refuse_transposed(source, weight)
         inputs, *outputs = weight.shape
         rows = {name: shape[0] for name, shape in source.names().items()}
-        found.append(
+        products.append(
             Product(
                 path=own,
                 weights={layers.names[weight.absolute(name)]: count for name, count in rows.items()},
@@ -81,7 +81,7 @@ def products_of(layers: DecoderLayers, number: int) -> list[Product]:
                 order=_order(source, rows, tuple(outputs)),
             )
         )
-    return found
+    return products
 
 
 def groups_of(layers: DecoderLayers, number: int, products: list[Product]) -> list[Group]:
@@ -90,7 +90,7 @@ def groups_of(layers: DecoderLayers, number: int, products: list[Product]) -> li
     fed_by = layers.fed_by(number)
     by_path = {product.path: product for product in products}
     shared: dict[Path, list[Product]] = {}
-    found = []
+    groups = []
     for product in products:
         norm = fed_by.get(product.path)
         if norm is not None and type(module_at(layer, norm)) in (
@@ -99,10 +99,10 @@ def groups_of(layers: DecoderLayers, number: int, products: list[Product]) -> li
         ):
             shared.setdefault(norm, []).append(product)
             continue
-        found.append(_after_rows(product, module_at(layer, product.path[:-1]), by_path))
+        groups.append(_after_rows(product, module_at(layer, product.path[:-1]), by_path))
     for norm, together in shared.items():
-        found.append(Group(tuple(together), np.arange(together[0].inputs, dtype=np.int32), norm=norm))
-    return found
+        groups.append(Group(tuple(together), np.arange(together[0].inputs, dtype=np.int32), norm=norm))
+    return groups
 
 
 def _after_rows(product: Product, owner: object, by_path: dict[Path, Product]) -> Group:

@@ -39,7 +39,7 @@ a scale in the wrong place is far above.
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Of the outputs of linear layers, |x W - x W'|^2 / |x W|^2 on the text: rounded to the nearest, and as written."""
+    """Errors of layers' outputs, |x W - x W'|^2 / |x W|^2 on the text: rounded to the nearest, and as written."""
 
     nearest: float
     written: float
@@ -56,20 +56,20 @@ class Done:
     """The mean over each decoder layer's linear layers."""
 
 
-def quantize(asked: QuantizeConfig, text: str, folder: Path, progress: Progress) -> Done:
+def quantize(quantize_config: QuantizeConfig, text: str, folder: Path, progress: Progress) -> Done:
     """Write `folder`, learned on `text`. Raises StartupError where the model, the text or the sizes do not allow it."""
-    with FolderWriter(folder) as out, closing(open_checkpoint(asked.model)) as checkpoint:
+    with FolderWriter(folder) as out, closing(open_checkpoint(quantize_config.model)) as checkpoint:
         if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:
-            raise ConfigError(f"{asked.model} is an encoder; jserve quantize supports decoders")
+            raise ConfigError(f"{quantize_config.model} is an encoder; jserve quantize supports decoders")
         family, config = resolve(checkpoint.config(), source=checkpoint.path)
         config = with_trained_head(config, checkpoint)
-        _refuse(asked.model, checkpoint, config)
-        tokenizer = load_tokenizer(asked.model)
-        tokens = cut(text, tokenizer, asked.samples, asked.sequence_length)
+        _refuse(quantize_config.model, checkpoint, config)
+        tokenizer = load_tokenizer(quantize_config.model)
+        tokens = cut(text, tokenizer, quantize_config.samples, quantize_config.sequence_length)
         _check_tokens(tokens, config)
-        layers = DecoderLayers(checkpoint, family, config, asked.sequence_length)
-        size = _group_size(asked, layers)
-        run = _Run(asked, checkpoint, config, layers, size, out)
+        layers = DecoderLayers(checkpoint, family, config, quantize_config.sequence_length)
+        size = _group_size(quantize_config, layers)
+        run = _Run(quantize_config, checkpoint, config, layers, size, out)
         errors = run.layers(tokens, progress)
         run.others()
         if checkpoint.format == "huggingface":
@@ -77,9 +77,9 @@ def quantize(asked: QuantizeConfig, text: str, folder: Path, progress: Progress)
         else:
             write_json(out.part / "generation_config.json", checkpoint.generation_config())
             save_tokenizer(tokenizer, out.part)
-            if is_ollama_name(asked.model):
-                keep_ollama_model(find_ollama_model(asked.model), out.part)
-        stored = config_of(asked.method, asked.bits, size)
+            if is_ollama_name(quantize_config.model):
+                keep_ollama_model(find_ollama_model(quantize_config.model), out.part)
+        stored = config_of(quantize_config.method, quantize_config.bits, size)
         written = out.finish({**checkpoint.config(), "quantization_config": stored})
     return Done(size, tokens.size, written, errors)
 
@@ -109,12 +109,12 @@ def _check_tokens(tokens: np.ndarray, config: ModelConfig) -> None:
         )
 
 
-def _group_size(asked: QuantizeConfig, layers: DecoderLayers) -> int:
+def _group_size(quantize_config: QuantizeConfig, layers: DecoderLayers) -> int:
     """The size of groups. Raises ConfigError where weights are no whole groups, or no whole words of 32 bits."""
     products = [product for number in range(len(layers)) for product in products_of(layers, number)]
     fitting = [size for size in GROUP_SIZES if all(product.inputs % size == 0 for product in products)]
-    size = asked.group_size or (fitting[0] if fitting else GROUP_SIZES[-1])
-    words = 32 // asked.bits
+    size = quantize_config.group_size or (fitting[0] if fitting else GROUP_SIZES[-1])
+    words = 32 // quantize_config.bits
     for product in products:
         name = next(iter(product.weights))
         if product.inputs % size or size % words:
@@ -133,21 +133,21 @@ class _Run:
 
     def __init__(
         self,
-        asked: QuantizeConfig,
+        quantize_config: QuantizeConfig,
         checkpoint: Checkpoint,
         config: ModelConfig,
         layers: DecoderLayers,
         size: int,
         out: FolderWriter,
     ) -> None:
-        self._asked, self._checkpoint, self._config = asked, checkpoint, config
+        self._asked, self._checkpoint, self._config = quantize_config, checkpoint, config
         self._layers, self._size, self._out = layers, size, out
         self._done: set[str] = set()
 
     def layers(self, tokens: np.ndarray, progress: Progress) -> list[Errors]:
         """Quantize every decoder layer, each on what those before leave when they are quantized."""
         x = self._layers.embed(tokens)
-        found = []
+        errors = []
         for number in range(len(self._layers)):
             weights = self._layers.fill(number, {})
             seen = self._layers.observe(number, weights, x)
@@ -159,9 +159,9 @@ class _Run:
             x = self._layers.advance(number, self._layers.fill(number, floats), x)
             each = chosen.errors
             mean = Errors(*(float(np.mean([getattr(e, name) for e in each])) for name in ("nearest", "written")))
-            found.append(mean)
+            errors.append(mean)
             progress(number + 1, len(self._layers), f"error {mean.written:.2e} instead of {mean.nearest:.2e}")
-        return found
+        return errors
 
     def others(self) -> None:
         """Carry along the tensors that no layer changed."""

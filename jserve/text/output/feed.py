@@ -151,12 +151,12 @@ class TextFeed:
         None of the markers may be the beginning of another.
         """
         while True:
-            found = [(at, marker) for marker in markers if (at := self._text.find(marker, self._pos)) >= 0]
+            places = [(at, marker) for marker in markers if (at := self._text.find(marker, self._pos)) >= 0]
             cut = len(self._text)
             if not self._is_over:
                 cut -= max((_overlap(self._text, self._pos, marker) for marker in markers), default=0)
-            if found and min(found)[0] <= cut:
-                at, marker = min(found)
+            if places and min(places)[0] <= cut:
+                at, marker = min(places)
                 self._emit_up_to(at, emit)
                 self._take(len(marker))
                 return marker

@@ -38,9 +38,9 @@ class StopMatcher:
             return StopResult(text)
         # Held text is the beginning of every stop string that can still begin in earlier text.
         text = self._held + text
-        found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
-        if found:
-            end, _, matched = min(found)
+        matches = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        if matches:
+            end, _, matched = min(matches)
             self._held, self._is_over = "", True
             return StopResult(text[: end if self._include else end - len(matched)], matched)
         cut = len(text) - max(_overlap(text, stop) for stop in self._stops)

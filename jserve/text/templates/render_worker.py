@@ -26,7 +26,7 @@ MEMORY_LIMIT = 1 << 30
 _MAX_KEPT = 8
 """Templates of requests that are kept compiled."""
 _MAX_ERROR_CHARS = 2000
-"""Of a message that a template raises."""
+"""Longest message of a template that is passed on."""
 
 
 @dataclass(frozen=True, slots=True)

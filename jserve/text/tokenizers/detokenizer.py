@@ -9,19 +9,23 @@ through the three rules of their decoder, and only a decoder of neither kind is 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import Protocol
 
 from jserve.text.tokenizers.decoder_kind import TokenScheme
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
+_LONGEST_HALF = 3
+"""Tokens that half a character can be: of four bytes, three."""
 
 
 class IncrementalDetokenizer:
     """One sequence's decoder.
 
     `continues` says that the text goes on from a prompt: the first space of a sentencepiece model then stays,
-    where `decode` drops it. `visible` are special tokens that are not skipped.
+    where `decode` drops it. `visible` are special tokens that are not skipped. `before` are the prompt's tokens: where
+    they end inside a character, the text begins with the whole of it.
     """
 
     def __init__(
@@ -31,9 +35,11 @@ class IncrementalDetokenizer:
         *,
         continues: bool = False,
         visible: frozenset[int] = frozenset(),
+        before: Sequence[int] = (),
     ) -> None:
         self._skipped = tokenizer.special_ids - visible if skip_special_tokens else frozenset()
         self._decoder = _decoder_for(tokenizer, continues)
+        self._decoder.begin(before[-_LONGEST_HALF:])
 
     def push(self, ids: list[int]) -> str:
         """The text that is certain now and was not before."""
@@ -48,6 +54,8 @@ class IncrementalDetokenizer:
 
 
 class _Decoder(Protocol):
+    def begin(self, before: Sequence[int]) -> None: ...
+
     def push(self, ids: list[int]) -> str: ...
 
     def finish(self) -> str: ...
@@ -70,6 +78,11 @@ class _ByteLevel:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._is_inside = False
         """Whether the bytes so far end inside a character."""
+
+    def begin(self, before: Sequence[int]) -> None:
+        run = b"".join([self._tokenizer.token_bytes(token_id) for token_id in before])
+        self._utf8.decode(run[len(run) - _half_character(run) :])
+        self._is_inside = bool(self._utf8.getstate()[0])
 
     def push(self, ids: list[int]) -> str:
         if len(ids) == 1 and not self._is_inside:
@@ -96,6 +109,12 @@ class _Sentencepiece:
         self._tokenizer = tokenizer
         self._strips_space = strips_first_space
         self._run = bytearray()
+
+    def begin(self, before: Sequence[int]) -> None:
+        for token_id in before:
+            byte = self._tokenizer.decoder_kind.fallback_byte(self._tokenizer.token_string(token_id) or "")
+            self._run = bytearray() if byte is None else self._run + bytes([byte])
+        self._run = self._run[len(self._run) - _half_character(self._run) :]
 
     def push(self, ids: list[int]) -> str:
         pieces = []
@@ -151,6 +170,9 @@ class _Window:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._num_read = 0
+
+    def begin(self, before: Sequence[int]) -> None:
+        """What is known of no decoder is not guessed: half a character of the prompt stays with the prompt."""
 
     def push(self, ids: list[int]) -> str:
         self._ids += ids

@@ -158,8 +158,8 @@ class _Description:
         backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in whole])
 
     def _special_tokens(self) -> dict[str, str]:
-        found = {role: self._token(self.get(f"{name}_token_id")) for role, name in _ROLES.items()}
-        return {role: token for role, token in found.items() if token is not None}
+        tokens = {role: self._token(self.get(f"{name}_token_id")) for role, name in _ROLES.items()}
+        return {role: token for role, token in tokens.items() if token is not None}
 
     def _token(self, number: Any) -> str | None:
         if number is None:
@@ -176,7 +176,7 @@ def _is_bracketed(token: str) -> bool:
 
 
 def _original_piece(token: str) -> str:
-    """Of BERT's vocabulary (`BertModel.set_vocab` of llama.cpp's converter, read backwards)."""
+    """The token as BERT's vocabulary spells it (`BertModel.set_vocab` of llama.cpp's converter, read backwards)."""
     if _is_bracketed(token):
         return token
     return token[1:] if token.startswith("\u2581") else f"##{token}"

@@ -212,9 +212,9 @@ def _load_with_transformers(directory: Path, config: dict[str, Any]) -> Tokenize
         )
     backend.no_truncation()
     backend.no_padding()
-    found = {role: str(token) for role in ROLES if (token := getattr(loaded, role, None)) is not None}
+    roles = {role: str(token) for role in ROLES if (token := getattr(loaded, role, None)) is not None}
     if _is_tekken_alone(directory):
         known = {token.content for token in backend.get_added_tokens_decoder().values()}
-        found = {role: token for role, token in _TEKKEN_ROLES.items() if token in known} | found
-        set_bos_and_eos(backend, found.get("bos_token"), None)
-    return _wrap(backend, directory, config | found)
+        roles = {role: token for role, token in _TEKKEN_ROLES.items() if token in known} | roles
+        set_bos_and_eos(backend, roles.get("bos_token"), None)
+    return _wrap(backend, directory, config | roles)

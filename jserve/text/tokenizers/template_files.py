@@ -29,11 +29,11 @@ def find_chat_templates(directory: Path, tokenizer_config: Mapping[str, Any]) ->
 def gguf_chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Templates of a GGUF file: `tokenizer.chat_template`, and `tokenizer.chat_template.NAME`."""
     prefix = "tokenizer.chat_template"
-    found = {"default": metadata.get(prefix)}
+    templates = {"default": metadata.get(prefix)}
     for key, value in metadata.items():
         if key.startswith(prefix + "."):
-            found[key.removeprefix(prefix + ".")] = value
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+            templates[key.removeprefix(prefix + ".")] = value
+    return {name: value for name, value in templates.items() if isinstance(value, str)}
 
 
 def read_text(path: Path) -> str:

@@ -15,7 +15,7 @@ from jserve.text.tokenizers.decoder_kind import DecoderKind, TokenScheme, decode
 _GIL_HELD_CHARACTERS = 1024
 """`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""
 _PIECE_CHARACTERS = 1 << 16
-"""Of a text whose tokens are counted piece by piece."""
+"""Length of a piece, where the tokens of a text are counted piece by piece."""
 
 
 class Tokenizer:
@@ -67,12 +67,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds inside a text; several tokens may share one character's bytes."""
-        found = self._token_bytes.get(token_id)
-        if found is None:
+        token_bytes = self._token_bytes.get(token_id)
+        if token_bytes is None:
             token = self.backend.id_to_token(token_id)
-            found = b"" if token is None else self.decoder_kind.token_bytes(token)
-            self._token_bytes[token_id] = found
-        return found
+            token_bytes = b"" if token is None else self.decoder_kind.token_bytes(token)
+            self._token_bytes[token_id] = token_bytes
+        return token_bytes
 
     def whole_text(self, token_id: int) -> str | None:
         """The text of a token whose bytes are whole characters; None for any other."""

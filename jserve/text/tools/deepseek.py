@@ -68,9 +68,9 @@ def _read_call(feed: TextFeed, draft: Draft, opening: str) -> Reading[None]:
         yield from feed.skip_space()
         yield from feed.try_any((CALL_END,))
     except (Malformed, TextEnded) as error:
-        given = feed.recorded()
+        arguments = feed.recorded()
         if draft.num_calls == begun:
-            draft.content(opening + given)
+            draft.content(opening + arguments)
         if isinstance(error, TextEnded):
             raise
         if draft.num_calls > begun:

@@ -36,9 +36,9 @@ class Gemma:
                 yield from feed.skip_space()
                 yield from feed.try_any((end,))
             except (Malformed, TextEnded) as error:
-                given = feed.recorded()
+                arguments = feed.recorded()
                 if draft.num_calls == begun:
-                    draft.content(begin + given)
+                    draft.content(begin + arguments)
                 if isinstance(error, TextEnded):
                     raise
                 if draft.num_calls > begun:

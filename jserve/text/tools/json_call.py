@@ -60,9 +60,9 @@ def read_json_call(
     try:
         yield from _read_members(feed, call)
     except (Malformed, TextEnded) as error:
-        given = feed.recorded()
+        arguments = feed.recorded()
         if not call.is_begun:
-            draft.content(opening + given)
+            draft.content(opening + arguments)
         if isinstance(error, TextEnded):
             raise
         draft.arguments(error.read) if call.is_begun else None

@@ -64,9 +64,9 @@ def _read_named(feed: TextFeed, draft: Draft, opening: str) -> Reading[bool]:
         feed.recorded()
         yield from copy_json(feed, draft.arguments)
     except (Malformed, TextEnded) as error:
-        given = feed.recorded()
+        arguments = feed.recorded()
         if draft.num_calls == begun:
-            draft.content(opening + given)
+            draft.content(opening + arguments)
         else:
             draft.arguments(error.read if isinstance(error, Malformed) else "")
         if isinstance(error, TextEnded):

@@ -91,9 +91,9 @@ def _read_call(feed: TextFeed, draft: Draft, opening: str, tools: Mapping[str, T
         draft.arguments("{")
         yield from _copy_arguments(feed, draft)
     except (Malformed, TextEnded) as error:
-        given = feed.recorded()
+        arguments = feed.recorded()
         if draft.num_calls == begun:
-            draft.content(opening + given)
+            draft.content(opening + arguments)
         if isinstance(error, TextEnded):
             raise
         if draft.num_calls > begun:

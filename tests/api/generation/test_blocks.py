@@ -12,7 +12,7 @@ def update(text: str = "", *, reasoning: str = "", calls: list[ToolCallDelta] | 
     return ChoiceUpdate(0, text, [7], logprobs, end, None, reasoning, calls or [])
 
 
-def told(row: BlockRow, *updates: ChoiceUpdate) -> list[str]:
+def described(row: BlockRow, *updates: ChoiceUpdate) -> list[str]:
     """The events as short texts."""
     shown = []
     for event in [event for each in updates for event in row.push(each)]:
@@ -30,7 +30,7 @@ def told(row: BlockRow, *updates: ChoiceUpdate) -> list[str]:
 def test_blocks_follow_each_other() -> None:
     row = BlockRow()
     call = ToolCallDelta(0, "call_1", "f", "{")
-    shown = told(
+    shown = described(
         row,
         update(reasoning="hm"),
         update(reasoning="!"),
@@ -51,7 +51,7 @@ def test_blocks_follow_each_other() -> None:
 
 def test_whitespace_opens_no_block_but_stays_with_its_text() -> None:
     row = BlockRow()
-    shown = told(
+    shown = described(
         row,
         update(reasoning="hm"),
         update("\n"),
@@ -67,25 +67,26 @@ def test_whitespace_opens_no_block_but_stays_with_its_text() -> None:
 
 
 def test_an_empty_turn_has_one_empty_text() -> None:
-    assert told(BlockRow(), update(end="stop")) == ["0 opens text", "0 closes"]
-    assert told(BlockRow(), update("\n"), update(end="stop")) == ["0 opens text", "0 + \n", "0 closes"]
+    assert described(BlockRow(), update(end="stop")) == ["0 opens text", "0 closes"]
+    assert described(BlockRow(), update("\n"), update(end="stop")) == ["0 opens text", "0 + \n", "0 closes"]
 
 
 def test_calls_without_id_get_one() -> None:
     row = BlockRow()
-    told(row, update(calls=[ToolCallDelta(0, None, "f", "{}")], end="tool_calls"))
+    described(row, update(calls=[ToolCallDelta(0, None, "f", "{}")], end="tool_calls"))
     assert row.blocks[0].call_id.startswith("call_")
 
 
 def test_logprobs_of_held_text_come_with_it_and_those_of_reasoning_do_not() -> None:
     row = BlockRow()
-    told(row, update(reasoning="hm", logprob=-1.0), update("", logprob=-2.0), update("a", logprob=-3.0))
-    told(row, update("", logprob=-4.0, end="stop"))
-    assert [entry.logprob for entry in row.blocks[1].logprobs] == [-2.0, -3.0]
-    assert row.blocks[1].token_ids == [7, 7]
-    assert row.blocks[0].logprobs == []
+    updates = [update(reasoning="hm", logprob=-1.0), update("", logprob=-2.0), update("a", logprob=-3.0)]
+    events = [event for one in [*updates, update("", logprob=-4.0, end="stop")] for event in row.push(one)]
+    thought, text = [event for event in events if isinstance(event, Grown)]
+    assert [entry.logprob for entry in text.logprobs] == [-2.0, -3.0]
+    assert text.token_ids == [7, 7]
+    assert thought.logprobs == thought.token_ids == []
 
 
 def test_reasoning_can_be_left_out() -> None:
     row = BlockRow(with_reasoning=False)
-    assert told(row, update(reasoning="hm"), update("a", end="stop")) == ["0 opens text", "0 + a", "0 closes"]
+    assert described(row, update(reasoning="hm"), update("a", end="stop")) == ["0 opens text", "0 + a", "0 closes"]

@@ -1,6 +1,7 @@
 """A choice gives the same text, tokens and reasons however the engine cuts its deltas."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,7 +34,14 @@ def _run(tokenizer: Tokenizer, sampling: SamplingParams, ids: list[int], cuts: l
         reason = "length" if end == len(ids) else None
         updates.append(choice.accept(TokenDelta("r", piece, finish_reason=reason, logprobs=logprobs)))
     assert choice.num_tokens == sum(len(update.token_ids) for update in updates)
-    return Transcript.of(updates, 1)[0]
+    transcript = Transcript(0)
+    for update in updates:
+        transcript.add(update)
+    return transcript
+
+
+def _meaning(done: Transcript) -> tuple[Any, ...]:
+    return done.text, done.token_ids, [*(done.logprobs or ())], done.finish_reason, done.stop_reason
 
 
 @settings(max_examples=150)
@@ -49,7 +57,7 @@ def test_cuts_do_not_matter(tiny: Tokenizer, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(ids) - 1)), max_size=6)))
     cuts = [cut for cut in cuts if cut < len(ids)]
     one_by_one = _run(tiny, sampling, ids, list(range(1, len(ids))))
-    assert _run(tiny, sampling, ids, cuts) == one_by_one
+    assert _meaning(_run(tiny, sampling, ids, cuts)) == _meaning(one_by_one)
     assert len(one_by_one.logprobs or []) == len(one_by_one.token_ids)
     if not sampling.stop:
         assert one_by_one.text == text

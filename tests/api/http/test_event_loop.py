@@ -40,6 +40,8 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         "/v1/chat/completions",
         _chat(max_tokens=20, n=128, temperature=1, logprobs=True, top_logprobs=20, stream=True),
     ),
+    "logprobs of very many choices": ("/v1/completions", _completion(max_tokens=4, n=2048, logprobs=5, temperature=1)),
+    "logprobs of very many prompts": ("/v1/completions", _completion(prompt=["hello"] * 900, max_tokens=1, logprobs=5)),
     "logprobs of a prompt": ("/v1/completions", _completion(prompt=WORDS, max_tokens=1, prompt_logprobs=5)),
     "a stream of choices": ("/v1/chat/completions", _chat(max_tokens=64, n=16, temperature=1, stream=True)),
     "a long prompt": ("/v1/completions", _completion(prompt=WORDS, max_tokens=1)),
@@ -91,9 +93,8 @@ def test_a_flood_of_pipelined_requests_does_not_either(live: LiveServer) -> None
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2048, "logprobs": 5, "max_tokens": 4, "temperature": 1},
-        {"prompt": ["hello"] * 900, "logprobs": 5, "max_tokens": 1},
         {"n": 256, "logprobs": 5, "max_tokens": 4000, "temperature": 1},
+        {"prompt": ["hello"] * 900, "logprobs": 5, "max_tokens": 1000},
     ],
 )
 def test_more_logprobs_than_one_request_may_have_are_refused(live: LiveServer, fields: dict[str, Any]) -> None:

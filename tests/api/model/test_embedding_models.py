@@ -23,7 +23,7 @@ LIMIT = 12
 
 
 def ids(text: str) -> list[int]:
-    """Of letters with spaces between."""
+    """The token ids of letters with spaces between."""
     return [CLS, *(TOKENS.index(token) for token in text.lower().split()), SEP]
 
 
@@ -34,7 +34,7 @@ def mean_of(tokens: list[int]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a BERT model with a list of tokens as its tokenizer."""
+    """The folder of a BERT model with a list of tokens as its tokenizer."""
     made = tmp_path_factory.mktemp("bert")
     (made / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
     (made / "vocab.txt").write_text("\n".join(TOKENS) + "\n")

@@ -58,10 +58,10 @@ def test_system_prompt_and_examples_come_before_a_conversation(pull: Pull, serve
     pull(system="Be brief.", messages=[{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}])
     server = serve()
     examples = "<|im_start|>user\n2+2<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
-    asked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt_of(server, HI) == "<|im_start|>system\nBe brief.<|im_end|>\n" + examples + asked
+    question = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt_of(server, HI) == "<|im_start|>system\nBe brief.<|im_end|>\n" + examples + question
     own = {"role": "system", "content": "Rhyme."}
-    assert prompt_of(server, own, HI) == examples + "<|im_start|>system\nRhyme.<|im_end|>\n" + asked
+    assert prompt_of(server, own, HI) == examples + "<|im_start|>system\nRhyme.<|im_end|>\n" + question
     # The fake engine repeats the prompt: what a chat was given is what it answers.
     body = {"model": "tiny", "stream": False, "options": {"temperature": 0}}
     answer = server.http.post("/api/chat", json=body | {"messages": [HI]}).json()

@@ -70,8 +70,8 @@ def test_a_python_function_is_a_tool(hermes: ollama.Client) -> None:
 
 
 def test_a_conversation_with_calls_and_answers_goes_into_the_template(hermes: ollama.Client) -> None:
-    asked = hermes.chat("tiny", saying(CALL), tools=TOOLS)
-    history = [{"role": "user", "content": "?"}, asked.message, {"role": "tool", "tool_name": "get_weather"}]
+    first = hermes.chat("tiny", saying(CALL), tools=TOOLS)
+    history = [{"role": "user", "content": "?"}, first.message, {"role": "tool", "tool_name": "get_weather"}]
     alone = hermes.chat("tiny", [history[0], *saying("Rain.")])
     with_call = hermes.chat("tiny", [*history, *saying("Rain.")])
     assert with_call.message.content == alone.message.content == "Rain."

@@ -164,3 +164,12 @@ def test_unknown_fields_and_harmless_values_are_accepted(server: LiveServer) -> 
 @pytest.mark.parametrize("model", ["tiny", "other", "", None])
 def test_every_alias_is_answered_with_the_first_name(server: LiveServer, model: str | None) -> None:
     assert server.complete("a", model=model)["model"] == "tiny"
+
+
+def test_a_prompt_that_ends_inside_a_character_is_continued_by_the_whole_of_it(server: LiveServer) -> None:
+    """Token ids of half an emoji, after which the fake engine says the same half again, and the other one."""
+    ids = server.http.post("/tokenize", json={"prompt": "\U0001f44d"}).json()["tokens"]
+    prompt = [*ids[2:], *ids, *ids[:2]]  # The engine repeats it from the start: the half that is missing comes first.
+    done = server.complete(prompt, max_tokens=6, temperature=0, echo=True)
+    assert done["choices"][0]["text"].endswith("\U0001f44d" * 3)
+    assert server.complete(prompt, max_tokens=6, temperature=0)["choices"][0]["text"] == "\U0001f44d" * 2

@@ -18,22 +18,22 @@ def unit(first: float) -> list[float]:
 def post(server: LiveServer, **body: Any) -> dict[str, Any]:
     response = server.http.post("/v1/embeddings", json=body)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 def refused(server: LiveServer, **body: Any) -> dict[str, Any]:
     response = server.http.post("/v1/embeddings", json=body)
     assert response.status_code == 400, response.text
-    found: dict[str, Any] = response.json()["error"]
-    return found
+    answer: dict[str, Any] = response.json()["error"]
+    return answer
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64", None])
 def test_openai_client_gets_a_vector_for_every_input(
     server: LiveServer, tokenizer: Tokenizer, encoding: str | None
 ) -> None:
-    """Which asks for base64, and decodes it, unless it is told otherwise."""
+    """Which asks for base64, and decodes it, unless the caller says otherwise."""
     fields: dict[str, Any] = {} if encoding is None else {"encoding_format": encoding}
     texts = ["abc", "x", "hello"]
     answer = server.openai.embeddings.create(model="tiny", input=texts, **fields)

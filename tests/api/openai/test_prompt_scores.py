@@ -18,12 +18,12 @@ def test_prompt_logprobs_hold_the_prompts_tokens_and_the_best(server: LiveServer
     [choice] = server.complete("abc", max_tokens=1, prompt_logprobs=2)["choices"]
     first, *rest = choice["prompt_logprobs"]
     assert first is None
-    for token, found in zip(ids[1:], rest, strict=True):
-        assert list(found) == [str(token), str(token + 1), str(token + 2)]
+    for token, entries in zip(ids[1:], rest, strict=True):
+        assert list(entries) == [str(token), str(token + 1), str(token + 2)]
         text = tokenizer.decode([token])
-        assert found[str(token)] == {"logprob": own(token), "rank": 3, "decoded_token": text}
-        assert found[str(token + 1)]["logprob"] == -1.0
-        assert [found[str(token + rank)]["rank"] for rank in (1, 2)] == [1, 2]
+        assert entries[str(token)] == {"logprob": own(token), "rank": 3, "decoded_token": text}
+        assert entries[str(token + 1)]["logprob"] == -1.0
+        assert [entries[str(token + rank)]["rank"] for rank in (1, 2)] == [1, 2]
     assert choice["logprobs"] is None
 
 

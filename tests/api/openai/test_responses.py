@@ -8,6 +8,8 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseTextDeltaEvent
 
+from jserve.api.generation.recent_items import RecentItems
+from jserve.api.openai.responses_api.shapes import OutputText
 from tests.api.live_server import LiveServer
 
 Event = dict[str, Any]
@@ -235,7 +237,7 @@ def test_oldest_turns_are_dropped_where_truncation_is_auto(server: LiveServer) -
         ({"seed": "x"}, "seed", "seed"),
         ({"top_logprobs": 21}, "top_logprobs", "21"),
         ({"input": []}, "input", "at least one item"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "no state"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "has forgotten"),
         ({"input": [{"type": "computer_call"}]}, "input", "no item with text"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0]", "'tool'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "'input_image'"),
@@ -285,6 +287,32 @@ def test_nothing_is_stored(server: LiveServer) -> None:
         client.responses.delete("resp_1")
     with pytest.raises(openai.NotFoundError, match="absent"):
         client.responses.create(model="absent", input="x")
+
+
+def test_an_item_of_an_answer_can_be_referred_to(server: LiveServer) -> None:
+    """As the AI SDK does by default, streamed or not."""
+    question = {"role": "user", "content": "hi"}
+    whole = respond(server, {"input": [question]})
+    last = server.http.post("/v1/responses", json={"input": [question], "stream": True}).text.strip().split("\n\n")[-1]
+    streamed = json.loads(last.partition("data: ")[2])["response"]
+    count = respond(server, {"input": [question, *whole["output"], question]})["usage"]["input_tokens"]
+    for answer in (whole, streamed):
+        references = [{"type": "item_reference", "id": item["id"]} for item in answer["output"]]
+        body = {"input": [question, *references, question]}
+        assert respond(server, body)["usage"]["input_tokens"] == count
+        assert server.http.post("/v1/responses/input_tokens", json=body).json()["input_tokens"] == count
+    unkept = respond(server, {"input": [question], "store": False})["output"][0]["id"]
+    error = refusal(server, {"input": [{"type": "item_reference", "id": unkept}]})
+    assert "store: false" in error["message"]
+
+
+def test_items_are_kept_for_their_caller_alone_and_the_oldest_are_forgotten() -> None:
+    recent = RecentItems(max_bytes=100)
+    for number in range(10):
+        recent.add(b"a", f"msg_{number}", OutputText("x" * 10))
+    assert recent.find(b"a", "msg_0") is None
+    assert recent.find(b"a", "msg_9") == {"type": "output_text", "text": "x" * 10, "logprobs": [], "annotations": []}
+    assert recent.find(b"b", "msg_9") is None
 
 
 def test_input_tokens_are_counted(server: LiveServer) -> None:

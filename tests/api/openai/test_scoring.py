@@ -12,8 +12,8 @@ from tests.api.live_server import LiveServer, StartServer
 def post(server: LiveServer, path: str, **body: Any) -> dict[str, Any]:
     response = server.http.post(path, json=body)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +50,30 @@ def similarity(tokenizer: Tokenizer, first: str, second: str) -> float:
 def test_generative_score_is_the_probability_of_yes_against_no(
     generative: LiveServer, tokenizer: Tokenizer, path: str, fields: dict[str, Any]
 ) -> None:
-    found = post(generative, path, **fields, instruction="find")
+    answer = post(generative, path, **fields, instruction="find")
     yes, no = (tokenizer.encode(answer).ids[0] for answer in ("yes", "no"))
     expected = math.exp(-yes / 10) / (math.exp(-yes / 10) + math.exp(-no / 10))
-    assert [entry["index"] for entry in found["data"]] == [0, 1]
-    assert [entry["score"] for entry in found["data"]] == pytest.approx([expected] * 2)
+    assert [entry["index"] for entry in answer["data"]] == [0, 1]
+    assert [entry["score"] for entry in answer["data"]] == pytest.approx([expected] * 2)
     prompts = [f"<Instruct>: find\n<Query>: a\n<Document>: {document}" for document in "bc"]
-    assert found["usage"]["prompt_tokens"] == sum(len(tokenizer.encode(prompt).ids) for prompt in prompts)
-    assert (found["object"], found["model"]) == ("list", "tiny")
+    assert answer["usage"]["prompt_tokens"] == sum(len(tokenizer.encode(prompt).ids) for prompt in prompts)
+    assert (answer["object"], answer["model"]) == ("list", "tiny")
 
 
 def test_cosine_score_is_that_of_the_embeddings(cosine: LiveServer, tokenizer: Tokenizer) -> None:
-    found = post(cosine, "/v1/score", queries=["a", "zz"], documents=["b", "c"])
+    answer = post(cosine, "/v1/score", queries=["a", "zz"], documents=["b", "c"])
     expected = [similarity(tokenizer, "a", "b"), similarity(tokenizer, "z", "c")]
-    assert [entry["score"] for entry in found["data"]] == pytest.approx(expected, rel=1e-5)
+    assert [entry["score"] for entry in answer["data"]] == pytest.approx(expected, rel=1e-5)
     assert post(cosine, "/v1/score", queries="q", documents="q")["data"][0]["score"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v2/rerank"])
 def test_documents_come_back_the_most_relevant_first(cosine: LiveServer, tokenizer: Tokenizer, path: str) -> None:
     documents = ["z", "a", {"text": "k"}]
-    found = post(cosine, path, query="a", documents=documents, top_n=2)
-    assert [entry["index"] for entry in found["results"]] == [1, 2]
-    assert [entry["document"] for entry in found["results"]] == [{"text": "a"}, {"text": "k"}]
-    scores = [entry["relevance_score"] for entry in found["results"]]
+    answer = post(cosine, path, query="a", documents=documents, top_n=2)
+    assert [entry["index"] for entry in answer["results"]] == [1, 2]
+    assert [entry["document"] for entry in answer["results"]] == [{"text": "a"}, {"text": "k"}]
+    scores = [entry["relevance_score"] for entry in answer["results"]]
     assert scores == pytest.approx([1.0, similarity(tokenizer, "a", "k")], rel=1e-5)
     bare = post(cosine, path, query="a", documents=documents, return_documents=False)
     assert [entry.keys() for entry in bare["results"]] == [{"index", "relevance_score"}] * 3
@@ -81,9 +81,9 @@ def test_documents_come_back_the_most_relevant_first(cosine: LiveServer, tokeniz
 
 def test_probabilities_of_labels_in_the_form_of_sglang(server: LiveServer) -> None:
     fields = {"query": "ab", "items": ["c", "d"], "label_token_ids": [10, 20]}
-    found = post(server, "/v1/score", **fields)
-    assert found["object"] == "scoring"
-    assert found["scores"] == [pytest.approx([math.exp(-1.0), math.exp(-2.0)])] * 2
+    answer = post(server, "/v1/score", **fields)
+    assert answer["object"] == "scoring"
+    assert answer["scores"] == [pytest.approx([math.exp(-1.0), math.exp(-2.0)])] * 2
     shares = post(server, "/v1/score", **fields, apply_softmax=True)["scores"]
     assert shares == [pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))])] * 2
     assert post(server, "/v1/score", **fields | {"query": [5, 6], "items": [[7]]})["usage"]["prompt_tokens"] == 3
@@ -115,5 +115,5 @@ def test_template_that_refuses_a_system_message_is_asked_without_one(start_serve
         "{{ messages[0].content }}"
     )
     live = start_server(chat_template=template)
-    found = post(live, "/v1/score", queries="a", documents="b", instruction="x")
-    assert found["usage"]["prompt_tokens"] > 150, "the instructions are in the user's message"
+    answer = post(live, "/v1/score", queries="a", documents="b", instruction="x")
+    assert answer["usage"]["prompt_tokens"] > 150, "the instructions are in the user's message"

@@ -156,8 +156,8 @@ def test_a_form_that_is_not_read_is_refused_by_name(
     server: LiveServer, path: str, fields: dict[str, Any], param: str
 ) -> None:
     message = {"role": "user", "content": "x"}
-    given = {COMPLETIONS: {"prompt": "x"}, "/v1/responses": {"input": "x"}}
-    body = given.get(path, {"messages": [message], "max_tokens": 5})
+    bodies = {COMPLETIONS: {"prompt": "x"}, "/v1/responses": {"input": "x"}}
+    body = bodies.get(path, {"messages": [message], "max_tokens": 5})
     response = server.http.post(path, json={**body, **fields})
     assert response.status_code == 400, response.text
     assert param in str(response.json()["error"].get("param") or response.json()["error"]["message"])

@@ -13,15 +13,15 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 def post(server: LiveServer, path: str, **body: Any) -> dict[str, Any]:
     response = server.http.post(path, json=body)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 def test_text_becomes_tokens_and_text_again(server: LiveServer, tokenizer: Tokenizer) -> None:
     text = "hello é<|im_end|>"
-    found = post(server, "/tokenize", prompt=text)
+    answer = post(server, "/tokenize", prompt=text)
     ids = tokenizer.encode(text).ids
-    assert found == {"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids, "token_strs": None}
+    assert answer == {"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids, "token_strs": None}
     assert post(server, "/detokenize", tokens=ids) == {"prompt": text}
     strings = post(server, "/tokenize", prompt="hello", return_token_strs=True)["token_strs"]
     assert strings == tokenizer.encode("hello").tokens

@@ -90,6 +90,7 @@ def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) 
     ("options", "text"),
     [
         (("--fatal", "weights do not fit: 3 GiB needed"), "weights do not fit: 3 GiB needed"),
+        (("--fatal", "DTypePromotionError: no", "--fatal-may-pass"), "DTypePromotionError: no"),
         (("--exit-at-start", "3"), "exited with code 3"),
     ],
 )
@@ -100,6 +101,7 @@ def test_an_engine_that_cannot_start_ends_the_server(
     live.join()
     assert isinstance(live.error, StartupError)
     assert text in str(live.error)
+    assert live.server.context.client.num_restarts == 0, "what ends the first start is told once"
 
 
 def test_stalled_engine_shows_in_health_decode(start_server: StartServer) -> None:

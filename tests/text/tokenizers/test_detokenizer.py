@@ -153,6 +153,20 @@ def test_half_a_character_at_the_end_is_left_out(request: pytest.FixtureRequest,
         assert "".join(_pieces(tokenizer, [ids], skip=False)) == "z"
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("character", ["é", "你", "👍"])
+def test_a_character_that_begins_in_the_prompt_is_shown_whole(
+    request: pytest.FixtureRequest, name: str, character: str
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = [_byte_token(tokenizer, byte) for byte in f"z{character}".encode()]
+    for cut in range(2, len(ids)):
+        detokenizer = IncrementalDetokenizer(tokenizer, False, continues=True, before=ids[:cut])
+        assert detokenizer.push(ids[cut:]) + detokenizer.finish() == character
+    detokenizer = IncrementalDetokenizer(tokenizer, False, continues=True, before=ids)
+    assert detokenizer.push(ids[:1]) + detokenizer.finish() == "z"
+
+
 def test_half_a_character_at_the_end_is_left_out_by_any_other_decoder() -> None:
     backend = Backend(models.WordLevel({"\ufffd": 0, "a": 1}, unk_token="a"))
     backend.decoder = decoders.Sequence([decoders.Fuse()])

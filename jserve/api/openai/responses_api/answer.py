@@ -1,7 +1,8 @@
 """A generation in the shape of the Responses API, streamed or whole."""
 
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ from jserve.api.openai.logprobs import LogprobsFormatter
 from jserve.api.openai.responses_api import shapes
 from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.responses_api.tools import OfferedTools
+from jserve.api.openai.shapes import TokenLogprob
+
+Keep = Callable[[str, msgspec.Struct], None]
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}
@@ -29,7 +33,11 @@ class ResponsesAnswer:
 
     stream_type = EVENT_STREAM
 
-    def __init__(self, body: ResponsesBody, model: ServedModel, generation: Generation) -> None:
+    def __init__(
+        self, body: ResponsesBody, model: ServedModel, generation: Generation, keep: Keep | None = None
+    ) -> None:
+        """`keep` is given each item of the finished answer, with its id."""
+        self._keep = keep
         self._body = body
         self._model = model
         self._generation = generation
@@ -37,12 +45,16 @@ class ResponsesAnswer:
         self._created = int(time.time())
         self._formatter = LogprobsFormatter(model.tokenizer)
         self._row = BlockRow()
+        self._logprobs: defaultdict[int, list[bytes]] = defaultdict(list)
+        """By block: JSON of the logprobs of its tokens."""
         self._offered = OfferedTools.of(body.tools)
         self._num_events = 0
 
-    def chunk(self, updates: list[ChoiceUpdate]) -> bytes:
+    def chunk(self, updates: list[ChoiceUpdate]) -> bytes | Iterator[bytes]:
         """The events for what `updates` add; the response is announced before the first."""
-        return b"".join(self._chunk(updates))
+        events = self._chunk(updates)
+        repeats_logprobs = bool(self._logprobs) and any(update.finish_reason is not None for update in updates)
+        return events if repeats_logprobs else b"".join(events)
 
     def last_chunk(self) -> bytes:
         """The finished response."""
@@ -65,11 +77,23 @@ class ResponsesAnswer:
         failed = shapes.ResponseFailed(sequence_number=self._next_number(), response=response)
         return begun + shapes.named_event(event) + shapes.named_event(failed)
 
-    def whole(self, updates: list[ChoiceUpdate]) -> bytes:
-        """The response, from all updates."""
+    def collect(self, updates: list[ChoiceUpdate]) -> None:
+        """Keep what `updates` add."""
         for update in updates:
-            self._row.push(update)
-        return encode(self._response())
+            for event in self._row.push(update):
+                if isinstance(event, Grown):
+                    self._format_logprobs(event)
+
+    def whole(self) -> Iterator[bytes]:
+        """The response. Its logprobs were formatted as they came, so no more than copying is left to do."""
+        yield encode(self._response())
+
+    def _format_logprobs(self, event: Grown) -> list[TokenLogprob]:
+        """The logprobs of an event, which are also kept for the part that they belong to."""
+        formatted = [*self._formatter.chat_entries(event.token_ids, event.logprobs)]
+        if formatted:
+            self._logprobs[event.block.index].append(encode(formatted)[1:-1])
+        return formatted
 
     def _next_number(self) -> int:
         self._num_events += 1
@@ -125,7 +149,7 @@ class ResponsesAnswer:
             item_id=item_id,
             output_index=block.index,
             delta=event.text,
-            logprobs=self._formatter.chat(event.token_ids, event.logprobs).content,
+            logprobs=self._format_logprobs(event),
         )
 
     def _closed(self, block: Block) -> Iterator[shapes.Event]:
@@ -158,7 +182,7 @@ class ResponsesAnswer:
     def _part(self, block: Block) -> shapes.Part:
         if block.kind == "reasoning":
             return shapes.ReasoningText(block.text)
-        return shapes.OutputText(block.text, self._formatter.chat(block.token_ids, block.logprobs).content)
+        return shapes.OutputText(block.text, msgspec.Raw(b"[" + b",".join(self._logprobs[block.index]) + b"]"))
 
     def _item(self, block: Block, status: str) -> shapes.Item:
         item_id, has_begun = self._item_id(block), status != "in_progress"
@@ -180,6 +204,9 @@ class ResponsesAnswer:
     def _response(self) -> shapes.ResponseObject:
         """The finished response."""
         output = [self._item(block, self._status(block)) for block in self._row.blocks]
+        if self._keep is not None:
+            for item in output:
+                self._keep(item.id, item)
         usage = self._usage()
         if self._row.finish_reason == "length":
             cut = {"reason": "max_output_tokens"}

@@ -110,12 +110,6 @@ def _add_item(
         case "reasoning":
             parts = item.get("content") or item.get("summary") or []
             conversation.add_reasoning("\n".join(_reasoning_text(part, where) for part in _list(parts, where)))
-        case "item_reference":
-            raise RequestError(
-                f"{where} refers to a stored item, but this server keeps no state; send the item itself (with "
-                "`store: false` most clients do: `providerOptions: {openai: {store: false}}` in the AI SDK)",
-                param=where,
-            )
         case str(kind):
             if not _add_other(conversation, kind, item):
                 left_out.append(kind)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jserve.api.generation.recent_items import RecentItems
 from jserve.api.openai.bodies import ChatBody
 from jserve.api.openai.responses_api.body import LOGPROBS, ResponsesBody, TextOptions
 from jserve.api.openai.responses_api.conversation import messages_of
@@ -10,6 +11,7 @@ from jserve.api.openai.structured import refuse_unread_forms
 from jserve.api.openai.translation import chat_body, extra_chat_fields
 from jserve.errors import RequestError
 
+_REFERENCE = "item_reference"
 ENDPOINT = "the Responses API"
 NAMES = {
     "messages": "input",
@@ -36,6 +38,30 @@ _INCLUDABLE = frozenset({
     "web_search_call.results", "web_search_call.action.sources", "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 })  # fmt: skip
+
+
+def with_items(body: ResponsesBody, recent: RecentItems, caller: bytes) -> ResponsesBody:
+    """`body` with the items that its input refers to. Raises RequestError for one that is not known (any more)."""
+    if isinstance(body.input, str) or not any(item.get("type") == _REFERENCE for item in body.input):
+        return body
+    items = [
+        _referred(item, f"input[{number}]", recent, caller) if item.get("type") == _REFERENCE else item
+        for number, item in enumerate(body.input)
+    ]
+    return body.model_copy(update={"input": items})
+
+
+def _referred(reference: dict[str, Any], where: str, recent: RecentItems, caller: bytes) -> dict[str, Any]:
+    item_id = reference.get("id")
+    item = recent.find(caller, item_id) if isinstance(item_id, str) else None
+    if item is None:
+        raise RequestError(
+            f"{where} refers to the item {item_id!r:.80}, which this server does not know or has forgotten: it keeps "
+            "the newest items of answers only, and none of a request with `store: false`. Send the item itself (the "
+            "AI SDK does with `providerOptions: {openai: {store: false}}`)",
+            param=where,
+        )
+    return item
 
 
 def chat_of(body: ResponsesBody) -> ChatBody:
@@ -87,8 +113,7 @@ def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
     wanted = text.format
     refuse_unread_forms(wanted.model_extra or {}, "text.format", wanted.type)
     if wanted.type == "json_object":
-        held_to = {} if wanted.schema_ is None else {"schema": wanted.schema_}
-        return {"type": "json_object", **held_to}
+        return {"type": "json_object"} | ({} if wanted.schema_ is None else {"schema": wanted.schema_})
     if wanted.schema_ is None:
         message = "text.format of type 'json_schema' needs the schema as text.format.schema"
         raise RequestError(message, param="text.format.schema")

@@ -19,7 +19,8 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
     """The content of a message."""
 
     text: str
-    logprobs: list[TokenLogprob] = []
+    logprobs: msgspec.Raw
+    """A list of `TokenLogprob`, which may be long: it is encoded as it grows."""
     annotations: list[Any] = []
 
 
@@ -27,7 +28,7 @@ Part = ReasoningText | OutputText
 
 
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
-    """What the model thought. It is given as it is, so there is no summary and nothing encrypted."""
+    """What the model thought. It is shown as it is, so there is no summary and nothing encrypted."""
 
     id: str
     status: str
@@ -188,7 +189,7 @@ class ContentPartDone(_InPart, frozen=True, kw_only=True, tag="response.content_
 
 
 class OutputTextDelta(_InPart, frozen=True, kw_only=True, tag="response.output_text.delta"):
-    """More text, with the logprobs of its tokens where they were asked for."""
+    """More text, with the logprobs of its tokens where they are wanted."""
 
     delta: str
     logprobs: list[TokenLogprob]
@@ -198,7 +199,7 @@ class OutputTextDone(_InPart, frozen=True, kw_only=True, tag="response.output_te
     """All text of an item."""
 
     text: str
-    logprobs: list[TokenLogprob]
+    logprobs: msgspec.Raw
 
 
 class ReasoningTextDelta(_InPart, frozen=True, kw_only=True, tag="response.reasoning_text.delta"):

@@ -164,12 +164,12 @@ class _Writer:
 
 
 def _walk(nodes: list[Node]) -> list[Node]:
-    found: list[Node] = []
+    walked: list[Node] = []
     for node in nodes:
-        found.append(node)
+        walked.append(node)
         if isinstance(node, Block):
-            found += _walk(node.body) + _walk(node.otherwise)
-    return found
+            walked += _walk(node.body) + _walk(node.otherwise)
+    return walked
 
 
 def _tokens_of(node: Node) -> tuple[Token, ...]:
@@ -182,14 +182,14 @@ def _cut(nodes: list[Node]) -> tuple[list[Node], bool]:
     for node in nodes:
         if isinstance(node, Action):
             kept.append(node)
-            found = any(token.text == ".Response" for token in node.tokens)
+            is_cut = any(token.text == ".Response" for token in node.tokens)
         elif isinstance(node, Block):
-            body, found = _cut(node.body)
-            otherwise, found = ([], True) if found else _cut(node.otherwise)
+            body, is_cut = _cut(node.body)
+            otherwise, is_cut = ([], True) if is_cut else _cut(node.otherwise)
             kept.append(Block(node.kind, node.tokens, body, otherwise))
         else:
             kept.append(node)
-            found = False
-        if found:
+            is_cut = False
+        if is_cut:
             return kept, True
     return kept, False
