@@ -19,7 +19,7 @@ NOT_BODIES = {
     "ollama/models.py",
     "openai/responses_api/answer.py",
 }
-"""Files that write JSON which is no body: a digest, a configuration, items kept, arguments inside a string, `msgspec.Raw`."""
+"""Files whose JSON is no body: digests, settings, items that are kept, arguments in a string, `msgspec.Raw`."""
 
 
 @pytest.mark.parametrize(
