@@ -14,7 +14,7 @@ import yaml
 
 from jserve.api.access.limits import Limit, Limits
 from tests.api.live_server import LiveServer, StartServer
-from tests.deploy.programs import DEPLOY, program, replaced, run
+from tests.deploy.programs import DEPLOY, ROOT, program, replaced, run
 from tests.deploy.proxies import free_port
 from tests.patience import PATIENCE_S, wait_until
 
@@ -64,6 +64,11 @@ def test_each_alert_fires_on_what_it_is_about() -> None:
     cases = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]
     fired = {check["alertname"] for case in cases for check in case.get("alert_rule_test", []) if check["exp_alerts"]}
     assert fired == RULES.keys()
+
+
+def test_each_alert_is_explained() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    assert not [name for name in RULES if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("expression", ['a:b / sum by (x) (rate(c_d{e="f"}[5m])) > 0.01 and time() - g < 14 * 86400'])
