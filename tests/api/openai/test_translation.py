@@ -10,6 +10,7 @@ import pytest
 import jserve
 from jserve.api.anthropic.request import NAMES as ANTHROPIC
 from jserve.api.errors import invalid
+from jserve.api.ollama.fields import NAMES as OLLAMA
 from jserve.api.openai.responses_api.request import NAMES as RESPONSES
 from jserve.api.openai.translation import chat_body, client_path, fields_named
 from jserve.errors import ContextLengthError, FieldPath, RequestError
@@ -25,30 +26,39 @@ SHARED = [
 
 
 @pytest.mark.parametrize(
-    ("path", "anthropic", "responses"),
+    ("path", "anthropic", "responses", "ollama"),
     [
-        ("max_completion_tokens", "max_tokens", "max_output_tokens"),
-        ("max_tokens", "max_tokens", "max_output_tokens"),
-        ("min_tokens", "min_tokens", "min_tokens"),
-        ("stop", "stop_sequences", "stop"),
-        ("stop_token_ids", "stop_token_ids", "stop_token_ids"),
-        ("messages[2].content", "messages[2].content", "input[2].content"),
+        ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_completion_tokens"),
+        ("max_tokens", "max_tokens", "max_output_tokens", "options.num_predict"),
+        ("min_tokens", "min_tokens", "min_tokens", "min_tokens"),
+        ("stop", "stop_sequences", "stop", "stop"),
+        ("stop_token_ids", "stop_token_ids", "stop_token_ids", "stop_token_ids"),
+        ("messages[2].content", "messages[2].content", "input[2].content", "messages[2].content"),
         (
             "response_format.json_schema.regex",
             "output_config.format.json_schema.regex",
             "text.format.json_schema.regex",
+            "format.json_schema.regex",
         ),
-        ("tools", "tools", "tools"),
-        ("tools[12].function", "tools[12]", "tools[12]"),
-        ("tools[0].function.name", "tools[0].name", "tools[0].name"),
-        ("tools[0].function.parameters", "tools[0].input_schema", "tools[0].parameters"),
-        ("tools.3.function.parameters", "tools.3.input_schema", "tools.3.parameters"),
-        ("tools[].function", "tools[].function", "tools[].function"),
+        ("tools", "tools", "tools", "tools"),
+        ("tools[12].function", "tools[12]", "tools[12]", "tools[12].function"),
+        ("tools[0].function.name", "tools[0].name", "tools[0].name", "tools[0].function.name"),
+        (
+            "tools[0].function.parameters",
+            "tools[0].input_schema",
+            "tools[0].parameters",
+            "tools[0].function.parameters",
+        ),
+        ("tools.3.function.parameters", "tools.3.input_schema", "tools.3.parameters", "tools.3.function.parameters"),
+        ("tools[].function", "tools[].function", "tools[].function", "tools[].function"),
     ],
 )
-def test_a_field_has_the_path_at_which_the_client_wrote_it(path: str, anthropic: str, responses: str) -> None:
+def test_a_field_has_the_path_at_which_the_client_wrote_it(
+    path: str, anthropic: str, responses: str, ollama: str
+) -> None:
     assert client_path(path, ANTHROPIC) == anthropic
     assert client_path(path, RESPONSES) == responses
+    assert client_path(path, OLLAMA) == ollama
 
 
 def test_only_parts_that_are_fields_are_renamed() -> None:
@@ -86,7 +96,7 @@ def test_a_value_of_the_wrong_form_is_named_as_the_client_wrote_it() -> None:
 @pytest.mark.parametrize("path", SHARED, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_errors_name_no_field_in_plain_text_that_an_endpoint_calls_otherwise(path: Path) -> None:
     """Prose may speak of messages."""
-    names = {name.removeprefix("tools[].") for name in ANTHROPIC | RESPONSES} - {"messages", "function"}
+    names = {name.removeprefix("tools[].") for name in ANTHROPIC | RESPONSES | OLLAMA} - {"messages", "function"}
     named = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, sorted(names)))})(?![\w])")
     assert not [text for text in texts_of_errors(ast.parse(path.read_text())) if named.search(text)]
 
