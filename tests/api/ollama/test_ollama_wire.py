@@ -199,7 +199,7 @@ def test_defaults_are_the_models_and_then_ollamas() -> None:
     ],
 )
 def test_penalties_look_at_a_window(options: dict[str, Any], penalty: float, window: int | None) -> None:
-    model = SamplingDefaults.from_generation_config({"repetition_penalty": 1.3})
+    model = SamplingDefaults.from_generation_config({"repetition_penalty": 1.3}, source="m")
     checked = check_options(options)
     assert sampling_fields(checked, model, 100)["repetition_penalty"] == penalty
     assert sampling_dialect(checked, model, 100).penalty_window == window
