@@ -49,7 +49,7 @@ API = (
     Floor(("model/", "telemetry/"), ""),
     Floor(("generation/",), ""),
     Floor(("context.py",), ""),
-    Floor(("http/", "probes.py"), ""),
+    Floor(("http/", "probes.py", "notify_socket.py"), ""),
     Floor(("openai/",), ""),
     Floor(("anthropic/", "ollama/"), ""),
     Floor(("app.py",), ""),

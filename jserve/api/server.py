@@ -24,6 +24,7 @@ from jserve.api.generation.generation import Generator
 from jserve.api.http.early_app import EarlyApp
 from jserve.api.http.uvicorn_server import CLOSE_S, UvicornServer
 from jserve.api.model.served_model import ServedModel
+from jserve.api.notify_socket import NotifySocket
 from jserve.api.settings import ServerSettings
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.process import LaunchedEngine
@@ -67,6 +68,7 @@ class Server:
         self._stop_requested = asyncio.Event()
         self._app = EarlyApp(self._build_app)
         self._http = UvicornServer(self._app, settings)
+        self._notify = NotifySocket()
 
     @property
     def url(self) -> str:
@@ -83,6 +85,7 @@ class Server:
         loading = asyncio.create_task(self._load())
         stop = asyncio.create_task(self._stop_requested.wait())
         watchdog = asyncio.create_task(watch_decode(self.context.client))
+        notifier = asyncio.create_task(self._notify.follow(self.context))
         self.context.client.on_ready = lambda _: self._announce()
         try:
             waiting = {http, engine, loading, stop}
@@ -95,6 +98,8 @@ class Server:
             for task in (loading, stop, watchdog):
                 task.cancel()
             await self._close(http, engine)
+            notifier.cancel()
+            self._notify.close()
             if self.context.tracer is not None:
                 await asyncio.to_thread(self.context.tracer.close)
 
@@ -139,6 +144,7 @@ class Server:
 
     async def _drain(self) -> None:
         generator, timeout = self.context.generator, self.context.settings.shutdown_timeout_s
+        self._notify.tell("STOPPING=1")
         if generator.num_open:
             logger.info("stopping: %d requests have %g s to finish", generator.num_open, timeout)
         deadline = time.monotonic() + timeout
