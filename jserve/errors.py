@@ -4,20 +4,36 @@ A message names the thing, the value, the limit and the way out. `api/` maps the
 one place; `cli.py` prints it without a traceback and exits 1.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 
 class JserveError(Exception):
     """Root of the tree. `str(error)` is fit for a user's eyes."""
 
 
+class FieldPath(str):
+    """The part of a message that names a field of the request, by its path: `tools[0].function.name`."""
+
+    __slots__ = ()
+
+
 class RequestError(JserveError):
     """The request is at fault, and only that request pays (HTTP 400).
 
-    `param` names the offending field as the client wrote it, or is None.
+    The message may come in parts. A field that another API calls otherwise is a part of its own, a FieldPath, so that
+    the message can be made with either name. `param` is the path of the offending field, or None.
     """
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+    def __init__(self, *message: str, param: str | None = None) -> None:
+        super().__init__("".join(message))
+        self.message = message
+        self.param = None if param is None else str(param)  # Writers of JSON take no subclass of str.
+
+    def renamed(self, name_of: Callable[[str], str]) -> Self:
+        """The same error, with what `name_of` makes of each path of a field."""
+        message = (name_of(part) if isinstance(part, FieldPath) else part for part in self.message)
+        return type(self)(*message, param=None if self.param is None else name_of(self.param))
 
 
 class UnknownModelError(RequestError):

@@ -21,6 +21,7 @@ from jserve.errors import (
     ContextLengthError,
     EngineFailedError,
     EngineUnavailableError,
+    FieldPath,
     JserveError,
     OverloadedError,
     RateLimitError,
@@ -122,9 +123,9 @@ class ErrorAnswer:
         return Response(self.body(dialect), self.status, headers, media_type="application/json")
 
 
-def invalid(message: str, param: str, value: Any) -> RequestError:
+def invalid(*message: str, param: str, value: Any) -> RequestError:
     """A request error that shows the value, as clients of vLLM expect it."""
-    return RequestError(f"{message} (parameter={param}, value={_shorten(value)})", param=param)
+    return RequestError(*message, " (parameter=", FieldPath(param), f", value={_shorten(value)})", param=param)
 
 
 def answer_for(error: Exception) -> ErrorAnswer:

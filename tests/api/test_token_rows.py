@@ -85,7 +85,10 @@ def test_all_that_names_tokens_works_beside_one_without_a_row(live: LiveServer, 
     answer = live.http.post("/v1/completions", json={"prompt": "fine", "max_tokens": 40, **fields})
     assert answer.status_code == 200, answer.text
     if "response_format" in fields:
-        assert isinstance(json.loads(answer.json()["choices"][0]["text"]), dict)
+        choice = answer.json()["choices"][0]
+        assert choice["text"].startswith("{")
+        if choice["finish_reason"] == "stop":  # Else `max_tokens` has cut it off.
+            assert isinstance(json.loads(choice["text"]), dict)
 
 
 @pytest.mark.parametrize(

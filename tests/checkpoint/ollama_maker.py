@@ -30,10 +30,10 @@ def add_model(
     **layers: Any,
 ) -> Path:
     """A manifest and its blobs. `layers` by kind: text, or what becomes JSON. Returns the manifest's path."""
-    layers = [] if gguf is None else [{"mediaType": f"{IMAGE}model", **add_blob(store, gguf)}]
+    described = [] if gguf is None else [{"mediaType": f"{IMAGE}model", **add_blob(store, gguf)}]
     for kind, content in layers.items():
         text = content if isinstance(content, str) else json.dumps(content)
-        layers.append({"mediaType": IMAGE + kind, **add_blob(store, text.encode())})
+        described.append({"mediaType": IMAGE + kind, **add_blob(store, text.encode())})
     image = add_blob(store, json.dumps(config or {"model_format": "gguf", "model_family": "llama"}).encode())
     manifest = store / "manifests" / path
     manifest.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def add_model(
                 "schemaVersion": 2,
                 "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
                 "config": {"mediaType": "application/vnd.docker.container.image.v1+json", **image},
-                "layers": layers,
+                "layers": described,
             }
         )
     )

@@ -18,8 +18,8 @@ NAMES = {
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "thinking_token_budget": "thinking.budget_tokens",
-    "].function.parameters": "].input_schema",
-    "].function.": "].",
+    "tools[].function": "tools[]",
+    "tools[].function.parameters": "tools[].input_schema",
 }
 """Fields of chat, by what they are called in the Messages API."""
 

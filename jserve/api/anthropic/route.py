@@ -12,7 +12,7 @@ from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
 from jserve.api.json_writer import JsonResponse
 from jserve.api.openai.chat import prepare_chat, start_chat
-from jserve.api.openai.translation import errors_naming
+from jserve.api.openai.translation import fields_named
 
 
 async def messages(request: Request) -> Response:
@@ -20,7 +20,7 @@ async def messages(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, MessagesBody)
     model = server.admit(body.model)
-    with errors_naming(NAMES):
+    with fields_named(NAMES):
         chat = chat_of(body, reasons=model.speech().reasons)
         generation = await start_chat(server, current_call(), chat, model, "msg_")
     with_thinking = body.thinking is None or body.thinking.display != "omitted"
@@ -33,6 +33,6 @@ async def count_tokens(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, CountTokensBody)
     model = server.admit(body.model)
-    with errors_naming(NAMES):
+    with fields_named(NAMES):
         prepared = await prepare_chat(server, current_call(), chat_to_count(body), model)
     return JsonResponse({"input_tokens": len(prepared.prompts[0].token_ids)})

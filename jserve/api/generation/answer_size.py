@@ -2,7 +2,7 @@
 
 from jserve.api.generation.request import GenerationRequest
 from jserve.api.model.lengths import clamp_max_tokens
-from jserve.errors import RequestError
+from jserve.errors import FieldPath, RequestError
 
 MAX_LOGPROBS = 1 << 22
 """In one answer. One is 12 bytes while it is kept, about 65 in the body: 270 MB in the largest."""
@@ -27,14 +27,19 @@ def check_answer_size(request: GenerationRequest, max_model_len: int, cap: int |
     _check(
         total,
         f"{num_choices} choices times up to {max(limits)} tokens times {per_token} logprobs of each token",
-        f"; with these choices and logprobs `max_tokens` can be {fits}" if fits else "",
+        max_tokens=fits,
     )
 
 
-def _check(total: int, product: str, remedy: str = "") -> None:
-    if total > MAX_LOGPROBS:
-        raise RequestError(
-            f"this request asks for {total} logprobs ({product}), and one may ask for {MAX_LOGPROBS}; ask for fewer "
-            f"choices, tokens or alternatives{remedy}",
-            param="max_tokens" if remedy else "logprobs",
-        )
+def _check(total: int, product: str, *, max_tokens: int = 0) -> None:
+    """`max_tokens` would do with everything else as it is; 0 where none would."""
+    if total <= MAX_LOGPROBS:
+        return
+    message = (
+        f"this request asks for {total} logprobs ({product}), and one may ask for {MAX_LOGPROBS}; ask for fewer "
+        "choices, tokens or alternatives"
+    )
+    if not max_tokens:
+        raise RequestError(message, param="logprobs")
+    remedy = ("; with these choices and logprobs `", FieldPath("max_tokens"), f"` can be {max_tokens}")
+    raise RequestError(message, *remedy, param="max_tokens")

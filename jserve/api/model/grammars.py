@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from jserve.api.supervisor.worker_process import WorkerDiedError, WorkerLostError, WorkerProcess
-from jserve.errors import JserveError, OverloadedError, RequestError
+from jserve.errors import FieldPath, JserveError, OverloadedError, RequestError
 from jserve.text.grammars.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
 from jserve.text.grammars.structured import StructuredOutput
 
@@ -51,15 +51,14 @@ class GrammarChecker:
         """
         verdict = await self._verdict(GrammarJob(spec, reasoning), spec.field)
         if verdict.error:
-            prefix = "" if verdict.error.startswith(f"{spec.field}: ") else f"{spec.field}: "
-            raise RequestError(prefix + verdict.error, param=spec.field)
+            raise _refused(spec.field, verdict.error)
         return verdict
 
-    async def check(self, grammar: str, *, param: str | None = None) -> Verdict:
+    async def check(self, grammar: str, *, param: str) -> Verdict:
         """The verdict on `grammar`, in llguidance's words. `param` is the field it came from. Raises as `compile`."""
-        verdict = await self._verdict(GrammarJob(grammar), param or "grammar")
+        verdict = await self._verdict(GrammarJob(grammar), param)
         if verdict.error:
-            raise RequestError(f"{param or 'grammar'}: {verdict.error}", param=param)
+            raise _refused(param, verdict.error)
         return verdict
 
     def close(self) -> None:
@@ -71,12 +70,12 @@ class GrammarChecker:
         try:
             request = pickle.dumps(job)
         except RecursionError:
-            raise RequestError(f"{field}: it is nested too deeply", param=field) from None
+            raise _refused(field, "it is nested too deeply") from None
         if len(request) > self._max_bytes:
-            raise RequestError(
-                f"{field}: {len(request)} bytes are more than the {self._max_bytes} that a grammar may have "
+            raise _refused(
+                field,
+                f"{len(request)} bytes are more than the {self._max_bytes} that a grammar may have "
                 "(--max-grammar-bytes)",
-                param=field,
             )
         digest = hashlib.sha256(request).digest()
         verdict = self._verdicts.get(digest)
@@ -117,3 +116,7 @@ class GrammarChecker:
     async def _make_processes(self) -> None:
         setup = await asyncio.to_thread(lambda: pickle.dumps(self._setup()))  # Megabytes of vocabulary.
         self._processes = [WorkerProcess(_MODULE, setup, self._timeout_s) for _ in range(_PROCESSES)]
+
+
+def _refused(field: str, reason: str) -> RequestError:
+    return RequestError(FieldPath(field), f": {reason}", param=field)

@@ -1,7 +1,7 @@
 """How long a prompt and its answer may be. The texts are vLLM's, which clients match on."""
 
 from jserve.api.errors import invalid
-from jserve.errors import ContextLengthError, RequestError
+from jserve.errors import ContextLengthError, FieldPath, RequestError
 
 
 def check_prompt_length(num_tokens: int, max_model_len: int, *, at_least: bool = False, generates: bool = True) -> None:
@@ -34,7 +34,7 @@ def check_max_tokens(value: int | None, *, param: str, least: int = 1) -> None:
     More than the context holds is no error: it is cut to what the prompt leaves of it, as is less than that.
     """
     if value is not None and value < least:
-        raise invalid(f"{param} must be at least {least}, got {value}.", param, value)
+        raise invalid(FieldPath(param), f" must be at least {least}, got {value}.", param=param, value=value)
 
 
 def clamp_max_tokens(requested: int | None, num_prompt: int, max_model_len: int, cap: int | None) -> int:
@@ -65,8 +65,8 @@ def truncate_prompt(
         raise invalid(
             f"truncate_prompt_tokens value is greater than max_model_len ({max_model_len}). "
             "Please request a smaller truncation size.",
-            "truncate_prompt_tokens",
-            limit,
+            param="truncate_prompt_tokens",
+            value=limit,
         )
     keep = max_model_len - generates if limit == -1 else limit
     if keep == 0:

@@ -11,11 +11,12 @@ from jserve.api.http.answers import send_answer
 from jserve.api.http.body import read_body
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import OllamaChatBody
-from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
+from jserve.api.ollama.fields import NAMES, generation_fields, is_unload, make_body, thinking_fields
 from jserve.api.ollama.messages import to_openai
 from jserve.api.ollama.names import served_name
 from jserve.api.openai import bodies
 from jserve.api.openai.chat import start_chat
+from jserve.api.openai.translation import fields_named
 
 
 async def chat(request: Request) -> Response:
@@ -31,6 +32,7 @@ async def chat(request: Request) -> Response:
     if body.tools:
         fields["tools"] = body.tools
     fields |= {"messages": to_openai(body.messages), "logprobs": body.logprobs, "top_logprobs": body.top_logprobs}
-    generation = await start_chat(server, current_call(), make_body(bodies.ChatBody, fields), model, "ollama")
+    with fields_named(NAMES):
+        generation = await start_chat(server, current_call(), make_body(bodies.ChatBody, fields), model, "ollama")
     answer = OllamaAnswer(shape, model, generation, received)
     return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)

@@ -12,6 +12,9 @@ from jserve.errors import RequestError
 
 Body = TypeVar("Body", bound=GenerationBody)
 
+NAMES = {"response_format": "format", "max_tokens": "options.num_predict"}
+"""Fields of chat and of completions that errors may be about, by what they are called in Ollama's API."""
+
 _LEVELS = ("low", "medium", "high", "max")
 
 

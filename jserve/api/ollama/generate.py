@@ -17,11 +17,12 @@ from jserve.api.model.lengths import check_prompt_length
 from jserve.api.model.served_model import ServedModel
 from jserve.api.ollama.answer import AnswerShape, OllamaAnswer, without_prompt
 from jserve.api.ollama.bodies import GenerateBody
-from jserve.api.ollama.fields import generation_fields, is_unload, make_body, thinking_fields
+from jserve.api.ollama.fields import NAMES, generation_fields, is_unload, make_body, thinking_fields
 from jserve.api.ollama.names import served_name
 from jserve.api.openai import bodies
 from jserve.api.openai.chat import prepare_chat
 from jserve.api.openai.completions import start_completion
+from jserve.api.openai.translation import fields_named
 from jserve.errors import RequestError
 
 
@@ -41,7 +42,8 @@ async def generate(request: Request) -> Response:
     if not body.prompt:
         return Response(without_prompt(shape, unloads=is_unload(body)), media_type="application/json")
     start = _start_raw if body.raw else _start_in_template
-    generation = await start(server, body, model, fields)
+    with fields_named(NAMES):
+        generation = await start(server, body, model, fields)
     answer = OllamaAnswer(shape, model, generation, received)
     return await send_answer(request, server.generator, generation, answer, stream=body.is_streamed)
 

@@ -95,9 +95,9 @@ def _check_fields(body: ChatBody) -> None:
         )
     top = body.top_logprobs or 0
     if top < 0:
-        raise invalid(f"`top_logprobs` must be a non-negative value, got {top}.", "top_logprobs", top)
+        raise invalid(f"`top_logprobs` must be a non-negative value, got {top}.", param="top_logprobs", value=top)
     if top and not body.logprobs:
-        raise invalid("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top)
+        raise invalid("when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs", value=top)
 
 
 def _check_template_fields(body: ChatBody, model: ServedModel, server: ServerContext) -> None:

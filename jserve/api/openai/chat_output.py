@@ -9,7 +9,7 @@ from jserve.api.model.speech import ModelSpeech
 from jserve.api.openai.bodies import ChatBody
 from jserve.api.openai.structured import constrain, structured_output, with_grammar
 from jserve.api.openai.tool_use import ToolUse
-from jserve.errors import RequestError
+from jserve.errors import FieldPath, RequestError
 from jserve.protocol import SamplingParams, ThinkingBudget
 from jserve.text.grammars.grammar import after_reasoning
 from jserve.text.grammars.grammar_worker import Reasoning
@@ -52,14 +52,16 @@ class ChatOutput:
             return None
         if max_tokens < 0:
             raise invalid(
-                f"thinking_token_budget must be -1 (no limit) or at least 0, got {max_tokens}.",
-                "thinking_token_budget",
-                max_tokens,
+                FieldPath("thinking_token_budget"),
+                f" must be -1 (no limit) or at least 0, got {max_tokens}.",
+                param="thinking_token_budget",
+                value=max_tokens,
             )
         if not self.speech.reasons:
             raise RequestError(
-                "thinking_token_budget needs a model that reasons between tags, and this one's chat template has "
-                "none; leave the field out, or start the server with --reasoning-parser NAME",
+                FieldPath("thinking_token_budget"),
+                " needs a model that reasons between tags, and this one's chat template has none; leave the field "
+                "out, or start the server with --reasoning-parser NAME",
                 param="thinking_token_budget",
             )
         if self.thinking is Thinking.OVER:

@@ -96,11 +96,12 @@ async def embed(
         raise invalid(
             f"this model's embeddings have {size} dimensions and cannot be shortened, since it was not trained for "
             "that (Matryoshka); leave `dimensions` out.",
-            "dimensions",
-            dimensions,
+            param="dimensions",
+            value=dimensions,
         )
     if not 1 <= dimensions < size:
-        raise invalid(f"this model's embeddings have {size} dimensions; ask for 1 to {size}.", "dimensions", dimensions)
+        message = f"this model's embeddings have {size} dimensions; ask for 1 to {size}."
+        raise invalid(message, param="dimensions", value=dimensions)
     return [shortened(vector, dimensions) for vector in vectors]
 
 
@@ -158,7 +159,7 @@ def _with_prompt(text: str, name: str | None, model: ServedModel) -> str:
     prompts = {} if model.embedder is None else model.embedder.prompts
     if name is not None and name not in prompts:
         listed = ", ".join(prompts) or "none"
-        raise invalid(f"this model has no prompt of that name; it has: {listed}.", "prompt_name", name)
+        raise invalid(f"this model has no prompt of that name; it has: {listed}.", param="prompt_name", value=name)
     if model.embedder is None:
         return text
     text = (model.embedder.default_prompt if name is None else prompts[name]) + text

@@ -19,8 +19,8 @@ def allowed_tokens(raw: list[int] | None, vocab_size: int) -> tuple[int, ...]:
         if not 0 <= token < vocab_size:
             raise invalid(
                 f"allowed_token_ids contains token id {token}, which is out of vocabulary (0 to {vocab_size - 1}).",
-                "allowed_token_ids",
-                token,
+                param="allowed_token_ids",
+                value=token,
             )
     return tuple(dict.fromkeys(raw))
 

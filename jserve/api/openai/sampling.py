@@ -11,7 +11,7 @@ from jserve.api.errors import invalid
 from jserve.api.model.defaults import SamplingDefaults
 from jserve.api.openai.bodies import GenerationBody, RepetitionDetectionBody
 from jserve.api.openai.forbidden import allowed_tokens, bad_word_tokens, check_something_is_allowed
-from jserve.errors import RequestError
+from jserve.errors import FieldPath, RequestError
 from jserve.protocol import MAX_CHOSEN, MAX_LOGPROBS, RepetitionDetection, SamplingParams
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
@@ -71,15 +71,17 @@ def check_logprobs(value: int, *, param: str, kind: str = "sample") -> None:
     """Raise RequestError where `value` alternatives per token are more than the engine returns."""
     if value == -1:
         raise invalid(
-            f"`{param}` of -1, the whole vocabulary, is not supported; ask for at most {MAX_LOGPROBS}.", param, value
+            f"`{param}` of -1, the whole vocabulary, is not supported; ask for at most {MAX_LOGPROBS}.",
+            param=param,
+            value=value,
         )
     if value < 0:
-        raise invalid(f"`{param}` must be non-negative, got {value}.", param, value)
+        raise invalid(f"`{param}` must be non-negative, got {value}.", param=param, value=value)
     if value > MAX_LOGPROBS:
         raise invalid(
             f"Requested {kind} logprobs of {value}, which is greater than max allowed: {MAX_LOGPROBS}",
-            param,
-            value,
+            param=param,
+            value=value,
         )
 
 
@@ -90,31 +92,39 @@ def _check_ranges(params: SamplingParams) -> None:
     _in_range("presence_penalty", params.presence_penalty, -2.0, 2.0)
     _in_range("top_p", params.top_p, 0.0, 1.0)
     if params.top_k < -1:
-        raise invalid(f"top_k must be 0 (disable), or at least 1, got {params.top_k}.", "top_k", params.top_k)
+        raise invalid(
+            f"top_k must be 0 (disable), or at least 1, got {params.top_k}.", param="top_k", value=params.top_k
+        )
     penalty = params.repetition_penalty
     if not (penalty > 0.0 and math.isfinite(penalty)):
-        raise invalid(f"repetition_penalty must be greater than zero, got {penalty}.", "repetition_penalty", penalty)
+        raise invalid(
+            f"repetition_penalty must be greater than zero, got {penalty}.", param="repetition_penalty", value=penalty
+        )
 
 
 def _check_counts(params: SamplingParams) -> None:
     n, max_tokens, min_tokens = params.n, params.max_tokens, params.min_tokens
     if n < 1:
-        raise invalid(f"n must be at least 1, got {n}.", "n", n)
+        raise invalid(f"n must be at least 1, got {n}.", param="n", value=n)
     if n > MAX_CHOICES:
-        raise invalid(f"n must be at most {MAX_CHOICES}, got {n}.", "n", n)
+        raise invalid(f"n must be at most {MAX_CHOICES}, got {n}.", param="n", value=n)
     if min_tokens < 0:
-        raise invalid(f"min_tokens must be greater than or equal to 0, got {min_tokens}.", "min_tokens", min_tokens)
+        raise invalid(
+            f"min_tokens must be greater than or equal to 0, got {min_tokens}.", param="min_tokens", value=min_tokens
+        )
     if max_tokens is not None and min_tokens > max_tokens:
         raise invalid(
-            f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.",
-            "min_tokens",
-            min_tokens,
+            "min_tokens must be less than or equal to ",
+            FieldPath("max_tokens"),
+            f"={max_tokens}, got {min_tokens}.",
+            param="min_tokens",
+            value=min_tokens,
         )
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # A NaN is out of every range.
-        raise invalid(f"{name} must be in [{low:g}, {high:g}], got {value}.", name, value)
+        raise invalid(f"{name} must be in [{low:g}, {high:g}], got {value}.", param=name, value=value)
 
 
 def _prompt_logprobs(body: GenerationBody) -> int | None:
@@ -122,7 +132,7 @@ def _prompt_logprobs(body: GenerationBody) -> int | None:
     if count is None:
         return None
     if body.stream:
-        raise invalid("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs", count)
+        raise invalid("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs", value=count)
     check_logprobs(count, param="prompt_logprobs", kind="prompt")
     return count
 
@@ -183,7 +193,7 @@ def _repetition_detection(raw: RepetitionDetectionBody | None) -> RepetitionDete
 def _stop_strings(raw: str | list[str] | None) -> tuple[str, ...]:
     stops = () if raw is None else (raw,) if isinstance(raw, str) else tuple(raw)
     if "" in stops:
-        raise RequestError("stop cannot contain an empty string.", param="stop")
+        raise RequestError(FieldPath("stop"), " cannot contain an empty string.", param="stop")
     return stops
 
 

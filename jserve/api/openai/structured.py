@@ -7,7 +7,7 @@ import msgspec
 
 from jserve.api.context import ServerContext
 from jserve.api.openai.bodies import GenerationBody, ResponseFormat
-from jserve.errors import RequestError
+from jserve.errors import FieldPath, RequestError
 from jserve.protocol import SamplingParams
 from jserve.text.grammars.grammar_worker import Reasoning
 from jserve.text.grammars.structured import Kind, StructuredOutput
@@ -52,8 +52,8 @@ def structured_output(body: GenerationBody) -> StructuredOutput | None:
     """What `body` asks for, None for free text. Raises RequestError where it asks for several things, or for none."""
     specs = [spec for spec in (_of_response_format(body), _of_structured_outputs(body), _of_guided(body)) if spec]
     if len(specs) > 1:
-        fields = " and ".join(spec.field for spec in specs)
-        raise RequestError(f"{fields} were given together; ask for one form of output", param=specs[1].field)
+        fields = [part for spec in specs for part in (" and ", FieldPath(spec.field))][1:]
+        raise RequestError(*fields, " were given together; ask for one form of output", param=specs[1].field)
     return specs[0] if specs else None
 
 
@@ -88,8 +88,8 @@ def refuse_unread_forms(fields: Mapping[str, Any], where: str, kind: str, read: 
     """
     for name, value in fields.items():
         if name in _FORMS and name not in read and value is not None:
-            message = f"{where} has `{name}`, which {kind!r} does not read; ask in one of the documented ways"
-            raise RequestError(message, param=f"{where}.{name}")
+            why = f" has `{name}`, which {kind!r} does not read; ask in one of the documented ways"
+            raise RequestError(FieldPath(where), why, param=f"{where}.{name}")
 
 
 def _schema_of(response_format: ResponseFormat) -> Any:
@@ -100,11 +100,14 @@ def _schema_of(response_format: ResponseFormat) -> Any:
         return schema
     if response_format.json_schema is None:
         raise RequestError(
-            "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
+            "When ",
+            FieldPath("response_format"),
+            " type is 'json_schema', the 'json_schema' field must be provided.",
             param="response_format",
         )
     if response_format.json_schema.schema_ is None:
-        raise RequestError("response_format.json_schema needs `schema`, a JSON schema", param="response_format")
+        where = FieldPath("response_format.json_schema")
+        raise RequestError(where, " needs `schema`, a JSON schema", param="response_format")
     return response_format.json_schema.schema_
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jserve.api.openai.bodies import ChatBody, FunctionBody, NamedToolChoice, ToolBody
 from jserve.api.openai.left_out import log_left_out
-from jserve.errors import RequestError
+from jserve.errors import FieldPath, RequestError
 from jserve.text.tools.tool import NO_ARGUMENTS, Tool
 
 ToolMode = Literal["none", "auto", "required", "named"]
@@ -76,13 +76,14 @@ def _refuse_legacy(body: ChatBody) -> None:
 
 def _functions(tools: Sequence[ToolBody]) -> dict[str, FunctionBody]:
     """The functions among `tools`, by their place in the request. Tools of other types are never called."""
-    functions = {}
+    functions: dict[str, FunctionBody] = {}
     for number, tool in enumerate(tools):
         if tool.type != "function":
             continue
+        where = FieldPath(f"tools[{number}].function")
         if tool.function is None:
-            raise RequestError(f"tools[{number}].function is missing", param=f"tools[{number}].function")
-        functions[f"tools[{number}].function"] = tool.function
+            raise RequestError(where, " is missing", param=where)
+        functions[where] = tool.function
     log_left_out("tools", [tool.type for tool in tools if tool.type != "function"])
     return functions
 
@@ -103,13 +104,15 @@ def _check_that_no_call_is_due(body: ChatBody) -> None:
 def _tool(function: FunctionBody, where: str) -> Tool:
     if not _NAME.fullmatch(function.name):
         raise RequestError(
-            f"{where}.name is {function.name[:80]!r} but must be 1 to 256 letters, digits and _-.:/",
+            FieldPath(f"{where}.name"),
+            f" is {function.name[:80]!r} but must be 1 to 256 letters, digits and _-.:/",
             param=f"{where}.name",
         )
     parameters = function.parameters or NO_ARGUMENTS
     if parameters.get("type", "object") != "object":
         raise RequestError(
-            f"{where}.parameters has type {str(parameters['type'])[:80]!r} but must be an object's schema",
+            FieldPath(f"{where}.parameters"),
+            f" has type {str(parameters['type'])[:80]!r} but must be an object's schema",
             param=f"{where}.parameters",
         )
     return Tool(function.name, {"type": "object", **parameters}, is_strict=bool(function.strict))

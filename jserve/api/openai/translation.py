@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -38,26 +39,28 @@ def extra_chat_fields(extra: Mapping[str, Any], endpoint: str) -> dict[str, Any]
 
 
 @contextmanager
-def errors_naming(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors about a field of chat name what the client wrote: `names` maps the one to the other.
-
-    A name in prose ("these messages") stays as it is; only the field's own name, as a word, is replaced. Names
-    that begin with a bracket are of what lies in a list ("].function.name"), and are replaced wherever they stand.
-    """
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a field of chat name what the client wrote. `names` maps paths of chat's fields to the client's."""
     try:
         yield
     except RequestError as error:
-        message, param = str(error), error.param
-        if param is None:
-            raise
-        field = re.split(r"\W", param, maxsplit=1)[0]
-        theirs = names.get(field, field)
-        if field != "messages":
-            message = re.sub(rf"(?<![\w.]){field}(?!\w)", theirs, message)
-        param = theirs + param.removeprefix(field)
-        for inner in (name for name in names if name.startswith("]")):
-            message, param = message.replace(inner, names[inner]), param.replace(inner, names[inner])
-        raise type(error)(message, param=param) from None
+        raise error.renamed(partial(client_path, names=names)) from None
+
+
+def client_path(path: str, names: Mapping[str, str]) -> str:
+    """A field of chat, such as `tools[0].function.name`, by the path at which the client wrote it.
+
+    `names` maps paths, with `[]` for any index. The longest one that `path` is, or lies in, counts; where there is
+    none, the field has the same path everywhere. Indices may also be written as pydantic does (`tools.0.function`).
+    """
+    for ours in sorted(names, key=len, reverse=True):
+        pattern = re.escape(ours).replace(r"\[\]", r"(\[\d+\]|\.\d+)")
+        if match := re.match(rf"{pattern}(?![^.\[])", path):
+            theirs = names[ours]
+            for index in match.groups():
+                theirs = theirs.replace("[]", index, 1)
+            return theirs + path[match.end() :]
+    return path
 
 
 def chat_body(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatBody:
@@ -66,6 +69,5 @@ def chat_body(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatBody:
         return ChatBody.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field, *rest = (str(part) for part in first["loc"])
-        where = ".".join([names.get(field, field), *rest])
+        where = client_path(".".join(str(part) for part in first["loc"]), names)
         raise RequestError(f"{where}: {first['msg']}", param=where) from None

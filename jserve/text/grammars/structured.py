@@ -25,7 +25,7 @@ class StructuredOutput:
 
     `value` is a JSON schema, or its JSON as text (json), nothing (json_object), a regular expression (regex), a
     list of texts (choice), Lark or GBNF (grammar), or a structural tag, or its JSON as text (structural_tag).
-    `field` is what the client called it. The two options matter to JSON alone.
+    `field` is the path of the field that asks for it. The two options matter to JSON alone.
     """
 
     kind: Kind
@@ -36,14 +36,7 @@ class StructuredOutput:
 
 
 def grammar_of(spec: StructuredOutput) -> str:
-    """The grammar, in llguidance's words. Raises RequestError that names the field and what is wrong with it."""
-    try:
-        return _grammar_of(spec)
-    except RequestError as error:
-        raise RequestError(f"{spec.field}: {error}", param=spec.field) from error
-
-
-def _grammar_of(spec: StructuredOutput) -> str:
+    """The grammar, in llguidance's words. Raises RequestError, without `param`, that says what is wrong with it."""
     whitespace: dict[str, Any] = {
         "any_whitespace": not spec.disable_any_whitespace,
         "whitespace_pattern": spec.whitespace_pattern,

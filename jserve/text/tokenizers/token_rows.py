@@ -7,7 +7,7 @@ prompt passes here, however it became tokens.
 
 from collections.abc import Iterable, Sequence
 
-from jserve.errors import RequestError
+from jserve.errors import FieldPath, RequestError
 from jserve.protocol import SamplingParams
 from jserve.text.tokenizers.tokenizer import Tokenizer
 
@@ -33,7 +33,8 @@ def check_named_tokens(params: SamplingParams, num_rows: int, tokenizer: Tokeniz
     for param, token_ids in named.items():
         token = _without_row(list(token_ids), num_rows)
         if token is not None:
-            raise RequestError(f"{param} needs {_described(token, num_rows, tokenizer)}; leave it out", param=param)
+            needed = f" needs {_described(token, num_rows, tokenizer)}; leave it out"
+            raise RequestError(FieldPath(param), needed, param=param)
 
 
 def _without_row(token_ids: Sequence[int], num_rows: int) -> int | None:

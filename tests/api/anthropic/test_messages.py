@@ -164,6 +164,13 @@ def test_betas_and_unknown_fields_are_accepted(client: anthropic.Anthropic) -> N
             "'bash_20250124'",
         ),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema has type 'array'"),
+        ({"min_tokens": 60}, "less than or equal to max_tokens=50"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {}}}, "guided_regex": "stop"},
+            "output_config.format and guided_regex were given together",
+        ),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "stop"}}}}, "'stop'"),
         ({"tool_choice": {"type": "any"}}, "`tools` must be set"),
         ({"tool_choice": {"type": "tool"}}, "needs the tool's `name`"),
         ({"tool_choice": {"type": "some"}}, "'some'"),

@@ -130,6 +130,9 @@ def test_absent_routes_and_methods_have_ollamas_shape(server: LiveServer) -> Non
         ("/api/chat", {"messages": [{"content": "x"}]}, "messages[0].role"),
         ("/api/chat", CHAT | {"format": "xml"}, "invalid format: 'xml'"),
         ("/api/chat", CHAT | {"format": 3}, "invalid format: '3'"),
+        ("/api/chat", CHAT | {"format": {"type": "wibble"}}, "format: $: `type` 'wibble'"),
+        ("/api/generate", {"prompt": "x", "format": {"type": "wibble"}}, "format: $: `type` 'wibble'"),
+        ("/api/generate", {"prompt": "x", "raw": True, "format": {"type": "wibble"}}, "format: $: `type` 'wibble'"),
         ("/api/chat", CHAT | {"think": "hard"}, "invalid think value: 'hard'"),
         ("/api/chat", CHAT | {"think": True}, '"tiny" does not support thinking'),
         ("/api/chat", CHAT | {"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
@@ -141,7 +144,9 @@ def test_absent_routes_and_methods_have_ollamas_shape(server: LiveServer) -> Non
 def test_what_cannot_be_honoured_is_refused_by_name(
     server: LiveServer, path: str, fields: dict[str, Any], words: str
 ) -> None:
-    assert words in refusal(server, path, fields)
+    message = refusal(server, path, fields)
+    assert words in message
+    assert "response_format" not in message
 
 
 def test_values_that_change_nothing_are_accepted(server: LiveServer) -> None:
@@ -194,7 +199,7 @@ def test_defaults_are_the_models_and_then_ollamas() -> None:
     ],
 )
 def test_penalties_look_at_a_window(options: dict[str, Any], penalty: float, window: int | None) -> None:
-    model = SamplingDefaults.from_generation_config({"repetition_penalty": 1.3})
+    model = SamplingDefaults.from_generation_config({"repetition_penalty": 1.3}, source="m")
     checked = check_options(options)
     assert sampling_fields(checked, model, 100)["repetition_penalty"] == penalty
     assert sampling_dialect(checked, model, 100).penalty_window == window

@@ -191,8 +191,6 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("spec", "message"), WRONG, ids=lambda value: repr(value)[:50])
-def test_what_makes_no_grammar_is_refused_with_the_field(spec: StructuredOutput, message: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(message)) as caught:
+def test_what_makes_no_grammar_is_refused(spec: StructuredOutput, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
         grammar_of(spec)
-    assert caught.value.param == spec.field
-    assert str(caught.value).startswith(spec.field)

@@ -19,7 +19,7 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
-    "].function.": "].",
+    "tools[].function": "tools[]",
 }
 """Fields of chat, by what they are called in the Responses API."""
 
