@@ -1,6 +1,7 @@
 """deploy/prometheus: promtool takes it, each alert fires, and each metric is one that the server has."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import yaml
 from jserve.api.access.limits import Limit, Limits
 from tests.api.live_server import LiveServer, StartServer
 from tests.deploy.programs import DEPLOY, ROOT, program, replaced, run
-from tests.deploy.proxies import free_port
+from tests.deploy.proxies import free_port, nginx
 from tests.patience import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.deploy
@@ -106,6 +107,28 @@ def test_a_real_prometheus_scrapes_the_server_and_evaluates_every_rule(
             assert query(api, thresholds.sub("", RULES[alert]["expr"].strip())), alert
 
 
+def test_the_exporter_that_sees_the_certificate_has_its_metric(server: LiveServer, tmp_path: Path) -> None:
+    """With its module that the scrape configuration names, as Debian ships it."""
+    exporter, modules = program("prometheus-blackbox-exporter"), tmp_path / "blackbox.yml"
+    modules.write_text("modules: {http_2xx: {prober: http}}")
+    address = f"127.0.0.1:{free_port()}"
+    jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = [job for job in jobs if job["job_name"] == "certificate"]
+    with nginx(tmp_path, server.url) as proxy:
+        trusted = {**os.environ, "SSL_CERT_FILE": str(tmp_path / "authority.pem")}
+        command = [exporter, f"--config.file={modules}", f"--web.listen-address={address}"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=trusted)
+        try:
+            with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as api:
+                wait_until(lambda: process.poll() is not None or is_up(api, "/-/healthy"))
+                answer = api.get(job["metrics_path"], params={**job["params"], "target": f"{proxy.url}/ready"})
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
+    assert re.search(r"^probe_success 1$", answer.text, re.MULTILINE), answer.text
+    assert re.search(r"^probe_ssl_earliest_cert_expiry \S+$", answer.text, re.MULTILINE)
+
+
 def evaluated(api: httpx.Client) -> list[dict[str, Any]]:
     return [rule for group in api.get("/api/v1/rules").json()["data"]["groups"] for rule in group["rules"]]
 
@@ -134,7 +157,7 @@ def prometheus(folder: Path, url: str) -> Iterator[httpx.Client]:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
         try:
             with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as api:
-                wait_until(lambda: process.poll() is not None or is_ready(api))
+                wait_until(lambda: process.poll() is not None or is_up(api, "/-/ready"))
                 assert process.poll() is None, (folder / "log").read_text()
                 yield api
         finally:
@@ -142,8 +165,8 @@ def prometheus(folder: Path, url: str) -> Iterator[httpx.Client]:
             process.wait(PATIENCE_S)
 
 
-def is_ready(api: httpx.Client) -> bool:
+def is_up(api: httpx.Client, path: str) -> bool:
     try:
-        return api.get("/-/ready").status_code == 200
+        return api.get(path).status_code == 200
     except httpx.TransportError:
         return False

@@ -198,6 +198,49 @@ def test_an_engine_that_is_killed_loses_no_request_that_had_not_begun_to_stream(
         hold.unlink(missing_ok=True)
 
 
+def test_a_server_that_drains_ends_its_streams_and_the_other_takes_what_comes(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """As in a rolling restart: eight streams on two servers stand still after a token, and one is told to stop."""
+    steps, stall = tmp_path / "steps", tmp_path / "stall"
+    steps.touch()
+    stall.touch()
+    options = ("--steps-held-by", str(steps), "--stall-token", token_of("b"), "--stall-held-by", str(stall))
+    leaving, staying = servers = [start_server(*options, shutdown_timeout_s=PATIENCE_S) for _ in range(2)]
+    streams: list[list[str]] = [[] for _ in range(8)]
+    statuses: list[int] = []
+    with nginx(tmp_path, leaving.url, staying.url) as proxy:
+
+        def read(lines: list[str]) -> None:
+            body = {"prompt": "aaab", "max_tokens": 4, "stream": True}
+            with proxy.client.stream("POST", "/v1/completions", json=body) as response:
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        lines.append(line)
+
+        def ask() -> None:
+            statuses.append(proxy.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code)
+
+        threads = [threading.Thread(target=read, args=(lines,)) for lines in streams]
+        for thread in threads:
+            thread.start()
+        leaving.wait_for(lambda: [live.server.context.generator.num_open for live in servers] == [4, 4])
+        steps.unlink()
+        leaving.wait_for(lambda: all(streams))
+        leaving.begin_stop()
+        leaving.wait_for(lambda: leaving.server.context.generator.is_draining)
+        threads += [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads[8:]:
+            thread.start()
+        staying.wait_for(lambda: staying.server.context.generator.num_open == 8)
+        stall.unlink()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        leaving.join()
+    assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 8
+    assert statuses == [200] * 4
+
+
 def test_where_nobody_answers_clients_are_told_to_come_again(start_server: StartServer, tmp_path: Path) -> None:
     live = start_server()
     with nginx(tmp_path, live.url) as proxy:
