@@ -79,7 +79,7 @@ def test_nothing_is_compiled_under_a_mixed_load(world: World) -> None:
     requests = {}
     for number in range(40):
         prompt = PROMPTS[rng.choice(sorted(PROMPTS))]
-        fields = {"temperature": 0.0, "max_tokens": rng.randrange(COUNT // 2, COUNT), **rng.choice(kinds)}
+        fields = {"temperature": 0.0, "max_tokens": rng.randrange(COUNT, 2 * COUNT), **rng.choice(kinds)}
         requests[f"q{number}"] = (prompt, SamplingParams(**fields))
 
     def abort(step: int) -> None:

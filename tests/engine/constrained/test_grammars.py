@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
 from jserve.constrain import compiler
 from jserve.constrain.masks import MaskMaker
@@ -203,8 +204,8 @@ def test_grammar_that_does_not_compile_ends_its_request_alone(world: World, case
 
 def test_grammar_that_fails_while_it_runs_ends_its_request_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grammar of exponential ambiguity meets llguidance's limit on one row of items after some tokens."""
-    original = compiler.LLParserLimits
-    monkeypatch.setattr(compiler, "LLParserLimits", lambda **fields: original(max_items_in_row=60, **fields))
+    limits = LLParserLimits(verbose_errors=False, max_items_in_row=60)
+    monkeypatch.setattr(compiler, "parser_limits", lambda: limits)
     core = world.core()
     requests = {
         "fails": (world.prompt("hello"), greedy(80, grammar='start: s\ns: "a" | s s | s s s')),
