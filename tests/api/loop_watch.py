@@ -6,6 +6,7 @@ Time of the thread, not of the clock on the wall: what else runs on the machine 
 import asyncio
 import gc
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tests.api.live_server import LiveServer
@@ -13,6 +14,19 @@ from tests.api.live_server import LiveServer
 MOST_HELD_S = 0.05
 """What one request may hold the loop for. Everybody's tokens wait meanwhile."""
 _TICK_S = 0.001
+_TRIES = 5
+
+
+def least_held_s(server: LiveServer, send: Callable[[], object]) -> float:
+    """The least of a few tries: what holds the loop always does, a processor that is shared only now and then."""
+    least = float("inf")
+    for _ in range(_TRIES):
+        with LoopWatch(server) as watch:
+            send()
+        least = min(least, watch.longest_s)
+        if least < MOST_HELD_S:
+            break
+    return least
 
 
 class LoopWatch:

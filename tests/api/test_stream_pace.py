@@ -15,6 +15,7 @@ def test_work_in_the_loop_is_seen(start_server: StartServer) -> None:
     assert pace.longest_s > 0.2
 
 
+@pytest.mark.slow
 def test_another_thread_that_keeps_pythons_lock_is_seen_each_time(start_server: StartServer) -> None:
     live = start_server("--step-ms", "5")
     with pytest.raises(AssertionError, match="held up"):

@@ -11,16 +11,18 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from benchmarks.kernel_resources import dump_flags
+
 
 @cache
 def ptx_of(name: str) -> str:
     """The PTX of all kernels of a program of `_PROGRAMS`. Raises CalledProcessError where it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = f"--xla_dump_to={folder} --xla_gpu_fail_ptx_compilation_on_register_spilling=true"
+        flags = f"{dump_flags(Path(folder))} --xla_gpu_fail_ptx_compilation_on_register_spilling=true"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
         command = [sys.executable, "-m", "tests.pallas_kernels.ptx_of", name]
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        return "\n".join(path.read_text() for path in sorted(Path(folder).glob("*.ptx")))
+        return "\n".join(path.read_text() for path in sorted(Path(folder).rglob("*.ptx")))
 
 
 def innermost_loops(ptx: str) -> list[str]:
