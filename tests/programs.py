@@ -48,7 +48,8 @@ class SharedPrograms:
                 lowered = program.lower()
                 text = hashlib.sha256(lowered.as_text().encode()).digest()
                 devices = tuple(device.id for device in mesh.devices.flat)
-                key = (text, lowered.in_tree, lowered.out_tree, devices, str(options))
+                # Unused arguments do not show in the text.
+                key = (text, str(lowered.in_avals), lowered.in_tree, lowered.out_tree, devices, str(options))
                 return _Lowered(lowered, key, options, self.compiled)
 
             return get(store, replace(program, lower=lower), mesh)

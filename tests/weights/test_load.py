@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import inputs
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
@@ -140,7 +140,7 @@ def sources(draw: st.DrawFn) -> tuple[Source, tuple[int, ...]]:
     return source, whole
 
 
-@inputs(sources(), st.data())
+@given(sources(), st.data())
 def test_slices_of_a_source_are_the_slices_of_the_whole(
     made: tuple[Source, tuple[int, ...]], data: st.DataObject
 ) -> None:
@@ -155,7 +155,7 @@ def test_slices_of_a_source_are_the_slices_of_the_whole(
     np.testing.assert_array_equal(part, whole[index])
 
 
-@inputs(sources())
+@given(sources())
 def test_a_source_reads_every_element_once(made: tuple[Source, tuple[int, ...]]) -> None:
     source, shape = made
     counts = {name: np.zeros(size, int) for name, size in source.names().items()}

@@ -23,7 +23,7 @@ NEVER_ENDING = [
 def worker(real_gguf: Path) -> GrammarWorker:
     tokenizer = load_tokenizer(str(real_gguf))
     assert tokenizer.eos_token_id is not None
-    setup = GrammarSetup(tokenizer.backend.to_str(), tokenizer.vocab_size, (tokenizer.eos_token_id,))
+    setup = GrammarSetup(tokenizer.backend.to_str(), tokenizer.num_ids, (tokenizer.eos_token_id,))
     return GrammarWorker(setup)
 
 
