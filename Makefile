@@ -17,6 +17,7 @@ COMPILER = jax=$$($(1)/bin/python -c 'import jax; print(jax.__version__)') && $(
 # What a GPU user has: a Python for which there is the newest JAX, with Mosaic. pyenv's, unless it is named.
 NEWEST_PYTHON ?= $(lastword $(wildcard $(foreach minor,12 13,$(HOME)/.pyenv/versions/3.$(minor).*/bin/python)))
 NEWEST        := .venv-newest
+NEWEST_TESTS  ?= tests/pallas_kernels tests/gpu_compile
 
 .PHONY: serve test lint types quick slow test-gpu-compile test-newest-jax bench bench-load bench-gpu model install clean help
 
@@ -46,7 +47,7 @@ test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this
 # Without torch, and so without what compares with it.
 test-newest-jax: $(if $(NEWEST_PYTHON),$(NEWEST)/installed)  ## the kernels, and what compiles for GPUs, on Python 3.12 or newer
 	$(if $(NEWEST_PYTHON),$(NEWEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
-	  tests/pallas_kernels tests/gpu_compile,@echo "skipped: no Python 3.12 or newer is in pyenv; name one with NEWEST_PYTHON=")
+	  $(NEWEST_TESTS),@echo "skipped: no Python 3.12 or newer is in pyenv; name one with NEWEST_PYTHON=")
 
 bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 29 minutes, after installing them once
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
