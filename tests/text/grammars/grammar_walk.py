@@ -22,8 +22,8 @@ class Vocabulary:
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self.tokenizer = tokenizer
-        closing = [t for t in range(tokenizer.num_ids) if tokenizer.decode_bytes([t]) in (b'"', b"}", b"]", b'"}')]
-        self.closing = np.zeros(tokenizer.num_ids, bool)
+        closing = [t for t in range(tokenizer.vocab_size) if tokenizer.decode_bytes([t]) in (b'"', b"}", b"]", b'"}')]
+        self.closing = np.zeros(tokenizer.vocab_size, bool)
         self.closing[closing] = True
 
     def walk(self, grammar: str, seed: int, *, free_tokens: int = 40, max_tokens: int = 1500) -> Walk:
@@ -67,7 +67,7 @@ class Walker:
     def _allowed(self) -> NDArray[np.bool_]:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         assert not self._matcher.is_error(), self._matcher.get_error()
-        return np.unpackbits(bits, bitorder="little")[: self._vocabulary.tokenizer.num_ids].astype(bool)
+        return np.unpackbits(bits, bitorder="little")[: self._vocabulary.tokenizer.vocab_size].astype(bool)
 
     def _hasten(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         end = self._vocabulary.tokenizer.eos_token

@@ -149,7 +149,7 @@ def test_reasoning_may_come_first(bytewise: LLTokenizer) -> None:
 def test_reasoning_between_special_tokens_comes_before_every_form(
     bytewise: LLTokenizer, spec: StructuredOutput
 ) -> None:
-    begin, end = [token for token in range(256, bytewise.num_ids) if bytewise.is_special_token(token)][:2]
+    begin, end = [token for token in range(256, bytewise.vocab_size) if bytewise.is_special_token(token)][:2]
     answers = {
         "regex": "123/ab",
         "choice": "no, thanks",
