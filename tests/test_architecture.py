@@ -25,7 +25,7 @@ HOST_FILES = (
     "__main__.py",
 )
 DEVICE_LIBRARIES = {"jax", "flax", "torch", "optax", "orbax"}
-LONGEST = 450
+LONGEST = 400
 
 
 def sources() -> list[Path]:

@@ -24,6 +24,7 @@ from jserve.text.grammars.schema_keywords import (
     is_droppable,
     is_harmless,
 )
+from jserve.text.grammars.schema_values import count_of, kind, list_of, mapping_of, shown, strings_of
 
 MAX_DEPTH = 64
 """Deepest nesting of a schema's subschemas."""
@@ -98,10 +99,10 @@ class _Bounder:
         if only == "$ref":
             return self._reference(keywords["$ref"], path, is_part=False)
         if only in ("anyOf", "oneOf"):
-            branches = _list_of(keywords[only], only, path)
+            branches = list_of(keywords[only], only, path)
             bounded = [self._whole(branch, f"{path}/{only}/{i}", depth + 1) for i, branch in enumerate(branches)]
             return {self._union(only, branches): bounded}
-        if only == "allOf" and len(branches := _list_of(keywords[only], only, path)) == 1:
+        if only == "allOf" and len(branches := list_of(keywords[only], only, path)) == 1:
             return self._whole(branches[0], f"{path}/allOf/0", depth + 1)
         parts = list(self._parts(keywords, path, set()))
         return self._bound(self._rewrite(keywords, path, depth), keywords, parts)
@@ -114,21 +115,21 @@ class _Bounder:
     def _keywords(self, schema: Any, path: str, depth: int) -> Schema:
         """What `schema` says beside annotations, in today's words; True where it says nothing."""
         if depth > MAX_DEPTH:
-            raise RequestError(f"the schema is nested deeper than {MAX_DEPTH} levels (at {_shown(path)})")
+            raise RequestError(f"the schema is nested deeper than {MAX_DEPTH} levels (at {shown(path)})")
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
-            raise RequestError(f"{_shown(path)}: a schema must be an object or a boolean, not {_kind(schema)}")
+            raise RequestError(f"{shown(path)}: a schema must be an object or a boolean, not {kind(schema)}")
         kept = {}
         for name, value in self._enforceable(schema).items():
             if name in REFUSED:
                 if not is_harmless(name, value):
-                    raise RequestError(f"{_shown(path)}: `{name}` {REFUSED[name]}")
+                    raise RequestError(f"{shown(path)}: `{name}` {REFUSED[name]}")
             elif name == "$schema":
                 _check_draft(value, path)
             elif name in ("$id", "id"):
                 if path != "#" and isinstance(value, str) and not value.startswith("#") and name == "$id":
-                    raise RequestError(f"{_shown(path)}: `$id` below the root would change what `$ref`s mean")
+                    raise RequestError(f"{shown(path)}: `$id` below the root would change what `$ref`s mean")
             elif name in ENFORCED:
                 kept[name] = value
         _modernise(kept, path)
@@ -155,15 +156,15 @@ class _Bounder:
                 # As a branch, so that it may stand beside keywords that are added.
                 out.setdefault("allOf", []).append(self._reference(value, path, is_part=True))
             elif name in ("properties", "patternProperties"):
-                members = _mapping_of(value, name, path)
+                members = mapping_of(value, name, path)
                 out[name] = {key: self._whole(sub, f"{here}/{key}", depth + 1) for key, sub in members.items()}
             elif name in ("items", "additionalProperties"):
                 out[name] = self._whole(value, here, depth + 1)
             elif name == "prefixItems":
-                items = _list_of(value, name, path)
+                items = list_of(value, name, path)
                 out[name] = [self._whole(item, f"{here}/{i}", depth + 1) for i, item in enumerate(items)]
             elif name in APPLICATORS:
-                branches = _list_of(value, name, path)
+                branches = list_of(value, name, path)
                 bounded = [self._part(branch, f"{here}/{i}", depth + 1) for i, branch in enumerate(branches)]
                 if name == "allOf":
                     out.setdefault("allOf", []).extend(branch for branch in bounded if branch is not True)
@@ -183,26 +184,26 @@ class _Bounder:
             elif value in STANDARD_FORMATS:
                 known = ", ".join(sorted(ENFORCED_FORMATS))
                 raise RequestError(
-                    f"{_shown(path)}: `format` {value!r} cannot be enforced; leave it out or use `pattern` "
+                    f"{shown(path)}: `format` {value!r} cannot be enforced; leave it out or use `pattern` "
                     f"(enforced are {known})"
                 )
             return
         if name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"):
             out[name] = _number_of(value, name, path)
         elif name in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"):
-            out[name] = _count_of(value, name, path)
+            out[name] = count_of(value, name, path)
         elif name == "required":
-            out[name] = list(dict.fromkeys(_strings_of(value, name, path)))
+            out[name] = list(dict.fromkeys(strings_of(value, name, path)))
         elif name == "enum":
-            out[name] = _list_of(value, name, path)
+            out[name] = list_of(value, name, path)
         else:
             out[name] = value
         if name == "minProperties":
-            if out[name] <= len(_list_of(keywords.get("required", []), "required", path)):
+            if out[name] <= len(list_of(keywords.get("required", []), "required", path)):
                 del out[name]
             elif out[name] > 1:  # A map's keys may repeat in the text, and a repeated key counts once.
                 message = "`minProperties` above 1 cannot be enforced; name the properties in `required`"
-                raise RequestError(f"{_shown(path)}: {message}")
+                raise RequestError(f"{shown(path)}: {message}")
 
     def _bound(self, out: dict[str, Any], own: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Add to `out` what keeps numbers, undeclared properties and undeclared items bounded."""
@@ -261,11 +262,11 @@ class _Bounder:
     def _pointer(self, value: Any, path: str) -> str:
         if not isinstance(value, str) or not value.startswith("#"):
             raise RequestError(
-                f"{_shown(path)}: `$ref` must point into the schema itself (`#/...`), not to {value!r:.99}"
+                f"{shown(path)}: `$ref` must point into the schema itself (`#/...`), not to {value!r:.99}"
             )
         if value == "#" or value.startswith("#/"):
             return value
-        raise RequestError(f"{_shown(path)}: `$ref` to the anchor {value!r:.99} is not supported; write it as `#/...`")
+        raise RequestError(f"{shown(path)}: `$ref` to the anchor {value!r:.99} is not supported; write it as `#/...`")
 
     def _resolve(self, pointer: str, path: str) -> Any:
         target: Any = self._root
@@ -276,16 +277,14 @@ class _Bounder:
             elif isinstance(target, list) and key.isdecimal() and int(key) < len(target):
                 target = target[int(key)]
             else:
-                raise RequestError(
-                    f"{_shown(path)}: `$ref` points to {_shown(pointer)}, which the schema does not have"
-                )
+                raise RequestError(f"{shown(path)}: `$ref` points to {shown(pointer)}, which the schema does not have")
         return target
 
     def _parts(self, keywords: Mapping[str, Any], path: str, seen: set[str]) -> Iterator[dict[str, Any]]:
         """`keywords` and all schemas that restrict the same value with it."""
         yield dict(keywords)
         for name in keywords:
-            for branch in _list_of(keywords[name], name, path) if name in APPLICATORS else ():
+            for branch in list_of(keywords[name], name, path) if name in APPLICATORS else ():
                 if isinstance(branch, dict):
                     yield from self._parts(self._enforceable(branch), path, seen)
         if "$ref" in keywords and (pointer := self._pointer(keywords["$ref"], path)) not in seen:
@@ -350,14 +349,12 @@ def _modernise(keywords: dict[str, Any], path: str) -> None:
     if "unevaluatedProperties" in keywords:
         value = keywords.pop("unevaluatedProperties")
         if keywords.keys() & (APPLICATORS | {"$ref"}):
-            raise RequestError(
-                f"{_shown(path)}: `unevaluatedProperties` cannot be enforced beside `allOf` and the like"
-            )
+            raise RequestError(f"{shown(path)}: `unevaluatedProperties` cannot be enforced beside `allOf` and the like")
         keywords.setdefault("additionalProperties", value)
     types = keywords.get("type", [])
-    for kind in [types] if isinstance(types, str) else _list_of(types, "type", path):
-        if kind not in _TYPES:
-            raise RequestError(f"{_shown(path)}: `type` {kind!r:.99} is none of {', '.join(sorted(_TYPES))}")
+    for name in [types] if isinstance(types, str) else list_of(types, "type", path):
+        if name not in _TYPES:
+            raise RequestError(f"{shown(path)}: `type` {name!r:.99} is none of {', '.join(sorted(_TYPES))}")
 
 
 def _check_nesting(schema: Any) -> None:
@@ -372,50 +369,13 @@ def _check_nesting(schema: Any) -> None:
 
 def _check_draft(value: Any, path: str) -> None:
     if not isinstance(value, str) or value.rstrip("#") not in DRAFTS:
-        raise RequestError(f"{_shown(path)}: `$schema` {value!r:.99} is none of {', '.join(sorted(DRAFTS))}")
-
-
-def _list_of(value: Any, name: str, path: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RequestError(f"{_shown(path)}: `{name}` must be an array, not {_kind(value)}")
-    return value
-
-
-def _strings_of(value: Any, name: str, path: str) -> list[str]:
-    if not all(isinstance(entry, str) for entry in _list_of(value, name, path)):
-        raise RequestError(f"{_shown(path)}: `{name}` must hold strings")
-    return value  # type: ignore[no-any-return]
-
-
-def _mapping_of(value: Any, name: str, path: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{_shown(path)}: `{name}` must be an object, not {_kind(value)}")
-    return value
+        raise RequestError(f"{shown(path)}: `$schema` {value!r:.99} is none of {', '.join(sorted(DRAFTS))}")
 
 
 def _number_of(value: Any, name: str, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{_shown(path)}: `{name}` must be a number, not {_kind(value)}")
+        raise RequestError(f"{shown(path)}: `{name}` must be a number, not {kind(value)}")
     is_lower, is_upper = name.endswith("inimum"), name.endswith("aximum")
     if (is_lower and value > MAX_NUMBER) or (is_upper and value < -MAX_NUMBER):
-        raise RequestError(f"{_shown(path)}: `{name}` {value:g} is beyond the largest number, {MAX_NUMBER:g}")
+        raise RequestError(f"{shown(path)}: `{name}` {value:g} is beyond the largest number, {MAX_NUMBER:g}")
     return value
-
-
-def _count_of(value: Any, name: str, path: str) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise RequestError(f"{_shown(path)}: `{name}` must be a whole number from 0 to {2**31 - 1}, not {value!r:.99}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _shown(pointer: str) -> str:
-    """A place in the schema, `$.properties.name`: a pointer with slashes would look like a file's path."""
-    path = "$" + pointer.removeprefix("#").replace("/", ".")
-    return path if len(path) <= 120 else f"{path[:80]}…{path[-38:]}"
