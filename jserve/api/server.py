@@ -130,6 +130,7 @@ class Server:
     def _announce(self) -> None:
         """Say once, per engine, that requests are welcome."""
         context = self.context
+        context.share_facts()
         with contextlib.suppress(EngineUnavailableError):
             name = context.model_when_ready().name
             ready = context.client.ready
@@ -138,7 +139,7 @@ class Server:
             behind = f"; {counts.pending} of {counts.total} programs follow behind" if counts else ""
             logger.info(
                 "ready: %s serves %s on %s (context %d tokens, %d sequences) after %.1f s%s",
-                self.url, name, ready.device, ready.max_model_len, ready.max_num_seqs,
+                self.url, name, ready.device, ready.model.max_model_len, ready.max_num_seqs,
                 time.monotonic() - self._began, behind,
             )  # fmt: skip
 
