@@ -28,6 +28,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
+    revision: str | None = None
+    download_dir: str | None = None
     served_model_names: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
