@@ -200,6 +200,8 @@ class Generator:
         self._open: set[Generation] = set()
         self._serial = itertools.count(1)
         self.is_draining = False
+        self.last_active = time.monotonic()
+        """When a request last came or was over, of `time.monotonic()`."""
 
     @property
     def num_open(self) -> int:
@@ -236,6 +238,7 @@ class Generator:
         generation = Generation(request, self._client, self._metrics, inbox, choices, call.account)
         call.lives += generation.lives
         self._open.add(generation)
+        self.last_active = time.monotonic()
         return generation
 
     def _submit(self, requests: list[Request], num_prompt: int, account: Account | None) -> Inbox:
@@ -253,6 +256,7 @@ class Generator:
         if generation in self._open:
             generation.close()
             self._open.discard(generation)
+            self.last_active = time.monotonic()
             self._metrics.longest_size.observe(max(life.num_output for life in generation.lives))
 
     def cancel_all(self, error: JserveError) -> None:
