@@ -34,6 +34,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     root_path: str = ""
+    ui: bool = True
     ssl_keyfile: Path | None = None
     ssl_certfile: Path | None = None
     api_keys: tuple[str, ...] = ()

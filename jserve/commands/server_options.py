@@ -16,6 +16,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--root-path", type=_prefix, default="", metavar="PATH", help="prefix that a proxy in front takes away"
     )
+    group.add_argument(
+        "--no-ui", dest="ui", action="store_false", help="do not serve the page at /ui (default: served)"
+    )
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
     group.add_argument(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
@@ -35,11 +35,6 @@ _CONFIG_KEYS = {
     "vocab_size": "vocab_size",
 }
 """GGUF's names, after the architecture, and those of `config.json`."""
-
-
-async def ollama_root(request: Request) -> Response:
-    """The text that clients look for to know that this is Ollama, or speaks like it."""
-    return PlainTextResponse("Ollama is running")
 
 
 async def ollama_version(request: Request) -> Response:
