@@ -52,6 +52,8 @@ class Launched:
     """What else some row wants."""
     unsampled: "Unsampled | None" = None
     """Set where the step waits for `sample`, because a row that samples has a constraint."""
+    end: jax.Array | None = None
+    """What the step computes last, where no row samples: `collect` waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class Runner:
             outputs = (logits, hidden)
             extra = prompt_reads.launch(wanted, plan, bucket, self._compiled, self.weights, self._slots, outputs)
         if needs is None or choice is None:
-            return Launched(plan, bucket, None, prompt_reads=extra)
+            return Launched(plan, bucket, None, prompt_reads=extra, end=logits if hidden is None else hidden)
         if needs.variant.edits:
             self._lift_bans(plan)
         packed_sampling = self._slots.pack(rows, packed)
@@ -235,11 +237,14 @@ class Runner:
         return program in self._compiled and 2 * _rounded(len(chosen), few_rows(rows)) <= rows
 
     def collect(self, launched: Launched) -> StepTokens:
-        """Wait for a step's tokens."""
+        """Wait for a step's tokens; for its end where it has none, or a long prompt's steps would all be dispatched
+        before the first is done, and whoever comes then would wait for them.
+        """
         plan, extra, vocab = launched.plan, launched.prompt_reads, self.shape.vocab_size
         count = len(plan.chunks)
         prompt_reads, not_finite = extra.read_back(plan, vocab) if extra is not None else ((), ())
         if launched.output is None:
+            jax.block_until_ready(launched.end)
             return StepTokens([0] * count, None, prompt_reads, not_finite)
         tokens = np.asarray(launched.output)[:count].tolist()
         if NOT_FINITE in tokens:
