@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jserve.runtime import native, prepare
+from tests.models import newer_cases
 from tests.worlds import (
     LATENT,
     greedy,
@@ -161,6 +162,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+CASES |= newer_cases.CASES
+
 ON_TWO_DEVICES = {
     "deepseek 2 lite",
     "deepseek 3",
@@ -176,6 +179,7 @@ ON_TWO_DEVICES = {
 """Tensor parallel in the default run. `slow` runs every case so."""
 
 SECOND_FORMS = {
+    *newer_cases.CASES,
     "cohere 2, biases",
     "gemma 2",
     "gemma 3",
@@ -193,7 +197,9 @@ SECOND_FORMS = {
     "smollm 3",
     "starcoder 2, no biases, sliding window",
 }
-"""Cases of families that another case covers in the default run; these are in the slow one."""
+"""Cases of families that another case, or `test_newer_families.py`, covers in the default run; these are in the slow
+one.
+"""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
 
