@@ -19,6 +19,7 @@ from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
+from jserve.models.lfm2 import Lfm2ForCausalLM
 from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
 from jserve.models.mistral import MistralForCausalLM
@@ -44,6 +45,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
     "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
+    "Lfm2ForCausalLM": Lfm2ForCausalLM,
     "Llama4ForCausalLM": Llama4ForCausalLM,
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
