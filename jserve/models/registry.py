@@ -24,6 +24,7 @@ from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
 from jserve.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
+from jserve.models.lfm2 import Lfm2ForCausalLM
 from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
 from jserve.models.minimax_m2 import MiniMaxM2ForCausalLM
@@ -61,6 +62,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "GraniteForCausalLM": GraniteForCausalLM,
     "HunYuanDenseV1ForCausalLM": HunYuanDenseV1ForCausalLM,
     "HunYuanMoEV1ForCausalLM": HunYuanMoEV1ForCausalLM,
+    "Lfm2ForCausalLM": Lfm2ForCausalLM,
     "Llama4ForCausalLM": Llama4ForCausalLM,
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,

@@ -16,6 +16,7 @@ from jserve.runtime import prompt_reads, sampling
 from jserve.runtime.executables import ExecutableStore
 from jserve.runtime.pack import FIELDS, Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.program_keys import (
+    CopyStates,
     EmptyState,
     InstallBias,
     InstallPages,
@@ -32,6 +33,7 @@ from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
 from jserve.runtime.prompt_reads import NOTHING, PromptReads, SampledLogprobs, Wanted
 from jserve.runtime.sampling import NOT_FINITE, Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.states import COPIED_STATES
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence
 
@@ -148,6 +150,9 @@ class Runner:
         for chunk in plan.chunks[plan.num_decodes :]:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
+        for copies in (plan.saves, plan.restores):  # what is restored may just have been saved
+            if copies:
+                self._copy_states(copies)
         rows = Rows.of(plan)
         needs = self._slots.needs(rows)
         wanted = Wanted.of(plan, needs is not None and needs.chosen)
@@ -303,6 +308,18 @@ class Runner:
             part[: len(chosen)] = chosen
             *kv, table = self._state
             self._state = (*kv, self._compiled[InstallPages()](table, part))
+
+    def _copy_states(self, copies: tuple[tuple[int, int], ...]) -> None:
+        leaves, places = list(self._state), self._programs.state_places
+        states = tuple(leaves[place] for place in places)
+        for start in range(0, len(copies), COPIED_STATES):
+            pairs = np.full((COPIED_STATES, 2), self.shape.num_states, np.int32)
+            part = copies[start : start + COPIED_STATES]
+            pairs[: len(part)] = part
+            states = self._compiled[CopyStates()](states, pairs)
+        for place, state in zip(places, states, strict=True):
+            leaves[place] = state
+        self._state = tuple(leaves)
 
     def _enter_slot(self, slot: int, sequence: Sequence) -> None:
         """Bring a slot's sampling state up to date for the sequence that enters it."""

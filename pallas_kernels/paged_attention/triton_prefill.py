@@ -82,7 +82,16 @@ def paged_attention_prefill(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
         name="paged_prefill",
-    )(q, in_words(k_pages), in_words(v_pages), page_table, query_start, context_len, *scales, *(() if sinks is None else (sinks,)))
+    )(
+        q,
+        in_words(k_pages),
+        in_words(v_pages),
+        page_table,
+        query_start,
+        context_len,
+        *scales,
+        *(() if sinks is None else (sinks,)),
+    )
     return out
 
 
