@@ -12,6 +12,7 @@ COMMANDS = {
     "compile": "jserve.commands.compile",
     "convert": "jserve.commands.convert",
     "inspect": "jserve.commands.inspect",
+    "key": "jserve.commands.key",
     "perplexity": "jserve.commands.perplexity",
     "quantize": "jserve.commands.quantize.command",
 }
