@@ -14,6 +14,7 @@ COMMANDS = {
     "complete": "jserve.commands.client.complete",
     "convert": "jserve.commands.convert",
     "inspect": "jserve.commands.inspect",
+    "key": "jserve.commands.key",
     "list": "jserve.commands.list",
     "ls": "jserve.commands.list",
     "perplexity": "jserve.commands.perplexity",

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from jserve.api.access.account import Accounts
 from jserve.api.access.incoming_bodies import IncomingBodies
 from jserve.api.access.keys import KeyRing
+from jserve.api.call import current_call
 from jserve.api.generation.generation import Generator
 from jserve.api.generation.recent_items import RecentItems
 from jserve.api.model.grammars import GrammarChecker
@@ -62,10 +63,24 @@ class ServerContext:
         return self.loaded_model
 
     def check_name(self, name: str | None) -> None:
-        """Raise UnknownModelError unless `name` is served here; absent or empty means the only model."""
-        if name and name not in self.settings.model_names:
-            aliases = ", ".join(self.settings.listed_names)
-            raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
+        """Raise UnknownModelError unless `name` is served here, to this key; absent or empty means the only model."""
+        names = self.settings.model_names
+        is_allowed = self._is_allowed(name) if name else any(map(self._is_allowed, names))
+        if (name and name not in names) or not is_allowed:
+            aliases = ", ".join(self.listed_names) or "none for this API key"
+            raise UnknownModelError(
+                f"The model `{name or names[0]}` does not exist. Valid aliases: {aliases}.", param="model"
+            )
+
+    @property
+    def listed_names(self) -> tuple[str, ...]:
+        """The model's names that the caller is shown: those that its key may use."""
+        return tuple(name for name in self.settings.listed_names if self._is_allowed(name))
+
+    @staticmethod
+    def _is_allowed(name: str) -> bool:
+        models = current_call().key.models
+        return not models or name in models
 
     def admit(self, name: str | None) -> ServedModel:
         """The model that a request names, before anything else of the request is looked at.

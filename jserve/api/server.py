@@ -32,7 +32,7 @@ from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.api.telemetry.watchdog import watch_decode
 from jserve.config import EngineConfig
-from jserve.errors import EngineUnavailableError
+from jserve.errors import ConfigError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,15 @@ class Server:
         self._listener = listener
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
-        self._app = EarlyApp(self._build_app)
+        self._app = EarlyApp(self._build_app, is_alive_enough=settings.health_when == "alive")
         self._http = UvicornServer(self._app, settings)
         self._notify = NotifySocket()
 
     @property
     def url(self) -> str:
         """Where clients connect."""
+        if self.context.settings.uds is not None:
+            return f"unix:{self.context.settings.uds}"
         host, port = self._listener.getsockname()[:2]
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
         scheme = "https" if self.context.settings.ssl_certfile else "http"
@@ -109,6 +111,26 @@ class Server:
         """Begin to drain."""
         self.context.generator.is_draining = True
         self._stop_requested.set()
+
+    def reload(self) -> None:
+        """Read certificate, limits and keys again. What cannot be used is told, and stays as it was."""
+        try:
+            self._http.reload_certificate()
+        except OSError as error:  # ssl.SSLError is one
+            logger.error("the certificate stays as it was: %s", error)
+        context = self.context
+        if context.settings.limits_file is not None:
+            from jserve.api.access.limits_file import read_limits
+
+            try:
+                limits = read_limits(context.settings.limits_file)
+            except ConfigError as error:
+                logger.error("the limits stay as they were: %s", error)
+            else:
+                context.accounts.change_limits(limits)
+                context.keys.rename(limits.names)
+        context.keys.reload()
+        logger.info("read again: certificate, limits and keys, as far as there are any")
 
     def stop_hard(self) -> None:
         """End the engine and leave without waiting for anybody."""
@@ -208,6 +230,5 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    if settings.api_key_file is not None:
-        loop.add_signal_handler(signal.SIGHUP, server.context.keys.reload)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
     await server.run()

@@ -25,6 +25,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     and in which its body must go on by 500 bytes a second. An engine that has owed an answer for `hang_timeout_s` is
     killed and started again, 0 for never. A server that has had no request for `exit_when_idle_s` stops.
     `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.
+    `uds` is the path of a Unix socket in the place of `host` and `port`. `forwarded_allow_ips` are the proxies, or
+    networks, whose `X-Forwarded-For` is believed. `limits_file` is where `limits` were read, and may be read again.
     """
 
     model: str
@@ -33,6 +35,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
+    uds: Path | None = None
+    forwarded_allow_ips: str = "127.0.0.1,::1"
     root_path: str = ""
     ui: bool = True
     ssl_keyfile: Path | None = None
@@ -41,6 +45,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: Path | None = None
     metrics_without_key: bool = False
     limits: Limits | None = None
+    limits_file: Path | None = None
     cache_isolation: str = "key"
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
@@ -61,6 +66,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_grammar_bytes: int = 1 << 20
     shutdown_timeout_s: float = 30.0
     exit_when_idle_s: float | None = None
+    health_when: Literal["alive", "ready"] = "alive"
     max_connections: int | None = None
     max_request_bytes: int = 32 << 20
     receive_timeout_s: float = 20.0

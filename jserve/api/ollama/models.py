@@ -46,7 +46,7 @@ async def tags(request: Request) -> Response:
     """The served model, once for each of its names."""
     server = context_of(request)
     model = _model(server)
-    return JsonResponse({"models": [_card(name, model) for name in server.settings.listed_names]})
+    return JsonResponse({"models": [_card(name, model) for name in server.listed_names]})
 
 
 async def ps(request: Request) -> Response:

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jserve.api.access.keys import KeyRing, read_key_file
+from jserve.api.access.key_file import digest_of, read_key_file
+from jserve.api.access.keys import KeyRing
 from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer, StartServer
@@ -104,7 +105,7 @@ def test_the_environment_counts_where_no_flag_gives_keys(tmp_path: Path, monkeyp
     assert parse(["--model", "m", "--api-key", "flag"])[1].api_keys == ("flag",)
     settings = parse(["--model", "m", "--api-key-file", str(file)])[1]
     assert (settings.api_keys, settings.api_key_file) == ((), file)
-    assert read_key_file(file) == ["filed"]
+    assert [entry.digest for entry in read_key_file(file)] == [digest_of("filed")]
 
 
 def _raw_status(live: LiveServer, target: str, method: str = "GET") -> int:
