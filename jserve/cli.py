@@ -10,6 +10,7 @@ from jserve.log import writes_json
 
 COMMANDS = {
     "chat": "jserve.commands.client.chat",
+    "collect-env": "jserve.commands.collect_env",
     "compile": "jserve.commands.compile",
     "complete": "jserve.commands.client.complete",
     "convert": "jserve.commands.convert",
