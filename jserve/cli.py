@@ -24,6 +24,8 @@ COMMANDS = {
     "ps": "jserve.commands.client.ps",
     "pull": "jserve.commands.pull",
     "quantize": "jserve.commands.quantize.command",
+    "record": "jserve.commands.workload.record",
+    "report": "jserve.commands.workload.report",
     "rm": "jserve.commands.rm",
     "run": "jserve.commands.client.run",
     "show": "jserve.commands.inspect",
