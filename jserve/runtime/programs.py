@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jserve.batch import CacheArray, EngineState, SamplingInput, SamplingState
+from jserve.batch import CacheArray, EngineState, SamplingInput, SamplingState, SlotArray
 from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
 from jserve.layers.build import TENSOR_AXIS, Build
@@ -22,6 +22,7 @@ from jserve.runtime.executables import Program
 from jserve.runtime.layout import CacheLayout
 from jserve.runtime.program_keys import (
     ChosenLogprobs,
+    CopyStates,
     EmptyState,
     InstallBias,
     InstallPages,
@@ -36,12 +37,11 @@ from jserve.runtime.program_keys import (
 )
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.states import COPIED_STATES, Cache, copy_states, state_places
 from jserve.runtime.step import StepLayout, make_step
 from jserve.weights.load import parameters
 
 SAMPLING_FIELDS = len(SamplingInput.__dataclass_fields__)
-FEW_STREAMS = 8
-"""Rows of the decode step that a server has from the first request on, beside the smallest."""
 PAGE_UPDATE_ROWS = 256
 """Page-table entries that one call of the page-install program takes."""
 
@@ -62,10 +62,6 @@ class Programs:
     @property
     def build(self) -> Build:
         return self.blueprint.build
-
-    @property
-    def on_cpu(self) -> bool:
-        return bool(self.build.mesh.devices.flat[0].platform == "cpu")
 
     def is_small_batch(self, bucket: Bucket) -> bool:
         """Whether steps of this bucket take the weights of the small-batch model."""
@@ -217,6 +213,21 @@ class Programs:
 
         return Program(InstallPages(), lower)
 
+    def copy_states(self) -> Program:
+        """(states of all layers, pairs i32[4, 2]) to states: see `states.copy_states`."""
+
+        def lower() -> jax.stages.Lowered:
+            states = tuple(self.abstract_state().leaves[place] for place in self.state_places)
+            copy = jax.jit(copy_states, donate_argnums=0, out_shardings=tuple(state.sharding for state in states))
+            return self._lower(copy, states, self._integers(COPIED_STATES, 2))
+
+        return Program(CopyStates(), lower)
+
+    @property
+    def state_places(self) -> tuple[int, ...]:
+        """Which of the leaves of an `EngineState` are states of sequences."""
+        return state_places(self._lanes())
+
     def zeros(self) -> Program:
         """() to `leaves` of a state with nothing in it, made on the devices."""
 
@@ -229,14 +240,14 @@ class Programs:
         return Program(EmptyState(), lower)
 
     def required(self, *, early: bool = False) -> list[Program]:
-        """What must be there before anything is served. `early` are the fewest that serve anything, and a few streams
-        well: on a CPU without the decode steps of many rows, which run in the largest mixed one until they are there.
-        """
+        """What must be there before anything is served; `early`, the fewest that serve anything, and a few streams well."""
+        on_cpu = self.build.mesh.devices.flat[0].platform == "cpu"
         mixed, *decode = self.shape.buckets()[:3]
+        copies = [self.copy_states()] if self.shape.num_snapshots else []
         if self.embeds:
-            return [self.step(mixed), self.pool(mixed.tokens), self.install_pages(), self.zeros()]
-        steps = self._steps_of_few_streams() if early else decode
-        whole = sorted({mixed.rows} | {b.rows for b in (steps[:1] if early and self.on_cpu else steps)})
+            return [self.step(mixed), self.pool(mixed.tokens), self.install_pages(), *copies, self.zeros()]
+        steps = self.shape.first_decode_steps(on_cpu=on_cpu) if early else decode
+        whole = sorted({mixed.rows} | {b.rows for b in (steps[:1] if early and on_cpu else steps)})
         variants = [Variant(), Variant(draws=True), sampling.VARIANTS[-1]]
         return [
             *(self.step(bucket) for bucket in (mixed, *steps)),
@@ -247,21 +258,11 @@ class Programs:
             self.score(mixed.tokens),
             self.pool(mixed.tokens),
             self.install_pages(),
+            *copies,
             self.install_sampling(),
             self.install_bias(),
             self.zeros(),
         ]
-
-    def _steps_of_few_streams(self) -> list[Bucket]:
-        """Decode steps that a server begins with; on a CPU only the first has samplers for everything.
-
-        On a GPU all: each product of theirs is tried out when it is compiled, which takes memory that the KV cache has
-        from then on, and the device from those who are served.
-        """
-        decode = sorted(bucket for bucket in self.shape.buckets() if bucket.is_decode)
-        if not self.on_cpu:
-            return decode[::-1]
-        return [bucket for bucket in reversed(decode) if bucket.rows == FEW_STREAMS] + decode[:1]
 
     def optional(self) -> list[Program]:
         """Programs that make steps cheaper, the most useful first."""
@@ -337,16 +338,22 @@ class Programs:
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""
         shape = self.shape
-        layout = CacheLayout.of(self.config.layer_windows, shape.windows)
 
-        def pages(array: CacheArray) -> Any:
+        def kept(array: CacheArray | SlotArray) -> Any:
             place = NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS if array.sharded else None))
-            size = (shape.num_pages, array.heads, shape.page_size, array.width)
+            size: tuple[int, ...] = (
+                (shape.num_pages, array.heads, shape.page_size, array.width)
+                if isinstance(array, CacheArray)
+                else (shape.num_states, array.heads, *array.size)
+            )
             return jax.ShapeDtypeStruct(size, array.dtype, sharding=place)
 
-        lanes = layout.of_lanes(self.blueprint.family.cache(self.build, self.config))
-        kv = tuple(tuple(map(pages, lane)) for lane in lanes)
+        kv = tuple(tuple(map(kept, lane)) for lane in self._lanes())
         return EngineState(kv, self._integers(shape.num_groups * shape.max_num_seqs, shape.pages_per_sequence))
+
+    def _lanes(self) -> Cache:
+        layout = CacheLayout.of(self.config.layer_windows, self.shape.windows)
+        return layout.of_lanes(self.blueprint.family.cache(self.build, self.config))
 
     def abstract_sampling(self) -> SamplingState:
         """Shapes and shardings of the sampling state."""

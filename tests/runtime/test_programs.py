@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jserve.runtime.program_keys import Sample, Step
-from jserve.runtime.programs import FEW_STREAMS, Programs
+from jserve.runtime.programs import Programs
 from jserve.runtime.sampling import VARIANTS, Variant
-from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.shapes import FEW_STREAMS, Bucket, EngineShape
 
 
 def programs(platform: str, max_num_seqs: int, tokens: int = 256) -> Programs:
