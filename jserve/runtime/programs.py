@@ -240,7 +240,7 @@ class Programs:
         return Program(EmptyState(), lower)
 
     def required(self, *, early: bool = False) -> list[Program]:
-        """What must be there before anything is served; `early`, the fewest that serve anything, and a few streams well."""
+        """What must be there before anything is served. `early`: what serves anything, and a few streams well."""
         on_cpu = self.build.mesh.devices.flat[0].platform == "cpu"
         mixed, *decode = self.shape.buckets()[:3]
         copies = [self.copy_states()] if self.shape.num_snapshots else []
