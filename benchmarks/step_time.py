@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -373,7 +374,7 @@ def report(
         "device": started.device,
         "jax": jax.__version__,
         "dtype": str(started.build.dtype),
-        "model": dataclasses.asdict(started.config),
+        "model": msgspec.to_builtins(started.config),
         "shape": dataclasses.asdict(started.shape),
         "memory": dataclasses.asdict(started.plan),
         "startup_s": started.seconds,

@@ -11,21 +11,25 @@ import sys
 import tarfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu, visit_cases
+from benchmarks import gpu, step_time, visit_cases
 from benchmarks.archive import MAX_FILES, Archive
 from benchmarks.device_trace import Trace, read_trace, share_of_gaps
 from benchmarks.gpu_plan import LIMITS
 from benchmarks.gpu_targets import PREDICTED, Row, print_targets, targets
 from benchmarks.parts import ROOT
+from benchmarks.presets import PRESETS
 from benchmarks.tiny_model import write_random_model
 from benchmarks.xla_flags import known_flags
 from jserve.commands.inspect import inspect
-from jserve.config import EngineConfig
+from jserve.config import EngineConfig, read_model_config
+from jserve.runtime.memory import MemoryPlan
+from jserve.runtime.shapes import EngineShape
 from pallas_kernels import discover
 
 GRAPH_EVENTS = ["command_buffer::create", "command_buffer::update", *["command_buffer::execute"] * 3, "thunk::execute"]
@@ -173,6 +177,21 @@ def top_level_imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             names.add(node.module.split(".")[0])
     return names
+
+
+def test_what_is_said_of_steps_is_json_whatever_the_model_has() -> None:
+    """Sets of layers among it, which once cost all figures of a visit's steps."""
+    config = read_model_config({**PRESETS["tiny"], "architectures": ["LlamaForCausalLM"]}, source="config.json")
+    started: Any = SimpleNamespace(
+        config=config,
+        shape=EngineShape(2, 16, 64, 4, 8, 512),
+        plan=MemoryPlan(1, 1, 1, 1, 1, 1, 1),
+        device="cpu",
+        build=SimpleNamespace(dtype="float32"),
+        seconds={},
+    )
+    limits = step_time.DeviceLimits(1.0, 1.0, "float32")
+    assert json.loads(json.dumps(step_time.report(started, limits, [], [])))["model"]["hidden_size"] == 256
 
 
 def test_flags_that_the_installed_version_does_not_know_are_left_out() -> None:
