@@ -44,7 +44,7 @@ def test_steps_note_the_programs_that_they_lack_and_what_it_costs(world: World) 
     rows = {bucket.rows: count for bucket, count in used.items() if bucket.is_decode and bucket.rows > small.rows}
     assert rows, "three decodes ran in a step of more than four rows"
     assert table._lacks[Step(small)] >= sum(2 * (most - small.rows) * (count - 3) for most, count in rows.items()) > 0
-    assert table._lacks[Sample(small.rows, Variant())] == table._lacks[Step(small)]
+    assert table._lacks[Sample(small.rows, Variant())] >= table._lacks[Step(small)], "mixed steps of four rows too"
     assert all(key not in table.compiled for key in table._lacks)
     table._lacks.clear()
 
