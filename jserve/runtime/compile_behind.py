@@ -1,6 +1,6 @@
 """Compiles what is left while requests are served, and gives way to them.
 
-One program at a time, in threads of the lowest priority. Next is the program whose lack has cost the steps of the
+One program at a time, in threads of a low priority. Next is the program whose lack has cost the steps of the
 running load most. While steps are due the compiler rests after each program, for as long as keeps its share of the time
 bounded: requests go first, and under a load that never ends all programs come nevertheless.
 """
@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int, str], None]
 
 SHARE = 0.25
 """The share of the time that compiling gets while steps are due. Where the threads that compile are known, and have the
-lowest priority, their time on a core counts.
+lower priority, their time on a core counts.
 """
 QUIET_S = 1.0
 """From when on nothing to do counts as idle: between two requests of one client there is always a moment."""

@@ -16,7 +16,10 @@ __all__ = ["CompileThreads"]
 
 LEAST_NS = 1_000_000
 """Time on a core from which a thread counts as one that compiles: others may wake up without having work."""
-LOWEST_PRIORITY = 19
+NICENESS = 10
+"""Such a thread gets a tenth of a core that others want all of. At 19, the lowest, it would be a hundredth: on a busy
+machine an hour for what takes a minute.
+"""
 
 
 class CompileThreads:
@@ -36,9 +39,12 @@ class CompileThreads:
 
     def lower_priority(self) -> None:
         """Give way to all other threads from now on."""
+        if not self.ids:
+            return
+        lower = min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
         for thread in self.ids:
             with suppress(OSError):  # it is gone, or the system does not let us
-                os.setpriority(os.PRIO_PROCESS, thread, LOWEST_PRIORITY)
+                os.setpriority(os.PRIO_PROCESS, thread, lower)
 
     def seconds(self) -> float | None:
         """Their time on a core; None where no thread is known."""

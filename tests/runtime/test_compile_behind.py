@@ -1,5 +1,6 @@
 """Programs that are compiled while requests are served: in what order, how they give way, and that all come."""
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import pytest
 
 from jserve.runtime.compile_behind import QUIET_S, SHARE, CompileBehind, Load
-from jserve.runtime.compile_threads import CompileThreads
+from jserve.runtime.compile_threads import NICENESS, CompileThreads
 from jserve.runtime.executables import Program
 from jserve.runtime.program_table import ProgramTable
 
@@ -96,7 +97,7 @@ def test_under_a_load_without_end_all_programs_come_in_a_bounded_share_of_the_ti
 
 
 def test_time_that_the_steps_could_not_have_had_calls_for_no_pause() -> None:
-    """Threads of the lowest priority take long, because they are seldom on a core."""
+    """Threads of a low priority take long, because they are seldom on a core."""
     world = World(cpu=COMPILE_S * SHARE)
     world.load.tell(is_due=True)
     world.behind.work()
@@ -158,6 +159,10 @@ def test_threads_that_compile_are_known_and_those_that_run_programs_are_not() ->
     lowered = program(2.0)
     with threads.watch():
         compiled = lowered.compile()
+    threads.lower_priority()
+    assert {os.getpriority(os.PRIO_PROCESS, each) for each in threads.ids} <= {
+        min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    }
     if not threads.ids:
         pytest.skip("this system does not say how long threads were on a core")
     before = threads.seconds()
