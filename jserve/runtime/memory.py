@@ -205,7 +205,7 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     parts, width = build.tensor_parallel, jnp.dtype(build.activations).itemsize
     tokens = max(bucket.tokens for bucket in shape.buckets())
     latent = config.latent
-    dim = config.head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
+    dim = config.largest_head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
     heads = config.num_heads * dim
     kv_heads = config.num_kv_heads * kv_head_copies(config, parts) * dim
     attention = 4 * (heads + 2 * kv_heads) + 2 * width * heads

@@ -28,7 +28,8 @@ def with_native_attention(build: Build, config: ModelConfig, folders: Folders) -
     latent = config.latent
     try:
         if latent is None:
-            check_support(config.head_dim)
+            for layer in range(config.num_layers):
+                check_support(config.of_layer(layer).head_dim)
         else:
             check_support(latent.rank + latent.rope_dim, latent.rank)
         has_code = load_kernel(ATTENTION, page_kind(pages), *folders)
