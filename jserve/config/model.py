@@ -7,6 +7,7 @@ from typing import Any
 from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.config.fields import Fields
 from jserve.config.gemma import GemmaConfig
+from jserve.config.hybrid import Mixer
 from jserve.config.rope import RopeConfig, local_rope, read_rope
 from jserve.errors import CheckpointError
 
@@ -99,6 +100,10 @@ class ModelConfig:
     """Rows of the table of learned positions before that of a text's first token."""
     token_types: int = 0
     """Rows of the table of token types; 0 where there is none."""
+    mixer: Mixer | None = None
+    """What is in the place of attention in `state_layers`."""
+    state_layers: frozenset[int] = frozenset()
+    """Layers that keep a state of each sequence in place of keys and values."""
     latent: LatentConfig | None = None
     """None is attention with keys and values of heads. Else `head_dim` is what is rotated."""
     gemma: GemmaConfig | None = None

@@ -31,6 +31,9 @@ class Projections:
     by_head: bool = False
     """`fused` holds each head's query, key and value together."""
     output: str = "o_proj"
+    q_norm: str = "q_norm"
+    """The norm of each head, where there is one."""
+    k_norm: str = "k_norm"
     inputs_first: bool = False
 
     def qkv(self, heads: GroupedHeads) -> Source:
@@ -90,7 +93,7 @@ class Attention(nnx.Module):
             bias=Tensor(f"../{projections.output}.bias", (hidden,)) if output_bias else None,
         )
         if norms is None:
-            norms = _norm_of_heads(build, config, head_norm, projection_norm)
+            norms = _norm_of_heads(build, config, head_norm, projection_norm, projections)
         self.q_norm = norms("q", config.num_heads, 1)
         self.k_norm = norms("k", config.num_kv_heads, copies)
         self.sinks = build.param(Tensor("sinks", (config.num_heads,)), (config.num_heads,), 0) if sinks else None
@@ -172,13 +175,16 @@ class Attention(nnx.Module):
         return out, pages
 
 
-def _norm_of_heads(build: Build, config: ModelConfig, each: type[RMSNorm] | None, over_all: bool) -> NormOfHeads:
+def _norm_of_heads(
+    build: Build, config: ModelConfig, each: type[RMSNorm] | None, over_all: bool, projections: Projections
+) -> NormOfHeads:
     """Makes norms of one kind for each head, or over all heads, or none."""
 
     def norm(side: str, heads: int, copies: int) -> RMSNorm | HeadsRMSNorm | None:
         if over_all:
             return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
-        return None if each is None else each(build, config.head_dim, config.norm_eps)
+        name = projections.q_norm if side == "q" else projections.k_norm
+        return None if each is None else each(build, config.head_dim, config.norm_eps, f"../{name}.weight")
 
     return norm
 

@@ -56,7 +56,8 @@ class GraniteMixture(MixtureOfExperts):
 
     def make_shared(self, build: Build, config: ModelConfig) -> GatedMLP:
         above = "../../shared_mlp"
-        return GatedMLP(build, config, fused=f"{above}.input_linear", down=f"{above}.output_linear")
+        names = ("gate_proj", "up_proj", f"{above}.output_linear")
+        return GatedMLP(build, config, fused=f"{above}.input_linear", names=names)
 
 
 class GraniteMoeDecoderLayer(MixtureDecoderLayer, GraniteDecoderLayer):

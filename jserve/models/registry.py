@@ -31,6 +31,7 @@ from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
 from jserve.models.granite_moe import GraniteMoeForCausalLM, GraniteMoeSWAForCausalLM, GraniteSWAForCausalLM
 from jserve.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
+from jserve.models.lfm2 import Lfm2ForCausalLM
 from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
 from jserve.models.minimax_m2 import MiniMaxM2ForCausalLM
@@ -87,6 +88,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "HunYuanMoEV1ForCausalLM": HunYuanMoEV1ForCausalLM,
     "KimiK25ForConditionalGeneration": DeepseekV3ForCausalLM,
     "Kimi_K25ForConditionalGeneration": DeepseekV3ForCausalLM,
+    "Lfm2ForCausalLM": Lfm2ForCausalLM,
     "Llama4ForCausalLM": Llama4ForCausalLM,
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,

@@ -9,6 +9,7 @@ import torch
 
 from jserve.runtime import native, prepare
 from tests.models import newer_cases
+from tests.models.hybrid_cases import HYBRIDS, LFM2
 from tests.worlds import (
     LATENT,
     greedy,
@@ -155,6 +156,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 moe": ("Qwen3MoeForCausalLM", {**MOE, "head_dim": 16, "mlp_only_layers": [1]}),
     "smollm 3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
     "smollm 3, layers without rope named": ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1], "attention_bias": True}),
+    **HYBRIDS,
+    "lfm2, biases, a window of four": ("Lfm2ForCausalLM", {**LFM2, "conv_bias": True, "conv_L_cache": 4}),
     "starcoder 2": ("Starcoder2ForCausalLM", {}),
     "starcoder 2, no biases, sliding window": (
         "Starcoder2ForCausalLM",
@@ -171,6 +174,7 @@ ON_TWO_DEVICES = {
     "gpt 2",
     "gpt neox",
     "gpt-oss",
+    "lfm2",
     "olmo 2, one KV head",
     "olmoe",
     "phi 3, sliding window",
@@ -185,6 +189,7 @@ SECOND_FORMS = {
     "gemma 3",
     "gpt 2, own inner size",
     "gpt neox, one after the other, tied",
+    "lfm2, biases, a window of four",
     "llama, all heads apart",
     "llama, biases",
     "llama, linear rope",
