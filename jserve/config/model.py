@@ -127,6 +127,12 @@ class ModelConfig:
         return own is None or (not own.input_size and own.sources == tuple(range(self.num_layers)))
 
     @property
+    def largest_intermediate_size(self) -> int:
+        """F of the widest layer."""
+        is_wide = self.gemma is not None and self.gemma.wide_layers
+        return 2 * self.intermediate_size if is_wide else self.intermediate_size
+
+    @property
     def largest_head_dim(self) -> int:
         """The largest of all layers."""
         return self.head_dim if self.gemma is None else max(heads.head_dim for heads in self.gemma.heads)

@@ -191,8 +191,10 @@ def _text_part(raw: dict[str, Any], name: str, names: list[str], source: Path | 
             f"{source}: text_config has model_type {kind!r}, which {name} is not supported with; supported are "
             f"{', '.join(types)}"
         )
-    tied = {"tie_word_embeddings": raw["tie_word_embeddings"]} if "tie_word_embeddings" in raw else {}
-    return {**raw, **text, **tied, "model_type": kind, "architectures": names}
+    whole = {"model_type": kind, "architectures": names}
+    if raw.get("tie_word_embeddings") is not None:
+        whole["tie_word_embeddings"] = raw["tie_word_embeddings"]  # the projection is the whole model's
+    return {**raw, **text, **whole}
 
 
 def _without_head(raw: dict[str, Any], source: Path | str) -> dict[str, Any]:
