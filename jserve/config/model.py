@@ -88,6 +88,8 @@ class ModelConfig:
 
     Llama 4 counts positions from 1, and does it where nothing is rotated; Ministral 3 and Mistral 4 in all layers.
     """
+    rms_norm: bool = False
+    """Whether norms are of the root mean square, where a family has both ways."""
     head_bias: bool = False
     """Whether the output projection has a bias."""
     parallel_residual: bool = False

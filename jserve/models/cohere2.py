@@ -11,14 +11,14 @@ from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
-from jserve.layers.norm import LayerNormWithoutBias
+from jserve.layers.norm import LayerNormWithoutBias, Norm
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
 class Cohere2DecoderLayer(DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
-        self.input_layernorm = LayerNormWithoutBias(build, config.hidden_size, config.norm_eps)
+        self.input_layernorm: Norm = LayerNormWithoutBias(build, config.hidden_size, config.norm_eps)
         self.self_attn = self.make_attention(build, config, layer)
         self.mlp = self.make_mlp(build, config, layer)
 

@@ -12,6 +12,7 @@ from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.layers.grouped_router import GroupedMixture
 from jserve.layers.mlp import GatedMLP
+from jserve.layers.norm import RMSNorm
 from jserve.models import defaults
 from jserve.models.cohere2 import Cohere2DecoderLayer, Cohere2ForCausalLM
 from jserve.models.grouped_mixture import dense_layers
@@ -42,6 +43,11 @@ class Cohere2Mixture(GroupedMixture):
 
 
 class Cohere2MoeDecoderLayer(Cohere2DecoderLayer):
+    def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        super().__init__(build, config, layer)
+        if config.rms_norm:
+            self.input_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
+
     def make_mlp(self, build: Build, config: ModelConfig, layer: int) -> GatedMLP | Cohere2Mixture:
         assert config.mixture is not None
         return GatedMLP(build, config) if layer in config.mixture.dense_layers else Cohere2Mixture(build, config)
@@ -55,8 +61,7 @@ class Cohere2MoeForCausalLM(Cohere2ForCausalLM):
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         raw = cls.with_defaults(raw)
         fields = Fields(raw, source)
-        if raw.get("rms_norm_eps") is not None:
-            raise fields.unlike("rms_norm_eps", "null: only the models with LayerNorm are supported")
+        eps = fields.optional_number("rms_norm_eps")
         inner, dense = fields.integer("intermediate_size"), dense_layers(fields)
         shared = fields.optional_integer("num_shared_experts") or 0
         scoring = fields.one_of("expert_selection_fn", ("softmax", "sigmoid"))
@@ -69,6 +74,8 @@ class Cohere2MoeForCausalLM(Cohere2ForCausalLM):
             "norm_topk_prob": True if scoring == "softmax" else raw["norm_topk_prob"],
             "shared_expert_intermediate_size": inner * shared,
         }
+        if eps is not None:
+            named["layer_norm_eps"] = eps
         config = super().read_config({**raw, **named}, source=source)
         assert config.mixture is not None
         scale = HALF if is_average and shared else 1.0
@@ -77,7 +84,12 @@ class Cohere2MoeForCausalLM(Cohere2ForCausalLM):
         if fields.integer("prefix_dense_sliding_window_pattern") == 1:  # where all of them see everything, they turn
             for layer in dense:
                 ropes[layer] = config.rope
-        return replace(config, mixture=mixture, layer_ropes=tuple(ropes))
+        return replace(config, mixture=mixture, layer_ropes=tuple(ropes), rms_norm=eps is not None)
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        super().__init__(build, config)
+        if config.rms_norm:
+            self.model.norm = RMSNorm(build, config.hidden_size, config.norm_eps)
 
 
 def _layer_types(fields: Fields) -> list[str]:

@@ -89,13 +89,14 @@ def _layer_heads(fields: Fields, kinds: list[str], config: ModelConfig, source: 
     of_all = LayerHeads(config.num_kv_heads, config.head_dim)
     fewer = fields.optional_integer("num_global_key_value_heads") if same else None
     of_full = LayerHeads(fewer or config.num_kv_heads, fields.integer("global_head_dim"))
-    by_layer = fields.dictionary("per_layer_config")
+    by_layer = _numbered(fields, "per_layer_config")
     heads = []
     for layer, kind in enumerate(kinds):
         own = of_full if kind == FULL and not by_layer else of_all
         if by_layer:
-            named = by_layer.get(str(layer), by_layer.get(layer))  # text in a file, numbers in transformers' own
-            each = Fields(Fields({"per_layer_config": named}, source).dictionary("per_layer_config"), source)
+            each = Fields(
+                Fields({"per_layer_config": by_layer.get(layer)}, source).dictionary("per_layer_config"), source
+            )
             own = LayerHeads(
                 each.integer("num_key_value_heads", default=of_all.kv_heads),
                 each.integer("head_dim", default=of_all.head_dim),
@@ -104,6 +105,14 @@ def _layer_heads(fields: Fields, kinds: list[str], config: ModelConfig, source: 
             raise fields.wrong("num_key_value_heads", f"is {own.kv_heads} in layer {layer}, no divisor of the heads")
         heads.append(own)
     return tuple(heads)
+
+
+def _numbered(fields: Fields, name: str) -> dict[int, Any]:
+    """By number of the layer, which files write as text, of one width ("05")."""
+    try:
+        return {int(key): value for key, value in fields.dictionary(name).items()}
+    except ValueError as error:
+        raise fields.unlike(name, "an object whose keys are numbers of layers") from error
 
 
 def _sources(kinds: list[str], shared: int, source: Path | str) -> tuple[int, ...]:

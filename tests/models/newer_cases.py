@@ -112,7 +112,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere 2 moe, shares": (
         "Cohere2MoeForCausalLM",
-        {**COHERE2_MOE, "num_shared_experts": 1, "shared_expert_combination_strategy": "sum", "attention_bias": True},
+        {**COHERE2_MOE, "num_shared_experts": 1, "shared_expert_combination_strategy": "sum", "attention_bias": True}
+        | {"rms_norm_eps": 1e-5},
     ),
     "dots 1": (
         "Dots1ForCausalLM",
