@@ -245,11 +245,11 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     parts, width = build.tensor_parallel, jnp.dtype(build.activations).itemsize
     tokens = _most_tokens(shape)
     latent = config.latent
-    dim = config.head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
+    dim = config.largest_head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
     heads = config.num_heads * dim
     kv_heads = config.num_kv_heads * kv_head_copies(config, parts) * dim
     attention = 4 * (heads + 2 * kv_heads) + 2 * width * heads
-    mlp = (8 + width) * config.intermediate_size
+    mlp = (8 + width) * config.largest_intermediate_size
     # Two steps' last hidden states are there at once: one is read while the next is computed.
     widest = max(max(attention, mlp) // parts, _mixture_temporaries(config, build))
     step = tokens * (8 * width * config.hidden_size + widest)

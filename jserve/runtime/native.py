@@ -60,7 +60,8 @@ def _unsupported(config: ModelConfig) -> str | None:
     latent = config.latent
     try:
         if latent is None:
-            check_support(config.head_dim)
+            for layer in range(config.num_layers):
+                check_support(config.of_layer(layer).head_dim)
         else:
             check_support(latent.rank + latent.rope_dim, latent.rank)
     except NotImplementedError as error:

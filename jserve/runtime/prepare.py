@@ -209,13 +209,14 @@ def _is_exact_in_16_bits(engine_config: EngineConfig, config: ModelConfig, check
 
 def check_parallel(config: ModelConfig, parts: int, expert_parts: int = 1) -> None:
     """Raise ConfigError where so many devices cannot share the model's layers, or its experts in so many parts."""
-    kv = config.num_kv_heads
+    kv_heads = sorted({config.of_layer(layer).num_kv_heads for layer in range(config.num_layers)})
     has_dense = config.mixture is None or config.mixture.dense_layers
     inner = config.intermediate_size if has_dense else parts
-    if config.num_heads % parts or (kv % parts and parts % kv) or inner % parts:
+    if config.num_heads % parts or any(kv % parts and parts % kv for kv in kv_heads) or inner % parts:
         raise ConfigError(
             f"--tensor-parallel-size {parts} does not divide this model: it has {config.num_heads} heads, "
-            f"{kv} KV heads and an intermediate size of {config.intermediate_size}; choose a common divisor"
+            f"{' or '.join(map(str, kv_heads))} KV heads and an intermediate size of {config.intermediate_size}; "
+            "choose a common divisor"
         )
     if config.mixture is not None:
         _check_experts(config.mixture, parts, expert_parts)
