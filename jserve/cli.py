@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "jserve.commands.inspect",
     "key": "jserve.commands.key",
     "perplexity": "jserve.commands.perplexity",
+    "run-batch": "jserve.commands.run_batch",
     "quantize": "jserve.commands.quantize.command",
 }
 """Each module has a `run(argv)`. It is imported only when it is asked for: a start must not wait for the others."""

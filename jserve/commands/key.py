@@ -68,8 +68,8 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 def _new(options: argparse.Namespace) -> None:
     now = _now()
-    limits = {flag.removeprefix("--").replace("-", "_"): None for flag in _FLAGS}
-    limits = {name: getattr(options, name) for name in limits}
+    names = [flag.removeprefix("--").replace("-", "_") for flag in _FLAGS]
+    limits: dict[str, int | None] = {name: getattr(options, name) for name in names}
     key = _made_key()
     entry = KeyEntry(
         digest_of(key),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jserve.api.access.limits import Limit
 from jserve.errors import ConfigError
@@ -81,7 +82,8 @@ def entry_of_line(line: str) -> KeyEntry | None:
                 raise ValueError(f"{value!r} is no name: use up to 64 letters, digits and . _ @ -")
             entry = replace(entry, name=value)
         elif name in _TIMES:
-            entry = replace(entry, **{name: datetime.strptime(value, _TIME_FORMAT).replace(tzinfo=UTC)})
+            moment: dict[str, Any] = {name: datetime.strptime(value, _TIME_FORMAT).replace(tzinfo=UTC)}
+            entry = replace(entry, **moment)
         elif name == "models":
             entry = replace(entry, models=tuple(value.split(",")))
         elif name in LIMITS:
