@@ -5,19 +5,43 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from jserve.errors import JserveError
+from jserve.errors import JserveError, StartupError
 from jserve.log import writes_json
 
 COMMANDS = {
+    "chat": "jserve.commands.client.chat",
+    "collect-env": "jserve.commands.collect_env",
     "compile": "jserve.commands.compile",
+    "complete": "jserve.commands.client.complete",
     "convert": "jserve.commands.convert",
     "inspect": "jserve.commands.inspect",
     "key": "jserve.commands.key",
+    "list": "jserve.commands.list",
+    "ls": "jserve.commands.list",
     "perplexity": "jserve.commands.perplexity",
-    "run-batch": "jserve.commands.run_batch",
+    "ps": "jserve.commands.client.ps",
+    "pull": "jserve.commands.pull",
     "quantize": "jserve.commands.quantize.command",
+    "rm": "jserve.commands.rm",
+    "run": "jserve.commands.client.run",
+    "run-batch": "jserve.commands.run_batch",
+    "show": "jserve.commands.inspect",
+    "stop": "jserve.commands.client.stop",
 }
 """Each module has a `run(argv)`. It is imported only when it is asked for: a start must not wait for the others."""
+
+FOREIGN_COMMANDS = {
+    "bench": "measure a server with `python -m benchmarks.serving` of the source tree",
+    "cp": "give one model several names with --served-model-name",
+    "create": "give a template, a folder of default sampling and a name with --chat-template, --generation-config and "
+    "--served-model-name",
+    "push": "jserve publishes nothing; use `hf upload`",
+    "signin": "set HF_TOKEN for models that need an account",
+    "signout": "unset HF_TOKEN",
+    "launch": "start a server, then the program with its URL",
+    "generate": "`jserve run MODEL PROMPT`, or `jserve complete` with a running server",
+}
+"""Words of Ollama's and vLLM's command lines that are no commands here, and what to do instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> None:
     """Run the subcommand that `argv` begins with, else the server. Raises StartupError where that is not possible."""
-    module = COMMANDS.get(argv[0]) if argv else None
+    word = argv[0] if argv else ""
+    if word in FOREIGN_COMMANDS:
+        raise StartupError(f"there is no command {word}: {FOREIGN_COMMANDS[word]}")
+    module = COMMANDS.get(word)
     if module is None:
         import_module("jserve.commands.serve").run(argv)
     else:

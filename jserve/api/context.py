@@ -62,6 +62,11 @@ class ServerContext:
         if self.audit_log is not None:
             self.audit_log.write(call, status)
 
+    def share_facts(self) -> None:
+        """Tell the model what the engine has said of it, where both are there."""
+        if self.loaded_model is not None and self.client.ready is not None:
+            self.loaded_model.facts = self.client.ready.model
+
     def model_when_ready(self) -> ServedModel:
         """The model. Raises EngineUnavailableError, saying why, where no request can be taken."""
         self.generator.check_available()
@@ -102,10 +107,9 @@ class ServerContext:
             raise
 
     def _grammar_setup(self) -> GrammarSetup:
-        tokenizer = self.model_when_ready().tokenizer
-        ready = self.client.ready
-        vocab_size = max(self.client.vocab_size, tokenizer.num_ids)
-        return GrammarSetup(tokenizer.backend.to_str(), vocab_size, tuple(ready.eos_token_ids if ready else ()))
+        model = self.model_when_ready()
+        tokenizer, facts = model.tokenizer, model.facts
+        return GrammarSetup(tokenizer.backend.to_str(), max(facts.vocab_size, tokenizer.num_ids), facts.eos_token_ids)
 
 
 def context_of(request: Request) -> ServerContext:

@@ -89,6 +89,8 @@ async def show_model(request: Request) -> Response:
 
 
 def _model_card(server: ServerContext, name: str) -> dict[str, Any]:
+    ready = server.client.ready
+    max_model_len = ready.model.max_model_len if ready else None
     permission = {
         "id": "modelperm-jserve",
         "object": "model_permission",
@@ -110,11 +112,11 @@ def _model_card(server: ServerContext, name: str) -> dict[str, Any]:
         "owned_by": "jserve",
         "root": server.settings.model,
         "parent": None,
-        "max_model_len": server.client.max_model_len or None,
+        "max_model_len": max_model_len,
         "permission": [permission],
         "type": "model",
         "display_name": name,
         "created_at": datetime.fromtimestamp(server.started, UTC).isoformat(),
         "lifecycle": "active",
-        "max_input_tokens": server.client.max_model_len or None,
+        "max_input_tokens": max_model_len,
     }

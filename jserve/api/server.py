@@ -39,6 +39,7 @@ from jserve.errors import ConfigError, EngineUnavailableError
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_IDLE_POLL_S = 0.5
 
 
 class Server:
@@ -93,6 +94,7 @@ class Server:
         stop = asyncio.create_task(self._stop_requested.wait())
         watchdog = asyncio.create_task(watch_decode(self.context.client))
         notifier = asyncio.create_task(self._notify.follow(self.context))
+        idle = asyncio.create_task(self._stop_when_idle())
         self.context.client.on_ready = lambda _: self._announce()
         try:
             waiting = {http, engine, loading, stop}
@@ -102,7 +104,7 @@ class Server:
                     task.result()
             await self._drain()
         finally:
-            for task in (loading, stop, watchdog):
+            for task in (loading, stop, watchdog, idle):
                 task.cancel()
             await self._close(http, engine)
             notifier.cancel()
@@ -171,6 +173,7 @@ class Server:
     def _announce(self) -> None:
         """Say once, per engine, that requests are welcome."""
         context = self.context
+        context.share_facts()
         with contextlib.suppress(EngineUnavailableError):
             name = context.model_when_ready().name
             ready = context.client.ready
@@ -179,9 +182,23 @@ class Server:
             behind = f"; {counts.pending} of {counts.total} programs follow behind" if counts else ""
             logger.info(
                 "ready: %s serves %s on %s (context %d tokens, %d sequences) after %.1f s%s",
-                self.url, name, ready.device, ready.max_model_len, ready.max_num_seqs,
+                self.url, name, ready.device, ready.model.max_model_len, ready.max_num_seqs,
                 time.monotonic() - self._began, behind,
             )  # fmt: skip
+
+    async def _stop_when_idle(self) -> None:
+        """Stop when nobody has asked anything for long enough, counted from the moment when somebody could."""
+        limit = self.context.settings.exit_when_idle_s
+        if limit is None:
+            return
+        generator, client = self.context.generator, self.context.client
+        while client.ready is None:
+            generator.last_active = time.monotonic()
+            await asyncio.sleep(_IDLE_POLL_S)
+        while generator.num_open or time.monotonic() - generator.last_active < limit:
+            await asyncio.sleep(_IDLE_POLL_S)
+        logger.info("stopping: no request for %g s (--exit-when-idle)", limit)
+        self.stop()
 
     async def _drain(self) -> None:
         generator, timeout = self.context.generator, self.context.settings.shutdown_timeout_s

@@ -68,7 +68,7 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 def _new(options: argparse.Namespace) -> None:
     now = _now()
-    names = [flag.removeprefix("--").replace("-", "_") for flag in _FLAGS]
+    names = (flag.removeprefix("--").replace("-", "_") for flag in _FLAGS)
     limits: dict[str, int | None] = {name: getattr(options, name) for name in names}
     key = _made_key()
     entry = KeyEntry(

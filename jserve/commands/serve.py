@@ -6,6 +6,7 @@ on its way before the HTTP libraries are imported. Never imports jax.
 
 from collections.abc import Sequence
 
+from jserve.commands.hub_model import with_local_files
 from jserve.commands.options import parse
 from jserve.log import set_up_logging
 
@@ -19,6 +20,7 @@ def run(argv: Sequence[str]) -> None:
 
     raise_descriptor_limit()
     listener = listen_on(settings)
+    config, settings = with_local_files(config, settings)
     from jserve.api.supervisor.process import launch_engine
 
     launched = launch_engine(settings.engine_command, config)

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND
-from jserve.commands.sizes import parse_size
+from jserve.commands.sizes import parse_duration, parse_size
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--root-path", type=_prefix, default="", metavar="PATH", help="prefix that a proxy in front takes away"
+    )
+    group.add_argument(
+        "--no-ui", dest="ui", action="store_false", help="do not serve the page at /ui (default: served)"
     )
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
@@ -66,6 +69,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         metavar="S",
         help="seconds that open requests get at the end",
+    )
+    group.add_argument(
+        "--exit-when-idle",
+        dest="exit_when_idle_s",
+        type=parse_duration,
+        metavar="TIME",
+        help="stop after so long without a request, such as 30m (default: never)",
     )
     group.add_argument(
         "--stall-timeout",

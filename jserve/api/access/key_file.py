@@ -82,8 +82,8 @@ def entry_of_line(line: str) -> KeyEntry | None:
                 raise ValueError(f"{value!r} is no name: use up to 64 letters, digits and . _ @ -")
             entry = replace(entry, name=value)
         elif name in _TIMES:
-            moment: dict[str, Any] = {name: datetime.strptime(value, _TIME_FORMAT).replace(tzinfo=UTC)}
-            entry = replace(entry, **moment)
+            times: dict[str, Any] = {name: datetime.strptime(value, _TIME_FORMAT).replace(tzinfo=UTC)}
+            entry = replace(entry, **times)
         elif name == "models":
             entry = replace(entry, models=tuple(value.split(",")))
         elif name in LIMITS:

@@ -191,7 +191,7 @@ def test_every_route_of_the_app_is_guarded(locked: LiveServer) -> None:
     routes = locked.server._app._app.routes  # type: ignore[union-attr]
     paths = {route.path.replace("{name:path}", "x") for route in routes}
     opened = {path for path in paths if locked.http.get(path).status_code not in (401, 405)}
-    assert opened == {"/health", "/health/decode", "/ready", "/ping"}
+    assert opened == {"/health", "/health/decode", "/ready", "/ping", "/ui"}
     assert {"/v1/chat/completions", "/openapi.json", "/docs"} <= paths
     for path in paths - opened:
         assert locked.http.post(path, json={}).status_code == 401

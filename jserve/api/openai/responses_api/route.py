@@ -17,7 +17,7 @@ from jserve.api.openai.responses_api.answer import ResponsesAnswer
 from jserve.api.openai.responses_api.background import answer_behind, cancel
 from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.responses_api.memory import earlier_items, remember, shown_items
-from jserve.api.openai.responses_api.request import NAMES, chat_of, with_items
+from jserve.api.openai.responses_api.request import chat_of, names_of, with_items
 from jserve.api.openai.responses_api.truncation import drop_oldest_turns
 from jserve.api.openai.translation import fields_named
 from jserve.api.store.responses import Turn
@@ -34,7 +34,7 @@ async def responses(request: Request) -> Response:
     owner = call.key.owner
     body = with_items(body, server.recent_items, owner.encode())
     chat = chat_of(body, await earlier_items(server, owner, body))
-    with fields_named(NAMES):
+    with fields_named(names_of(body, chat)):
         if body.truncation == "auto":
             chat = await drop_oldest_turns(server, call, chat, model)
         generation = await start_chat(server, call, chat, model, "resp_")
@@ -52,7 +52,7 @@ async def count_input_tokens(request: Request) -> Response:
     model = server.admit(body.model)
     body = with_items(body, server.recent_items, call.key.owner.encode())
     chat = chat_of(body, await earlier_items(server, call.key.owner, body))
-    with fields_named(NAMES):
+    with fields_named(names_of(body, chat)):
         prepared = await prepare_chat(server, call, chat, model)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
 
