@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "jserve.commands.workload.report",
     "rm": "jserve.commands.rm",
     "run": "jserve.commands.client.run",
+    "run-batch": "jserve.commands.run_batch",
     "show": "jserve.commands.inspect",
     "stop": "jserve.commands.client.stop",
 }

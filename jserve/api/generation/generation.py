@@ -289,7 +289,7 @@ class Generator:
                     sampling,
                     arrived,
                     salt,
-                    request.priority,
+                    max(request.priority, call.least_priority),
                     request.pooling,
                     tenant=call.key.tenant,
                 )
