@@ -61,12 +61,12 @@ def make_model(
     return folder
 
 
-def make_whole_model(folder: Path, architecture: str, text: dict[str, Any], **parts: dict[str, Any]) -> Path:
-    """Save a random model whose text part has the fields `text`; `parts` are the configurations of the others."""
+def make_whole_model(folder: Path, architecture: str, text: dict[str, Any], **fields: Any) -> Path:
+    """Save a random model whose text part has the fields `text`; `fields` are those of the whole and of other parts."""
     torch.manual_seed(0)
     model_type = getattr(transformers, architecture)
     text = {**SMALL, "initializer_range": 0.2, **text}
-    config = model_type.config_class(text_config=text, initializer_range=0.2, **parts)
+    config = model_type.config_class(text_config=text, initializer_range=0.2, **fields)
     randomized(model_type(config)).save_pretrained(folder)
     return folder
 
