@@ -261,6 +261,8 @@ class ProgramCounts(msgspec.Struct, frozen=True, array_like=True):
     ready: int
     failed: int
     total: int
+    untuned: int = 0
+    """Those that are there, but whose products the compiler could not try out; they may be slower."""
 
     @property
     def pending(self) -> int:

@@ -17,17 +17,29 @@ from jserve.api.context import ServerContext
 from jserve.api.errors import EXPECTED_ERRORS
 from jserve.api.http.description import describe_route
 from jserve.api.http.dispatch import Dispatch
+from jserve.api.http.docs_pages import DOCS_ROUTES
 from jserve.api.http.edge import Edge
 from jserve.api.http.error_handler import handle_error
 from jserve.api.http.guard import OPEN_PATHS, Guard
 from jserve.api.http.host_names import HostNames
+from jserve.api.http.playground import PATH as PLAYGROUND
+from jserve.api.http.playground import playground, root
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
+from jserve.api.openai.batch.route import BatchBody, cancel_batch, create_batch, list_batches, show_batch
 from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from jserve.api.openai.chat import chat_completions
 from jserve.api.openai.completions import completions
 from jserve.api.openai.embeddings import embeddings
+from jserve.api.openai.files import delete_file, file_content, list_files, show_file, upload_file
 from jserve.api.openai.responses_api.body import ResponsesBody
-from jserve.api.openai.responses_api.route import count_input_tokens, responses, stored_response
+from jserve.api.openai.responses_api.route import (
+    cancel_response,
+    count_input_tokens,
+    delete_response,
+    list_input_items,
+    responses,
+    show_response,
+)
 from jserve.api.openai.scoring import SCORING_BODIES, SCORING_ROUTES
 from jserve.api.openai.tokenize import detokenize, tokenize, tokenizer_info
 from jserve.version import __version__
@@ -37,12 +49,22 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/responses", responses),
     ("POST", "/v1/responses/input_tokens", count_input_tokens),
-    ("GET", "/v1/responses/{response_id:path}", stored_response),
-    ("DELETE", "/v1/responses/{response_id}", stored_response),
-    ("POST", "/v1/responses/{response_id}/cancel", stored_response),
+    ("GET", "/v1/responses/{response_id}", show_response),
+    ("GET", "/v1/responses/{response_id}/input_items", list_input_items),
+    ("DELETE", "/v1/responses/{response_id}", delete_response),
+    ("POST", "/v1/responses/{response_id}/cancel", cancel_response),
     ("POST", "/v1/messages", messages),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/v1/embeddings", embeddings),
+    ("POST", "/v1/files", upload_file),
+    ("GET", "/v1/files", list_files),
+    ("GET", "/v1/files/{file_id}", show_file),
+    ("DELETE", "/v1/files/{file_id}", delete_file),
+    ("GET", "/v1/files/{file_id}/content", file_content),
+    ("POST", "/v1/batches", create_batch),
+    ("GET", "/v1/batches", list_batches),
+    ("GET", "/v1/batches/{batch_id}", show_batch),
+    ("POST", "/v1/batches/{batch_id}/cancel", cancel_batch),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
     ("GET", "/tokenizer_info", tokenizer_info),
@@ -57,6 +79,9 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/version", probes.version),
     ("GET", "/load", probes.load),
     ("GET", "/metrics", probes.metrics),
+    ("GET", "/", root),
+    ("GET", PLAYGROUND, playground),
+    *DOCS_ROUTES,
     *OLLAMA_ROUTES,
 )
 """What `build_app` puts into FastAPI's route table, from which all else that knows routes is derived."""
@@ -72,6 +97,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/responses": ResponsesBody,
     "/v1/responses/input_tokens": ResponsesBody,
     "/v1/embeddings": EmbeddingBody,
+    "/v1/batches": BatchBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
     **SCORING_BODIES,
@@ -88,8 +114,12 @@ def build_app(server: ServerContext) -> FastAPI:
         version=__version__,
         exception_handlers=dict.fromkeys(EXPECTED_ERRORS, handle_error),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     for method, path, handler in ROUTES:
+        if path == PLAYGROUND and not server.settings.ui:
+            continue
         app.add_api_route(
             path,
             handler,
@@ -119,7 +149,7 @@ def _add_layers(app: FastAPI, server: ServerContext) -> None:
     """From the inside to the outside. Preflights of browsers carry no key, so CORS stands before the guard."""
     settings = server.settings
     app.add_middleware(Dispatch, routes=app.routes)
-    open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
+    open_paths = OPEN_PATHS | {PLAYGROUND} | ({"/metrics"} if settings.metrics_without_key else set())
     hosts = HostNames(settings.allowed_hosts, needs_key=settings.needs_key)
     app.add_middleware(Guard, hosts=hosts, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
     if settings.allowed_origins:
@@ -137,4 +167,5 @@ def _add_layers(app: FastAPI, server: ServerContext) -> None:
         model_name=settings.model_names[0],
         routes=app.routes,
         tracer=server.tracer,
+        audit=server.audit,
     )

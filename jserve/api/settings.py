@@ -25,6 +25,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     and in which its body must go on by 500 bytes a second. An engine that has owed an answer for `hang_timeout_s` is
     killed and started again, 0 for never. A server that has had no request for `exit_when_idle_s` stops.
     `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.
+    `uds` is the path of a Unix socket in the place of `host` and `port`. `forwarded_allow_ips` are the proxies, or
+    networks, whose `X-Forwarded-For` is believed. `limits_file` is where `limits` were read, and may be read again.
     """
 
     model: str
@@ -33,13 +35,17 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
+    uds: Path | None = None
+    forwarded_allow_ips: str = "127.0.0.1,::1"
     root_path: str = ""
+    ui: bool = True
     ssl_keyfile: Path | None = None
     ssl_certfile: Path | None = None
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
     metrics_without_key: bool = False
     limits: Limits | None = None
+    limits_file: Path | None = None
     cache_isolation: str = "key"
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
@@ -60,6 +66,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_grammar_bytes: int = 1 << 20
     shutdown_timeout_s: float = 30.0
     exit_when_idle_s: float | None = None
+    health_when: Literal["alive", "ready"] = "alive"
     max_connections: int | None = None
     max_request_bytes: int = 32 << 20
     receive_timeout_s: float = 20.0
@@ -70,6 +77,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     enable_per_request_metrics: bool = False
     stream_interval: int = 1
     sse_keep_alive_interval_s: float = 15.0
+    storage_dir: Path | None = None
+    storage_bytes_per_key: int = 1 << 30
+    max_file_bytes: int = 200 << 20
+    storage_retention_hours: float = 720.0
+    batch_priority: int = 1_000_000
+    audit_log: Path | None = None
+    audit_log_max_bytes: int = 100_000_000
+    audit_log_files: int = 5
     log_level: str = "info"
     log_format: str = "text"
     enable_log_requests: bool = False
@@ -91,6 +106,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
         if not self.hang_timeout_s >= 0:
             raise ConfigError(f"--hang-timeout is {self.hang_timeout_s:g} but must be 0 (never) or more seconds")
+        if not self.storage_retention_hours > 0:
+            raise ConfigError(f"--storage-retention-hours is {self.storage_retention_hours:g} but must be more than 0")
         if self.stream_interval < 1:
             raise ConfigError(f"--stream-interval is {self.stream_interval} but must be at least 1 token")
         if self.max_request_bytes < 1:
@@ -116,6 +133,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             ("--max-queued-requests", self.max_queued_requests, 0),
             ("--max-queued-tokens", self.max_queued_tokens, 1),
             ("--max-connections", self.max_connections, 1),
+            ("--storage-bytes-per-key", self.storage_bytes_per_key, 0),
+            ("--max-file-bytes", self.max_file_bytes, 1),
+            ("--batch-priority", self.batch_priority, 0),
+            ("--audit-log-max-bytes", self.audit_log_max_bytes, 1),
+            ("--audit-log-files", self.audit_log_files, 1),
         ):
             if limit is not None and limit < least:
                 raise ConfigError(f"{flag} is {limit} but must be at least {least}")

@@ -21,19 +21,28 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
 }
 
 
 class GatedMLP(nnx.Module):
     """down(act(gate(x)) * up(x)); gate and up are one product.
 
-    `fused` names the checkpoint's one tensor of gate and up, where it has no gate_proj and up_proj.
+    `fused` names the checkpoint's one tensor of gate and up, where it has not one of each; `names` are those of gate,
+    up and down.
     """
 
-    def __init__(self, build: Build, config: ModelConfig, *, fused: str | None = None) -> None:
+    def __init__(
+        self,
+        build: Build,
+        config: ModelConfig,
+        *,
+        fused: str | None = None,
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         self.activation = checked_activation(config.hidden_act)
-        pair = ("../gate_proj", "../up_proj")
+        *pair, down = (f"../{name}" for name in names)
 
         def both(suffix: str, shape: tuple[int, ...]) -> Source:
             stacked = Stacked(tuple(f"{name}.{suffix}" for name in pair), shape)
@@ -48,10 +57,10 @@ class GatedMLP(nnx.Module):
         )
         self.down_proj = Linear(
             build,
-            Tensor("weight", (hidden, inner)),
+            Tensor(f"{down}.weight", (hidden, inner)),
             (inner, hidden),
             shard=0,
-            bias=Tensor("bias", (hidden,)) if config.mlp_bias else None,
+            bias=Tensor(f"{down}.bias", (hidden,)) if config.mlp_bias else None,
         )
 
     def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
@@ -75,7 +84,7 @@ class MLP(nnx.Module):
         self, build: Build, config: ModelConfig, *, names: tuple[str, str], bias: bool, inputs_first: bool = False
     ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.activation = checked_activation(config.hidden_act)
+        self.activation = self.read_activation(config)
         up, down = names
 
         def weight(name: str, shape: tuple[int, int]) -> Source:
@@ -100,7 +109,15 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
         """[T, E] to [T, E]."""
         del context
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.down(self.activate(self.up(x)))
+
+    def read_activation(self, config: ModelConfig) -> str:
+        """The name of the activation. Raises CheckpointError where it is not known; related families differ here."""
+        return checked_activation(config.hidden_act)
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """And here."""
+        return ACTIVATIONS[self.activation](x)
 
 
 def checked_activation(name: str) -> str:

@@ -1,7 +1,7 @@
 """What goes where in device memory, decided before anything is loaded, and shown as a table.
 
 KV pages get what is left of the limit after weights, the temporaries of the largest step, the sampling
-state and a margin. Nothing is allocated after ready.
+state, the states that layers keep of sequences, and a margin. Nothing is allocated after ready.
 """
 
 import logging
@@ -20,9 +20,11 @@ from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
 from jserve.log import writes_json
 from jserve.runtime import prompt_read_step
+from jserve.runtime.autotuning import Product, reserve
 from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
+from jserve.runtime.states import Cache, slot_arrays, state_bytes
 from jserve.schedule.groups import longest_sequence
 
 logger = logging.getLogger(__name__)
@@ -59,14 +61,19 @@ class MemoryPlan:
     margin: int
     kv_pages: int
     page_bytes: int
+    states: int = 0
+    """What layers keep of sequences in place of keys and values, in all slots and snapshots."""
+    autotuning: int = 0
+    """For what the compiler tries out while it compiles behind: see `autotuning.reserve`."""
+
+    @property
+    def needed(self) -> int:
+        """All but KV pages."""
+        return self.weights + self.temporaries + self.sampling + self.states + self.margin + self.autotuning
 
     @property
     def num_pages(self) -> int:
         return self.kv_pages // self.page_bytes
-
-
-Cache = Sequence[tuple[CacheArray, ...]]
-"""What `CausalLM.cache` says of each layer, or a `CacheLayout` of each lane."""
 
 
 def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
@@ -75,6 +82,7 @@ def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
         array.heads // (tensor_parallel if array.sharded else 1) * array.width * array.dtype.itemsize
         for layer in cache
         for array in layer
+        if isinstance(array, CacheArray)
     )
 
 
@@ -87,13 +95,15 @@ def plan_shape(
     limit: int,
     *,
     dequantized: int = 0,
+    products: Sequence[Product] = (),
 ) -> tuple[EngineShape, MemoryPlan]:
     """Resolve every automatic size. `weights` and `limit` are bytes on one device, and so is `dequantized`, what
-    the largest quantized weight takes when a product writes it out.
+    the largest quantized weight takes when a product writes it out; `products` are tried out on a GPU.
 
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
     _check_kv_cache(engine_config, cache)
+    _check_states(cache, build.tensor_parallel)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
     default = CPU_SIZES if on_cpu else GPU_SIZES
     longest = _longest(engine_config, config)
@@ -116,7 +126,10 @@ def plan_shape(
         margin=0 if on_cpu else MARGIN,
         kv_pages=0,
         page_bytes=page_bytes(lanes, build.tensor_parallel, size),
+        autotuning=0 if on_cpu else reserve(products, _most_tokens(shape), _most_rows(shape), build.activations),
     )
+    if slot_arrays(cache):
+        shape, plan = _with_states(engine_config, plan, shape, state_bytes(cache, build.tensor_parallel), on_cpu)
     pages = _choose_pages(engine_config, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
     return _fit_length(engine_config, shape), plan
@@ -136,9 +149,37 @@ def _page_size(engine_config: EngineConfig, config: ModelConfig, longest: int, u
     return size
 
 
+def _with_states(
+    engine_config: EngineConfig, plan: MemoryPlan, shape: EngineShape, each: int, on_cpu: bool
+) -> tuple[EngineShape, MemoryPlan]:
+    """With `each` bytes of states for every slot, and for snapshots: four of each slot, or what fits into a quarter of
+    what is left.
+    """
+    slots = shape.max_num_seqs * each
+    left = plan.limit - plan.needed - slots
+    if left < 0:
+        raise OutOfMemoryError(
+            f"the states of {shape.max_num_seqs} sequences need {gib(slots)} but only {gib(max(left + slots, 0))} are "
+            f"left: {_numbers(plan)}; lower --max-num-seqs"
+        )
+    room = (min(left, CPU_KV_BYTES) if on_cpu else left) // 4
+    snapshots = min(4 * shape.max_num_seqs, room // each) if engine_config.enable_prefix_caching else 0
+    return replace(shape, num_snapshots=snapshots), replace(plan, states=slots + snapshots * each)
+
+
+def _check_states(cache: Cache, parts: int) -> None:
+    uneven = {array.heads for array in slot_arrays(cache) if array.sharded and array.heads % parts}
+    if uneven:
+        raise ConfigError(
+            f"--tensor-parallel-size {parts} does not divide this model: its layers keep states of {min(uneven)} "
+            "heads; choose a divisor"
+        )
+
+
 def _check_kv_cache(engine_config: EngineConfig, cache: Cache) -> None:
+    paged = [[array for array in layer if isinstance(array, CacheArray)] for layer in cache]
     if engine_config.kv_cache_dtype != "auto" and not all(
-        any(array.dtype.itemsize == 1 for array in layer) for layer in cache
+        any(array.dtype.itemsize == 1 for array in layer) for layer in paged if layer
     ):
         raise ConfigError(
             f"--kv-cache-dtype {engine_config.kv_cache_dtype} is for models that keep keys and values; this one keeps "
@@ -157,8 +198,7 @@ def _longest(engine_config: EngineConfig, config: ModelConfig) -> int:
 
 
 def _choose_pages(engine_config: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
-    needed = plan.weights + plan.temporaries + plan.sampling + plan.margin
-    left = plan.limit - needed
+    left = plan.limit - plan.needed
     # What windows have left is not lost: it stays for prompts that begin alike.
     useful = shape.max_num_seqs * shape.num_groups * shape.pages_per_sequence * plan.page_bytes
     fewest = 2 * shape.num_groups
@@ -203,13 +243,13 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     rounded selves. The compiler's numbers for Llama-3.1-8B on an H200 are 1.4 to 2.2 times smaller.
     """
     parts, width = build.tensor_parallel, jnp.dtype(build.activations).itemsize
-    tokens = max(bucket.tokens for bucket in shape.buckets())
+    tokens = _most_tokens(shape)
     latent = config.latent
-    dim = config.head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
+    dim = config.largest_head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
     heads = config.num_heads * dim
     kv_heads = config.num_kv_heads * kv_head_copies(config, parts) * dim
     attention = 4 * (heads + 2 * kv_heads) + 2 * width * heads
-    mlp = (8 + width) * config.intermediate_size
+    mlp = (8 + width) * config.largest_intermediate_size
     # Two steps' last hidden states are there at once: one is read while the next is computed.
     widest = max(max(attention, mlp) // parts, _mixture_temporaries(config, build))
     step = tokens * (8 * width * config.hidden_size + widest)
@@ -223,6 +263,16 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     logits = 4 * rows * config.vocab_size
     scored = 4 * max(1, min(prompt_read_step.SCORE_ROWS, tokens) // parts) * config.vocab_size
     return max(step, 2 * logits, 3 * scored) + logits
+
+
+def _most_tokens(shape: EngineShape) -> int:
+    """The most of any step."""
+    return max(bucket.tokens for bucket in shape.buckets())
+
+
+def _most_rows(shape: EngineShape) -> int:
+    """Logits that any program computes at once."""
+    return max(shape.max_num_seqs, shape.min_rows, prompt_read_step.SCORE_ROWS)
 
 
 def _mixture_temporaries(config: ModelConfig, build: Build) -> int:
@@ -262,7 +312,9 @@ def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:
         "KV pages": (plan.kv_pages, f"{tokens:,} tokens = {longest} x {shape.max_model_len:,}"),
         "temporaries": (plan.temporaries, f"steps of up to {shape.max_num_batched_tokens:,} tokens"),
         "sampling": (plan.sampling, f"{shape.max_num_seqs} sequences"),
+        "states": (plan.states, f"{shape.max_num_seqs} sequences, {shape.num_snapshots} snapshots"),
         "margin": (plan.margin, ""),
+        "autotuning": (plan.autotuning, "what the compiler tries out"),
     }
     for name, (size, holds) in rows.items():
         if size:
@@ -277,6 +329,8 @@ def _numbers(plan: MemoryPlan) -> str:
     return (
         f"of {gib(plan.limit)}, weights take {gib(plan.weights)}, temporaries {gib(plan.temporaries)}, "
         f"sampling {gib(plan.sampling)} and the margin {gib(plan.margin)}"
+        + (f"; states of sequences take {gib(plan.states)}" if plan.states else "")
+        + (f", with {gib(plan.autotuning)} for what the compiler tries out" if plan.autotuning else "")
     )
 
 

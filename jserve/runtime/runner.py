@@ -16,6 +16,7 @@ from jserve.runtime import prompt_reads, sampling
 from jserve.runtime.executables import ExecutableStore
 from jserve.runtime.pack import FIELDS, Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.program_keys import (
+    CopyStates,
     EmptyState,
     InstallBias,
     InstallPages,
@@ -32,6 +33,7 @@ from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
 from jserve.runtime.prompt_reads import NOTHING, PromptReads, SampledLogprobs, Wanted
 from jserve.runtime.sampling import NOT_FINITE, Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.states import COPIED_STATES
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence
 
@@ -101,6 +103,7 @@ class Runner:
         self._programs = programs
         self._compiled = self.table.compiled
         self._steps: list[Step] = []  # the smallest first
+        self._buckets = sorted(self.shape.buckets())
         self._samplers: dict[tuple[int, Variant], jax.stages.Compiled] = {}
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
@@ -148,11 +151,16 @@ class Runner:
         for chunk in plan.chunks[plan.num_decodes :]:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
+        for copies in (plan.saves, plan.restores):  # what is restored may just have been saved
+            if copies:
+                self._copy_states(copies)
         rows = Rows.of(plan)
         needs = self._slots.needs(rows)
         wanted = Wanted.of(plan, needs is not None and needs.chosen)
         step, choice = self._choose_programs(plan, rows, needs, wanted)
         bucket = step.bucket
+        if self.table.notes_lacks:
+            self._note_lack(plan, needs, wanted, bucket)
         packed = pack_batch(plan, rows, bucket, self.shape)
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
@@ -279,6 +287,26 @@ class Runner:
                 return step, choice
         raise ValueError(f"no program holds a step of {tokens} tokens and {count} rows")
 
+    def _note_lack(self, plan: StepPlan, needs: Needs | None, wanted: Wanted, used: Bucket) -> None:
+        """Tell the table which programs the step would have run in, had all of them been there."""
+        best = next(
+            bucket
+            for bucket in self._buckets
+            if bucket.rows >= len(plan.chunks)
+            and bucket.tokens >= plan.num_tokens
+            and (not bucket.is_decode or (plan.is_decode and not wanted.reads_prompts))
+        )
+        if best == used:
+            return
+        keys: list[ProgramKey] = [Step(best), *wanted.readers(best)]
+        if needs is not None:
+            if self._cheapest(best.rows, needs.variant) is None:
+                keys.append(Sample(best.rows, sampling.COVERING[needs.variant][0]))
+            if needs.logprobs:
+                keys.append(Logprobs(best.rows))
+        cost = used.tokens + used.rows - best.tokens - best.rows
+        self.table.note_lack([key for key in keys if key not in self._compiled], cost)
+
     def _choose_sampler(self, count: int, rows: Rows, needs: Needs) -> SamplerChoice | None:
         """The cheapest that there is for a step padded to `count` rows; None where there is none."""
         scored = self._slots.with_logprobs(rows) if needs.logprobs else _NONE
@@ -303,6 +331,18 @@ class Runner:
             part[: len(chosen)] = chosen
             *kv, table = self._state
             self._state = (*kv, self._compiled[InstallPages()](table, part))
+
+    def _copy_states(self, copies: tuple[tuple[int, int], ...]) -> None:
+        leaves, places = list(self._state), self._programs.state_places
+        states = tuple(leaves[place] for place in places)
+        for start in range(0, len(copies), COPIED_STATES):
+            pairs = np.full((COPIED_STATES, 2), self.shape.num_states, np.int32)
+            part = copies[start : start + COPIED_STATES]
+            pairs[: len(part)] = part
+            states = self._compiled[CopyStates()](states, pairs)
+        for place, state in zip(places, states, strict=True):
+            leaves[place] = state
+        self._state = tuple(leaves)
 
     def _enter_slot(self, slot: int, sequence: Sequence) -> None:
         """Bring a slot's sampling state up to date for the sequence that enters it."""

@@ -11,7 +11,7 @@ different cache groups may have their pages in the same arrays, which one after 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import AttentionRows, EngineState, LayerKV, StepContext, StepInput, Weights
+from jserve.batch import AttentionRows, EngineState, LayerKV, StateRows, StepContext, StepInput, Weights
 from jserve.config import ModelConfig
 from jserve.layers.rope import inverse_frequencies, rope_table
 from jserve.models.causal_lm import CausalLM, DecoderLayer
@@ -81,6 +81,7 @@ def make_step(
         row, positions = _locate(batch, bucket)
         rope_tables = tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes)
         tables = page_table.reshape(shape.num_groups, -1, shape.pages_per_sequence)
+        states = _state_rows(batch, row, shape)
         contexts = []
         for group in range(shape.num_groups):
             table = jnp.take(tables[group], batch.slots, axis=0, mode="clip")
@@ -96,13 +97,19 @@ def make_step(
                 chunks=chunks,
                 ropes=rope_tables,
                 attention_plans=_attention_plans(rows, chunks, windows, bucket, shape, config, implementation),
+                states=states,
             )
             contexts.append(context)
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
-        x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids), positions)
+        token_ids = jnp.where(batch.token_ids < 0, newest, batch.token_ids)
+        x = built.embed(token_ids, positions)
+        inputs = built.layer_inputs(token_ids, x)
         kv = list(state.kv)
-        for layer, group, lane in zip(built.layers, cache.groups, cache.lanes, strict=True):
-            x, kv[lane] = _apply_layer(*nnx.split(layer), x, kv[lane], contexts[group])
+        for number, (layer, group) in enumerate(zip(built.layers, cache.groups, strict=True)):
+            lane, context = cache.lanes[config.kv_source(number)], contexts[group]
+            if inputs is not None:
+                context = replace(context, layer_input=inputs[:, number])
+            x, kv[lane] = _apply_layer(*nnx.split(layer), x, kv[lane], context)
         state = EngineState(tuple(kv), page_table)
         if bucket.is_decode:
             return state, built.logits(x), None
@@ -129,6 +136,13 @@ def _locate(batch: StepInput, bucket: Bucket) -> tuple[jax.Array, jax.Array]:
     row = jnp.searchsorted(batch.query_start[1:], token, side="right", method="compare_all")
     row = jnp.minimum(row, bucket.rows - 1)
     return row, jnp.maximum(batch.context_len[row] - batch.query_start[row + 1] + token, 0)
+
+
+def _state_rows(batch: StepInput, row: jax.Array, shape: EngineShape) -> StateRows | None:
+    if shape.num_snapshots is None:
+        return None
+    slots = jnp.where(batch.slots < shape.max_num_seqs, batch.slots, shape.num_states)
+    return StateRows.of(slots, row, batch.query_start, batch.context_len)
 
 
 def _attention_plans(

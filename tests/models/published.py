@@ -1,16 +1,7 @@
 """The `config.json` of published checkpoints, the fields that matter, in the spelling that they have."""
 
-from dataclasses import dataclass
-from typing import Any
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Fields that matter, and how many parameters the checkpoint holds."""
-
-    fields: dict[str, Any]
-    parameters: int
-
+from tests.models import published_newer
+from tests.models.published_shape import Published
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6}
 DEEPSEEK = {
@@ -25,6 +16,22 @@ DEEPSEEK = {
 DEEPSEEK_YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096} | {
     "beta_fast": 32,
     "beta_slow": 1,
+}
+LFM2 = {
+    "architectures": ["Lfm2ForCausalLM"],
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "vocab_size": 65536,
+    "max_position_embeddings": 128000,
+    "norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "block_auto_adjust_ff_dim": True,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_multiple_of": 256,
+    "tie_embedding": True,
 }
 PUBLISHED = {
     "falcon3-7b": Published(
@@ -127,6 +134,14 @@ PUBLISHED = {
         | {"rope_scaling": None, "sliding_window": None, "tie_word_embeddings": False},
         14_659_507_200,
     ),
+    "lfm2-350m": Published(
+        {**LFM2, "hidden_size": 1024, "block_ff_dim": 6656, "num_attention_heads": 16},
+        354_483_968,
+    ),
+    "lfm2-1.2b": Published(
+        {**LFM2, "hidden_size": 2048, "block_ff_dim": 12288, "num_attention_heads": 32},
+        1_170_340_608,
+    ),
     "smollm3-3b": Published(
         {"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048, "intermediate_size": 11008}
         | {"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128256}
@@ -175,3 +190,5 @@ PUBLISHED = {
         8_170_848_256,
     ),
 }
+
+PUBLISHED |= published_newer.PUBLISHED

@@ -237,6 +237,7 @@ class Generator:
         inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)
         call.num_prompt += num_prompt
+        self._metrics.key_tokens[call.key.id, "prompt"] += num_prompt
         generation = Generation(request, self._client, self._metrics, inbox, choices, call.account)
         call.lives += generation.lives
         self._open.add(generation)
@@ -288,7 +289,7 @@ class Generator:
                     sampling,
                     arrived,
                     salt,
-                    request.priority,
+                    max(request.priority, call.least_priority),
                     request.pooling,
                     tenant=call.key.tenant,
                 )
@@ -296,7 +297,8 @@ class Generator:
             # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
             choice = Choice(index, request.sampling, model.tokenizer, parser, prompt)
-            choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
+            life = RequestLife(request_id, len(prompt), max_tokens, arrived, key_id=call.key.id)
+            choices[request_id] = (choice, life)
         if self._log_requests:
             logger.info("request %s received: %s", request.public_id, describe_sampling(request))
         return requests, choices

@@ -6,6 +6,7 @@ promise.
 """
 
 import contextlib
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -21,17 +22,23 @@ CLOSE_S = 2
 """What connections get to close once all answers are complete."""
 
 
+def largest_body(settings: ServerSettings) -> int:
+    """Bytes of the largest body that any route takes."""
+    return max(settings.max_request_bytes, settings.max_file_bytes if settings.storage_dir is not None else 0)
+
+
 class UvicornServer(uvicorn.Server):
     """uvicorn without its signal handlers, which know nothing of draining."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._settings = settings
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
                 http=http_protocol(
                     settings.receive_timeout_s,
-                    settings.max_request_bytes,
+                    largest_body(settings),
                     connection_limit(settings.max_connections),
                 ),
                 ws="none",
@@ -42,6 +49,7 @@ class UvicornServer(uvicorn.Server):
                 timeout_graceful_shutdown=CLOSE_S,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 root_path=settings.root_path,
+                forwarded_allow_ips="*" if settings.uds is not None else settings.forwarded_allow_ips,
                 ssl_keyfile=settings.ssl_keyfile,
                 ssl_certfile=settings.ssl_certfile,
             )
@@ -54,3 +62,15 @@ class UvicornServer(uvicorn.Server):
     def stop(self) -> None:
         """Take no more connections, close those that are idle, and end `serve`."""
         self.should_exit = True
+
+    def reload_certificate(self) -> None:
+        """Read key and certificate again, for connections that are made from now on. Raises OSError, ssl.SSLError.
+
+        Files that cannot be used change nothing.
+        """
+        settings = self._settings
+        context = self.config.ssl
+        if context is None or settings.ssl_certfile is None:
+            return
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
@@ -37,11 +37,6 @@ _CONFIG_KEYS = {
 """GGUF's names, after the architecture, and those of `config.json`."""
 
 
-async def ollama_root(request: Request) -> Response:
-    """The text that clients look for to know that this is Ollama, or speaks like it."""
-    return PlainTextResponse("Ollama is running")
-
-
 async def ollama_version(request: Request) -> Response:
     """The release of Ollama whose API this is."""
     return JsonResponse({"version": API_VERSION})
@@ -51,7 +46,7 @@ async def tags(request: Request) -> Response:
     """The served model, once for each of its names."""
     server = context_of(request)
     model = _model(server)
-    return JsonResponse({"models": [_card(name, model) for name in server.settings.listed_names]})
+    return JsonResponse({"models": [_card(name, model) for name in server.listed_names]})
 
 
 async def ps(request: Request) -> Response:

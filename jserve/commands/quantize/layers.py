@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import AttentionRows, LayerKV, StepContext, pytree
+from jserve.batch import AttentionRows, LayerKV, StateRows, StepContext, pytree
 from jserve.checkpoint import Checkpoint
 from jserve.config import ModelConfig
 from jserve.errors import ConfigError
@@ -50,11 +50,16 @@ class DecoderLayers:
     """The decoder layers of a model, for samples of `length` tokens."""
 
     def __init__(self, checkpoint: Checkpoint, family: type[CausalLM], config: ModelConfig, length: int) -> None:
+        if not config.layers_are_apart:
+            raise ConfigError(
+                f"{checkpoint.path}: some layers of this model read what others keep, or a table of their own, and "
+                "cannot run one by one; take --quantization when it is served, which rounds without samples"
+            )
         self._checkpoint = checkpoint
         self._mesh = make_mesh(1)
         build = Build(jnp.dtype("float32"), jnp.dtype("float32"), self._mesh, attention="xla")
         pages = -(-length // PAGE)
-        shape = EngineShape(1, length, length, PAGE, pages, config.vocab_size)
+        shape = EngineShape(1, length, length, PAGE, pages, config.vocab_size, num_snapshots=0)
         blueprint = Blueprint(family, config, build)
         self._model = blueprint.abstract_model()
         self._wanted = parameters(self._model)
@@ -225,4 +230,5 @@ def _context(config: ModelConfig, shape: EngineShape) -> StepContext:
             )
             for window in config.windows
         ),
+        states=StateRows.of(jnp.zeros(1, jnp.int32), jnp.zeros(length, jnp.int32), bounds, count),
     )

@@ -51,7 +51,9 @@ def is_well_formed(name: str, value: Any) -> bool:
         return True
     if isinstance(value, bool) and bool not in kinds:
         return False
-    return isinstance(value, kinds) and (name != "required" or all(isinstance(entry, str) for entry in value))
+    if name == "required":
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, kinds)
 
 
 def kind(value: Any) -> str:
