@@ -33,7 +33,8 @@ def attack(target: Target) -> Outcome:
     _ask(target, "warm|up")
     before = most = target.memory_of_all()
     patterns = [pattern % (300 + number) for number in range(NUM_EACH) for pattern in PATTERNS]
-    lock, statuses = threading.Lock(), []
+    lock = threading.Lock()
+    statuses: list[int] = []
 
     def work() -> None:
         while True:
@@ -46,7 +47,7 @@ def attack(target: Target) -> Outcome:
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
         worker.start()
-    neighbours = set()
+    neighbours: set[int] = set()
     while any(worker.is_alive() for worker in workers):
         neighbours.add(_ask(target, "yes|no"))
         most = max(most, target.memory_of_all())

@@ -2,15 +2,16 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from jserve.api.supervisor.fair_turns import FairTurns
 
 
-def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
     @functools.wraps(test)
     def run() -> None:
-        asyncio.run(test())  # type: ignore[arg-type]
+        asyncio.run(test())
 
     return run
 
