@@ -72,9 +72,10 @@ def find_gguf(path: str | Path) -> Path | None:
             f"{path} does not exist; --model takes a local directory in Hugging Face format, a .gguf file, or "
             "ollama:NAME for a model that Ollama has pulled, or a name on the hub (ORG/NAME)"
         )
-    if (path / "config.json").exists():
-        return None
     files = without_later_parts(sorted(path.glob("*.gguf")))
+    # GGUF files are often published with the original's config.json beside them.
+    if (path / "config.json").exists() and (not files or any(path.glob("*.safetensors"))):
+        return None
     if not files and (path / ADAPTER).exists():
         raise CheckpointError(adapter_refusal(path))
     if len(files) > 1:

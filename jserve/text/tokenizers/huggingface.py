@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 
-from jserve.checkpoint.json_file import read_json
+from jserve.checkpoint.json_file import read_json, refuse_pointer
 from jserve.config.fields import Fields
 from jserve.errors import CheckpointError
 from jserve.text.tokenizers.template_files import find_chat_templates
@@ -118,6 +118,8 @@ def _check_tokens(fields: Fields) -> None:
 
 
 def _read_backend(file: Path) -> Backend:
+    with file.open("rb") as stream:
+        refuse_pointer(file, stream.read(64))
     try:
         backend = Backend.from_file(str(file))
     except BaseException as error:  # the library raises bare Exception, and its panics are not even that
