@@ -5,6 +5,7 @@ import contextlib
 import random
 import signal
 import socket
+import time
 from collections import Counter
 
 import psutil
@@ -23,6 +24,10 @@ class Harm:
         self._port = port
         self._random = random.Random(seed)
         self.done: Counter[str] = Counter()
+        self.killed_at: list[float] = []
+        """When engines were killed, on the monotonic clock."""
+        self.exhausted: list[tuple[float, float]] = []
+        """From when to when connections were used up."""
 
     async def run(self) -> None:
         """Go on until cancelled. What is stopped then goes on."""
@@ -43,6 +48,7 @@ class Harm:
 
     async def kill_engine(self) -> None:
         """The engine dies, as by the kernel's hand when memory is short."""
+        self.killed_at.append(time.monotonic())
         self._signal(_ENGINE, signal.SIGKILL)
 
     async def stop_engine(self) -> None:
@@ -59,7 +65,7 @@ class Harm:
 
     async def idle_connections(self) -> None:
         """Many connections say nothing."""
-        connections = []
+        began, connections = time.monotonic(), []
         try:
             for _ in range(_IDLE_CONNECTIONS):
                 with contextlib.suppress(OSError):
@@ -68,6 +74,7 @@ class Harm:
         finally:
             for connection in connections:
                 connection.close()
+            self.exhausted.append((began, time.monotonic()))
 
     async def hang_up(self) -> None:
         """Everything is read again in the midst of it."""
