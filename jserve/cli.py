@@ -3,7 +3,9 @@
 import logging
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from jserve.errors import JserveError, StartupError
 from jserve.log import writes_json
@@ -22,6 +24,8 @@ COMMANDS = {
     "ps": "jserve.commands.client.ps",
     "pull": "jserve.commands.pull",
     "quantize": "jserve.commands.quantize.command",
+    "record": "jserve.commands.workload.record",
+    "report": "jserve.commands.workload.report",
     "rm": "jserve.commands.rm",
     "run": "jserve.commands.client.run",
     "run-batch": "jserve.commands.run_batch",
@@ -56,12 +60,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _is_bare(word: str) -> bool:
+    """Whether it is a word, and neither a flag, nor a path, nor a name of two parts."""
+    return not word.startswith("-") and not set("/:.") & set(word)
+
+
 def run(argv: Sequence[str]) -> None:
     """Run the subcommand that `argv` begins with, else the server. Raises StartupError where that is not possible."""
     word = argv[0] if argv else ""
     if word in FOREIGN_COMMANDS:
         raise StartupError(f"there is no command {word}: {FOREIGN_COMMANDS[word]}")
     module = COMMANDS.get(word)
+    if module is None and word not in ("", "serve") and _is_bare(word) and not Path(word).exists():
+        near = get_close_matches(word, COMMANDS, n=1)
+        raise StartupError(
+            f"{word} is no command, and no folder or file here{f'; did you mean {near[0]}?' if near else ''}. "
+            f"A model is given as PATH, as ollama:{word} where Ollama has pulled it, or as ORG/NAME from the hub"
+        )
     if module is None:
         import_module("jserve.commands.serve").run(argv)
     else:

@@ -150,6 +150,8 @@ class Generation:
             raise EngineFailedError(delta.error or "the engine could not finish this request")
         _check_finite(delta)
         choice, life = entry
+        if choice.gather(delta):
+            return None
         self._metrics.observe_delta(life, delta, now)
         before, thought = choice.num_tokens, choice.num_reasoning
         update = choice.accept(delta)

@@ -35,7 +35,8 @@ class Connection:
     """Where a server is, and how it is spoken to. `key` None means `JSERVE_API_KEY` or `OPENAI_API_KEY`, if set."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+        bare = url.rstrip("/").removesuffix("/v1")
+        self.url = bare if "://" in bare else f"http://{bare}"
         self._key = key or os.environ.get("JSERVE_API_KEY") or os.environ.get("OPENAI_API_KEY")
 
     def models(self) -> list[str]:

@@ -24,7 +24,7 @@ def expected_chat(server: LiveServer, text: str) -> str:
 
 
 def test_one_message_is_answered_as_the_api_answers_it(server: LiveServer, capsys) -> None:
-    for url in (server.url, f"{server.url}/v1/"):
+    for url in (server.url, f"{server.url}/v1/", server.url.removeprefix("http://")):
         out = run(capsys, "chat", "--url", url, "-q", "hello", "--max-tokens", "12")
         assert out == expected_chat(server, "hello")
 
@@ -119,6 +119,24 @@ def test_words_of_other_programs_are_no_models(word: str, capsys, tmp_path: Path
         main([word, "x"])
     assert left.value.code == 1
     assert f"there is no command {word}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("rnu", "did you mean run?"), ("llama3.2:1b", None), ("qwen", "ollama:qwen")]
+)
+def test_a_word_that_is_nothing_is_told_before_anything_starts(
+    word: str, said: str | None, capsys, monkeypatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("jserve.commands.serve.run", started.append)
+    if said is None:
+        main([word])
+        assert started
+        return
+    with pytest.raises(SystemExit):
+        main([word])
+    assert said in capsys.readouterr().err
+    assert not started
 
 
 def test_a_stream_that_breaks_off_is_told() -> None:
