@@ -29,8 +29,6 @@ MORE_MEMORY = 64 << 20
 """Bytes that the server process may have more at the end than after the warm load: histograms, logs, the allocator."""
 MORE_DESCRIPTORS = 8
 BATCH_LINES = 400
-SETTLE_S = 1.0
-"""How long the server may take to see that idle connections are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ async def _under_fire(
         harming.cancel()
         await asyncio.gather(harming, return_exceptions=True)
         await asyncio.to_thread(wait_until, lambda: _status(http, "/ready") == 200)
-        problems = [*tally.wrong[:20], *_unexplained(harm, tally)[:20], *_problems_of_batch(http, batch_id)]
+        problems = [*tally.wrong[:20], *_problems_of_batch(http, batch_id)]
         await asyncio.to_thread(_wait_until_quiet, http)
         after = _footprint(process.pid)
     if after.memory > before.memory + MORE_MEMORY:
@@ -117,15 +115,6 @@ async def _under_fire(
         "after": {name: getattr(after, name) for name in after.__slots__},
     }
     return report, problems
-
-
-def _unexplained(harm: Harm, tally: Tally) -> list[str]:
-    """Connections that ended without an answer while others could be had."""
-    return [
-        which
-        for at, which in tally.broken
-        if not any(began <= at <= ended + SETTLE_S for began, ended in harm.exhausted)
-    ]
 
 
 def _slowest_failure(harm: Harm, tally: Tally) -> float:

@@ -41,14 +41,6 @@ class Tally:
     failed_at: list[float] = field(default_factory=list)
     """When the requests failed that an engine took with it, on the monotonic clock."""
 
-    broken: list[tuple[float, str]] = field(default_factory=list)
-    """When a connection ended without an answer, and which."""
-
-    def broke(self, path: str, error: httpx.HTTPError) -> None:
-        """A connection ended. Above the most that a server takes it may: the 503 is lost where a request crosses it."""
-        self.broken.append((time.monotonic(), f"{path}: {error!r}"))
-        self.add(path, "connection broken")
-
     def add(self, path: str, outcome: str) -> None:
         self.outcomes[path, outcome] += 1
 
@@ -86,7 +78,7 @@ class Load:
         try:
             answer = await http.post(path, json={**APIS[path], "stream": False})
         except httpx.HTTPError as error:
-            self._tally.broke(path, error)
+            self._tally.wrong.append(f"{path}: {error!r}")
             return
         self._judge(path, answer.status_code, answer.text, is_stream=False)
         if answer.status_code in (429, 503):
@@ -100,7 +92,7 @@ class Load:
                     parts.append(part)
                     await asyncio.sleep(pause_s)
         except httpx.HTTPError as error:
-            self._tally.broke(path, error)
+            self._tally.wrong.append(f"{path}: {error!r}")
             return
         has_stream = answer.headers.get("content-type", "").startswith(("text/event-stream", "application/x-ndjson"))
         self._judge(path, answer.status_code, "".join(parts), is_stream=has_stream)
