@@ -91,7 +91,7 @@ async def _under_fire(
         harming.cancel()
         await asyncio.gather(harming, return_exceptions=True)
         await asyncio.to_thread(wait_until, lambda: _status(http, "/ready") == 200)
-        problems = tally.wrong[:20] + _problems_of_batch(http, batch_id)
+        problems = [*tally.wrong[:20], *_problems_of_batch(http, batch_id)]
         await asyncio.to_thread(_wait_until_quiet, http)
         after = _footprint(process.pid)
     if after.memory > before.memory + MORE_MEMORY:
@@ -110,10 +110,21 @@ async def _under_fire(
         "harm": dict(harm.done),
         "requests": outcomes,
         "longest_request_s": round(tally.longest_s, 2),
+        "longest_from_kill_to_failure_s": round(_slowest_failure(harm, tally), 3),
         "before": {name: getattr(before, name) for name in before.__slots__},
         "after": {name: getattr(after, name) for name in after.__slots__},
     }
     return report, problems
+
+
+def _slowest_failure(harm: Harm, tally: Tally) -> float:
+    """Seconds from an engine's death until the last of its requests was told; clients that read slowly included."""
+    delays = [
+        failed - max(killed for killed in harm.killed_at if killed <= failed)
+        for failed in tally.failed_at
+        if any(killed <= failed for killed in harm.killed_at)
+    ]
+    return max(delays, default=0.0)
 
 
 async def _load(url: str, seed: int, tally: Tally, seconds: float) -> None:

@@ -5,13 +5,14 @@ import contextlib
 import random
 import signal
 import socket
+import time
 from collections import Counter
 
 import psutil
 
 _ENGINE, _WORKER = "tests.fake_engine", "render_worker"
-_IDLE_CONNECTIONS = 280
-"""More than the server has descriptors for."""
+_IDLE_CONNECTIONS = 236
+"""As many as the server has places for."""
 _PAUSE_S = (0.5, 3.0)
 
 
@@ -23,6 +24,8 @@ class Harm:
         self._port = port
         self._random = random.Random(seed)
         self.done: Counter[str] = Counter()
+        self.killed_at: list[float] = []
+        """When engines were killed, on the monotonic clock."""
 
     async def run(self) -> None:
         """Go on until cancelled. What is stopped then goes on."""
@@ -43,6 +46,7 @@ class Harm:
 
     async def kill_engine(self) -> None:
         """The engine dies, as by the kernel's hand when memory is short."""
+        self.killed_at.append(time.monotonic())
         self._signal(_ENGINE, signal.SIGKILL)
 
     async def stop_engine(self) -> None:

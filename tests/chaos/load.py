@@ -38,6 +38,8 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     """Requests that were neither answered nor failed, or answered with what is not right."""
     longest_s: float = 0.0
+    failed_at: list[float] = field(default_factory=list)
+    """When the requests failed that an engine took with it, on the monotonic clock."""
 
     def add(self, path: str, outcome: str) -> None:
         self.outcomes[path, outcome] += 1
@@ -90,7 +92,7 @@ class Load:
                     parts.append(part)
                     await asyncio.sleep(pause_s)
         except httpx.HTTPError as error:
-            self._tally.wrong.append(f"{path}, streamed: {error!r}")
+            self._tally.wrong.append(f"{path}: {error!r}")
             return
         has_stream = answer.headers.get("content-type", "").startswith(("text/event-stream", "application/x-ndjson"))
         self._judge(path, answer.status_code, "".join(parts), is_stream=has_stream)
@@ -121,6 +123,8 @@ class Load:
 
     def _judge(self, path: str, status: int, text: str, *, is_stream: bool) -> None:
         """Whether an answer is whole and right, or an error that says so."""
+        if status == 500 or (is_stream and any(mark in text for mark in FAILURES)):
+            self._tally.failed_at.append(time.monotonic())
         if status != 200:
             is_error = '"error"' in text and status in (429, 500, 503)
             self._tally.add(path, str(status)) if is_error else self._tally.wrong.append(

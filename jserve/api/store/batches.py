@@ -22,6 +22,10 @@ UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 """A batch in one of these states goes on after a restart."""
 
 
+MAX_UNFINISHED = 100
+"""Batches of one owner that may be under way."""
+
+
 class RequestCounts(msgspec.Struct, frozen=True):
     """Lines, and how many of them have an answer or an error."""
 
@@ -84,11 +88,24 @@ class BatchTable:
         self.on_cancelling: Callable[[str], None] = lambda batch_id: None
         """Called with the id of a batch that is to end."""
 
-    async def add(self, owner: str, batch: Batch) -> None:
-        """Keep a new batch."""
-        values = (batch.id, owner, batch.created_at, msgspec.json.encode(batch))
-        query = "INSERT INTO batches (id, owner, is_open, created_at, body) VALUES (?, ?, 1, ?, ?)"
-        await self._database.run(lambda connection: connection.execute(query, values))
+    async def add(self, owner: str, batch: Batch) -> bool:
+        """Keep a new batch; False where the owner has `MAX_UNFINISHED` already."""
+
+        def write(connection: sqlite3.Connection) -> bool:
+            count = "SELECT count(*) FROM batches WHERE owner = ? AND is_open = 1"
+            (unfinished,) = connection.execute(count, (owner,)).fetchone()
+            if unfinished >= MAX_UNFINISHED:
+                return False
+            query = "INSERT INTO batches (id, owner, is_open, created_at, body) VALUES (?, ?, 1, ?, ?)"
+            connection.execute(query, (batch.id, owner, batch.created_at, msgspec.json.encode(batch)))
+            return True
+
+        return await self._database.run(write)
+
+    async def delete_made_before(self, moment: float) -> None:
+        """Forget batches that are over and were made before `moment`. Their files have their own ends."""
+        query = "DELETE FROM batches WHERE is_open = 0 AND created_at < ?"
+        await self._database.run(lambda connection: connection.execute(query, (moment,)))
 
     async def find(self, owner: str, batch_id: str) -> Batch | None:
         """A batch of this owner, with how far it is."""

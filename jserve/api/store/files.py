@@ -19,6 +19,8 @@ from jserve.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
+_LEAST_BYTES = 4096
+"""What a file counts for at least, so that there are not too many of them."""
 _COLUMNS = "id, owner, filename, purpose, bytes, created_at, expires_at"
 
 
@@ -133,9 +135,9 @@ class FileTable:
     def _add(self, connection: sqlite3.Connection, file: StoredFile, part: Path, most_bytes: int | None) -> bool:
         if most_bytes is not None:
             (held,) = connection.execute(
-                "SELECT coalesce(sum(bytes), 0) FROM files WHERE owner = ?", (file.owner,)
+                "SELECT coalesce(sum(max(bytes, ?)), 0) FROM files WHERE owner = ?", (_LEAST_BYTES, file.owner)
             ).fetchone()
-            if held + file.bytes > most_bytes:
+            if held + max(file.bytes, _LEAST_BYTES) > most_bytes:
                 return False
         with part.open("rb") as written:
             os.fsync(written.fileno())

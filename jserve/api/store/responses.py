@@ -95,6 +95,11 @@ class ResponseTable:
         query = "DELETE FROM responses WHERE owner = ? AND id = ?"
         return await self._database.run(lambda connection: connection.execute(query, (owner, response_id)).rowcount > 0)
 
+    async def delete_used_before(self, moment: float) -> None:
+        """Forget what nobody has used since `moment`."""
+        query = "DELETE FROM responses WHERE used_at < ? AND NOT is_open"
+        await self._database.run(lambda connection: connection.execute(query, (moment,)))
+
     async def open_ones(self) -> list[tuple[str, Turn]]:
         """Owners and responses that were being answered when the process ended."""
         query = "SELECT owner, id, previous_id, input, body, is_open FROM responses WHERE is_open"

@@ -1,5 +1,6 @@
 """Files and batches, through the official client: whose they are, what becomes of each line, what a restart does."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import psutil
 import pytest
 
 from jserve.api.access.limits import Limit, Limits
+from jserve.api.store.batches import MAX_UNFINISHED, new_batch
+from jserve.api.store.responses import Turn
 from jserve.api.store.store import Store
 from jserve.errors import StartupError
 from tests.api.live_server import LiveServer, StartServer
@@ -128,12 +131,32 @@ def test_without_a_folder_there_are_no_files_and_batches(server: LiveServer) -> 
 
 
 def test_the_files_of_a_key_have_room(start_server: StartServer, tmp_path: Path) -> None:
-    live = start_server(storage_dir=tmp_path, storage_bytes_per_key=100)
-    first = upload(live.openai, b"x" * 60)
-    with pytest.raises(openai.BadRequestError, match="--storage-bytes-per-key"):
-        upload(live.openai, b"x" * 60)
+    live = start_server(storage_dir=tmp_path, storage_bytes_per_key=10_000)
+    first = upload(live.openai, b"x" * 6000)
+    for size in (6000, 1):
+        with pytest.raises(openai.BadRequestError, match="--storage-bytes-per-key"):
+            upload(live.openai, b"x" * size)
     live.openai.files.delete(first)
-    upload(live.openai, b"x" * 60)
+    upload(live.openai, b"x")
+    upload(live.openai, b"x" * 5000)
+
+
+def test_a_key_has_so_many_unfinished_batches_and_what_is_old_is_forgotten(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = Store(tmp_path)
+        batches = [new_batch(URL, "file-x", "24h", 60, None) for _ in range(MAX_UNFINISHED + 1)]
+        assert [await store.batches.add("a", batch) for batch in batches] == [True] * MAX_UNFINISHED + [False]
+        assert await store.batches.add("b", batches[-1])
+        await store.batches.move(batches[0].id, "failed")
+        store.responses.put("a", Turn("old", None, b"[]", b"{}", is_open=False))
+        await store.batches.delete_made_before(batches[0].created_at + 1)
+        await store.responses.delete_used_before(batches[0].created_at + 60)
+        assert await store.batches.find("a", batches[0].id) is None
+        assert await store.batches.find("a", batches[1].id) is not None
+        assert await store.responses.find("a", "old") is None
+        store.close()
+
+    asyncio.run(check())
 
 
 def test_each_line_of_a_batch_has_its_answer_or_its_error(live: LiveServer) -> None:

@@ -15,7 +15,7 @@ from jserve.api.json_writer import JsonResponse
 from jserve.api.openai.batch.answering import URLS
 from jserve.api.openai.files import files_of, listed, page_limit
 from jserve.api.openai.responses_api.body import MetadataKey, MetadataValue
-from jserve.api.store.batches import UNFINISHED, Batch, new_batch
+from jserve.api.store.batches import MAX_UNFINISHED, UNFINISHED, Batch, new_batch
 from jserve.errors import RequestError
 
 _WINDOW = re.compile(r"([1-9]\d{0,2})([hd])")
@@ -54,7 +54,10 @@ async def create_batch(request: Request) -> Response:
         raise RequestError(message, param="input_file_id")
     window_s = int(window[1]) * (86_400 if window[2] == "d" else 3_600)
     batch = new_batch(body.endpoint, file.id, body.completion_window, window_s, body.metadata)
-    await server.store.batches.add(owner, batch)
+    if not await server.store.batches.add(owner, batch):
+        raise RequestError(
+            f"you have {MAX_UNFINISHED} batches that are not over, the most at once; wait, or cancel some"
+        )
     server.store.batches.on_added()
     return JsonResponse(batch)
 

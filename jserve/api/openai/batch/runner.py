@@ -45,10 +45,17 @@ class BatchRunner:
                         if batch.id not in self._open:
                             self._open.add(batch.id)
                             works.create_task(self._work(owner, batch))
-                    await self._files.delete_expired()
+                    await self._delete_old()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_S):
                         await self._wake.wait()
+
+    async def _delete_old(self) -> None:
+        """Delete files that have expired, and what is older than --storage-retention-hours."""
+        await self._files.delete_expired()
+        moment = time.time() - 3600 * self._server.settings.storage_retention_hours
+        await self._table.delete_made_before(moment)
+        await self._server.store.responses.delete_used_before(moment)
 
     def _cancel(self, batch_id: str) -> None:
         """A batch is to end."""
