@@ -21,7 +21,6 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.device_trace import Trace, read_trace
-from benchmarks.presets import PRESETS
+from benchmarks.presets import PRESETS, write_model
 from benchmarks.report import machine
 from benchmarks.step_loop import STAGES, Loop, packing_timed
 from jserve.config import EngineConfig
@@ -248,16 +247,6 @@ def measure_limits(dtype: str, seconds: float) -> DeviceLimits:
     array = jnp.ones(2**29 if jax.default_backend() == "gpu" else 2**26, jnp.float32)
     read = array.nbytes / seconds_per_call(jnp.sum, (array,), seconds)
     return DeviceLimits(max(limits.copy_bytes_per_second, read), limits.matmul(dtype), dtype)
-
-
-def write_model(name: str, fields: dict[str, Any], layers: int | None) -> str:
-    """A folder with a model's configuration and no weights."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    shape = {**fields, **({"num_hidden_layers": layers} if layers else {})}
-    (folder / "config.json").write_text(json.dumps(shape))
-    header = b"{}      "
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    return str(folder)
 
 
 def numbers(text: str) -> list[int]:
