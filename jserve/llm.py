@@ -161,8 +161,8 @@ class LLM:
         One SamplingParams for all, or one for each. Raises RequestError for a prompt that cannot run, and of a model
         for embeddings for any.
         """
-        if self.started.embedder is not None:
-            raise RequestError("this model embeds; it does not generate text: call `embed`")
+        if not self.started.generates:
+            raise RequestError("this model embeds or gives labels; it does not generate text: call `embed`")
         listed = _as_list(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)

@@ -125,6 +125,10 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     priority: int = 0
     pooling: Pooling = ""
     tenant: int = 0
+    second_text: int = 0
+    """Place of the first token of the second text of a pair; 0 where there is none, or the model does not care."""
+    normalizes: bool = True
+    """Whether the vector is brought to length 1. What a classifier says of a text is not."""
 
     @property
     def ends_with_prompt(self) -> bool:
@@ -180,7 +184,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt's second to last token, all with the first delta of a request that wants them."""
     embedding: bytes = b""
-    """f32[E], little-endian, of unit length; of a request with pooling, whose only delta this is."""
+    """f32[E], little-endian; of a request with pooling, whose only delta this is. A classifier's E is its labels."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

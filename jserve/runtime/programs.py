@@ -51,8 +51,8 @@ class Programs:
 
     blueprint: Blueprint[CausalLM]
     shape: EngineShape
-    embeds: bool = False
-    """Whether the model is for embeddings, so that nothing is ever sampled."""
+    pools_only: bool = False
+    """Whether the model is for embeddings or labels, so that nothing is ever sampled."""
 
     @property
     def config(self) -> ModelConfig:
@@ -244,7 +244,7 @@ class Programs:
         """
         first = self.shape.buckets()[:3]
         copies = [self.copy_states()] if self.shape.num_snapshots else []
-        if self.embeds:
+        if self.pools_only:
             return [self.step(first[0]), self.pool(first[0].tokens), self.install_pages(), *copies, self.zeros()]
         if early:
             first = [first[0], first[-1]]
@@ -274,7 +274,7 @@ class Programs:
             return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
 
         every: list[Program] = []
-        if self.embeds:
+        if self.pools_only:
             mixed = [bucket for bucket in sorted(buckets, key=usefulness) if not bucket.is_decode]
             every = [make for each in mixed for make in (self.step(each), self.pool(each.tokens))]
             buckets = []

@@ -28,13 +28,14 @@ _ATTENTION = {f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"} | {"at
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _GATED = {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_LLAMA = {**_ATTENTION, **_GATED, **_NORMS}
+LLAMA_LAYER = {**_ATTENTION, **_GATED, **_NORMS}
 _NORMS_AROUND = {
     "attn_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+GEMMA3_LAYER = {**_ATTENTION, **_GATED, **_HEAD_NORMS, **_NORMS_AROUND}
 _EXPERTS = {
     "ffn_gate_inp": "mlp.gate",
     **{f"ffn_{part}_exps": f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")},
@@ -99,7 +100,7 @@ class Family:
 
 
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", _LLAMA, views=_ROTATED),
+    "llama": Family("LlamaForCausalLM", LLAMA_LAYER, views=_ROTATED),
     "llama4": Family(
         "Llama4ForCausalLM",
         {
@@ -121,23 +122,28 @@ FAMILIES = {
         },
         views=_ROTATED,
     ),
-    "qwen2": Family("Qwen2ForCausalLM", _LLAMA),
+    "qwen2": Family("Qwen2ForCausalLM", LLAMA_LAYER),
     "qwen2moe": Family(
         "Qwen2MoeForCausalLM",
         {
-            **_LLAMA,
+            **LLAMA_LAYER,
             **_EXPERTS,
             "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
             **{f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
         },
         views={"ffn_gate_inp_shexp": lambda heads, kv_heads: OneRow()},
     ),
-    "qwen3": Family("Qwen3ForCausalLM", {**_LLAMA, **_HEAD_NORMS}),
-    "qwen3moe": Family("Qwen3MoeForCausalLM", {**_LLAMA, **_HEAD_NORMS, **_EXPERTS}),
-    "olmoe": Family("OlmoeForCausalLM", {**_LLAMA, **_HEAD_NORMS, **_EXPERTS}),
+    "qwen3": Family("Qwen3ForCausalLM", {**LLAMA_LAYER, **_HEAD_NORMS}),
+    "qwen3moe": Family("Qwen3MoeForCausalLM", {**LLAMA_LAYER, **_HEAD_NORMS, **_EXPERTS}),
+    "olmoe": Family("OlmoeForCausalLM", {**LLAMA_LAYER, **_HEAD_NORMS, **_EXPERTS}),
     "olmo2": Family("Olmo2ForCausalLM", {**_ATTENTION, **_GATED, **_HEAD_NORMS, **_NORMS_AROUND}),
     "gemma2": Family("Gemma2ForCausalLM", {**_ATTENTION, **_GATED, **_NORMS_AROUND}, offset_norms=True),
-    "gemma3": Family("Gemma3ForCausalLM", {**_ATTENTION, **_GATED, **_HEAD_NORMS, **_NORMS_AROUND}, offset_norms=True),
+    "gemma3": Family(
+        "Gemma3ForCausalLM",
+        GEMMA3_LAYER,
+        top={**_TOP, "dense.0": "dense.0.linear", "dense.1": "dense.1.linear"},
+        offset_norms=True,
+    ),
     "phi3": Family(
         "Phi3ForCausalLM",
         {
@@ -165,8 +171,8 @@ FAMILIES = {
         latent=True,
         join=join_latent,
     ),
-    "granite": Family("GraniteForCausalLM", _LLAMA, views=_ROTATED),
-    "smollm3": Family("SmolLM3ForCausalLM", _LLAMA, views=_ROTATED),
+    "granite": Family("GraniteForCausalLM", LLAMA_LAYER, views=_ROTATED),
+    "smollm3": Family("SmolLM3ForCausalLM", LLAMA_LAYER, views=_ROTATED),
     "starcoder2": Family(
         "Starcoder2ForCausalLM", {**_ATTENTION, **_NORMS, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
     ),
@@ -207,31 +213,11 @@ FAMILIES = {
         layers="gpt_neox.layers",
         views={"attn_qkv": lambda heads, kv_heads: HeadsTogether(heads)},
     ),
-    "bert": Family(
-        "BertModel",
-        {
-            "attn_q": "attention.self.query",
-            "attn_k": "attention.self.key",
-            "attn_v": "attention.self.value",
-            "attn_output": "attention.output.dense",
-            "attn_output_norm": "attention.output.LayerNorm",
-            "ffn_up": "intermediate.dense",
-            "ffn_down": "output.dense",
-            "layer_output_norm": "output.LayerNorm",
-        },
-        top={
-            "token_embd": "embeddings.word_embeddings",
-            "position_embd": "embeddings.position_embeddings",
-            "token_types": "embeddings.token_type_embeddings",
-            "token_embd_norm": "embeddings.LayerNorm",
-        },
-        layers="encoder.layer",
-    ),
 }
 """By `general.architecture`; "mixtral" is "llama" with experts, which is how files have it, "gptoss" is Ollama's."""
 
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+?)(?:\.(weight|bias))?")
-_TOP_NAME = re.compile(r"(\w+)\.(weight|bias)")
+_TOP_NAME = re.compile(r"([\w.]+?)\.(weight|bias)")
 
 
 def huggingface_tensors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jserve.checkpoint.gguf import encoder_families as encoders
 from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
 from jserve.checkpoint.gguf.rope import yarn
 
@@ -39,13 +40,6 @@ def further_fields(architecture: str, keys: Keys, common: Fields, shapes: Shapes
 
 def _experts(count: str, keys: Keys) -> Fields:
     return {count: keys.integer("expert_count"), "num_experts_per_tok": keys.integer("expert_used_count")}
-
-
-def _bert(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    """RoBERTa's files leave out the rows before the first token's position, so they are BERT's."""
-    names = {"max_position_embeddings": "position_embeddings", "type_vocab_size": "token_type_embeddings"}
-    rows = {field: shapes.get(f"embeddings.{table}.weight", (0,))[0] for field, table in names.items()}
-    return {"hidden_act": "gelu", "layer_norm_eps": common["rms_norm_eps"], **rows}
 
 
 def _mixtral(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
@@ -94,7 +88,13 @@ def _gemma3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "rope_theta": keys.decimal("rope.freq_base", default=1_000_000.0),
         "rope_local_base_freq": keys.decimal("rope.freq_base_swa", default=10_000.0),
         "final_logit_softcapping": keys.decimal("final_logit_softcapping", default=1.0) if final else None,
+        **_both_ways(keys),
     }
+
+
+def _both_ways(keys: Keys) -> Fields:
+    """A Gemma 3 that pools is EmbeddingGemma; Ollama's files say no more of it."""
+    return {"use_bidirectional_attention": True} if keys.get("pooling_type") else {}
 
 
 def _gemma(keys: Keys, common: Fields, layers_of_27b: int) -> Fields:
@@ -267,17 +267,22 @@ _MIXTURES = frozenset(
     }
 )
 _FURTHER: Mapping[str, Further] = {
-    "BertModel": _bert,
+    "BertModel": encoders.bert,
     "Cohere2ForCausalLM": _cohere2,
     "DeepseekV2ForCausalLM": _deepseek,
+    "EuroBertModel": encoders.eurobert,
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _gpt_neox,
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
+    "Gemma3TextModel": _gemma3,
     "GptOssForCausalLM": _gpt_oss,
     "GraniteForCausalLM": _granite,
+    "JinaEmbeddingsV3Model": encoders.jina_bert_v3,
     "Llama4ForCausalLM": _llama4,
     "MixtralForCausalLM": _mixtral,
+    "ModernBertModel": encoders.modern_bert,
+    "NomicBertModel": encoders.nomic_bert,
     "Olmo2ForCausalLM": _olmo2,
     "OlmoeForCausalLM": _olmoe,
     "Phi3ForCausalLM": _phi3,
