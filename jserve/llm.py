@@ -203,6 +203,8 @@ class LLM:
         Raises RequestError for a prompt that cannot run, EngineFailedError where the model computes NaN or infinity.
         Texts are taken as they are: the prompts that a model comes with are in `started.embedder`.
         """
+        if self.started.classifier is not None:
+            raise RequestError("this model gives labels and makes no embeddings: serve it, and send texts to /classify")
         embedder = self.started.embedder
         chosen: Pooling = pooling or ("last" if embedder is None else embedder.pooling)
         choices: dict[str, _Choice] = {}

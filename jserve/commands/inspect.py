@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from jserve.checkpoint import Embedder, open_checkpoint
+from jserve.checkpoint import Classifier, Embedder, open_checkpoint
 from jserve.checkpoint.contents import Contents, read_contents
 from jserve.checkpoint.hub import is_hub_name
 from jserve.checkpoint.hub_headers import headers
@@ -47,6 +47,8 @@ class Inspection:
     max_model_len: int | None = None
     pooling: str | None = None
     """Set for a model for embeddings, which generates nothing."""
+    labels: int | None = None
+    """Set for a classifier; 1 is a cross-encoder."""
     memory: dict[str, int] | None = None
 
 
@@ -94,6 +96,7 @@ def _with_capacity(inspection: Inspection, contents: Contents, engine_config: En
         with closing(open_checkpoint(engine_config.model, architecture=engine_config.architecture)) as checkpoint:
             capacity = estimate(checkpoint, engine_config, inspection.device)
             embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
+            classifier = Classifier.of(checkpoint.config(), source=checkpoint.path)
     except StartupError as problem:
         return Inspection(**fields | {"problem": str(problem)})
     plan = capacity.plan
@@ -107,6 +110,7 @@ def _with_capacity(inspection: Inspection, contents: Contents, engine_config: En
         "tokens_of_server": capacity.tokens,
         "max_model_len": capacity.shape.max_model_len,
         "pooling": None if embedder is None else embedder.pooling,
+        "labels": None if classifier is None else len(classifier.labels),
         "memory": {name: getattr(plan, name) for name in names},
     }
     return Inspection(**fields)
@@ -157,6 +161,10 @@ def _rows(inspection: Inspection) -> list[tuple[str, str]]:
     rows += [("runs", f"yes, on {where} in {inspection.dtype}"), (f"memory{spread}", used)]
     if inspection.pooling:
         rows.append(("embeds", f"texts of up to {inspection.max_model_len:,} tokens, {inspection.pooling} pooling"))
+    if inspection.labels:
+        rows.append(
+            ("classifies", f"texts of up to {inspection.max_model_len:,} tokens, labels: {inspection.labels:,}")
+        )
     if not inspection.kv_bytes_per_token:
         return rows
     return [

@@ -217,3 +217,11 @@ def test_a_stranger_with_the_tensors_of_a_known_architecture_is_said_to_look_lik
 def test_an_architecture_is_no_flag_for_a_gguf_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", tiny_state(), CONFIG)
     assert "says itself what it is" in (look(path, architecture="LlamaForCausalLM").problem or "")
+
+
+def test_a_cross_encoder_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_model(tmp_path, "BertForSequenceClassification", num_labels=1)
+    actual = look(folder)
+    assert (actual.runs, actual.labels, actual.pooling) == (True, 1, None)
+    print_table(actual)
+    assert "texts of up to 256 tokens, labels: 1" in capsys.readouterr().out
