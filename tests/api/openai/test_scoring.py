@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from jserve.protocol import Request
 from tests.api.live_server import LiveServer, StartServer
 
 
@@ -144,7 +145,12 @@ def test_prompt_is_word_for_word_that_of_qwen3_rerankers_model_card(
     sent: list[list[int]] = []
     client = live.server.context.client
     submit = client.submit
-    monkeypatch.setattr(client, "submit", lambda batch: sent.extend(each.token_ids for each in batch) or submit(batch))
+
+    def spy(batch: list[Request]) -> Any:
+        sent.extend(each.token_ids for each in batch)
+        return submit(batch)
+
+    monkeypatch.setattr(client, "submit", spy)
     post(live, "/v1/rerank", query="who?", documents=["me", "you"])
     instruct = "Given a web search query, retrieve relevant passages that answer the query"
     for tokens, document in zip(sent, ("me", "you"), strict=True):
