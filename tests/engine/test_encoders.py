@@ -107,7 +107,7 @@ def embed(core: EncoderCore, requests: list[Request]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(delta.embedding, "<f4") for name, delta in deltas.items()}
 
 
-SLOW = ("gte", "modernbert under a head", "eurobert", "qwen 3, both ways")
+SLOW = ("gte", "jina embeddings v3", "modernbert under a head", "eurobert", "qwen 3, both ways")
 """Whose parts the others have, too."""
 
 
