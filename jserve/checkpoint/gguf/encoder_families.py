@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jserve.checkpoint.embedder import KEY
-from jserve.checkpoint.gguf.families import GEMMA3_LAYER, LLAMA_LAYER, Family
+from jserve.checkpoint.gguf.family import GEMMA3, LLAMA, Family
 from jserve.checkpoint.gguf.keys import Keys
 
 Fields = dict[str, Any]
@@ -86,9 +86,9 @@ ENCODER_FAMILIES = {
         layers="layers",
     ),
     "gemma-embedding": Family(
-        "Gemma3TextModel", GEMMA3_LAYER, top={**_DECODER_TOP, **_DENSE_TOP}, layers="layers", offset_norms=True
+        "Gemma3TextModel", GEMMA3, top={**_DECODER_TOP, **_DENSE_TOP}, layers="layers", offset_norms=True
     ),
-    "eurobert": Family("EuroBertModel", LLAMA_LAYER, top=_DECODER_TOP, layers="layers"),
+    "eurobert": Family("EuroBertModel", LLAMA, top=_DECODER_TOP, layers="layers"),
 }
 """By `general.architecture`."""
 
