@@ -156,6 +156,35 @@ class StepContext:
 
 @pytree
 @dataclass(frozen=True, slots=True)
+class TextContext:
+    """The same for a step of S whole texts of L places each, whose tokens see each other both ways. T is S times L."""
+
+    positions: jax.Array
+    """i32[T]; from 0 in each text."""
+    lengths: jax.Array
+    """i32[S]; the places behind are padding."""
+    seconds: jax.Array
+    """i32[S]; place of the first token of a pair's second text, 0 where there is none."""
+    ropes: tuple[tuple[jax.Array, jax.Array], ...]
+    """As of `StepContext`."""
+
+    @property
+    def is_real(self) -> jax.Array:
+        """bool[T]; false for padding."""
+        return self.positions < self._of_each_token(self.lengths)
+
+    @property
+    def token_types(self) -> jax.Array:
+        """i32[T]; 1 in the second text of a pair, else 0."""
+        seconds = self._of_each_token(self.seconds)
+        return ((seconds > 0) & (self.positions >= seconds)).astype(jnp.int32)
+
+    def _of_each_token(self, of_texts: jax.Array) -> jax.Array:
+        return jnp.repeat(of_texts, self.positions.size // self.lengths.size)
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
 class SamplingInput:
     """How each row's next token is chosen; one entry per row. See `protocol.SamplingParams`."""
 

@@ -161,8 +161,8 @@ class LLM:
         One SamplingParams for all, or one for each. Raises RequestError for a prompt that cannot run, and of a model
         for embeddings for any.
         """
-        if self.started.embedder is not None:
-            raise RequestError("this model embeds; it does not generate text: call `embed`")
+        if not self.started.generates:
+            raise RequestError("this model embeds or gives labels; it does not generate text: call `embed`")
         listed = _as_list(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
@@ -203,6 +203,8 @@ class LLM:
         Raises RequestError for a prompt that cannot run, EngineFailedError where the model computes NaN or infinity.
         Texts are taken as they are: the prompts that a model comes with are in `started.embedder`.
         """
+        if self.started.classifier is not None:
+            raise RequestError("this model gives labels and makes no embeddings: serve it, and send texts to /classify")
         embedder = self.started.embedder
         chosen: Pooling = pooling or ("last" if embedder is None else embedder.pooling)
         choices: dict[str, _Choice] = {}

@@ -125,6 +125,10 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     priority: int = 0
     pooling: Pooling = ""
     tenant: int = 0
+    second_text: int = 0
+    """Place of the first token of the second text of a pair; 0 where there is none, or the model does not care."""
+    normalizes: bool = True
+    """Whether the vector is brought to length 1. What a classifier says of a text is not."""
 
     @property
     def ends_with_prompt(self) -> bool:
@@ -182,7 +186,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     for one frame comes before it, in deltas without a token.
     """
     embedding: bytes = b""
-    """f32[E], little-endian, of unit length; of a request with pooling, whose only delta this is."""
+    """f32[E], little-endian; of a request with pooling, whose only delta this is. A classifier's E is its labels."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

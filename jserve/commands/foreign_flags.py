@@ -93,7 +93,7 @@ _FLAGS = {
     "--enable-prompt-embeds": "send text or token ids",
     "--enable-expert-parallel": _EXPERTS,
     "--expert-placement-strategy": _EXPERTS,
-    "--hf-overrides": "change the model's config.json",
+    "--hf-overrides": "change the model's config.json, or name its architecture with --architecture",
     "--hf-token": "set the environment variable HF_TOKEN, which other users of the machine cannot read",
     "--hf-config-path": _NOT_NEEDED + "the configuration is the model's own",
     "--code-revision": _NOT_NEEDED + "no code of a model's repository is ever run",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jserve.config.deepseek import GroupRouting, LatentConfig
+from jserve.config.dense import DenseConfig
 from jserve.config.fields import Fields
 from jserve.config.gemma import GemmaConfig
 from jserve.config.hybrid import Mixer
@@ -108,6 +109,10 @@ class ModelConfig:
     """Layers that keep a state of each sequence in place of keys and values."""
     latent: LatentConfig | None = None
     """None is attention with keys and values of heads. Else `head_dim` is what is rotated."""
+    is_causal: bool = True
+    """Whether a token sees those before it alone. Else a window is how far it sees to either side."""
+    dense: tuple[DenseConfig, ...] = ()
+    """What the vector of a text goes through after it is pooled, where the model is for that."""
     gemma: GemmaConfig | None = None
     """How layers differ from one another in Gemma 4."""
 

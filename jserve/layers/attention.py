@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jserve.batch import CacheArray, LayerKV, StepContext
+from jserve.batch import CacheArray, LayerKV, StepContext, TextContext
 from jserve.config import ModelConfig
+from jserve.layers.bidirectional import attend as attend_both_ways
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Fused, Split, Transposed
 from jserve.layers.linear import Linear
@@ -108,8 +109,10 @@ class Attention(nnx.Module):
         self.plan = config.windows.index(window)
         self.build = build
 
-    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
-        """x: [T, E]. Writes the step's keys and values into `kv`, then attends. Returns [T, E] and the cache."""
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext | TextContext) -> tuple[jax.Array, LayerKV]:
+        """x: [T, E]. Writes the step's keys and values into `kv`, then attends. Returns [T, E] and the cache, which is
+        empty where the tokens of whole texts see each other both ways.
+        """
         tokens = x.shape[0]
         qkv = self.qkv_proj(x)
         q = qkv[:, :, : self.groups].reshape(tokens, -1, qkv.shape[-1])
@@ -117,15 +120,30 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.place(q, k, context)
-        out, kv = self.attend(q, k, v, kv, context)
+        if isinstance(context, TextContext):
+            out = self._attend_both_ways(q, k, v, context)
+        else:
+            out, kv = self.attend(q, k, v, kv, context)
         return self.o_proj(out.reshape(tokens, -1)), kv
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         """Queries and keys, [T, heads, D], with the positions of their tokens in them; related families differ here."""
         if self.rope is None:
             return q, k
         table = context.ropes[self.rope]
         return tuple(apply_rope(heads, table, interleaved=self.interleaved) for heads in (q, k))  # type: ignore[return-value]
+
+    def _attend_both_ways(self, q: jax.Array, k: jax.Array, v: jax.Array, context: TextContext) -> jax.Array:
+        return attend_both_ways(
+            q,
+            k,
+            v,
+            context.lengths,
+            scale=self.scale,
+            radius=self.window,
+            soft_cap=self.soft_cap,
+            precision=self.build.precision,
+        )
 
     def attend(
         self, q: jax.Array, k: jax.Array | None, v: jax.Array | None, kv: LayerKV, context: StepContext

@@ -52,9 +52,11 @@ class LayerNorm(nnx.Module):
 
     has_bias: ClassVar = True
 
-    def __init__(self, build: Build, size: int, eps: float) -> None:
-        self.weight = build.param(Tensor("weight", (size,)), (size,))
-        self.bias = build.param(Tensor("bias", (size,)), (size,)) if self.has_bias else None
+    def __init__(self, build: Build, size: int, eps: float, name: str = "") -> None:
+        """`name` is the checkpoint's where it is not the attribute's, relative to it."""
+        prefix = f"{name}." if name else ""
+        self.weight = build.param(Tensor(f"{prefix}weight", (size,)), (size,))
+        self.bias = build.param(Tensor(f"{prefix}bias", (size,)), (size,)) if self.has_bias else None
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:

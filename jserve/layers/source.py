@@ -41,7 +41,12 @@ def absolute_name(module: tuple[str, ...], name: str) -> str:
 def spellings(name: str) -> Iterator[str]:
     """A name as it is, and with the prefixes that repositories drop or add."""
     bare = name.removeprefix("model.").removeprefix("transformer.").removeprefix("gpt_neox.")
-    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}", f"bert.{name}", f"roberta.{name}")
+    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
+    yield from (f"{prefix}.{name}" for prefix in _ENCODER_PREFIXES)
+
+
+_ENCODER_PREFIXES = ("bert", "roberta", "model", "nomic_bert", "gte")
+"""What stands before the names of an encoder under a head."""
 
 
 ALIGNMENT = 64

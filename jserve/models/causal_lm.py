@@ -1,14 +1,14 @@
 """The frame that every decoder family shares: embedding, layers, final norm, output projection."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext
-from jserve.config import ModelConfig, read_model_config
+from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext, TextContext
+from jserve.config import DenseConfig, ModelConfig, read_model_config
 from jserve.layers.attention import kv_arrays
 from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
@@ -32,6 +32,11 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         """x: [T, E] to [T, E], and the layer's cache with the step's tokens in it."""
         raise NotImplementedError
+
+    def encode(self, x: jax.Array, context: TextContext) -> jax.Array:
+        """x: [T, E] to [T, E], of whole texts whose tokens see each other both ways; see `models/registry.py`."""
+        # What a layer reads of its context both kinds have, until `Attention`, which tells them apart.
+        return self(x, (), cast(StepContext, context))[0]
 
 
 class Decoder(nnx.Module):
@@ -62,6 +67,9 @@ class CausalLM(nnx.Module):
     config_names: ClassVar[dict[str, str]] = {}
     """The family's own names of fields in its `config.json`, by the common ones."""
 
+    dense: Any
+    """What follows the pooling, where the model is for that, as `Blueprint` adds it."""
+
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         """The shape that a `config.json` describes. Raises CheckpointError where a field is missing or impossible."""
@@ -73,6 +81,12 @@ class CausalLM(nnx.Module):
     def with_defaults(cls, raw: dict[str, Any]) -> dict[str, Any]:
         """A `config.json` with the family's values for keys that are missing, or null where null means nothing."""
         return filled(raw, cls.config_defaults, cls.rope_defaults)
+
+    @classmethod
+    def classifier_head(cls, raw: dict[str, Any], config: ModelConfig, labels: int) -> tuple[DenseConfig, ...]:
+        """What stands in place of the output projection where a model of this family gives labels."""
+        del raw  # which encoders read
+        return (DenseConfig("score", config.hidden_size, labels, bias=False),)
 
     @classmethod
     def cache(cls, build: Build, config: ModelConfig) -> tuple[tuple[CacheArray | SlotArray, ...], ...]:
@@ -94,6 +108,10 @@ class CausalLM(nnx.Module):
         x = self.model.embed_tokens(token_ids)
         multiplier = self.config.embedding_multiplier
         return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
+
+    def embed_texts(self, token_ids: jax.Array, context: TextContext) -> jax.Array:
+        """The same of whole texts."""
+        return self.embed(token_ids, context.positions)
 
     def layer_inputs(self, token_ids: jax.Array, x: jax.Array) -> jax.Array | None:
         """[T, L, P] beside the residual, of i32[T] and what `embed` gave for them; None in most families."""

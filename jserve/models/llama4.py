@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.batch import LayerKV, StepContext
+from jserve.batch import LayerKV, StepContext, TextContext
 from jserve.config import MOST_LAYERS, MixtureConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
@@ -31,7 +31,7 @@ class Llama4Attention(Attention):
         self.has_norm, self.eps = config.rotated_norm, config.norm_eps
         self.temperature = config.attention_temperature
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         q, k = super().place(q, k, context)
         if self.rope is not None and self.has_norm:
             return over_rms(q, self.eps).astype(q.dtype), over_rms(k, self.eps).astype(k.dtype)

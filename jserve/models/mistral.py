@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jserve.batch import StepContext
+from jserve.batch import StepContext, TextContext
 from jserve.config import ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
@@ -30,7 +30,7 @@ class MistralAttention(Attention):
         super().__init__(build, config, layer, qkv_bias=bias, output_bias=bias)
         self.temperature = config.attention_temperature
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         q, k = super().place(q, k, context)
         if self.temperature is None:
             return q, k

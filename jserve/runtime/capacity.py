@@ -16,14 +16,15 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan
-from jserve.models.bert import Encoder
 from jserve.models.blueprint import Blueprint
-from jserve.models.registry import resolve, resolve_encoder
+from jserve.models.encoder import TextModel
+from jserve.models.registry import resolve_encoder
 from jserve.quant import detect
 from jserve.runtime import memory, platform
 from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.load_model import check_weights
+from jserve.runtime.look_alike import resolve_decoder
 from jserve.runtime.prepare import check_encoder, check_parallel, with_trained_length
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
@@ -118,7 +119,7 @@ def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
         return _estimate_encoder(checkpoint, engine_config, device, *encoder)
-    family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    family, config = resolve_decoder(checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)
     check_parallel(config, parts, engine_config.expert_parallel_size)
     paper = _PaperMesh(kind, parts, engine_config.expert_parallel_size)
@@ -151,7 +152,7 @@ def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -
 
 
 def _estimate_encoder(
-    checkpoint: Checkpoint, engine_config: EngineConfig, device: str, family: type[Encoder], config: ModelConfig
+    checkpoint: Checkpoint, engine_config: EngineConfig, device: str, family: type[TextModel], config: ModelConfig
 ) -> Capacity:
     check_encoder(engine_config, checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)

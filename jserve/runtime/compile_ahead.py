@@ -34,7 +34,9 @@ def compile_ahead(engine_config: EngineConfig, folder: Path, progress: Progress)
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
     mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
-    with closing(open_checkpoint(engine_config.model, needs_weights=False)) as checkpoint:
+    with closing(
+        open_checkpoint(engine_config.model, needs_weights=False, architecture=engine_config.architecture)
+    ) as checkpoint:
         prepared = prepare(engine_config, checkpoint, mesh, (folder,))
     table = prepared.make_runner(ExecutableStore(folder, prepared.key, key_mode=0o644), mesh).table
     programs = table.missing()

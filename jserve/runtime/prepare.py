@@ -12,21 +12,22 @@ import msgspec
 from flax import nnx
 from jax.sharding import Mesh
 
-from jserve.checkpoint import Checkpoint, Embedder
+from jserve.checkpoint import Checkpoint, Classifier, Embedder
 from jserve.config import EngineConfig, MixtureConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.quantized import WeightPlan
-from jserve.models.bert import Encoder
 from jserve.models.blueprint import Blueprint
 from jserve.models.causal_lm import CausalLM
-from jserve.models.registry import resolve, resolve_encoder
+from jserve.models.encoder import TextModel
+from jserve.models.registry import resolve_encoder
 from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
 from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.executables import ExecutableStore
+from jserve.runtime.look_alike import resolve_decoder
 from jserve.runtime.model_runner import ModelRunner
 from jserve.runtime.native import (
     Folders,
@@ -77,15 +78,15 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
         return _prepare_encoder(engine_config, checkpoint, mesh, *encoder)
-    family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    family, config = resolve_decoder(checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)
     check_parallel(config, engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
     quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
-    embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
-    if not embeds and engine_config.load_format != "dummy":
+    pools_only = any(kind.of(checkpoint.config(), source=checkpoint.path) for kind in (Embedder, Classifier))
+    if not pools_only and engine_config.load_format != "dummy":
         config = with_trained_head(config, checkpoint)
-    build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
+    build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not pools_only)
     blueprint = Blueprint(family, config, build, weights)
     model = blueprint.abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
@@ -103,12 +104,12 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
         products=products_of(model, mesh, build.activations, config.vocab_size),
     )
     memory.print_budget(plan, shape, device.device_kind)
-    programs = Programs(blueprint, shape, embeds)
+    programs = Programs(blueprint, shape, pools_only)
     return Prepared(blueprint, model, shape, plan, configuration_key(programs, mesh), partial(Runner, programs))
 
 
 def _prepare_encoder(
-    engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[Encoder], config: ModelConfig
+    engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[TextModel], config: ModelConfig
 ) -> Prepared:
     """The same for an encoder: on one device, with weights as they are, and without a cache."""
     check_encoder(engine_config, checkpoint)

@@ -52,8 +52,8 @@ class Programs:
 
     blueprint: Blueprint[CausalLM]
     shape: EngineShape
-    embeds: bool = False
-    """Whether the model is for embeddings, so that nothing is ever sampled."""
+    pools_only: bool = False
+    """Whether the model is for embeddings or labels, so that nothing is ever sampled."""
 
     @property
     def config(self) -> ModelConfig:
@@ -244,7 +244,7 @@ class Programs:
         on_cpu = self.build.mesh.devices.flat[0].platform == "cpu"
         mixed, *decode = self.shape.buckets()[:3]
         copies = [self.copy_states()] if self.shape.num_snapshots else []
-        if self.embeds:
+        if self.pools_only:
             return [self.step(mixed), self.pool(mixed.tokens), self.install_pages(), *copies, self.zeros()]
         steps = self.shape.first_decode_steps(on_cpu=on_cpu) if early else decode
         whole = sorted({mixed.rows} | {b.rows for b in (steps[:1] if early and on_cpu else steps)})
@@ -274,7 +274,7 @@ class Programs:
             return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
 
         every: list[Program] = []
-        if self.embeds:
+        if self.pools_only:
             mixed = [bucket for bucket in sorted(buckets, key=usefulness) if not bucket.is_decode]
             every = [make for each in mixed for make in (self.step(each), self.pool(each.tokens))]
             buckets = []

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from jserve.checkpoint import Checkpoint, Embedder, open_checkpoint
+from jserve.checkpoint import Checkpoint, Classifier, Embedder, open_checkpoint
 from jserve.config import EngineConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.build import Build
@@ -56,10 +56,17 @@ class Started(Generic[R]):
     seconds: dict[str, float] = field(default_factory=dict)
     embedder: Embedder | None = None
     """Set where the model is for embeddings alone."""
+    classifier: Classifier | None = None
+    """Set where it gives labels."""
     broken_tensors: tuple[str, ...] = ()
     """Tensors of the checkpoint that hold NaN or infinity."""
     compile_threads: CompileThreads = field(default_factory=CompileThreads)
     """Known where programs are to be compiled behind, on a CPU."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model answers with text."""
+        return self.embedder is None and self.classifier is None
 
     @property
     def not_finite(self) -> str:
@@ -79,8 +86,9 @@ def start_runner(engine_config: EngineConfig, progress: Progress, *, early: bool
     `early` returns with the fewest programs that serve anything; `CompileBehind` brings the others.
     """
     mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
+    needs_weights = engine_config.load_format != "dummy"
     with closing(
-        open_checkpoint(engine_config.model, needs_weights=engine_config.load_format != "dummy")
+        open_checkpoint(engine_config.model, needs_weights=needs_weights, architecture=engine_config.architecture)
     ) as checkpoint:
         return _start(engine_config, checkpoint, mesh, progress, early=early)
 
@@ -150,6 +158,7 @@ def _start(
         eos_token_ids=_eos(checkpoint, config),
         seconds=seconds,
         embedder=Embedder.of(checkpoint.config(), source=checkpoint.path),
+        classifier=Classifier.of(checkpoint.config(), source=checkpoint.path),
         broken_tensors=watched.broken,
         compile_threads=compile_threads,
     )

@@ -280,7 +280,8 @@ class Generator:
         salt = self._isolation.salt(call.key, request.cache_salt)
         requests, choices = [], {}
         for index, request_id in enumerate(ids):
-            prompt = request.prompts[index // n].token_ids
+            prepared = request.prompts[index // n]
+            prompt = prepared.token_ids
             max_tokens = clamp_max_tokens(request.sampling.max_tokens, len(prompt), model.facts.max_model_len, cap)
             sampling = _choice_sampling(request.sampling, index % n, max_tokens)
             requests.append(
@@ -293,6 +294,8 @@ class Generator:
                     max(request.priority, call.least_priority),
                     request.pooling,
                     tenant=call.key.tenant,
+                    second_text=prepared.second_text,
+                    normalizes=request.normalizes,
                 )
             )
             # The engine has no use for stop strings and the like, the choice has none for the rest.

@@ -17,6 +17,7 @@ from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.embedder import with_gguf_embedder
 from jserve.checkpoint.gguf.config import build_config, build_generation_config, family_of, read_heads, read_layers
 from jserve.checkpoint.gguf.dequantize import BlockType, block_type
+from jserve.checkpoint.gguf.encoder_families import with_dense
 from jserve.checkpoint.gguf.family import huggingface_tensors, is_beyond
 from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
 from jserve.checkpoint.gguf.joined import Readable
@@ -52,13 +53,9 @@ class GgufCheckpoint:
                 for tensor in file.tensors.values():
                     self._add(file, tensor, own_tensors)
             self._stored: dict[str, Readable] = self._family.join(own_tensors)
-            self._config = build_config(
-                self._file.metadata,
-                {name: stored.shape for name, stored in self._stored.items()},
-                factors=self._factors,
-                source=path,
-            )
-            self._config = with_gguf_embedder(self._config, self._file.metadata)
+            shapes = {name: stored.shape for name, stored in self._stored.items()}
+            config = build_config(self._file.metadata, shapes, factors=self._factors, source=path)
+            self._config = with_dense(with_gguf_embedder(config, self._file.metadata), shapes)
         except BaseException:
             self.close()
             raise

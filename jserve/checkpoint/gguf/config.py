@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jserve.checkpoint.gguf.encoder_families import ENCODER_FAMILIES
 from jserve.checkpoint.gguf.end_tokens import end_tokens
 from jserve.checkpoint.gguf.families import FAMILIES
 from jserve.checkpoint.gguf.family import Family
@@ -26,12 +27,13 @@ def family_of(metadata: Mapping[str, Any], *, source: Path) -> Family:
     name = metadata.get("general.architecture")
     if name == "llama" and metadata.get("llama.expert_count"):
         name = "mixtral"
-    if not isinstance(name, str) or name not in FAMILIES:
+    families = FAMILIES | ENCODER_FAMILIES
+    if not isinstance(name, str) or name not in families:
         raise CheckpointError(
             f"{source} is a GGUF file of architecture {name!r}; supported are "
-            f"{', '.join(FAMILIES)}. Other models load from their Hugging Face directory"
+            f"{', '.join(families)}. Other models load from their Hugging Face directory"
         )
-    return FAMILIES[name]
+    return families[name]
 
 
 def read_heads(metadata: Mapping[str, Any], *, source: Path) -> tuple[int, int]:

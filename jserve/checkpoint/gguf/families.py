@@ -6,6 +6,7 @@ from jserve.checkpoint.gguf.family import (
     ATTENTION,
     EXPERTS,
     GATED,
+    GEMMA3,
     GPT_OSS,
     HEAD_NORMS,
     LATENT,
@@ -15,6 +16,7 @@ from jserve.checkpoint.gguf.family import (
     NORMS_AROUND,
     ROTATED,
     SHARED_EXPERTS,
+    TOP,
     Family,
 )
 from jserve.checkpoint.gguf.joined import join_experts, join_latent
@@ -60,7 +62,12 @@ FAMILIES = {
     "olmoe": Family("OlmoeForCausalLM", {**LLAMA, **HEAD_NORMS, **EXPERTS}),
     "olmo2": Family("Olmo2ForCausalLM", {**ATTENTION, **GATED, **HEAD_NORMS, **NORMS_AROUND}),
     "gemma2": Family("Gemma2ForCausalLM", {**ATTENTION, **GATED, **NORMS_AROUND}, offset_norms=True),
-    "gemma3": Family("Gemma3ForCausalLM", {**ATTENTION, **GATED, **HEAD_NORMS, **NORMS_AROUND}, offset_norms=True),
+    "gemma3": Family(
+        "Gemma3ForCausalLM",
+        GEMMA3,
+        top={**TOP, "dense.0": "dense.0.linear", "dense.1": "dense.1.linear"},
+        offset_norms=True,
+    ),
     "phi3": Family(
         "Phi3ForCausalLM",
         {
@@ -129,26 +136,6 @@ FAMILIES = {
         },
         layers="gpt_neox.layers",
         views={"attn_qkv": lambda heads, kv_heads: HeadsTogether(heads)},
-    ),
-    "bert": Family(
-        "BertModel",
-        {
-            "attn_q": "attention.self.query",
-            "attn_k": "attention.self.key",
-            "attn_v": "attention.self.value",
-            "attn_output": "attention.output.dense",
-            "attn_output_norm": "attention.output.LayerNorm",
-            "ffn_up": "intermediate.dense",
-            "ffn_down": "output.dense",
-            "layer_output_norm": "output.LayerNorm",
-        },
-        top={
-            "token_embd": "embeddings.word_embeddings",
-            "position_embd": "embeddings.position_embeddings",
-            "token_types": "embeddings.token_type_embeddings",
-            "token_embd_norm": "embeddings.LayerNorm",
-        },
-        layers="encoder.layer",
     ),
     **NEWER,
 }

@@ -34,6 +34,7 @@ NORMS_AROUND = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+GEMMA3 = {**ATTENTION, **GATED, **HEAD_NORMS, **NORMS_AROUND}
 EXPERTS = {
     "ffn_gate_inp": "mlp.gate",
     **{f"ffn_{part}_exps": f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")},
@@ -106,7 +107,7 @@ class Family:
 
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+?)(?:\.(weight|bias|scale))?")
 _ANY_LAYER = re.compile(r"blk\.(\d+)\.")
-_TOP_NAME = re.compile(r"(\w+)\.(weight|bias)")
+_TOP_NAME = re.compile(r"([\w.]+?)\.(weight|bias)")
 
 
 def is_beyond(name: str, layers: int) -> bool:

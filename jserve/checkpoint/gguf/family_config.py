@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jserve.checkpoint.gguf import encoder_families as encoders
 from jserve.checkpoint.gguf import newer_config as newer
 from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
 from jserve.checkpoint.gguf.rope import yarn
@@ -36,13 +37,6 @@ def further_fields(architecture: str, keys: Keys, common: Fields, shapes: Shapes
     if keys.get("expert_count", 0) and architecture not in _MIXTURES:
         raise keys.wrong("expert_count", f"mixtures of experts of {keys.architecture!r} are not supported from GGUF")
     return {} if further is None else further(keys, common, shapes)
-
-
-def _bert(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    """RoBERTa's files leave out the rows before the first token's position, so they are BERT's."""
-    names = {"max_position_embeddings": "position_embeddings", "type_vocab_size": "token_type_embeddings"}
-    rows = {field: shapes.get(f"embeddings.{table}.weight", (0,))[0] for field, table in names.items()}
-    return {"hidden_act": "gelu", "layer_norm_eps": common["rms_norm_eps"], **rows}
 
 
 def _mixtral(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
@@ -78,7 +72,13 @@ def _gemma3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "rope_theta": keys.decimal("rope.freq_base", default=1_000_000.0),
         "rope_local_base_freq": keys.decimal("rope.freq_base_swa", default=10_000.0),
         "final_logit_softcapping": keys.decimal("final_logit_softcapping", default=1.0) if final else None,
+        **_both_ways(keys),
     }
+
+
+def _both_ways(keys: Keys) -> Fields:
+    """A Gemma 3 that pools is EmbeddingGemma; Ollama's files say no more of it."""
+    return {"use_bidirectional_attention": True} if keys.get("pooling_type") else {}
 
 
 def _gemma(keys: Keys, common: Fields, layers_of_27b: int) -> Fields:
@@ -237,7 +237,7 @@ _MIXTURES = frozenset(
 )
 _FURTHER: Mapping[str, Further] = {
     "ArceeForCausalLM": newer.arcee,
-    "BertModel": _bert,
+    "BertModel": encoders.bert,
     "CohereForCausalLM": newer.cohere,
     "Cohere2ForCausalLM": _cohere2,
     "DeepseekV2ForCausalLM": _deepseek,
@@ -246,10 +246,12 @@ _FURTHER: Mapping[str, Further] = {
     "Ernie4_5_MoeForCausalLM": newer.ernie_moe,
     "Exaone4ForCausalLM": newer.exaone4,
     "ExaoneMoeForCausalLM": newer.exaone_moe,
+    "EuroBertModel": encoders.eurobert,
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _gpt_neox,
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
+    "Gemma3TextModel": _gemma3,
     "Gemma4ForCausalLM": newer.gemma4,
     "Glm4ForCausalLM": newer.glm4,
     "Glm4MoeForCausalLM": newer.glm4_moe,
@@ -257,10 +259,13 @@ _FURTHER: Mapping[str, Further] = {
     "GraniteForCausalLM": newer.granite,
     "GraniteMoeForCausalLM": newer.granite_moe,
     "HunYuanMoEV1ForCausalLM": newer.hunyuan_moe,
+    "JinaEmbeddingsV3Model": encoders.jina_bert_v3,
     "Llama4ForCausalLM": _llama4,
     "MiniMaxM2ForCausalLM": newer.minimax_m2,
     "Ministral3ForCausalLM": newer.ministral3,
     "MixtralForCausalLM": _mixtral,
+    "ModernBertModel": encoders.modern_bert,
+    "NomicBertModel": encoders.nomic_bert,
     "NemotronForCausalLM": newer.nemotron,
     "Olmo2ForCausalLM": newer.olmo2,
     "OlmoeForCausalLM": _olmoe,

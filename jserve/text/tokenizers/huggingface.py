@@ -75,12 +75,15 @@ def is_library_failure(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def set_bos_and_eos(backend: Backend, bos: str | None, eos: str | None) -> None:
-    """Make `add_special_tokens` put these tokens around a text; None leaves that side bare."""
+def set_bos_and_eos(backend: Backend, bos: str | None, eos: str | None, *, separators: int = 0) -> None:
+    """Make `add_special_tokens` put these tokens around a text; None leaves that side bare. Between two texts that are
+    one stand so many `separators`, each the token of the end.
+    """
     special = [(token, backend.token_to_id(token)) for token in (bos, eos) if token is not None]
+    first, last = bos and f"{bos}:0", eos and f"{eos}:0"
     backend.post_processor = TemplateProcessing(
-        single=" ".join(filter(None, [bos and f"{bos}:0", "$A:0", eos and f"{eos}:0"])),
-        pair=None,
+        single=" ".join(filter(None, [first, "$A:0", last])),
+        pair=" ".join(filter(None, [first, "$A:0", *[last] * separators, "$B:0", last])),
         special_tokens=special,
     )
 
