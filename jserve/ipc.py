@@ -18,7 +18,7 @@ from jserve.protocol import FromEngine, StepFrame, ToEngine, TokenDelta
 _LENGTH = struct.Struct("<I")
 _READ_SIZE = 1 << 20
 MAX_PROMPT_LOGPROBS = 512
-"""Of one frame; with 20 alternatives each they take a few milliseconds to read."""
+"""Most in one frame; with 20 alternatives each they take a few milliseconds to read."""
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

@@ -16,7 +16,7 @@ class GemmaConfig:
     """How the layers of a Gemma 4 differ from one another."""
 
     heads: tuple[LayerHeads, ...]
-    """Of each layer."""
+    """Those of each layer."""
     sources: tuple[int, ...]
     """The layer whose keys and values each layer reads; its own, but in the last layers of the small models."""
     keys_are_values: frozenset[int] = frozenset()

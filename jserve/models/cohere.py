@@ -30,7 +30,7 @@ class CohereForCausalLM(CausalLM):
 
 
 def _norms(build: Build, config: ModelConfig) -> NormOfHeads:
-    """Of all heads in one tensor."""
+    """All heads' in one tensor."""
 
     def norm(side: str, heads: int, copies: int) -> EachHeadLayerNorm:
         source = CopiedHeads("weight", heads, config.head_dim, copies, is_flat=False)

@@ -33,7 +33,7 @@ HALF = 0.5
 
 
 class Cohere2Mixture(GroupedMixture):
-    """Of the average both halves carry their factor: that of the experts is the router's."""
+    """In the average both halves carry their factor: that of the experts is the router's."""
 
     def _shared(self, x: jax.Array) -> jax.Array | None:
         partial = super()._shared(x)

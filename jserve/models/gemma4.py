@@ -64,7 +64,7 @@ class Gemma4Attention(Attention):
 
 
 class Gemma4Router(Router):
-    """Of a normed token, scaled by weights; each expert's weight is multiplied by a number of its own."""
+    """Scores of a normed token, scaled by weights; each expert's weight is multiplied by a number of its own."""
 
     def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig) -> None:
         size, count = config.hidden_size, mixture.num_experts

@@ -105,7 +105,8 @@ class Choice:
             text = self._detokenizer.push(token_ids)
             return ChoiceUpdate(
                 self.index, text, token_ids, delta.logprobs,
-                prompt_logprobs=self._scores_with(delta), embedding=delta.embedding,
+                prompt_logprobs=None if delta.prompt_logprobs is None else self._scores_with(delta),
+                embedding=delta.embedding,
             )  # fmt: skip
         if self._matcher is None and self._repetition is None:
             self.num_tokens += len(delta.token_ids)

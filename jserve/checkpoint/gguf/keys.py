@@ -45,7 +45,7 @@ class Keys:
             return self.integer(name, default=default)
         if not value or any(type(item) is not int or item < 1 for item in value):
             raise self.wrong(name, "must be a list of positive integers")
-        return max(value)
+        return int(max(value))
 
     def decimal(self, name: str, *, default: float) -> float:
         value = self.get(name, default)

@@ -12,14 +12,14 @@ from typing import Any
 from jserve.commands.workload.trace import BLOCK_TOKENS
 
 _CHARACTERS = 4
-"""Of a token, in English; only how prompts are cut into blocks depends on it, and so which of them count as alike."""
+"""A token's, in English: prompts are cut into blocks by it, and so it decides which count as alike."""
 _TEXT_FIELDS = ("system", "prompt", "instructions", "suffix", "input", "messages", "tools")
 """Where the APIs keep what becomes the prompt, in the order in which templates write it."""
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _USERS = ("user", "safety_identifier")
 _IMAGE_TYPES = {"image_url", "image", "input_image"}
 _ID_BITS = 52
-"""Of an id: what every reader of JSON keeps whole."""
+"""An id's: as many as every reader of JSON keeps whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ _REFUSALS = {408, 429, 502, 503, 504, 529}
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of some numbers: the mean, the value that half of them do not exceed, that 95% do not exceed, and the largest."""
+    """The mean of some numbers, the values that half and 95% of them do not exceed, and the largest."""
 
     mean: float
     p50: float

@@ -28,7 +28,7 @@ class RecordedRequest(msgspec.Struct, omit_defaults=True):
     endpoint: str = ""
     stream: bool = False
     status: int = 0
-    """Of HTTP; 0 where no answer came."""
+    """HTTP's; 0 where no answer came."""
     ttft_ms: float | None = None
     """From the request's last byte to the first token; None where there was none, or the answer came whole."""
     e2e_ms: float | None = None
