@@ -63,7 +63,7 @@ def shown_items(turn: Turn) -> list[dict[str, Any]]:
         item = {"id": f"item_{turn.id.removeprefix('resp_')}_{number}", **item, "type": kind}
         if kind == "message" and isinstance(item.get("content"), str):
             part = "output_text" if item.get("role") == "assistant" else "input_text"
-            extra: dict[str, Any] = {"annotations": []} if part == "output_text" else {}
+            extra: dict[str, list[Any]] = {"annotations": []} if part == "output_text" else {}
             item["content"] = [{"type": part, "text": item["content"], **extra}]
         shown.append(item)
     return shown
