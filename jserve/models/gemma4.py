@@ -49,7 +49,7 @@ class Gemma4Attention(Attention):
         )
         self.eps = config.norm_eps
 
-    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:  # type: ignore[override]
         tokens, qkv = x.shape[0], self.qkv_proj(x)
         assert self.rope is not None
         table = context.ropes[self.rope]
