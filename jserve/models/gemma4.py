@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jserve.batch import CacheArray, LayerKV, StepContext, TextContext
+from jserve.batch import CacheArray, LayerKV, StepContext
 from jserve.config import MixtureConfig, ModelConfig
 from jserve.config.gemma import GemmaConfig
 from jserve.layers.attention import Attention, kv_arrays
@@ -49,10 +49,9 @@ class Gemma4Attention(Attention):
         )
         self.eps = config.norm_eps
 
-    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext | TextContext) -> tuple[jax.Array, LayerKV]:
-        assert isinstance(context, StepContext)
-        assert self.rope is not None
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:  # type: ignore[override]
         tokens, qkv = x.shape[0], self.qkv_proj(x)
+        assert self.rope is not None
         table = context.ropes[self.rope]
         q = qkv[:, :, : self.groups].reshape(tokens, -1, qkv.shape[-1])
         assert self.q_norm is not None
