@@ -3,6 +3,7 @@
 from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.config.engine import (
     DTYPES,
+    FILE_QUANTIZATIONS,
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
     QUANTIZATIONS,
@@ -23,6 +24,7 @@ from jserve.config.rope import ROPE_KINDS, RopeConfig, read_rope
 
 __all__ = [
     "DTYPES",
+    "FILE_QUANTIZATIONS",
     "KV_CACHE_DTYPES",
     "LAYER_TYPES",
     "LOAD_FORMATS",

@@ -22,6 +22,8 @@ class BlockForm:
     coding: str
     """One of `CODINGS`."""
     take_apart: Callable[[Array], Unpacked]
+    halves: tuple[int, ...]
+    """Where a block has float16 numbers: its scale, its minimum."""
     factors: int = 0
     """Groups of a block that have an integer beside the block's scale; 0: the block is one group."""
     minimum: bool = False
@@ -129,21 +131,26 @@ def _mxfp4(blocks: Array) -> Unpacked:
 
 
 FORMS: Mapping[str, BlockForm] = {
-    "Q4_0": BlockForm(32, 18, "4", _q4_0),
-    "Q4_1": BlockForm(32, 20, "4", _q4_1, minimum=True),
-    "Q5_0": BlockForm(32, 22, "5", _q5_0),
-    "Q5_1": BlockForm(32, 24, "5", _q5_1, minimum=True),
-    "Q8_0": BlockForm(32, 34, "8", _q8_0),
-    "Q2_K": BlockForm(256, 84, "2", _q2_k, 16, minimum=True),
-    "Q3_K": BlockForm(256, 110, "3", _q3_k, 16),
-    "Q4_K": BlockForm(256, 144, "4", _q4_k, 8, minimum=True),
-    "Q5_K": BlockForm(256, 176, "5", _q5_k, 8, minimum=True),
-    "Q6_K": BlockForm(256, 210, "6", _q6_k, 16),
-    "IQ4_NL": BlockForm(32, 18, "iq4", _q4_0),
-    "IQ4_XS": BlockForm(256, 136, "iq4", _iq4_xs, 8),
-    "MXFP4": BlockForm(32, 17, "fp4", _mxfp4, scale_dtype="bfloat16"),
+    "Q4_0": BlockForm(32, 18, "4", _q4_0, (0,)),
+    "Q4_1": BlockForm(32, 20, "4", _q4_1, (0, 2), minimum=True),
+    "Q5_0": BlockForm(32, 22, "5", _q5_0, (0,)),
+    "Q5_1": BlockForm(32, 24, "5", _q5_1, (0, 2), minimum=True),
+    "Q8_0": BlockForm(32, 34, "8", _q8_0, (0,)),
+    "Q2_K": BlockForm(256, 84, "2", _q2_k, (80, 82), 16, minimum=True),
+    "Q3_K": BlockForm(256, 110, "3", _q3_k, (108,), 16),
+    "Q4_K": BlockForm(256, 144, "4", _q4_k, (0, 2), 8, minimum=True),
+    "Q5_K": BlockForm(256, 176, "5", _q5_k, (0, 2), 8, minimum=True),
+    "Q6_K": BlockForm(256, 210, "6", _q6_k, (208,), 16),
+    "IQ4_NL": BlockForm(32, 18, "iq4", _q4_0, (0,)),
+    "IQ4_XS": BlockForm(256, 136, "iq4", _iq4_xs, (0,), 8),
+    "MXFP4": BlockForm(32, 17, "fp4", _mxfp4, (), scale_dtype="bfloat16"),
 }
 """By GGML's name: the types that are kept as they are."""
+
+
+def halves_of(blocks: Array, kind: str) -> list[Array]:
+    """float16 scales and minimums of u8[..., bytes of a block]."""
+    return [_halves(blocks.reshape(-1, blocks.shape[-1]), start) for start in FORMS[kind].halves]
 
 
 def take_apart(blocks: Array, kind: str) -> Unpacked:

@@ -10,22 +10,6 @@ from jserve.quant.gguf_blocks import FORMS, take_apart
 from jserve.quant.packing import pack
 from pallas_kernels.packed_matmul import PackedWeight, dequantize, dequantize_rows
 
-HALVES_AT = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "MXFP4": (),
-}
-"""Where each type has float16 numbers; all other bytes may be anything."""
 ROWS = 48
 
 
@@ -34,7 +18,7 @@ def blocks_of(kind: str) -> np.ndarray:
     rng = np.random.default_rng()
     form = FORMS[kind]
     blocks = rng.integers(0, 256, (ROWS, 512 // form.values, form.size), dtype=np.uint8)
-    for at in HALVES_AT[kind]:
+    for at in form.halves:
         blocks[..., at : at + 2] = rng.normal(size=blocks.shape[:-1]).astype(np.float16)[..., None].view(np.uint8)
     if kind == "MXFP4":
         blocks[..., 0] = rng.integers(2, 250, blocks.shape[:-1])  # within float32, subnormal numbers left out
