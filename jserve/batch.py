@@ -1,7 +1,7 @@
 """The pytrees that cross `jit`: what a step takes, what it keeps, and what it returns.
 
-Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_num_seqs`), C cache groups, P pages
-per sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
+Axis letters: T tokens in a step, S rows (sequences) in a step, R slots (`max_num_seqs`), M snapshots, C cache groups,
+P pages per sequence, N pages in the pool, B page size, K KV heads, D head dim, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,26 @@ class CacheArray:
     """Heads are dealt out over the devices; else every device keeps all of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class SlotArray:
+    """One of the arrays in which a layer keeps the state of each sequence, [R + M, heads, *size].
+
+    The first R are those of the slots; behind them are snapshots, copies of states at the ends of pages.
+    """
+
+    heads: int
+    """Or channels, where a state has no heads."""
+    size: tuple[int, ...]
+    """What one head of one sequence keeps."""
+    dtype: jnp.dtype
+    sharded: bool = True
+    """Heads are dealt out over the devices; else every device keeps all of them."""
+
+
 Weights = tuple[jax.Array, ...]
 """All parameters of a model, in the order of `weights.load.parameters`."""
 LayerKV = tuple[jax.Array, ...]
-"""The paged cache of one layer: arrays in the order in which its `DecoderLayer.cache` names them."""
+"""The cache of one layer, pages and states: arrays in the order in which its `DecoderLayer.cache` names them."""
 
 
 @pytree
@@ -90,6 +106,27 @@ class AttentionRows:
 
 @pytree
 @dataclass(frozen=True, slots=True)
+class StateRows:
+    """Which tokens follow which states."""
+
+    slots: jax.Array
+    """i32[S]; where each row's states are in a `SlotArray`; R + M, which is behind them all, for padding rows."""
+    is_fresh: jax.Array
+    """bool[S]; whether a row starts from zeros, whatever its slot holds: its sequence begins in this step."""
+    row: jax.Array
+    """i32[T]; the row of each token, any for padding."""
+    index: jax.Array
+    """i32[T]; which of its row's tokens in this step it is."""
+
+    @classmethod
+    def of(cls, slots: jax.Array, row: jax.Array, query_start: jax.Array, context_len: jax.Array) -> Self:
+        """From the rows of a step as in `AttentionRows`."""
+        index = jnp.arange(row.size) - query_start[row]
+        return cls(slots, context_len == query_start[1:] - query_start[:-1], row, index)
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
 class StepContext:
     """What all layers of a cache group share in one step; computed once."""
 
@@ -106,6 +143,8 @@ class StepContext:
     """cos and sin, f32[T, R / 2], for each of `ModelConfig.ropes`; R dimensions of a head are rotated."""
     attention_plans: tuple[AttentionPlan | None, ...]
     """One for each of `ModelConfig.windows` that the group has, where the attention implementation has use for it."""
+    states: StateRows | None = None
+    """None where no layer keeps a state."""
 
     @property
     def is_decode(self) -> bool:

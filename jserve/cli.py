@@ -3,19 +3,46 @@
 import logging
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
-from jserve.errors import JserveError
+from jserve.errors import JserveError, StartupError
 from jserve.log import writes_json
 
 COMMANDS = {
+    "chat": "jserve.commands.client.chat",
+    "collect-env": "jserve.commands.collect_env",
     "compile": "jserve.commands.compile",
+    "complete": "jserve.commands.client.complete",
     "convert": "jserve.commands.convert",
     "inspect": "jserve.commands.inspect",
+    "key": "jserve.commands.key",
+    "list": "jserve.commands.list",
+    "ls": "jserve.commands.list",
     "perplexity": "jserve.commands.perplexity",
+    "ps": "jserve.commands.client.ps",
+    "pull": "jserve.commands.pull",
     "quantize": "jserve.commands.quantize.command",
+    "rm": "jserve.commands.rm",
+    "run": "jserve.commands.client.run",
+    "show": "jserve.commands.inspect",
+    "stop": "jserve.commands.client.stop",
 }
 """Each module has a `run(argv)`. It is imported only when it is asked for: a start must not wait for the others."""
+
+FOREIGN_COMMANDS = {
+    "bench": "measure a server with `python -m benchmarks.serving` of the source tree",
+    "cp": "give one model several names with --served-model-name",
+    "create": "give a template, a folder of default sampling and a name with --chat-template, --generation-config and "
+    "--served-model-name",
+    "push": "jserve publishes nothing; use `hf upload`",
+    "signin": "set HF_TOKEN for models that need an account",
+    "signout": "unset HF_TOKEN",
+    "launch": "start a server, then the program with its URL",
+    "generate": "`jserve run MODEL PROMPT`, or `jserve complete` with a running server",
+}
+"""Words of Ollama's and vLLM's command lines that are no commands here, and what to do instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,9 +57,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _is_bare(word: str) -> bool:
+    """Whether it is a word, and neither a flag, nor a path, nor a name of two parts."""
+    return not word.startswith("-") and not set("/:.") & set(word)
+
+
 def run(argv: Sequence[str]) -> None:
     """Run the subcommand that `argv` begins with, else the server. Raises StartupError where that is not possible."""
-    module = COMMANDS.get(argv[0]) if argv else None
+    word = argv[0] if argv else ""
+    if word in FOREIGN_COMMANDS:
+        raise StartupError(f"there is no command {word}: {FOREIGN_COMMANDS[word]}")
+    module = COMMANDS.get(word)
+    if module is None and word not in ("", "serve") and _is_bare(word) and not Path(word).exists():
+        near = get_close_matches(word, COMMANDS, n=1)
+        raise StartupError(
+            f"{word} is no command, and no folder or file here{f'; did you mean {near[0]}?' if near else ''}. "
+            f"A model is given as PATH, as ollama:{word} where Ollama has pulled it, or as ORG/NAME from the hub"
+        )
     if module is None:
         import_module("jserve.commands.serve").run(argv)
     else:

@@ -25,7 +25,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What a record has by itself; the rest was given as `extra`."""
-_CHATTY = ("uvicorn", "httptools", "asyncio", "jax", "opentelemetry")
+_CHATTY = ("uvicorn", "httptools", "asyncio", "jax", "opentelemetry", "huggingface_hub", "httpx", "httpx2")
 
 
 def set_up_logging(level: str, format: str) -> None:

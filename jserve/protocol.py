@@ -222,15 +222,24 @@ class EngineProgress(msgspec.Struct, frozen=True, array_like=True, tag="progress
     detail: str = ""
 
 
+class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What a prompt is checked against: it belongs to the model as it is served, whichever engine runs it."""
+
+    max_model_len: int
+    """Tokens of the context."""
+    vocab_size: int
+    """Rows of the token table, and so tokens that the model can emit."""
+    eos_token_ids: tuple[int, ...]
+    """Ascending."""
+
+
 class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     """The engine serves from now on. `startup_seconds` maps a phase to its duration."""
 
-    max_model_len: int
+    model: ModelFacts
     max_num_seqs: int
     page_size: int
     num_pages: int
-    vocab_size: int
-    eos_token_ids: list[int]
     device: str
     startup_seconds: dict[str, float]
     info: dict[str, str]

@@ -34,6 +34,7 @@ from jserve.protocol import (
     EngineReady,
     EngineStats,
     FinishReason,
+    ModelFacts,
     ProgramCounts,
     Request,
     StepFrame,
@@ -105,12 +106,10 @@ class FakeEngine:
         self.socket.send(EngineCompiled(programs, ProgramCounts(ready=2, failed=1, total=9)))
         self.socket.send(
             EngineReady(
-                max_model_len=self.config.max_model_len or 256,
+                model=ModelFacts(self.config.max_model_len or 256, self.options.vocab_size, (self.options.eos,)),
                 max_num_seqs=self.max_num_seqs,
                 page_size=PAGE_SIZE,
                 num_pages=NUM_PAGES,
-                vocab_size=self.options.vocab_size,
-                eos_token_ids=[self.options.eos],
                 device="fake",
                 startup_seconds={"weights": 0.5},
                 info={"cache_dtype": "none"},

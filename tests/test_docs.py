@@ -1,6 +1,8 @@
 """docs/api.md leaves out no endpoint and no field, and what pages name or link to is there."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,21 @@ def test_names_in_the_glossary_are_those_of_the_code() -> None:
     names = [name for ours, _, _ in glossary() for name in re.findall(r"`(\w+)`", ours)]
     assert len(names) > 10
     assert not [name for name in names if not re.search(rf"\b{name}\b", code)]
+
+
+def test_every_message_of_the_page_about_trouble_is_in_the_source() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    assert len(messages) > 10
+    # A message may be cut in the source where a line ends or a value stands in it.
+    source = re.sub(
+        r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sorted((ROOT / "jserve").rglob("*.py")))
+    )
+    assert [message for message in messages if message not in source] == []
+
+
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "troubleshooting" / "index.html").exists()

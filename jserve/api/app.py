@@ -17,10 +17,13 @@ from jserve.api.context import ServerContext
 from jserve.api.errors import EXPECTED_ERRORS
 from jserve.api.http.description import describe_route
 from jserve.api.http.dispatch import Dispatch
+from jserve.api.http.docs_pages import DOCS_ROUTES
 from jserve.api.http.edge import Edge
 from jserve.api.http.error_handler import handle_error
 from jserve.api.http.guard import OPEN_PATHS, Guard
 from jserve.api.http.host_names import HostNames
+from jserve.api.http.playground import PATH as PLAYGROUND
+from jserve.api.http.playground import playground, root
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
 from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from jserve.api.openai.chat import chat_completions
@@ -57,6 +60,9 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/version", probes.version),
     ("GET", "/load", probes.load),
     ("GET", "/metrics", probes.metrics),
+    ("GET", "/", root),
+    ("GET", PLAYGROUND, playground),
+    *DOCS_ROUTES,
     *OLLAMA_ROUTES,
 )
 """What `build_app` puts into FastAPI's route table, from which all else that knows routes is derived."""
@@ -88,8 +94,12 @@ def build_app(server: ServerContext) -> FastAPI:
         version=__version__,
         exception_handlers=dict.fromkeys(EXPECTED_ERRORS, handle_error),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     for method, path, handler in ROUTES:
+        if path == PLAYGROUND and not server.settings.ui:
+            continue
         app.add_api_route(
             path,
             handler,
@@ -119,7 +129,7 @@ def _add_layers(app: FastAPI, server: ServerContext) -> None:
     """From the inside to the outside. Preflights of browsers carry no key, so CORS stands before the guard."""
     settings = server.settings
     app.add_middleware(Dispatch, routes=app.routes)
-    open_paths = OPEN_PATHS | {"/metrics"} if settings.metrics_without_key else OPEN_PATHS
+    open_paths = OPEN_PATHS | {PLAYGROUND} | ({"/metrics"} if settings.metrics_without_key else set())
     hosts = HostNames(settings.allowed_hosts, needs_key=settings.needs_key)
     app.add_middleware(Guard, hosts=hosts, keys=server.keys, accounts=server.accounts, open_paths=open_paths)
     if settings.allowed_origins:

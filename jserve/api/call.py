@@ -25,6 +25,8 @@ class Call:
     path: str = ""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     """W3C `traceparent` and `tracestate`, as far as given."""
+    client: str = ""
+    """The address that it comes from."""
     key: ApiKey = ANYBODY
     account: Account | None = None
     arrived: float = field(default_factory=time.time)

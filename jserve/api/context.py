@@ -9,6 +9,7 @@ from starlette.requests import Request
 from jserve.api.access.account import Accounts
 from jserve.api.access.incoming_bodies import IncomingBodies
 from jserve.api.access.keys import KeyRing
+from jserve.api.call import current_call
 from jserve.api.generation.generation import Generator
 from jserve.api.generation.recent_items import RecentItems
 from jserve.api.model.grammars import GrammarChecker
@@ -49,6 +50,11 @@ class ServerContext:
             self._grammar_setup, settings.grammar_compile_timeout_s, settings.max_grammar_bytes
         )
 
+    def share_facts(self) -> None:
+        """Tell the model what the engine has said of it, where both are there."""
+        if self.loaded_model is not None and self.client.ready is not None:
+            self.loaded_model.facts = self.client.ready.model
+
     def model_when_ready(self) -> ServedModel:
         """The model. Raises EngineUnavailableError, saying why, where no request can be taken."""
         self.generator.check_available()
@@ -57,10 +63,24 @@ class ServerContext:
         return self.loaded_model
 
     def check_name(self, name: str | None) -> None:
-        """Raise UnknownModelError unless `name` is served here; absent or empty means the only model."""
-        if name and name not in self.settings.model_names:
-            aliases = ", ".join(self.settings.listed_names)
-            raise UnknownModelError(f"The model `{name}` does not exist. Valid aliases: {aliases}.", param="model")
+        """Raise UnknownModelError unless `name` is served here, to this key; absent or empty means the only model."""
+        names = self.settings.model_names
+        is_allowed = self._is_allowed(name) if name else any(map(self._is_allowed, names))
+        if (name and name not in names) or not is_allowed:
+            aliases = ", ".join(self.listed_names) or "none for this API key"
+            raise UnknownModelError(
+                f"The model `{name or names[0]}` does not exist. Valid aliases: {aliases}.", param="model"
+            )
+
+    @property
+    def listed_names(self) -> tuple[str, ...]:
+        """The model's names that the caller is shown: those that its key may use."""
+        return tuple(name for name in self.settings.listed_names if self._is_allowed(name))
+
+    @staticmethod
+    def _is_allowed(name: str) -> bool:
+        models = current_call().key.models
+        return not models or name in models
 
     def admit(self, name: str | None) -> ServedModel:
         """The model that a request names, before anything else of the request is looked at.
@@ -75,10 +95,9 @@ class ServerContext:
             raise
 
     def _grammar_setup(self) -> GrammarSetup:
-        tokenizer = self.model_when_ready().tokenizer
-        ready = self.client.ready
-        vocab_size = max(self.client.vocab_size, tokenizer.num_ids)
-        return GrammarSetup(tokenizer.backend.to_str(), vocab_size, tuple(ready.eos_token_ids if ready else ()))
+        model = self.model_when_ready()
+        tokenizer, facts = model.tokenizer, model.facts
+        return GrammarSetup(tokenizer.backend.to_str(), max(facts.vocab_size, tokenizer.num_ids), facts.eos_token_ids)
 
 
 def context_of(request: Request) -> ServerContext:

@@ -22,6 +22,8 @@ class RequestLife:
     num_cached: int = 0
     num_preemptions: int = 0
     finish_reason: str = ""
+    key_id: str = "anonymous"
+    """Whose sequence it is, for the metrics."""
 
     def observe(self, delta: TokenDelta, now: float) -> float | None:
         """Record a delta. Returns the seconds since the tokens before it, None for the first."""

@@ -16,8 +16,14 @@ from jserve.version import __version__
 
 
 async def health(request: Request) -> Response:
-    """200 while an engine process is alive, also while it loads; 503 between a death and the next start."""
-    is_alive = context_of(request).client.state is not EngineStatus.DOWN
+    """200 while an engine process is alive, also while it loads; 503 between a death and the next start.
+
+    With `--health-when ready` it is 200 only while requests are taken.
+    """
+    server = context_of(request)
+    if server.settings.health_when == "ready":
+        return await ready(request)
+    is_alive = server.client.state is not EngineStatus.DOWN
     return Response(status_code=200 if is_alive else 503)
 
 
@@ -69,8 +75,8 @@ async def metrics(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """The names that requests may use, in a shape that clients of OpenAI and of Anthropic both read."""
     server = context_of(request)
-    names = server.settings.listed_names
-    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    names = server.listed_names
+    page = {"has_more": False, "first_id": names[0] if names else None, "last_id": names[-1] if names else None}
     return JsonResponse({"object": "list", "data": [_model_card(server, name) for name in names], **page})
 
 
@@ -83,6 +89,8 @@ async def show_model(request: Request) -> Response:
 
 
 def _model_card(server: ServerContext, name: str) -> dict[str, Any]:
+    ready = server.client.ready
+    max_model_len = ready.model.max_model_len if ready else None
     permission = {
         "id": "modelperm-jserve",
         "object": "model_permission",
@@ -104,11 +112,11 @@ def _model_card(server: ServerContext, name: str) -> dict[str, Any]:
         "owned_by": "jserve",
         "root": server.settings.model,
         "parent": None,
-        "max_model_len": server.client.max_model_len or None,
+        "max_model_len": max_model_len,
         "permission": [permission],
         "type": "model",
         "display_name": name,
         "created_at": datetime.fromtimestamp(server.started, UTC).isoformat(),
         "lifecycle": "active",
-        "max_input_tokens": server.client.max_model_len or None,
+        "max_input_tokens": max_model_len,
     }

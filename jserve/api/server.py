@@ -32,11 +32,12 @@ from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.api.telemetry.watchdog import watch_decode
 from jserve.config import EngineConfig
-from jserve.errors import EngineUnavailableError
+from jserve.errors import ConfigError, EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_IDLE_POLL_S = 0.5
 
 
 class Server:
@@ -66,13 +67,15 @@ class Server:
         self._listener = listener
         self._began = time.monotonic()
         self._stop_requested = asyncio.Event()
-        self._app = EarlyApp(self._build_app)
+        self._app = EarlyApp(self._build_app, is_alive_enough=settings.health_when == "alive")
         self._http = UvicornServer(self._app, settings)
         self._notify = NotifySocket()
 
     @property
     def url(self) -> str:
         """Where clients connect."""
+        if self.context.settings.uds is not None:
+            return f"unix:{self.context.settings.uds}"
         host, port = self._listener.getsockname()[:2]
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
         scheme = "https" if self.context.settings.ssl_certfile else "http"
@@ -86,6 +89,7 @@ class Server:
         stop = asyncio.create_task(self._stop_requested.wait())
         watchdog = asyncio.create_task(watch_decode(self.context.client))
         notifier = asyncio.create_task(self._notify.follow(self.context))
+        idle = asyncio.create_task(self._stop_when_idle())
         self.context.client.on_ready = lambda _: self._announce()
         try:
             waiting = {http, engine, loading, stop}
@@ -95,7 +99,7 @@ class Server:
                     task.result()
             await self._drain()
         finally:
-            for task in (loading, stop, watchdog):
+            for task in (loading, stop, watchdog, idle):
                 task.cancel()
             await self._close(http, engine)
             notifier.cancel()
@@ -107,6 +111,26 @@ class Server:
         """Begin to drain."""
         self.context.generator.is_draining = True
         self._stop_requested.set()
+
+    def reload(self) -> None:
+        """Read certificate, limits and keys again. What cannot be used is told, and stays as it was."""
+        try:
+            self._http.reload_certificate()
+        except OSError as error:  # ssl.SSLError is one
+            logger.error("the certificate stays as it was: %s", error)
+        context = self.context
+        if context.settings.limits_file is not None:
+            from jserve.api.access.limits_file import read_limits
+
+            try:
+                limits = read_limits(context.settings.limits_file)
+            except ConfigError as error:
+                logger.error("the limits stay as they were: %s", error)
+            else:
+                context.accounts.change_limits(limits)
+                context.keys.rename(limits.names)
+        context.keys.reload()
+        logger.info("read again: certificate, limits and keys, as far as there are any")
 
     def stop_hard(self) -> None:
         """End the engine and leave without waiting for anybody."""
@@ -130,6 +154,7 @@ class Server:
     def _announce(self) -> None:
         """Say once, per engine, that requests are welcome."""
         context = self.context
+        context.share_facts()
         with contextlib.suppress(EngineUnavailableError):
             name = context.model_when_ready().name
             ready = context.client.ready
@@ -138,9 +163,23 @@ class Server:
             behind = f"; {counts.pending} of {counts.total} programs follow behind" if counts else ""
             logger.info(
                 "ready: %s serves %s on %s (context %d tokens, %d sequences) after %.1f s%s",
-                self.url, name, ready.device, ready.max_model_len, ready.max_num_seqs,
+                self.url, name, ready.device, ready.model.max_model_len, ready.max_num_seqs,
                 time.monotonic() - self._began, behind,
             )  # fmt: skip
+
+    async def _stop_when_idle(self) -> None:
+        """Stop when nobody has asked anything for long enough, counted from the moment when somebody could."""
+        limit = self.context.settings.exit_when_idle_s
+        if limit is None:
+            return
+        generator, client = self.context.generator, self.context.client
+        while client.ready is None:
+            generator.last_active = time.monotonic()
+            await asyncio.sleep(_IDLE_POLL_S)
+        while generator.num_open or time.monotonic() - generator.last_active < limit:
+            await asyncio.sleep(_IDLE_POLL_S)
+        logger.info("stopping: no request for %g s (--exit-when-idle)", limit)
+        self.stop()
 
     async def _drain(self) -> None:
         generator, timeout = self.context.generator, self.context.settings.shutdown_timeout_s
@@ -191,6 +230,5 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    if settings.api_key_file is not None:
-        loop.add_signal_handler(signal.SIGHUP, server.context.keys.reload)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
     await server.run()

@@ -23,21 +23,29 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     the model's `generation_config.json`, "vllm" uses neutral defaults, anything else is a folder to read it
     from. `max_request_bytes` bounds a body; `receive_timeout_s` is what a client has for the head of a request,
     and in which its body must go on by 500 bytes a second. An engine that has owed an answer for `hang_timeout_s` is
-    killed and started again, 0 for never. `max_engine_restarts` within `restart_window_s` seconds are
-    tried before the server gives up.
+    killed and started again, 0 for never. A server that has had no request for `exit_when_idle_s` stops.
+    `max_engine_restarts` within `restart_window_s` seconds are tried before the server gives up.
+    `uds` is the path of a Unix socket in the place of `host` and `port`. `forwarded_allow_ips` are the proxies, or
+    networks, whose `X-Forwarded-For` is believed. `limits_file` is where `limits` were read, and may be read again.
     """
 
     model: str
+    revision: str | None = None
+    download_dir: str | None = None
     served_model_names: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
+    uds: Path | None = None
+    forwarded_allow_ips: str = "127.0.0.1,::1"
     root_path: str = ""
+    ui: bool = True
     ssl_keyfile: Path | None = None
     ssl_certfile: Path | None = None
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
     metrics_without_key: bool = False
     limits: Limits | None = None
+    limits_file: Path | None = None
     cache_isolation: str = "key"
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
@@ -57,6 +65,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     grammar_compile_timeout_s: float = 5.0
     max_grammar_bytes: int = 1 << 20
     shutdown_timeout_s: float = 30.0
+    exit_when_idle_s: float | None = None
+    health_when: Literal["alive", "ready"] = "alive"
     max_connections: int | None = None
     max_request_bytes: int = 32 << 20
     receive_timeout_s: float = 20.0

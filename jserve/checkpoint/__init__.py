@@ -70,7 +70,7 @@ def find_gguf(path: str | Path) -> Path | None:
     if not path.is_dir():
         raise CheckpointError(
             f"{path} does not exist; --model takes a local directory in Hugging Face format, a .gguf file, or "
-            "ollama:NAME for a model that Ollama has pulled"
+            "ollama:NAME for a model that Ollama has pulled, or a name on the hub (ORG/NAME)"
         )
     if (path / "config.json").exists():
         return None

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ def find_ollama_model(model: str | Path) -> OllamaModel:
         + (f"these are: {listed}" if pulled else "there are none")
         + f". Run `ollama pull {name.shown}`, or set OLLAMA_MODELS to its store"
     )
+
+
+def pulled_models() -> list[OllamaModel]:
+    """All that Ollama has pulled here and that can be served; the others are passed over."""
+    models = []
+    for store in _stores():
+        for manifest in _manifests(store):
+            with suppress(CheckpointError, OSError):
+                models.append(_read_model(store, manifest, _Name(*manifest.parts[-4:])))
+    return models
 
 
 def keep_ollama_model(model: OllamaModel, folder: Path) -> None:

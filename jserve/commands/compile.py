@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND
+from jserve.commands.hub_model import with_local_files
 from jserve.commands.options import parse
 from jserve.commands.parser import Parser
 from jserve.config import EngineConfig
@@ -32,7 +33,7 @@ def parse_compile(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
     options, rest = own.parse_known_args(list(argv))
     if options.output is None:
         own.error("where to? Give a folder: jserve compile --model PATH --output DIR")
-    return parse(rest)[0], options.output
+    return with_local_files(*parse(rest))[0], options.output
 
 
 def run(argv: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jserve.commands.hub_model import MODEL_HELP, add_hub_options, local_path
 from jserve.commands.parser import Parser
 from jserve.config import DTYPES, QUANTIZATIONS, EngineConfig
 from jserve.log import set_up_logging
@@ -45,7 +46,7 @@ def parse_convert(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
         "`jserve --model DST` starts from it on any number of devices.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SRC", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must not exist")
     parser.add_argument(
         "--dtype",
@@ -58,8 +59,10 @@ def parse_convert(argv: Sequence[str]) -> tuple[EngineConfig, Path]:
         choices=QUANTIZATIONS,
         help="round the weights of linear layers (default: as the checkpoint has them)",
     )
+    add_hub_options(parser)
     options = parser.parse_args(list(argv))
-    config = EngineConfig(model=options.source, dtype=options.dtype, quantization=options.quantization)
+    source = local_path(options, options.source)
+    config = EngineConfig(model=source, dtype=options.dtype, quantization=options.quantization)
     return config, options.target
 
 

@@ -11,7 +11,6 @@ _ONE_MACHINE = "a model is served by the GPUs of one machine; use --tensor-paral
 _TEXT_ONLY = _NOT_NEEDED + "messages are text; parts with images, audio or video are refused"
 _KERNELS = _NOT_NEEDED + "kernels are chosen by the device"
 _EXPERTS = "experts are dealt out with --expert-parallel-size N, which divides --tensor-parallel-size"
-_LOCAL_FILES = "models are read from local files; give the folder with --model"
 _PER_REQUEST = "set it in each request: "
 _FLAGS = {
     "--enforce-eager": _NOT_NEEDED + "nothing is captured, and compiled programs are kept between starts",
@@ -26,8 +25,6 @@ _FLAGS = {
     "--calculate-kv-scales": _NOT_NEEDED + "each token has scales of its own; see --kv-cache-dtype",
     "--tokenizer": "the tokenizer is the model's own",
     "--tokenizer-mode": "the tokenizer is the model's own",
-    "--revision": "give the folder of that revision with --model",
-    "--download-dir": _LOCAL_FILES,
     "--pipeline-parallel-size": "layers are not spread over GPUs; use --tensor-parallel-size",
     "--data-parallel-size": _REPLICAS,
     "--distributed-executor-backend": _NOT_NEEDED + "one process drives all GPUs of the machine",
@@ -49,9 +46,8 @@ _FLAGS = {
     "--num-gpu-blocks-override": "use --kv-cache-memory-bytes",
     "--disable-sliding-window": "sliding windows are part of the model",
     "--middleware": "put a proxy in front",
-    "--uds": "put a proxy in front; see --host and --port",
     "--grpc": "requests come over HTTP",
-    "--enable-ssl-refresh": "start the server again, or put a proxy in front",
+    "--enable-ssl-refresh": "send SIGHUP, and certificate and key are read again",
     "--ssl-ca-certs": "put a proxy in front that asks clients for certificates",
     "--api-server-count": _NOT_NEEDED + "one process answers HTTP, another one computes",
     "--async-scheduling": _NOT_NEEDED + "the next step is always planned while the device works",
@@ -95,8 +91,8 @@ _FLAGS = {
     "--enable-expert-parallel": _EXPERTS,
     "--expert-placement-strategy": _EXPERTS,
     "--hf-overrides": "change the model's config.json",
-    "--hf-token": _LOCAL_FILES,
-    "--hf-config-path": _LOCAL_FILES,
+    "--hf-token": "set the environment variable HF_TOKEN, which other users of the machine cannot read",
+    "--hf-config-path": _NOT_NEEDED + "the configuration is the model's own",
     "--code-revision": _NOT_NEEDED + "no code of a model's repository is ever run",
     "--model-impl": _NOT_NEEDED + "the model's architecture says how it is computed",
     "--language-model-only": _TEXT_ONLY,

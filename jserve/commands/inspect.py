@@ -5,14 +5,17 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from jserve.checkpoint import Embedder, open_checkpoint
 from jserve.checkpoint.contents import Contents, read_contents
+from jserve.checkpoint.hub import is_hub_name
+from jserve.checkpoint.hub_headers import headers
 from jserve.commands.capacity_options import kv_cache_dtype
+from jserve.commands.hub_model import MODEL_HELP
 from jserve.commands.parser import Parser
 from jserve.config import DTYPES, KV_CACHE_DTYPES, EngineConfig
 from jserve.errors import StartupError
@@ -93,7 +96,7 @@ def _with_capacity(inspection: Inspection, contents: Contents, engine_config: En
     except StartupError as problem:
         return Inspection(**fields | {"problem": str(problem)})
     plan = capacity.plan
-    names = ("limit", "weights", "temporaries", "sampling", "margin", "kv_pages")
+    names = ("limit", "weights", "temporaries", "sampling", "states", "margin", "kv_pages")
     fields |= {
         "runs": True,
         "dtype": capacity.dtype,
@@ -179,15 +182,18 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool]:
-    """Read the command line of `jserve inspect`: the model, the device to plan for, and whether JSON is wanted."""
+def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool, str | None]:
+    """Read the command line of `jserve inspect`: the model, the device to plan for, whether JSON is wanted, and the
+    revision of a model on the hub.
+    """
     parser = Parser(
         prog="jserve inspect",
         description="Say what a model's files hold, whether jserve runs them, and how many tokens fit on a device. "
         "Reads headers, no weights.",
         allow_abbrev=False,
     )
-    parser.add_argument("path", metavar="PATH", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument("path", metavar="PATH", help=f"{MODEL_HELP}, of which the headers alone are read")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu (default), h200, h100, a100-80, l40s, rtx4090 and others"
     )
@@ -208,13 +214,17 @@ def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool]:
         kv_cache_dtype=options.kv_cache_dtype,
         tensor_parallel_size=options.tensor_parallel_size,
     )
-    return config, options.device.lower(), options.json
+    return config, options.device.lower(), options.json, options.revision
 
 
 def run(argv: Sequence[str]) -> None:
     """Print what a model is and what it would take, from its headers. Exits with 1 where it would not run."""
-    config, device, as_json = parse_inspect(argv)
-    inspection = inspect(config, device)
+    config, device, as_json, revision = parse_inspect(argv)
+    if is_hub_name(config.model):
+        with headers(config.model, revision=revision) as path:
+            inspection = replace(inspect(msgspec.structs.replace(config, model=str(path)), device), path=config.model)
+    else:
+        inspection = inspect(config, device)
     if as_json:
         print(to_json(inspection))
     else:

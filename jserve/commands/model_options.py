@@ -2,6 +2,7 @@
 
 import argparse
 
+from jserve.commands.hub_model import MODEL_HELP, add_hub_options
 from jserve.commands.sizes import parse_size
 from jserve.config import DTYPES, FILE_QUANTIZATIONS, LOAD_FORMATS, QUANTIZATIONS, STORED_QUANTIZATIONS
 
@@ -11,9 +12,8 @@ _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the group."""
     group = parser.add_argument_group("model and loading")
-    group.add_argument(
-        "--model", metavar="PATH", help="folder in Hugging Face format, GGUF file, or ollama:NAME (no default)"
-    )
+    group.add_argument("--model", metavar="PATH|NAME", help=f"{MODEL_HELP} (no default)")
+    add_hub_options(group)
     group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--quantization",

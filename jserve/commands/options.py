@@ -7,8 +7,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jserve.api.access.keys import read_key_file
+from jserve.api.access.key_file import read_key_file
 from jserve.api.access.limits import Limits
 from jserve.api.settings import ServerSettings
 from jserve.commands.access_options import add_access_options, add_observability_options, flatten
@@ -33,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
         "       jserve convert SRC DST [--dtype TYPE] [--quantization KIND]\n"
         "       jserve quantize SRC DST --method awq|gptq [options]\n"
         "       jserve perplexity MODEL FILE [options]\n"
-        "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]",
+        "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]\n"
+        "       jserve key new|list|revoke|rotate [NAME] --api-key-file FILE [options]",
         description="Serve a language model over an OpenAI-compatible API.",
         formatter_class=Formatter,
         allow_abbrev=False,
@@ -89,7 +91,7 @@ def _server_settings(options: argparse.Namespace) -> ServerSettings:
     _check_parser_names(options)
     values = {name: value for name, value in vars(options).items() if name in ServerSettings.__struct_fields__}
     lists = {name: flatten(value) for name, value in values.items() if isinstance(value, list)}
-    return ServerSettings(**(values | lists | {"api_keys": _api_keys(options), "limits": _limits(options.limits)}))
+    return ServerSettings(**(values | lists | _access(options)))
 
 
 def _check_parser_names(options: argparse.Namespace) -> None:
@@ -98,6 +100,10 @@ def _check_parser_names(options: argparse.Namespace) -> None:
         from jserve.api.model.speech import check_parser_names
 
         check_parser_names(options.tool_call_parser, options.reasoning_parser)
+
+
+def _access(options: argparse.Namespace) -> dict[str, Any]:
+    return {"api_keys": _api_keys(options), "limits": _limits(options.limits), "limits_file": options.limits}
 
 
 def _limits(path: Path | None) -> Limits | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jserve.commands.corpus import read_text
+from jserve.commands.hub_model import with_local_files
 from jserve.commands.options import parse
 from jserve.commands.parser import Parser
 from jserve.commands.sizes import parse_count
@@ -106,7 +107,8 @@ def parse_perplexity(argv: Sequence[str]) -> tuple[EngineConfig, Path, int, bool
     options, rest = own.parse_known_args(list(argv[2:]))
     if options.sequence_length < 2:
         own.error(f"--sequence-length is {options.sequence_length} but must be at least 2")
-    return parse(["--model", argv[0], *rest])[0], Path(argv[1]), options.sequence_length, options.json
+    config, _ = with_local_files(*parse(["--model", argv[0], *rest]))
+    return config, Path(argv[1]), options.sequence_length, options.json
 
 
 def run(argv: Sequence[str]) -> None:

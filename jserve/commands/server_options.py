@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from jserve.api.settings import DEFAULT_ENGINE_COMMAND
-from jserve.commands.sizes import parse_size
+from jserve.commands.sizes import parse_duration, parse_size
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,29 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     group.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one")
     group.add_argument(
+        "--uds",
+        type=Path,
+        metavar="PATH",
+        help="Unix socket to listen on in the place of --host and --port (default: none)",
+    )
+    group.add_argument(
+        "--forwarded-allow-ips",
+        default="127.0.0.1,::1",
+        metavar="LIST",
+        help="proxies whose X-Forwarded-For is believed: addresses and networks with commas between, '*' for all",
+    )
+    group.add_argument(
+        "--health-when",
+        choices=("alive", "ready"),
+        default="alive",
+        help="when /health says 200: while the engine process lives, or while requests are taken, for charts that "
+        "route by it",
+    )
+    group.add_argument(
         "--root-path", type=_prefix, default="", metavar="PATH", help="prefix that a proxy in front takes away"
+    )
+    group.add_argument(
+        "--no-ui", dest="ui", action="store_false", help="do not serve the page at /ui (default: served)"
     )
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="private key for HTTPS (default: none)")
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="certificate for HTTPS (default: none)")
@@ -47,6 +69,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         metavar="S",
         help="seconds that open requests get at the end",
+    )
+    group.add_argument(
+        "--exit-when-idle",
+        dest="exit_when_idle_s",
+        type=parse_duration,
+        metavar="TIME",
+        help="stop after so long without a request, such as 30m (default: never)",
     )
     group.add_argument(
         "--stall-timeout",

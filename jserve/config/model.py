@@ -6,6 +6,7 @@ from typing import Any
 
 from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.config.fields import Fields
+from jserve.config.hybrid import Mixer
 from jserve.config.rope import RopeConfig, local_rope, read_rope
 from jserve.errors import CheckpointError
 
@@ -58,7 +59,11 @@ class ModelConfig:
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
+    attention_output_bias: bool = False
+    """Whether the last product of attention has a bias, where `attention_bias` does not say so."""
     mlp_bias: bool = False
+    head_norm: bool = False
+    """Whether each head of queries and keys is normed, where a family has both ways."""
     layer_windows: tuple[int | None, ...] = ()
     """Sliding window of each layer in tokens, None where a layer sees everything."""
     windows_are_chunks: bool = False
@@ -90,6 +95,10 @@ class ModelConfig:
     """Rows of the table of learned positions before that of a text's first token."""
     token_types: int = 0
     """Rows of the table of token types; 0 where there is none."""
+    mixer: Mixer | None = None
+    """What is in the place of attention in `state_layers`."""
+    state_layers: frozenset[int] = frozenset()
+    """Layers that keep a state of each sequence in place of keys and values."""
     latent: LatentConfig | None = None
     """None is attention with keys and values of heads. Else `head_dim` is what is rotated."""
 
@@ -138,7 +147,9 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         hidden_act=reader.text("hidden_act", default="silu"),
         tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
         attention_bias=reader.boolean("attention_bias", default=False),
+        attention_output_bias=reader.boolean("attention_out_bias", default=False),
         mlp_bias=reader.boolean("mlp_bias", default=False),
+        head_norm=reader.boolean("head_norm", default=False),
         layer_windows=_layer_windows(raw, reader, types, layers),
         windows_are_chunks=types is not None and LAYER_TYPES[2] in types,
         layer_ropes=layer_ropes,

@@ -59,6 +59,7 @@ class EngineCore:
             enable_prefix_caching=enable_prefix_caching,
             windows=shape.windows,
             step_sizes=self.runner.mixed_sizes,
+            num_snapshots=shape.num_snapshots,
             step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )
         self.compiles = CompileCounter()

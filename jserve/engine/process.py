@@ -17,6 +17,7 @@ from jserve.protocol import (
     EngineCompiled,
     EngineProgress,
     EngineReady,
+    ModelFacts,
     Request,
     Shutdown,
     StepFrame,
@@ -143,12 +144,10 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     connection.send(EngineCompiled(table.take_news(), table.count()))
     connection.send(
         EngineReady(
-            max_model_len=shape.max_model_len,
+            model=ModelFacts(shape.max_model_len, shape.vocab_size, tuple(sorted(started.eos_token_ids))),
             max_num_seqs=shape.max_num_seqs,
             page_size=shape.page_size,
             num_pages=shape.num_pages,
-            vocab_size=shape.vocab_size,
-            eos_token_ids=sorted(started.eos_token_ids),
             device=started.device,
             startup_seconds=seconds,
             info=describe(started),

@@ -27,6 +27,9 @@ class Projections:
     by_head: bool = False
     """`fused` holds each head's query, key and value together."""
     output: str = "o_proj"
+    q_norm: str = "q_norm"
+    """The norm of each head, where there is one."""
+    k_norm: str = "k_norm"
     inputs_first: bool = False
 
     def qkv(self, heads: GroupedHeads) -> Source:
@@ -83,8 +86,9 @@ class Attention(nnx.Module):
             shard=0,
             bias=Tensor(f"../{projections.output}.bias", (hidden,)) if output_bias else None,
         )
-        self.q_norm = _head_norm(build, config, config.num_heads, 1, head_norm, projection_norm)
-        self.k_norm = _head_norm(build, config, config.num_kv_heads, copies, head_norm, projection_norm)
+        norms = (head_norm, projection_norm)
+        self.q_norm = _head_norm(build, config, config.num_heads, 1, *norms, projections.q_norm)
+        self.k_norm = _head_norm(build, config, config.num_kv_heads, copies, *norms, projections.k_norm)
         self.sinks = build.param(Tensor("sinks", (config.num_heads,)), (config.num_heads,), 0) if sinks else None
         self.scale = config.attention_scale or dim**-0.5
         self.soft_cap = config.attention_soft_cap
@@ -154,12 +158,18 @@ class Attention(nnx.Module):
 
 
 def _head_norm(
-    build: Build, config: ModelConfig, heads: int, copies: int, each: type[RMSNorm] | None, over_all: bool
+    build: Build,
+    config: ModelConfig,
+    heads: int,
+    copies: int,
+    each: type[RMSNorm] | None,
+    over_all: bool,
+    name: str,
 ) -> RMSNorm | HeadsRMSNorm | None:
     """The norm of queries or keys: of one kind for each head, or over all heads, or none."""
     if over_all:
         return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
-    return None if each is None else each(build, config.head_dim, config.norm_eps)
+    return None if each is None else each(build, config.head_dim, config.norm_eps, f"../{name}.weight")
 
 
 def kv_arrays(build: Build, config: ModelConfig) -> tuple[CacheArray, ...]:

@@ -1,28 +1,32 @@
 """DeepSeek's choice of experts: groups first, then experts of the chosen groups, with a bias that only chooses."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jserve.config import MixtureConfig, ModelConfig
 from jserve.layers.build import Build
-from jserve.layers.mlp import GatedMLP
-from jserve.layers.moe import MixtureOfExperts, Router
-from jserve.layers.source import Tensor
+from jserve.layers.moe import ExpertNames, MixtureOfExperts, Router
+from jserve.layers.source import Source, Tensor
 
 
 class GroupedRouter(Router):
-    """DeepSeek-V2 (arXiv:2405.04434, section 2.2.2) and DeepSeek-V3 (arXiv:2412.19437, section 2.1.2)."""
+    """DeepSeek-V2 (arXiv:2405.04434, section 2.2.2) and DeepSeek-V3 (arXiv:2412.19437, section 2.1.2).
 
-    def __init__(self, build: Build, config: ModelConfig, mixture: MixtureConfig) -> None:
-        super().__init__(build, config, mixture)
+    `correction` is where checkpoints keep the bias that only chooses: f32[X], or of some families f32[1, X].
+    """
+
+    def __init__(
+        self, build: Build, config: ModelConfig, mixture: MixtureConfig, source: Source, correction: Tensor
+    ) -> None:
+        super().__init__(build, config, mixture, source)
         assert mixture.routing is not None
-        self.routing, size = mixture.routing, (mixture.num_experts,)
+        self.routing = mixture.routing
         # Scores lie within a few thousandths of each other: 8 bits of a bfloat16 would choose other experts.
         exact = replace(build, dtype=jnp.dtype("float32"))
-        bias = exact.param(Tensor("e_score_correction_bias", size), size) if self.routing.corrected else None
-        self.e_score_correction_bias = bias
+        self.e_score_correction_bias = exact.param(correction, correction.shape) if self.routing.corrected else None
 
     def choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = jax.nn.sigmoid(logits) if self.routing.scoring == "sigmoid" else jax.nn.softmax(logits)
@@ -49,13 +53,16 @@ class GroupedRouter(Router):
 class GroupedMixture(MixtureOfExperts):
     """Experts of a `GroupedRouter`, and the shared experts as one block that every token goes through whole."""
 
-    def __init__(self, build: Build, config: ModelConfig) -> None:
-        mixture = config.mixture
-        assert mixture is not None
-        size = mixture.shared_intermediate_size
-        super().__init__(build, replace(config, mixture=replace(mixture, shared_intermediate_size=0)))
-        self.gate = GroupedRouter(build, config, mixture)
-        self.shared_experts = GatedMLP(build, replace(config, intermediate_size=size)) if size else None
+    names: ClassVar = ExpertNames(shared="shared_experts")
+    correction: ClassVar[str] = "e_score_correction_bias"
+    """The bias that only chooses, relative to the router."""
+    correction_rows: ClassVar[int | None] = None
+    """1 where it is kept as a matrix of one row."""
 
-    def _shared(self, x: jax.Array) -> jax.Array | None:
-        return None if self.shared_experts is None else self.shared_experts.partials(x)
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        super().__init__(build, config, self.names)
+
+    def make_router(self, build: Build, config: ModelConfig, mixture: MixtureConfig, source: Source) -> Router:
+        rows = () if self.correction_rows is None else (self.correction_rows,)
+        correction = Tensor(self.correction, (*rows, mixture.num_experts))
+        return GroupedRouter(build, config, mixture, source, correction)

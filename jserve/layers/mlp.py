@@ -27,13 +27,21 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class GatedMLP(nnx.Module):
     """down(act(gate(x)) * up(x)); gate and up are one product.
 
-    `fused` names the checkpoint's one tensor of gate and up, where it has no gate_proj and up_proj.
+    `fused` names the checkpoint's one tensor of gate and up, where it has not one of each; `names` are those of gate,
+    up and down.
     """
 
-    def __init__(self, build: Build, config: ModelConfig, *, fused: str | None = None) -> None:
+    def __init__(
+        self,
+        build: Build,
+        config: ModelConfig,
+        *,
+        fused: str | None = None,
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         self.activation = checked_activation(config.hidden_act)
-        pair = ("../gate_proj", "../up_proj")
+        *pair, down = (f"../{name}" for name in names)
 
         def both(suffix: str, shape: tuple[int, ...]) -> Source:
             stacked = Stacked(tuple(f"{name}.{suffix}" for name in pair), shape)
@@ -48,10 +56,10 @@ class GatedMLP(nnx.Module):
         )
         self.down_proj = Linear(
             build,
-            Tensor("weight", (hidden, inner)),
+            Tensor(f"{down}.weight", (hidden, inner)),
             (inner, hidden),
             shard=0,
-            bias=Tensor("bias", (hidden,)) if config.mlp_bias else None,
+            bias=Tensor(f"{down}.bias", (hidden,)) if config.mlp_bias else None,
         )
 
     def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:

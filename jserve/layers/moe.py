@@ -138,6 +138,7 @@ class ExpertNames:
     up: str = "up_proj"
     down: str = "down_proj"
     folder: str = "mlp"
+    router: str = "gate"
     shared: str = "shared_expert"
 
 
@@ -154,8 +155,9 @@ class MixtureOfExperts(nnx.Module):
         assert mixture is not None
         count, hidden, inner = mixture.num_experts, config.hidden_size, mixture.intermediate_size
         prefix = f"../../{names.folder}."
-        router = tuple(InputsFirst(Tensor(name, (count, hidden))) for name in (f"{prefix}gate.weight", "weight"))
-        self.gate = Router(build, config, mixture, FirstFound(router))
+        ways = (f"{prefix}{names.router}.weight", "weight")
+        router = FirstFound(tuple(InputsFirst(Tensor(name, (count, hidden))) for name in ways))
+        self.gate = self.make_router(build, config, mixture, router)
         pair, folder = (f"{names.gate}.weight", f"{names.up}.weight"), f"{prefix}experts."
         each = EachExpert(count, pair, (inner, hidden), folder)
         each_down = EachExpert(count, (f"{names.down}.weight",), (hidden, inner), folder)
@@ -166,13 +168,22 @@ class MixtureOfExperts(nnx.Module):
             ExpertSource(FirstFound((each, AllExperts("gate_up_proj", count, inner, hidden, parts=2))), each),
             ExpertSource(FirstFound((each_down, AllExperts("down_proj", count, hidden, inner))), each_down),
         )
-        size = mixture.shared_intermediate_size
-        self.shared_expert = GatedMLP(build, replace(config, intermediate_size=size)) if size else None
+        size, self.shared = mixture.shared_intermediate_size, names.shared
+        shared = self.make_shared(build, replace(config, intermediate_size=size)) if size else None
+        setattr(self, names.shared, shared)
         self.shared_expert_gate = (
             build.param(InputsFirst(Tensor("shared_expert_gate.weight", (1, hidden))), (hidden, 1))
             if shared_gate
             else None
         )
+
+    def make_router(self, build: Build, config: ModelConfig, mixture: MixtureConfig, source: Source) -> Router:
+        """What chooses; `source` is its weight's. Related families differ here."""
+        return Router(build, config, mixture, source)
+
+    def make_shared(self, build: Build, config: ModelConfig) -> GatedMLP:
+        """The expert that every token goes through, of `config.intermediate_size`. Related families differ here."""
+        return GatedMLP(build, config)
 
     def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
         """[T, E] to [T, E]. Padding is sent to no expert."""
@@ -180,9 +191,10 @@ class MixtureOfExperts(nnx.Module):
 
     def _shared(self, x: jax.Array) -> jax.Array | None:
         """What each device adds of the shared expert, [devices, T, E]."""
-        if self.shared_expert is None:
+        shared: GatedMLP | None = getattr(self, self.shared)
+        if shared is None:
             return None
-        partial = self.shared_expert.partials(x)
+        partial = shared.partials(x)
         if self.shared_expert_gate is None:
             return partial
         weight = self.shared_expert_gate[...].astype(jnp.float32)

@@ -12,10 +12,10 @@ from jserve.layers.source import Tensor
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * weight over the last axis, in float32 (Zhang and Sennrich 2019)."""
+    """x / rms(x) * weight over the last axis, in float32 (Zhang and Sennrich 2019). `name` is its weight's."""
 
-    def __init__(self, build: Build, size: int, eps: float) -> None:
-        self.weight = build.param(Tensor("weight", (size,)), (size,))
+    def __init__(self, build: Build, size: int, eps: float, name: str = "weight") -> None:
+        self.weight = build.param(Tensor(name, (size,)), (size,))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.batch import CacheArray, LayerKV, StepContext
+from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext
 from jserve.config import ModelConfig, read_model_config
 from jserve.layers.attention import kv_arrays
 from jserve.layers.build import Build
@@ -24,8 +24,8 @@ class DecoderLayer(nnx.Module):
         raise NotImplementedError
 
     @classmethod
-    def cache(cls, build: Build, config: ModelConfig, layer: int) -> tuple[CacheArray, ...]:
-        """What the layer keeps in the paged cache."""
+    def cache(cls, build: Build, config: ModelConfig, layer: int) -> tuple[CacheArray | SlotArray, ...]:
+        """What the layer keeps: in pages, and of each sequence."""
         del layer  # in most families all layers keep the same
         return kv_arrays(build, config)
 
@@ -74,8 +74,8 @@ class CausalLM(nnx.Module):
         return filled(raw, cls.config_defaults, cls.rope_defaults)
 
     @classmethod
-    def cache(cls, build: Build, config: ModelConfig) -> tuple[tuple[CacheArray, ...], ...]:
-        """What each layer keeps in the paged cache: memory is planned and pages are made from this."""
+    def cache(cls, build: Build, config: ModelConfig) -> tuple[tuple[CacheArray | SlotArray, ...], ...]:
+        """What each layer keeps: memory is planned, and pages and states are made from this."""
         return tuple(cls.layer_type.cache(build, config, layer) for layer in range(config.num_layers))
 
     def __init__(self, build: Build, config: ModelConfig) -> None:

@@ -13,7 +13,15 @@ NULLABLE = frozenset(
     {
         *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "text_config"),
         *("head_dim", "num_key_value_heads", "sliding_window", "layer_types", "attention_chunk_size", "n_inner"),
-        *("rope_scaling", "rope_parameters", "rope_local_base_freq", "no_rope_layers", "moe_layers", "clip_qkv"),
+        *(
+            "full_attn_idxs",
+            "rope_scaling",
+            "rope_parameters",
+            "rope_local_base_freq",
+            "no_rope_layers",
+            "moe_layers",
+            "clip_qkv",
+        ),
         *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "quantization_config"),
         *(
             "kv_lora_rank",
@@ -76,6 +84,24 @@ SMOLLM3 = LLAMA | {
     "rope_theta": 2_000_000.0,
     "tie_word_embeddings": True,
     "no_rope_layer_interval": 4,
+}
+
+LFM2: Defaults = {
+    "vocab_size": 65536,
+    "hidden_size": 2560,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128_000,
+    "norm_eps": 1e-5,
+    "rope_theta": 1_000_000.0,
+    "tie_word_embeddings": True,
+    "conv_bias": False,
+    "conv_L_cache": 3,
+    "block_multiple_of": 256,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": True,
 }
 
 MISTRAL: Defaults = {key: value for key, value in LLAMA.items() if key != "use_sliding_window"} | {

@@ -14,11 +14,16 @@ from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 class Olmo2DecoderLayer(DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
-        size, eps, bias = config.hidden_size, config.norm_eps, config.attention_bias
-        self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias, projection_norm=True)
+        size, eps = config.hidden_size, config.norm_eps
+        self.self_attn = self.make_attention(build, config, layer)
         self.post_attention_layernorm = RMSNorm(build, size, eps)
         self.mlp = GatedMLP(build, config)
         self.post_feedforward_layernorm = RMSNorm(build, size, eps)
+
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+        """The family's attention; related families differ only here."""
+        bias = config.attention_bias
+        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias, projection_norm=True)
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         attended, kv = self.self_attn(x, kv, context)

@@ -13,23 +13,32 @@ from jserve.models.bert import Encoder, RobertaModel, XLMRobertaModel
 from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere2 import Cohere2ForCausalLM
 from jserve.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
+from jserve.models.ernie4_5 import Ernie4_5_MoeForCausalLM, Ernie4_5ForCausalLM
+from jserve.models.exaone4 import Exaone4ForCausalLM, ExaoneMoeForCausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
+from jserve.models.glm4 import Glm4ForCausalLM, GlmForCausalLM
+from jserve.models.glm4_moe import Glm4MoeForCausalLM
 from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
+from jserve.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
+from jserve.models.lfm2 import Lfm2ForCausalLM
 from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
+from jserve.models.minimax_m2 import MiniMaxM2ForCausalLM
 from jserve.models.mistral import MistralForCausalLM
 from jserve.models.mixtral import MixtralForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
+from jserve.models.olmo3 import Olmo3ForCausalLM
 from jserve.models.olmoe import OlmoeForCausalLM
 from jserve.models.phi3 import Phi3ForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen2_moe import Qwen2MoeForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
 from jserve.models.qwen3_moe import Qwen3MoeForCausalLM
+from jserve.models.seed_oss import SeedOssForCausalLM
 from jserve.models.smollm3 import SmolLM3ForCausalLM
 from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
@@ -37,23 +46,35 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Cohere2ForCausalLM": Cohere2ForCausalLM,
     "DeepseekV2ForCausalLM": DeepseekV2ForCausalLM,
     "DeepseekV3ForCausalLM": DeepseekV3ForCausalLM,
+    "Ernie4_5ForCausalLM": Ernie4_5ForCausalLM,
+    "Ernie4_5_MoeForCausalLM": Ernie4_5_MoeForCausalLM,
+    "Exaone4ForCausalLM": Exaone4ForCausalLM,
+    "ExaoneMoeForCausalLM": ExaoneMoeForCausalLM,
     "GPT2LMHeadModel": GPT2LMHeadModel,
     "GPTNeoXForCausalLM": GPTNeoXForCausalLM,
     "Gemma2ForCausalLM": Gemma2ForCausalLM,
     "Gemma3ForCausalLM": Gemma3ForCausalLM,
     "Gemma3ForConditionalGeneration": Gemma3ForCausalLM,
+    "Glm4ForCausalLM": Glm4ForCausalLM,
+    "Glm4MoeForCausalLM": Glm4MoeForCausalLM,
+    "GlmForCausalLM": GlmForCausalLM,
     "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
+    "HunYuanDenseV1ForCausalLM": HunYuanDenseV1ForCausalLM,
+    "HunYuanMoEV1ForCausalLM": HunYuanMoEV1ForCausalLM,
+    "Lfm2ForCausalLM": Lfm2ForCausalLM,
     "Llama4ForCausalLM": Llama4ForCausalLM,
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
     "LlamaModel": LlamaForCausalLM,
+    "MiniMaxM2ForCausalLM": MiniMaxM2ForCausalLM,
     "Ministral3ForCausalLM": MistralForCausalLM,
     "Mistral3ForConditionalGeneration": MistralForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
     "MistralModel": MistralForCausalLM,
     "MixtralForCausalLM": MixtralForCausalLM,
     "Olmo2ForCausalLM": Olmo2ForCausalLM,
+    "Olmo3ForCausalLM": Olmo3ForCausalLM,
     "Phi3ForCausalLM": Phi3ForCausalLM,
     "OlmoeForCausalLM": OlmoeForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
@@ -62,6 +83,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
     "Qwen3Model": Qwen3ForCausalLM,
     "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
+    "SeedOssForCausalLM": SeedOssForCausalLM,
     "SmolLM3ForCausalLM": SmolLM3ForCausalLM,
     "Starcoder2ForCausalLM": Starcoder2ForCausalLM,
 }

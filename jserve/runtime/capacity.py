@@ -67,7 +67,7 @@ class Capacity:
         plan = self.plan
         if not self.kv_bytes_per_token:
             return 0
-        left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin
+        left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.states - plan.margin
         return self.shape.tokens_in(left // plan.page_bytes)
 
 

@@ -1,11 +1,10 @@
 """What goes where in device memory, decided before anything is loaded, and shown as a table.
 
 KV pages get what is left of the limit after weights, the temporaries of the largest step, the sampling
-state and a margin. Nothing is allocated after ready.
+state, the states that layers keep of sequences, and a margin. Nothing is allocated after ready.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -23,6 +22,7 @@ from jserve.runtime import prompt_read_step
 from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
+from jserve.runtime.states import Cache, slot_arrays, state_bytes
 from jserve.schedule.groups import longest_sequence
 
 logger = logging.getLogger(__name__)
@@ -59,14 +59,12 @@ class MemoryPlan:
     margin: int
     kv_pages: int
     page_bytes: int
+    states: int = 0
+    """What layers keep of sequences in place of keys and values, in all slots and snapshots."""
 
     @property
     def num_pages(self) -> int:
         return self.kv_pages // self.page_bytes
-
-
-Cache = Sequence[tuple[CacheArray, ...]]
-"""What `CausalLM.cache` says of each layer, or a `CacheLayout` of each lane."""
 
 
 def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
@@ -75,6 +73,7 @@ def page_bytes(cache: Cache, tensor_parallel: int, page_size: int) -> int:
         array.heads // (tensor_parallel if array.sharded else 1) * array.width * array.dtype.itemsize
         for layer in cache
         for array in layer
+        if isinstance(array, CacheArray)
     )
 
 
@@ -94,6 +93,7 @@ def plan_shape(
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
     _check_kv_cache(engine_config, cache)
+    _check_states(cache, build.tensor_parallel)
     on_cpu = build.mesh.devices.flat[0].platform == "cpu"
     default = CPU_SIZES if on_cpu else GPU_SIZES
     longest = _longest(engine_config, config)
@@ -117,6 +117,8 @@ def plan_shape(
         kv_pages=0,
         page_bytes=page_bytes(lanes, build.tensor_parallel, size),
     )
+    if slot_arrays(cache):
+        shape, plan = _with_states(engine_config, plan, shape, state_bytes(cache, build.tensor_parallel), on_cpu)
     pages = _choose_pages(engine_config, plan, shape, on_cpu)
     shape, plan = replace(shape, num_pages=pages), replace(plan, kv_pages=pages * plan.page_bytes)
     return _fit_length(engine_config, shape), plan
@@ -136,9 +138,37 @@ def _page_size(engine_config: EngineConfig, config: ModelConfig, longest: int, u
     return size
 
 
+def _with_states(
+    engine_config: EngineConfig, plan: MemoryPlan, shape: EngineShape, each: int, on_cpu: bool
+) -> tuple[EngineShape, MemoryPlan]:
+    """With `each` bytes of states for every slot, and for snapshots: four of each slot, or what fits into a quarter of
+    what is left.
+    """
+    slots = shape.max_num_seqs * each
+    left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin - slots
+    if left < 0:
+        raise OutOfMemoryError(
+            f"the states of {shape.max_num_seqs} sequences need {gib(slots)} but only {gib(max(left + slots, 0))} are "
+            f"left: {_numbers(plan)}; lower --max-num-seqs"
+        )
+    room = (min(left, CPU_KV_BYTES) if on_cpu else left) // 4
+    snapshots = min(4 * shape.max_num_seqs, room // each) if engine_config.enable_prefix_caching else 0
+    return replace(shape, num_snapshots=snapshots), replace(plan, states=slots + snapshots * each)
+
+
+def _check_states(cache: Cache, parts: int) -> None:
+    uneven = {array.heads for array in slot_arrays(cache) if array.sharded and array.heads % parts}
+    if uneven:
+        raise ConfigError(
+            f"--tensor-parallel-size {parts} does not divide this model: its layers keep states of {min(uneven)} "
+            "heads; choose a divisor"
+        )
+
+
 def _check_kv_cache(engine_config: EngineConfig, cache: Cache) -> None:
+    paged = [[array for array in layer if isinstance(array, CacheArray)] for layer in cache]
     if engine_config.kv_cache_dtype != "auto" and not all(
-        any(array.dtype.itemsize == 1 for array in layer) for layer in cache
+        any(array.dtype.itemsize == 1 for array in layer) for layer in paged if layer
     ):
         raise ConfigError(
             f"--kv-cache-dtype {engine_config.kv_cache_dtype} is for models that keep keys and values; this one keeps "
@@ -157,7 +187,7 @@ def _longest(engine_config: EngineConfig, config: ModelConfig) -> int:
 
 
 def _choose_pages(engine_config: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
-    needed = plan.weights + plan.temporaries + plan.sampling + plan.margin
+    needed = plan.weights + plan.temporaries + plan.sampling + plan.states + plan.margin
     left = plan.limit - needed
     # What windows have left is not lost: it stays for prompts that begin alike.
     useful = shape.max_num_seqs * shape.num_groups * shape.pages_per_sequence * plan.page_bytes
@@ -262,6 +292,7 @@ def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:
         "KV pages": (plan.kv_pages, f"{tokens:,} tokens = {longest} x {shape.max_model_len:,}"),
         "temporaries": (plan.temporaries, f"steps of up to {shape.max_num_batched_tokens:,} tokens"),
         "sampling": (plan.sampling, f"{shape.max_num_seqs} sequences"),
+        "states": (plan.states, f"{shape.max_num_seqs} sequences, {shape.num_snapshots} snapshots"),
         "margin": (plan.margin, ""),
     }
     for name, (size, holds) in rows.items():
@@ -277,6 +308,7 @@ def _numbers(plan: MemoryPlan) -> str:
     return (
         f"of {gib(plan.limit)}, weights take {gib(plan.weights)}, temporaries {gib(plan.temporaries)}, "
         f"sampling {gib(plan.sampling)} and the margin {gib(plan.margin)}"
+        + (f"; states of sequences take {gib(plan.states)}" if plan.states else "")
     )
 
 

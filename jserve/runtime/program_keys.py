@@ -111,6 +111,14 @@ class InstallPages:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyStates:
+    """States of sequences to snapshots, and back."""
+
+    def __str__(self) -> str:
+        return "copy states"
+
+
+@dataclass(frozen=True, slots=True)
 class InstallSampling:
     """A slot's sampling state."""
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jserve.batch import CacheArray, EngineState, SamplingInput, SamplingState
+from jserve.batch import CacheArray, EngineState, SamplingInput, SamplingState, SlotArray
 from jserve.config import ModelConfig
 from jserve.constrain.bits import num_words
 from jserve.layers.build import TENSOR_AXIS, Build
@@ -21,6 +21,7 @@ from jserve.runtime.executables import Program
 from jserve.runtime.layout import CacheLayout
 from jserve.runtime.program_keys import (
     ChosenLogprobs,
+    CopyStates,
     EmptyState,
     InstallBias,
     InstallPages,
@@ -35,6 +36,7 @@ from jserve.runtime.program_keys import (
 )
 from jserve.runtime.sampling import Variant
 from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.states import COPIED_STATES, Cache, copy_states, state_places
 from jserve.runtime.step import StepLayout, make_step
 from jserve.weights.load import parameters
 
@@ -210,6 +212,21 @@ class Programs:
 
         return Program(InstallPages(), lower)
 
+    def copy_states(self) -> Program:
+        """(states of all layers, pairs i32[4, 2]) to states: see `states.copy_states`."""
+
+        def lower() -> jax.stages.Lowered:
+            states = tuple(self.abstract_state().leaves[place] for place in self.state_places)
+            copy = jax.jit(copy_states, donate_argnums=0, out_shardings=tuple(state.sharding for state in states))
+            return self._lower(copy, states, self._integers(COPIED_STATES, 2))
+
+        return Program(CopyStates(), lower)
+
+    @property
+    def state_places(self) -> tuple[int, ...]:
+        """Which of the leaves of an `EngineState` are states of sequences."""
+        return state_places(self._lanes())
+
     def zeros(self) -> Program:
         """() to `leaves` of a state with nothing in it, made on the devices."""
 
@@ -226,8 +243,9 @@ class Programs:
         it is there, decode steps of more than a few rows run in the largest mixed one.
         """
         first = self.shape.buckets()[:3]
+        copies = [self.copy_states()] if self.shape.num_snapshots else []
         if self.embeds:
-            return [self.step(first[0]), self.pool(first[0].tokens), self.install_pages(), self.zeros()]
+            return [self.step(first[0]), self.pool(first[0].tokens), self.install_pages(), *copies, self.zeros()]
         if early:
             first = [first[0], first[-1]]
         rows = sorted({bucket.rows for bucket in first})
@@ -240,6 +258,7 @@ class Programs:
             self.score(first[0].tokens),
             self.pool(first[0].tokens),
             self.install_pages(),
+            *copies,
             self.install_sampling(),
             self.install_bias(),
             self.zeros(),
@@ -319,16 +338,22 @@ class Programs:
     def abstract_state(self) -> EngineState:
         """Shapes and shardings of the state."""
         shape = self.shape
-        layout = CacheLayout.of(self.config.layer_windows, shape.windows)
 
-        def pages(array: CacheArray) -> Any:
+        def kept(array: CacheArray | SlotArray) -> Any:
             place = NamedSharding(self.build.mesh, PartitionSpec(None, TENSOR_AXIS if array.sharded else None))
-            size = (shape.num_pages, array.heads, shape.page_size, array.width)
+            size: tuple[int, ...] = (
+                (shape.num_pages, array.heads, shape.page_size, array.width)
+                if isinstance(array, CacheArray)
+                else (shape.num_states, array.heads, *array.size)
+            )
             return jax.ShapeDtypeStruct(size, array.dtype, sharding=place)
 
-        lanes = layout.of_lanes(self.blueprint.family.cache(self.build, self.config))
-        kv = tuple(tuple(map(pages, lane)) for lane in lanes)
+        kv = tuple(tuple(map(kept, lane)) for lane in self._lanes())
         return EngineState(kv, self._integers(shape.num_groups * shape.max_num_seqs, shape.pages_per_sequence))
+
+    def _lanes(self) -> Cache:
+        layout = CacheLayout.of(self.config.layer_windows, self.shape.windows)
+        return layout.of_lanes(self.blueprint.family.cache(self.build, self.config))
 
     def abstract_sampling(self) -> SamplingState:
         """Shapes and shardings of the sampling state."""

@@ -16,6 +16,7 @@ from jserve.runtime import prompt_reads, sampling
 from jserve.runtime.executables import ExecutableStore
 from jserve.runtime.pack import FIELDS, Needs, Rows, SlotSampling, bias_row, history_rows, pack_batch
 from jserve.runtime.program_keys import (
+    CopyStates,
     EmptyState,
     InstallBias,
     InstallPages,
@@ -32,6 +33,7 @@ from jserve.runtime.programs import PAGE_UPDATE_ROWS, Programs
 from jserve.runtime.prompt_reads import NOTHING, PromptReads, SampledLogprobs, Wanted
 from jserve.runtime.sampling import NOT_FINITE, Variant, few_rows
 from jserve.runtime.shapes import Bucket, EngineShape
+from jserve.runtime.states import COPIED_STATES
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.sequence import Sequence
 
@@ -52,6 +54,8 @@ class Launched:
     """What else some row wants."""
     unsampled: "Unsampled | None" = None
     """Set where the step waits for `sample`, because a row that samples has a constraint."""
+    end: jax.Array | None = None
+    """What the step computes last, where no row samples: `collect` waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,9 @@ class Runner:
         for chunk in plan.chunks[plan.num_decodes :]:
             if chunk.is_first:
                 self._enter_slot(chunk.slot, chunk.sequence)
+        for copies in (plan.saves, plan.restores):  # what is restored may just have been saved
+            if copies:
+                self._copy_states(copies)
         rows = Rows.of(plan)
         needs = self._slots.needs(rows)
         wanted = Wanted.of(plan, needs is not None and needs.chosen)
@@ -160,7 +167,7 @@ class Runner:
             outputs = (logits, hidden)
             extra = prompt_reads.launch(wanted, plan, bucket, self._compiled, self.weights, self._slots, outputs)
         if needs is None or choice is None:
-            return Launched(plan, bucket, None, prompt_reads=extra)
+            return Launched(plan, bucket, None, prompt_reads=extra, end=logits if hidden is None else hidden)
         if needs.variant.edits:
             self._lift_bans(plan)
         packed_sampling = self._slots.pack(rows, packed)
@@ -235,11 +242,14 @@ class Runner:
         return program in self._compiled and 2 * _rounded(len(chosen), few_rows(rows)) <= rows
 
     def collect(self, launched: Launched) -> StepTokens:
-        """Wait for a step's tokens."""
+        """Wait for a step's tokens; for its end where it has none, or a long prompt's steps would all be dispatched
+        before the first is done, and whoever comes then would wait for them.
+        """
         plan, extra, vocab = launched.plan, launched.prompt_reads, self.shape.vocab_size
         count = len(plan.chunks)
         prompt_reads, not_finite = extra.read_back(plan, vocab) if extra is not None else ((), ())
         if launched.output is None:
+            jax.block_until_ready(launched.end)
             return StepTokens([0] * count, None, prompt_reads, not_finite)
         tokens = np.asarray(launched.output)[:count].tolist()
         if NOT_FINITE in tokens:
@@ -298,6 +308,18 @@ class Runner:
             part[: len(chosen)] = chosen
             *kv, table = self._state
             self._state = (*kv, self._compiled[InstallPages()](table, part))
+
+    def _copy_states(self, copies: tuple[tuple[int, int], ...]) -> None:
+        leaves, places = list(self._state), self._programs.state_places
+        states = tuple(leaves[place] for place in places)
+        for start in range(0, len(copies), COPIED_STATES):
+            pairs = np.full((COPIED_STATES, 2), self.shape.num_states, np.int32)
+            part = copies[start : start + COPIED_STATES]
+            pairs[: len(part)] = part
+            states = self._compiled[CopyStates()](states, pairs)
+        for place, state in zip(places, states, strict=True):
+            leaves[place] = state
+        self._state = tuple(leaves)
 
     def _enter_slot(self, slot: int, sequence: Sequence) -> None:
         """Bring a slot's sampling state up to date for the sequence that enters it."""

@@ -49,6 +49,13 @@ class EngineShape:
 
     windows: Windows = (None,)
     """The windows of the cache groups, which all have N pages together; see `schedule.groups`."""
+    num_snapshots: int | None = None
+    """M, copies of the states of sequences; None where no layer keeps a state."""
+
+    @property
+    def num_states(self) -> int:
+        """R + M, rows of a `SlotArray`."""
+        return self.max_num_seqs + (self.num_snapshots or 0)
 
     @property
     def pages_per_sequence(self) -> int:

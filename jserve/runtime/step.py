@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import AttentionRows, EngineState, LayerKV, StepContext, StepInput, Weights
+from jserve.batch import AttentionRows, EngineState, LayerKV, StateRows, StepContext, StepInput, Weights
 from jserve.config import ModelConfig
 from jserve.layers.rope import inverse_frequencies, rope_table
 from jserve.models.causal_lm import CausalLM, DecoderLayer
@@ -81,6 +81,7 @@ def make_step(
         row, positions = _locate(batch, bucket)
         rope_tables = tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes)
         tables = page_table.reshape(shape.num_groups, -1, shape.pages_per_sequence)
+        states = _state_rows(batch, row, shape)
         contexts = []
         for group in range(shape.num_groups):
             table = jnp.take(tables[group], batch.slots, axis=0, mode="clip")
@@ -96,6 +97,7 @@ def make_step(
                 chunks=chunks,
                 ropes=rope_tables,
                 attention_plans=_attention_plans(rows, chunks, windows, bucket, shape, config, implementation),
+                states=states,
             )
             contexts.append(context)
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
@@ -129,6 +131,13 @@ def _locate(batch: StepInput, bucket: Bucket) -> tuple[jax.Array, jax.Array]:
     row = jnp.searchsorted(batch.query_start[1:], token, side="right", method="compare_all")
     row = jnp.minimum(row, bucket.rows - 1)
     return row, jnp.maximum(batch.context_len[row] - batch.query_start[row + 1] + token, 0)
+
+
+def _state_rows(batch: StepInput, row: jax.Array, shape: EngineShape) -> StateRows | None:
+    if shape.num_snapshots is None:
+        return None
+    slots = jnp.where(batch.slots < shape.max_num_seqs, batch.slots, shape.num_states)
+    return StateRows.of(slots, row, batch.query_start, batch.context_len)
 
 
 def _attention_plans(

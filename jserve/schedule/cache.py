@@ -12,6 +12,7 @@ from jserve.schedule.plan import PageRun
 from jserve.schedule.pool import PagePool
 from jserve.schedule.prefix import DigestChain
 from jserve.schedule.sequence import Sequence
+from jserve.schedule.snapshots import Snapshots
 
 
 class Cache:
@@ -19,12 +20,23 @@ class Cache:
     tokens.
     """
 
-    def __init__(self, num_pages: int, page_size: int, windows: Windows, max_chunk: int, *, shares: bool) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        windows: Windows,
+        max_chunk: int,
+        *,
+        shares: bool,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self.pool = PagePool(num_pages, page_size)
         self.page_size = page_size
         self.num_groups = len(windows)
         self.shares = shares
         """Whether full pages are registered for others."""
+        self.snapshots = snapshots
+        """Copies of states; None where layers keep none."""
         self._windows = windows
         self._chunk_pages = self.pool.pages_for(max_chunk)
         # It tells the digests of a group's pages from those of the other groups.
@@ -37,8 +49,16 @@ class Cache:
 
     def find(self, chain: DigestChain, limit: int) -> list[PageTable]:
         """The longest prefix of at most `limit` pages with which a sequence can go on: groups that see everything
-        have all of it, those with a window what its next token sees. References nothing.
+        have all of it, those with a window what its next token sees, and there is a copy of the state at its end where
+        layers keep one. References nothing.
         """
+        tables = self._find_pages(chain, limit)
+        if self.snapshots is not None:
+            while (length := self.snapshots.longest(chain, tables[0].end)) < tables[0].end:
+                tables = self._find_pages(chain, length)
+        return tables
+
+    def _find_pages(self, chain: DigestChain, limit: int) -> list[PageTable]:
         if self._is_plain:
             return [PageTable(0, self.pool.match(chain, limit))]
         length = limit
@@ -95,6 +115,12 @@ class Cache:
         sequence.num_pages = num_pages
         sequence.num_named = length
         sequence.num_computed = length * self.page_size
+
+    def enter_slot(self, sequence: Sequence) -> None:
+        """See to the state of a sequence that `admit` took and that has a slot now."""
+        if self.snapshots is not None:
+            limit = (len(sequence.token_ids) - 1) // self.page_size if self.shares else 0
+            self.snapshots.enter(sequence, self._find_pages(sequence.chain, limit)[0].end)
 
     def runs(self, sequence: Sequence) -> tuple[PageRun, ...]:
         """All of its pages."""
@@ -191,6 +217,8 @@ class Cache:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Raise AssertionError naming the first broken invariant. `sequences` are all that run."""
         sequences = list(sequences)
+        if self.snapshots is not None:
+            self.snapshots.check()
         self.pool.check([table.pages for sequence in sequences for table in sequence.tables])
         groups: dict[int, int] = {}
         for sequence in sequences:

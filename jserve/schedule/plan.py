@@ -56,6 +56,10 @@ class StepPlan:
     that whoever looks for something else may skip them. 0 says nothing about the others."""
     with_updates: tuple[int, ...] = ()
     """Indices of those of them that have `page_updates` or a token that the host knows."""
+    saves: tuple[tuple[int, int], ...] = ()
+    """(slot, snapshot) of states that are copied before the step, where layers keep any."""
+    restores: tuple[tuple[int, int], ...] = ()
+    """(snapshot, slot) likewise, after the saves."""
 
     @property
     def is_decode(self) -> bool:

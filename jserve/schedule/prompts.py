@@ -109,6 +109,8 @@ class PromptStep:
             self._admits = False  # else those behind it would take the pages that it lacks
             return 0
         wanted = min(sequence.num_uncomputed, most, self._room)
+        if self._cache.snapshots is not None:
+            wanted = self._cache.snapshots.cut(sequence, wanted)
         length = self._fitting(sequence, wanted)
         self._room -= length
         if length < wanted:  # two that both lack pages would wait for each other
@@ -133,6 +135,8 @@ class PromptStep:
         assert sequence is not None
         self._held = None
         cache, start = self._cache, sequence.num_computed
+        if cache.snapshots is not None and start in sequence.saves:
+            cache.snapshots.save(sequence)
         end = start + self._held_length
         samples = end == start + sequence.num_uncomputed and not sequence.request.ends_with_prompt
         sequence.num_computed = end

@@ -153,6 +153,7 @@ class RunningSequences:
         share.waiting.forget_one()
         self._cache.admit(sequence, tables, self._cache.pool.pages_for(len(sequence.token_ids)))
         sequence.slot = heapq.heappop(self._free_slots)
+        self._cache.enter_slot(sequence)
         sequence.status = Status.RUNNING
         insort(self.by_rank, sequence, key=_by_rank)
         self._num_growing += sequence.may_grow

@@ -26,6 +26,7 @@ from jserve.schedule.prompts import PromptStep
 from jserve.schedule.running import RunningSequences
 from jserve.schedule.sequence import Sequence, Status
 from jserve.schedule.share import Shares
+from jserve.schedule.snapshots import Snapshots
 
 
 class Scheduler:
@@ -34,7 +35,7 @@ class Scheduler:
     One step ahead (or more): `schedule` may be called again before `update` of the plan before. `num_pages`
     pages of `page_size` tokens serve cache groups of these `windows`; at most `max_num_seqs` sequences run, in slots
     0 to max_num_seqs - 1; a step computes at most `max_num_batched_tokens` tokens. `step_sizes` and `step_overhead`
-    are those of `Padding`.
+    are those of `Padding`. `num_snapshots` copies of states are kept; None where layers keep no states.
     """
 
     def __init__(
@@ -50,13 +51,22 @@ class Scheduler:
         windows: Windows = (None,),
         step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
         step_overhead: int = 0,
+        num_snapshots: int | None = None,
     ) -> None:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(
                 f"max_num_seqs is {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens}; "
                 "both must be at least 1"
             )
-        self._cache = Cache(num_pages, page_size, windows, max_num_batched_tokens, shares=enable_prefix_caching)
+        self._snapshots = None if num_snapshots is None else Snapshots(num_snapshots, max_num_seqs, page_size)
+        self._cache = Cache(
+            num_pages,
+            page_size,
+            windows,
+            max_num_batched_tokens,
+            shares=enable_prefix_caching,
+            snapshots=self._snapshots,
+        )
         self._pool = self._cache.pool
         self._max_num_batched_tokens = max_num_batched_tokens
         # Beside running answers prompts get half a step, so that none of them waits as long as a lone chunk takes.
@@ -140,7 +150,8 @@ class Scheduler:
             return None
         self._step_tokens = num_tokens
         prompt_reads = any(chunk.prompt_reads is not None for chunk in chunks[num_decodes:])
-        return StepPlan(tuple(chunks), num_tokens, prompt_reads, num_decodes, tuple(with_updates))
+        copies = self._snapshots.take_copies() if self._snapshots is not None else ((), ())
+        return StepPlan(tuple(chunks), num_tokens, prompt_reads, num_decodes, tuple(with_updates), *copies)
 
     def update(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
         """Take the tokens read back of a plan: append, finish, free. Plans are read back in the order they went."""
@@ -230,6 +241,8 @@ class Scheduler:
             if start % page_size == 0:
                 sequence.share.charge(sequence)
                 cache.register_full_pages(sequence)
+                if cache.snapshots is not None:
+                    cache.snapshots.save(sequence)
                 if sequence.num_pages * page_size == start or cache.has_windows:
                     if not self._make_room(sequence, len(chunks) + len(others)):
                         return True

@@ -73,6 +73,10 @@ class Sequence:
     """Pages of tokens that it has room for, or takes as its prompt is computed: the end of its tables."""
     slot: int = -1
     """Row of the device's state; -1 when not running."""
+    saves: tuple[int, ...] = ()
+    """Ends of pages, in tokens, at which its state is copied, where layers keep one; see `schedule.snapshots`."""
+    tail: bytes | None = None
+    """Digest of its newest copy that holds tokens of its answer."""
     num_named: int = 0
     """Leading pages already offered to the prefix index, or shared from it."""
     num_preemptions: int = 0

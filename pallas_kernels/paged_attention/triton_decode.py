@@ -24,6 +24,7 @@ from .triton_tile import (
     Tiling,
     attend,
     check_support,
+    in_words,
     load_sink,
     normalize,
     output,
@@ -87,7 +88,7 @@ def paged_attention_decode(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
     )
-    args = (q, k_pages, v_pages, page_table, context_len, *scales)
+    args = (q, in_words(k_pages), in_words(v_pages), page_table, context_len, *scales)
     extras = () if sinks is None else (sinks,)
     if splits == 1:
         kernel = functools.partial(_whole_kernel, head=head, tiling=tiling)

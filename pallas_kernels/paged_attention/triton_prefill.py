@@ -24,6 +24,7 @@ from .triton_tile import (
     Tiling,
     attend,
     check_support,
+    in_words,
     load_sink,
     normalize,
     output,
@@ -81,7 +82,16 @@ def paged_attention_prefill(
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
         name="paged_prefill",
-    )(q, k_pages, v_pages, page_table, query_start, context_len, *scales, *(() if sinks is None else (sinks,)))
+    )(
+        q,
+        in_words(k_pages),
+        in_words(v_pages),
+        page_table,
+        query_start,
+        context_len,
+        *scales,
+        *(() if sinks is None else (sinks,)),
+    )
     return out
 
 

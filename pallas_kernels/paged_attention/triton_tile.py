@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import triton as plt
 
+from ..words import as_words, bytes_of, is_word
 from .eight_bits import LARGEST, widen
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Tiling",
     "attend",
     "check_support",
+    "in_words",
     "key_index",
     "load",
     "load_page",
@@ -124,8 +126,13 @@ def check_support(
 
 def split_extras(k_ref: Ref, extras: tuple[Ref, ...]) -> tuple[tuple[Ref, ...], tuple[Ref, ...]]:
     """The references that not every call has: the scales of keys and values, then the sinks; each may be ()."""
-    count = 2 if k_ref.dtype in LARGEST else 0
+    count = 2 if is_word(k_ref.dtype) else 0
     return extras[:count], extras[count:]
+
+
+def in_words(pages: jax.Array) -> jax.Array:
+    """Pages as kernels read them: those of 8 bits in words of two bytes."""
+    return as_words(pages) if pages.dtype in LARGEST else pages
 
 
 def output(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> Any:
@@ -163,7 +170,7 @@ def attend(
     def step(block: jax.Array, carry: tuple[Softmax, jax.Array]) -> tuple[Softmax, jax.Array]:
         softmax, page = carry
         key_position = block * tiling.C + lax.iota(jnp.int32, tiling.C)
-        index, mask = key_index(page, kv_head, key_position, stop, head, tiling.C)
+        index, mask = key_index(page, kv_head, key_position, stop, head, tiling.C, words=bool(scales))
         k = _operand(load(k_ref, index, mask), q.dtype, head)
         scores = plt.dot(q, k, trans_b=True, precision=precision)
         if scales:
@@ -226,12 +233,23 @@ def load_page(
 
 
 def key_index(
-    page: jax.Array, kv_head: jax.Array, key_position: jax.Array, stop: jax.Array | None, head: Head, C: int
+    page: jax.Array,
+    kv_head: jax.Array,
+    key_position: jax.Array,
+    stop: jax.Array | None,
+    head: Head,
+    C: int,
+    *,
+    words: bool = False,
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-    """Where the C keys of a block lie in [N, K, B, D], as [C, padded_D], and which elements may be read."""
-    shape = (C, head.padded_D)
-    d, exists = head.depth(C)
-    mask = None if head.padded_D == head.D else exists
+    """Where the C keys of a block lie in [N, K, B, D], as [C, padded_D], and which elements may be read.
+
+    words: of two bytes each, in [N, K, B, D / 2].
+    """
+    each = 2 if words else 1
+    shape = (C, head.padded_D // each)
+    d = lax.broadcasted_iota(jnp.int32, shape, 1)
+    mask = None if head.padded_D == head.D else d < head.D // each
     if stop is not None:
         live = lax.broadcast_in_dim(key_position < stop, shape, (0,))
         mask = live if mask is None else mask & live
@@ -252,11 +270,12 @@ def _load_scale(
 
 def _operand(held: jax.Array, dtype: jnp.dtype, head: Head) -> jax.Array:
     """Keys or values for a product with queries of a type: themselves, or their codes without the scale."""
-    if held.dtype not in LARGEST:
+    if not is_word(held.dtype):
         return held
-    if held.dtype == jnp.uint8 and head.casts_fp8:
-        return lax.bitcast_convert_type(held, jnp.float8_e4m3fn).astype(dtype)
-    return widen(held).astype(dtype)
+    codes = bytes_of(held)
+    if codes.dtype == jnp.uint8 and head.casts_fp8:
+        return lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(dtype)
+    return widen(codes).astype(dtype)
 
 
 def load(ref: Ref, index: tuple[jax.Array, ...], mask: jax.Array | None) -> jax.Array:

@@ -128,12 +128,22 @@ def _merge(state: tuple[jax.Array, ...], entry: jax.Array, scores: jax.Array, v:
     item_best = jnp.where(mine[:, :, None, None], new_best[:, None], MASKED).max(0)
     weights = jnp.exp(scores - item_best[..., None])
     keep = jnp.exp(best - new_best)
-    one_hot = mine.astype(jnp.float32)
-    total = total * keep + jnp.einsum("wi,ikg->wkg", one_hot, weights.sum(-1), precision="highest")
-    added = jnp.einsum("wi,ikgd->wkgd", one_hot, _dot(weights, v, (3, 2)), precision="highest")
-    acc = acc * keep[..., None] + added
+    total = total * keep + _sum_items(mine, weights.sum(-1))
+    acc = acc * keep[..., None] + _sum_items(mine, _dot(weights, v, (3, 2)))
     new = (new_best, total, acc)
     return tuple(lax.dynamic_update_slice_in_dim(a, b, first, 0) for a, b in zip(state, new, strict=True))
+
+
+def _sum_items(mine: jax.Array, parts: jax.Array) -> jax.Array:
+    """f32[W, ...]: for each entry of the slice the sum of its items' parts; mine: bool[W, W]; parts: f32[W, ...].
+
+    An item is selected, and not multiplied by one or zero: NaN of one query would reach all the others.
+    """
+    chosen = mine.reshape(*mine.shape, *[1] * (parts.ndim - 1))
+    total = jnp.zeros_like(parts)
+    for item in range(parts.shape[0]):
+        total += jnp.where(chosen[:, item], parts[item], 0)
+    return total
 
 
 def _attend_tiles(

@@ -14,7 +14,7 @@ import httpx
 import openai
 import uvloop
 
-from jserve.api.http.listener import listen
+from jserve.api.http.listener import listen, listen_at
 from jserve.api.server import Server
 from jserve.api.settings import ServerSettings
 from jserve.config import EngineConfig
@@ -41,8 +41,9 @@ class LiveServer:
 
     def __init__(self, settings: ServerSettings, config: EngineConfig) -> None:
         self.error: BaseException | None = None
-        self._listener = listen(settings.host, 0)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = listen_at(settings.uds) if settings.uds is not None else listen(settings.host, 0)
+        port = 0 if settings.uds is not None else self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         self._settings, self._config = settings, config
         self.loop: asyncio.AbstractEventLoop
         self.server: Server

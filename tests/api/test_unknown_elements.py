@@ -196,6 +196,58 @@ def test_items_of_such_tools_are_text_in_the_history(
     assert prompt.count("Go on.") == 2
 
 
+BAD_SCHEMA = {"type": "array"}
+BAD_TOOLS: dict[str, tuple[dict[str, Any], str]] = {
+    CHAT: (
+        {
+            "messages": saying("Hi"),
+            "tools": [
+                *({"type": tool["type"]} for tool in OTHER_TOOLS[:3]),
+                {"type": "function", "function": {"name": "f", "parameters": BAD_SCHEMA}},
+            ],
+        },
+        "tools[3].function.parameters",
+    ),
+    RESPONSES: (
+        {"input": "x", "tools": [*OTHER_TOOLS[:3], {**F, "name": "find", "parameters": BAD_SCHEMA}]},
+        "tools[3].parameters",
+    ),
+    f"{RESPONSES}/input_tokens": (
+        {"input": "x", "tools": [CUSTOM, F, {**NAMESPACE, "tools": [CUSTOM, {**F, "name": "f" * 300}]}]},
+        "tools[2].tools[1].name",
+    ),
+    MESSAGES: (
+        {
+            "max_tokens": 4,
+            "messages": saying("Hi"),
+            "tools": [*SERVER_TOOLS, {"name": "f", "input_schema": BAD_SCHEMA}],
+        },
+        "tools[3].input_schema",
+    ),
+    "/api/chat": (
+        {
+            "model": "tiny",
+            "messages": saying("Hi"),
+            "tools": [
+                {"type": "web_search"},
+                {"type": "function", "function": {"name": "f", "parameters": BAD_SCHEMA}},
+            ],
+        },
+        "tools[1].function.parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", BAD_TOOLS)
+def test_a_message_about_a_tool_counts_those_that_the_client_sent(live: LiveServer, path: str) -> None:
+    """Also those that are left out, and those in namespaces."""
+    body, where = BAD_TOOLS[path]
+    answer = live.http.post(path, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error if isinstance(error, str) else error["message"]).startswith(f"{where} ")
+
+
 def test_server_tools_of_anthropic_are_left_out(live: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
     own = {"name": "get_weather", "input_schema": {"type": "object", "properties": {}}}
     body = {"max_tokens": 200, "messages": saying(call("get_weather")), "tools": [*SERVER_TOOLS, own]}

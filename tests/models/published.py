@@ -26,6 +26,22 @@ DEEPSEEK_YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings
     "beta_fast": 32,
     "beta_slow": 1,
 }
+LFM2 = {
+    "architectures": ["Lfm2ForCausalLM"],
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "vocab_size": 65536,
+    "max_position_embeddings": 128000,
+    "norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "block_auto_adjust_ff_dim": True,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_multiple_of": 256,
+    "tie_embedding": True,
+}
 PUBLISHED = {
     "falcon3-7b": Published(
         {**LLAMA, "hidden_size": 3072, "intermediate_size": 23040, "num_hidden_layers": 28, "num_attention_heads": 12}
@@ -126,6 +142,14 @@ PUBLISHED = {
         | {"max_position_embeddings": 16384, "original_max_position_embeddings": 16384, "rope_theta": 250000}
         | {"rope_scaling": None, "sliding_window": None, "tie_word_embeddings": False},
         14_659_507_200,
+    ),
+    "lfm2-350m": Published(
+        {**LFM2, "hidden_size": 1024, "block_ff_dim": 6656, "num_attention_heads": 16},
+        354_483_968,
+    ),
+    "lfm2-1.2b": Published(
+        {**LFM2, "hidden_size": 2048, "block_ff_dim": 12288, "num_attention_heads": 32},
+        1_170_340_608,
     ),
     "smollm3-3b": Published(
         {"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048, "intermediate_size": 11008}

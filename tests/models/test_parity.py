@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from jserve.runtime import native, prepare
+from tests.models import newer_cases
+from tests.models.hybrid_cases import HYBRIDS, LFM2
 from tests.worlds import (
     LATENT,
     greedy,
@@ -154,12 +156,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 moe": ("Qwen3MoeForCausalLM", {**MOE, "head_dim": 16, "mlp_only_layers": [1]}),
     "smollm 3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
     "smollm 3, layers without rope named": ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1], "attention_bias": True}),
+    **HYBRIDS,
+    "lfm2, biases, a window of four": ("Lfm2ForCausalLM", {**LFM2, "conv_bias": True, "conv_L_cache": 4}),
     "starcoder 2": ("Starcoder2ForCausalLM", {}),
     "starcoder 2, no biases, sliding window": (
         "Starcoder2ForCausalLM",
         {"use_bias": False, "sliding_window": 9, "tie_word_embeddings": False},
     ),
 }
+
+CASES |= newer_cases.CASES
 
 ON_TWO_DEVICES = {
     "deepseek 2 lite",
@@ -168,6 +174,7 @@ ON_TWO_DEVICES = {
     "gpt 2",
     "gpt neox",
     "gpt-oss",
+    "lfm2",
     "olmo 2, one KV head",
     "olmoe",
     "phi 3, sliding window",
@@ -176,11 +183,13 @@ ON_TWO_DEVICES = {
 """Tensor parallel in the default run. `slow` runs every case so."""
 
 SECOND_FORMS = {
+    *newer_cases.CASES,
     "cohere 2, biases",
     "gemma 2",
     "gemma 3",
     "gpt 2, own inner size",
     "gpt neox, one after the other, tied",
+    "lfm2, biases, a window of four",
     "llama, all heads apart",
     "llama, biases",
     "llama, linear rope",
@@ -193,7 +202,9 @@ SECOND_FORMS = {
     "smollm 3",
     "starcoder 2, no biases, sliding window",
 }
-"""Cases of families that another case covers in the default run; these are in the slow one."""
+"""Cases of families that another case, or `test_newer_families.py`, covers in the default run; these are in the slow
+one.
+"""
 
 PROMPTS = {"long": list(range(3, 44)), "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3, 9, 8, 7]}
 

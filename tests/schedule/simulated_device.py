@@ -2,9 +2,10 @@
 
 KV slots hold what the tables made them hold: layer 0 the token, layer 1 a hash of what the group's window leaves of
 layer 0 up to here, as read through the page table; the next token is a hash of the layers 1, as far as they are seen,
-and layer 1 is what is read of a prompt. All groups keep their layers in the same arrays. So a wrong table, a page that
-was freed, shared or evicted too early, a stale last token or a wrong output index gives other tokens than
-`tokens_alone`, which has neither pages nor slots.
+and layer 1 is what is read of a prompt. All groups keep their layers in the same arrays. Where sequences have a state,
+it is a hash of the state before and the token, and the next token is a hash of it too. So a wrong table, a page that
+was freed, shared or evicted too early, a stale last token, another's state or a wrong output index gives other tokens
+than `tokens_alone`, which has neither pages nor slots.
 """
 
 from collections import Counter, deque
@@ -49,7 +50,19 @@ def layers_alone(tokens: list[int], windows: Windows) -> list[list[int]]:
     return layers
 
 
-def tokens_alone(request: Request, *, max_total: int, windows: Windows = (None,)) -> list[int]:
+def next_state(state: int, position: int, token: int) -> int:
+    return hash((state, position, token))
+
+
+def state_alone(tokens: list[int]) -> int:
+    """After all of these tokens."""
+    state = 0
+    for position, token in enumerate(tokens):
+        state = next_state(state, position, token)
+    return state
+
+
+def tokens_alone(request: Request, *, max_total: int, windows: Windows = (None,), has_state: bool = False) -> list[int]:
     """What the request generates when it is the only one on a device without pages."""
     tokens, num_prompt, sampling = list(request.token_ids), len(request.token_ids), request.sampling
     stops = {*sampling.stop_token_ids, *([] if sampling.ignore_eos else [EOS])}
@@ -57,6 +70,8 @@ def tokens_alone(request: Request, *, max_total: int, windows: Windows = (None,)
         second = layers_alone(tokens, windows)
         last = len(tokens) - 1
         seen = [layer[first_seen(last, window) :] for layer, window in zip(second, windows, strict=True)]
+        if has_state:
+            seen.append([state_alone(tokens)])
         output_index = len(tokens) - num_prompt
         tokens.append(next_token(seen, output_index))
         if tokens[-1] in stops and output_index >= sampling.min_tokens:
@@ -78,7 +93,10 @@ def reads_alone(request: Request, windows: Windows = (None,)) -> list[float]:
 class SimulatedDevice:
     """Sees plans only: its tables are made of `page_updates`, its unknown tokens come from `last_token`."""
 
-    def __init__(self, *, num_pages: int, page_size: int, max_num_seqs: int, windows: Windows) -> None:
+    def __init__(
+        self, *, num_pages: int, page_size: int, max_num_seqs: int, windows: Windows, num_snapshots: int | None
+    ) -> None:
+        self.states = None if num_snapshots is None else [-1] * (max_num_seqs + num_snapshots)
         self.page_size, self.windows = page_size, windows
         self.layers = [[-1] * (num_pages * page_size) for _ in range(2)]
         self.tables: list[list[dict[int, int]]] = [[{} for _ in windows] for _ in range(max_num_seqs)]
@@ -87,6 +105,8 @@ class SimulatedDevice:
     def run(self, plan: StepPlan) -> StepTokens:
         """One step, at once: steps run in the order of dispatch, so when they are awaited changes nothing."""
         inputs = []
+        for copies in (plan.saves, plan.restores):
+            self._copy_states(copies)
         for chunk in plan.chunks:
             if chunk.is_first:
                 self.tables[chunk.slot] = [{} for _ in self.windows]
@@ -106,18 +126,31 @@ class SimulatedDevice:
             for slot, position, _ in inputs:
                 seen = self._read(0, slot, group, position)
                 self.layers[1][self._place(slot, group, position)] = second_layer(seen)
+        if self.states is not None:
+            for slot, position, token in inputs:
+                self.states[slot] = next_state(self.states[slot] if position else 0, position, token)
         sampled = []
         for chunk in plan.chunks:
             token = -7
             if chunk.samples:
                 last = chunk.start + chunk.length - 1
                 second = [self._read(1, chunk.slot, group, last) for group in range(len(self.windows))]
+                if self.states is not None:
+                    second.append([self.states[chunk.slot]])
                 token = self.last_token[chunk.slot] = next_token(second, chunk.output_index)
             sampled.append(token)
         assert plan.prompt_reads == any(chunk.prompt_reads is not None for chunk in plan.chunks)
         return StepTokens(
             sampled, prompt_reads=tuple(map(self._prompt_read, (c for c in plan.chunks if c.prompt_reads is not None)))
         )
+
+    def _copy_states(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """All at once, as on a device."""
+        assert len({target for _, target in copies}) == len(copies), "two copies have the same target"
+        if copies:
+            assert self.states is not None
+            for target, state in [(target, self.states[source]) for source, target in copies]:
+                self.states[target] = state
 
     def _prompt_read(self, chunk: ScheduledChunk) -> PromptRead:
         """As a score or a vector of each position, what the last layers hold there."""
@@ -174,6 +207,7 @@ class World:
         windows: Windows = (None,),
         step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
         step_overhead: int = 0,
+        num_snapshots: int | None = None,
     ) -> None:
         self.budget, self.max_num_seqs, self.depth = budget, max_num_seqs, depth
         self.scheduler = Scheduler(
@@ -187,10 +221,15 @@ class World:
             windows=windows,
             step_sizes=step_sizes,
             step_overhead=step_overhead,
+            num_snapshots=num_snapshots,
         )
-        self.windows = windows
+        self.windows, self.has_state = windows, num_snapshots is not None
         self.device = SimulatedDevice(
-            num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs, windows=windows
+            num_pages=num_pages,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            windows=windows,
+            num_snapshots=num_snapshots,
         )
         fitting = [size for size in range(max_model_len) if pages_held(size, windows, page_size) <= num_pages]
         self.longest = min(max_model_len, max(fitting) * page_size + 1)
@@ -282,7 +321,7 @@ class World:
                 longest = min(longest, len(request.token_ids) + max_tokens)
             if request.ends_with_prompt:
                 longest = len(request.token_ids)
-            alone = tokens_alone(request, max_total=longest, windows=self.windows)
+            alone = tokens_alone(request, max_total=longest, windows=self.windows, has_state=self.has_state)
             if request_id in self.aborted:
                 alone = alone[: len(self.tokens(request_id))]
             else:

@@ -31,6 +31,7 @@ class AnyOrder(RuleBasedStateMachine):
         caching=st.sampled_from([True, True, False]),
         depth=st.sampled_from([1, 1, 0, 2]),
         step_sizes=st.sampled_from([(), (2, 4, 8), (3, 5, 9)]),
+        num_snapshots=st.sampled_from([None, None, 0, 1, 2, 5]),
     )
     def begin(
         self,
@@ -41,6 +42,7 @@ class AnyOrder(RuleBasedStateMachine):
         caching: bool,
         depth: int,
         step_sizes: tuple[int, ...],
+        num_snapshots: int | None,
     ) -> None:
         self.world = World(
             num_pages=num_pages + 2 * len(windows),
@@ -51,6 +53,7 @@ class AnyOrder(RuleBasedStateMachine):
             caching=caching,
             depth=depth,
             step_sizes=lambda rows: step_sizes,
+            num_snapshots=num_snapshots,
         )
 
     @rule(
@@ -101,7 +104,9 @@ AnyOrder.TestCase.settings = settings(max_examples=400, stateful_step_count=30)
 TestAnyOrder = AnyOrder.TestCase
 
 
-def _random_world(rng: random.Random, windows: Windows = (None,), spare: int = 0) -> World:
+def _random_world(
+    rng: random.Random, windows: Windows = (None,), spare: int = 0, num_snapshots: int | None = None
+) -> World:
     """A world under pressure: more requests than slots or pages, arriving and aborted at any time."""
     tenants = rng.choice([(0,), (0, 0, 1, 2)])
     world = World(
@@ -112,6 +117,7 @@ def _random_world(rng: random.Random, windows: Windows = (None,), spare: int = 0
         max_model_len=24,
         caching=rng.random() < 0.8,
         depth=rng.choice([0, 1, 1, 2]),
+        num_snapshots=num_snapshots,
     )
     for number in range(rng.randint(4, 12)):
         tail = [rng.randint(1, 3) for _ in range(rng.randint(0, 6))]
@@ -162,3 +168,17 @@ def test_random_worlds_with_windows_give_everyone_the_tokens_they_get_alone() ->
         hits += stats.prefix_hits
         stops += sum(deltas[-1].finish_reason == "stop" for deltas in world.deltas.values() if deltas)
     assert min(10 * preemptions, hits, stops) > 1000
+
+
+def test_random_worlds_with_states_give_everyone_the_tokens_they_get_alone() -> None:
+    preemptions = hits = stops = 0
+    for seed in range(500):
+        rng = random.Random(seed)
+        world = _random_world(rng, num_snapshots=rng.choice([0, 1, 2, 4, 12]))
+        world.run()
+        world.check_outcome()
+        stats = world.scheduler.stats()
+        preemptions += stats.num_preemptions
+        hits += stats.prefix_hits
+        stops += sum(deltas[-1].finish_reason == "stop" for deltas in world.deltas.values() if deltas)
+    assert min(preemptions, hits, stops) > 300

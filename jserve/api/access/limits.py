@@ -13,6 +13,7 @@ class Limit:
     """Sequences: each prompt and each choice of a request is one."""
     highest_priority: int | None = 0
     """The smallest `priority` that the key may ask for: lower is earlier, and 0 the default."""
+    tokens_per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

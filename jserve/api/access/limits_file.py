@@ -3,6 +3,7 @@
     default:                        # what holds for every key, unless its own entry says otherwise
       requests_per_minute: 60
       tokens_per_minute: 100_000    # prompt tokens and generated tokens together
+      tokens_per_day: 5_000_000     # the same, filled evenly over a day; a restart fills it
       concurrent_requests: 8
       highest_priority: 0           # the smallest `priority` that a request may ask for (lower is earlier)
     keys:
@@ -20,8 +21,8 @@ anybody may ask for any priority. A limit that is left out, everywhere, is none;
 What counts: a request is a POST that came in with a valid key, whatever its answer; it is concurrent until
 its answer is complete, as many times as it has prompts and choices (`n` of each prompt). Prompt tokens
 are taken when the request is handed to the engine, generated ones as they come, so a long answer may overdraw; the
-next request then waits until the minute has paid for it. Both rates are token buckets that hold one minute's worth
-and are filled evenly. The file is read once, at start.
+next request then waits until the minute has paid for it. All rates are token buckets that hold one period's worth
+and are filled evenly. SIGHUP reads the file again: what keys have used lately counts against the new rates.
 """
 
 import re

@@ -68,14 +68,15 @@ def _prompt_fields(body: CountTokensBody, extra: dict[str, Any]) -> dict[str, An
     choice = body.tool_choice or {}
     effort = body.output_config.effort if body.output_config is not None else None
     tools = _tools(body)
+    functions = [tool for tool in tools if tool["type"] == "function"]
     return {
         **extra,
         "messages": messages,
         "model": body.model,
         "continue_final_message": is_prefilled,
         "tools": tools or None,
-        "tool_choice": _tool_choice(choice, tools, body),
-        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") and tools else None,
+        "tool_choice": _tool_choice(choice, functions, body),
+        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") and functions else None,
         "response_format": _response_format(body),
         "reasoning_effort": effort,
         "chat_template_kwargs": _template_variables(body, extra.get("chat_template_kwargs")),
@@ -97,8 +98,10 @@ def _response_format(body: CountTokensBody) -> dict[str, Any] | None:
 
 
 def _tools(body: CountTokensBody) -> list[dict[str, Any]]:
-    """The client's own tools in chat's form. Those of Anthropic's are never called here, and are left out."""
-    tools, left_out = [], ["mcp_servers"] if body.mcp_servers else []
+    """The client's own tools in chat's form. Of Anthropic's the type stands in their place: chat leaves them out, and
+    counts as the client does.
+    """
+    tools = []
     for number, tool in enumerate(body.tools or ()):
         kind = tool.get("type")
         if kind is not None and not isinstance(kind, str):
@@ -106,11 +109,8 @@ def _tools(body: CountTokensBody) -> list[dict[str, Any]]:
         if kind == "function":  # OpenAI's form, sent here by mistake: to leave it out would take the client's tools.
             message = f"tools[{number}] has OpenAI's type 'function'; here a tool is name, description and input_schema"
             raise RequestError(message, param=f"tools[{number}]")
-        if kind in (None, "custom"):
-            tools.append(_tool(tool, f"tools[{number}]"))
-        else:
-            left_out.append(kind)
-    log_left_out("tools", left_out)
+        tools.append(_tool(tool, f"tools[{number}]") if kind in (None, "custom") else {"type": kind})
+    log_left_out("tools", ["mcp_servers"] if body.mcp_servers else [])
     return tools
 
 

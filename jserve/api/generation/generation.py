@@ -26,13 +26,13 @@ from jserve.api.generation.request import GenerationRequest
 from jserve.api.generation.usage import CompletionTokensDetails, PromptTokensDetails, RequestMetrics, Usage
 from jserve.api.life import RequestLife
 from jserve.api.model.lengths import clamp_max_tokens
+from jserve.api.model.served_model import ServedModel
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.inbox import Inbox
 from jserve.api.telemetry.metrics import Metrics
 from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
-from jserve.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +200,8 @@ class Generator:
         self._open: set[Generation] = set()
         self._serial = itertools.count(1)
         self.is_draining = False
+        self.last_active = time.monotonic()
+        """When a request last came or was over, of `time.monotonic()`."""
 
     @property
     def num_open(self) -> int:
@@ -212,7 +214,7 @@ class Generator:
             raise EngineUnavailableError("the server is shutting down and takes no new requests")
         self._client.check_ready()
 
-    def start(self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None) -> Generation:
+    def start(self, request: GenerationRequest, model: ServedModel, cap: int | None) -> Generation:
         """Hand the request's choices to the engine. `cap` bounds the output of every request of this model.
 
         The caller must `finish` the generation, whatever happens. Raises RequestError for a token that the model has
@@ -220,21 +222,24 @@ class Generator:
         for that key; EngineUnavailableError, OverloadedError.
         """
         self.check_available()
-        check_answer_size(request, self._client.max_model_len, cap)
-        check_named_tokens(request.sampling, self._client.vocab_size, tokenizer)
+        facts = model.facts
+        check_answer_size(request, facts.max_model_len, cap)
+        check_named_tokens(request.sampling, facts.vocab_size, model.tokenizer)
         for prompt in request.prompts:
-            check_prompt_tokens(prompt.token_ids, self._client.vocab_size, tokenizer)
+            check_prompt_tokens(prompt.token_ids, facts.vocab_size, model.tokenizer)
         call = current_call()
         call.check_priority(request.priority)
         call.open_sequences(len(request.prompts) * request.sampling.n)
-        requests, choices = self._engine_requests(request, tokenizer, cap, call)
+        requests, choices = self._engine_requests(request, model, cap, call)
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
         inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)
         call.num_prompt += num_prompt
+        self._metrics.key_tokens[call.key.id, "prompt"] += num_prompt
         generation = Generation(request, self._client, self._metrics, inbox, choices, call.account)
         call.lives += generation.lives
         self._open.add(generation)
+        self.last_active = time.monotonic()
         return generation
 
     def _submit(self, requests: list[Request], num_prompt: int, account: Account | None) -> Inbox:
@@ -252,6 +257,7 @@ class Generator:
         if generation in self._open:
             generation.close()
             self._open.discard(generation)
+            self.last_active = time.monotonic()
             self._metrics.longest_size.observe(max(life.num_output for life in generation.lives))
 
     def cancel_all(self, error: JserveError) -> None:
@@ -260,7 +266,7 @@ class Generator:
             generation.cancel(error)
 
     def _engine_requests(
-        self, request: GenerationRequest, tokenizer: Tokenizer, cap: int | None, call: Call
+        self, request: GenerationRequest, model: ServedModel, cap: int | None, call: Call
     ) -> tuple[list[Request], dict[str, tuple[Choice, RequestLife]]]:
         n = request.sampling.n
         num_choices = len(request.prompts) * n
@@ -272,7 +278,8 @@ class Generator:
         requests, choices = [], {}
         for index, request_id in enumerate(ids):
             prompt = request.prompts[index // n].token_ids
-            sampling = self._choice_sampling(request.sampling, index % n, len(prompt), cap)
+            max_tokens = clamp_max_tokens(request.sampling.max_tokens, len(prompt), model.facts.max_model_len, cap)
+            sampling = _choice_sampling(request.sampling, index % n, max_tokens)
             requests.append(
                 Request(
                     request_id,
@@ -287,24 +294,24 @@ class Generator:
             )
             # The engine has no use for stop strings and the like, the choice has none for the rest.
             parser = request.new_parser() if request.new_parser is not None else None
-            choice = Choice(index, request.sampling, tokenizer, parser, prompt)
-            max_tokens = sampling.max_tokens or 0
-            choices[request_id] = (choice, RequestLife(request_id, len(prompt), max_tokens, arrived))
+            choice = Choice(index, request.sampling, model.tokenizer, parser, prompt)
+            life = RequestLife(request_id, len(prompt), max_tokens, arrived, key_id=call.key.id)
+            choices[request_id] = (choice, life)
         if self._log_requests:
             logger.info("request %s received: %s", request.public_id, describe_sampling(request))
         return requests, choices
 
-    def _choice_sampling(self, sampling: SamplingParams, k: int, num_prompt: int, cap: int | None) -> SamplingParams:
-        max_tokens = clamp_max_tokens(sampling.max_tokens, num_prompt, self._client.max_model_len, cap)
-        return msgspec.structs.replace(
-            sampling,
-            n=1,
-            stop=(),
-            repetition_detection=None,
-            max_tokens=max_tokens,
-            min_tokens=min(sampling.min_tokens, max_tokens),
-            seed=choice_seed(sampling.seed, k),
-        )
+
+def _choice_sampling(sampling: SamplingParams, k: int, max_tokens: int) -> SamplingParams:
+    return msgspec.structs.replace(
+        sampling,
+        n=1,
+        stop=(),
+        repetition_detection=None,
+        max_tokens=max_tokens,
+        min_tokens=min(sampling.min_tokens, max_tokens),
+        seed=choice_seed(sampling.seed, k),
+    )
 
 
 def _check_finite(delta: TokenDelta) -> None:

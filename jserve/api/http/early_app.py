@@ -18,8 +18,10 @@ class EarlyApp:
     loads; any other request waits for the app.
     """
 
-    def __init__(self, build: Callable[[], ASGIApp]) -> None:
+    def __init__(self, build: Callable[[], ASGIApp], is_alive_enough: bool = True) -> None:
+        """`is_alive_enough`: /health speaks of the process, not of the model."""
         self._build = build
+        self._liveness_status = 200 if is_alive_enough else 503
         self._app: ASGIApp | None = None
         self._loaded = asyncio.Event()
 
@@ -31,7 +33,7 @@ class EarlyApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
             if scope["type"] == "http" and route_path(scope) in _LIVENESS:
-                await Response()(scope, receive, send)
+                await Response(status_code=self._liveness_status)(scope, receive, send)
                 return
             await self._loaded.wait()
             assert self._app is not None

@@ -28,6 +28,7 @@ _NOT_IN_AN_ID = re.compile(rb"[^\x21-\x7e]")
 _MAX_ID_CHARS = 128
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _CLIENT_GONE = 499
+_MAX_CLIENT_CHARS = 64
 _SAFE = "/:@!$&'()*+,;=~"
 """What a path may hold as it is (RFC 3986, 3.3); in the log all else is encoded again, line ends above all."""
 
@@ -91,7 +92,7 @@ class Edge:
             response_bytes=num_bytes,
         )
         logger.info(
-            "%s %s %d in %.3f s", call.method, quote(call.path, _SAFE), status, seconds,
+            "%s %s %d in %.3f s for %s", call.method, quote(call.path, _SAFE), status, seconds, call.client,
             extra=self._describe(call, status, seconds),
         )  # fmt: skip
 
@@ -100,7 +101,7 @@ class Edge:
         route = scope.get("route")
         if route is not None:
             return str(route.path)
-        return call.path if call.path in self._paths.fixed else "other"
+        return call.path if call.path in self._paths.fixed else "none"
 
     def _describe(self, call: Call, status: int, seconds: float) -> dict[str, Any]:
         """Fields of the structured log."""
@@ -108,6 +109,7 @@ class Edge:
             "method": call.method,
             "path": quote(call.path, _SAFE),
             "status": status,
+            "client": call.client,
             "total": round(seconds, 4),
         }
         if call.lives:
@@ -130,7 +132,13 @@ def _enter(scope: Scope) -> Call:
     others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
     scope["headers"] = [*others, (b"x-request-id", request_id)]
     trace = {name.decode(): headers[name].decode("latin-1") for name in _TRACE_HEADERS if name in headers}
-    call = Call(request_id.decode(), scope["method"], route_path(scope), trace)
+    call = Call(request_id.decode(), scope["method"], route_path(scope), trace, client=_client_of(scope))
     enter_call(call)
     request_fields.set({"request_id": call.request_id})
     return call
+
+
+def _client_of(scope: Scope) -> str:
+    """The client's address: what the server's proxies say of it, encoded, or that of the connection."""
+    client = scope.get("client")
+    return quote(client[0][:_MAX_CLIENT_CHARS], ":.%") if client else "a Unix socket"

@@ -8,6 +8,7 @@ from jserve.api.access.keys import KeyRing
 from jserve.api.call import current_call
 from jserve.api.errors import Dialect, UnauthorizedError, answer_for
 from jserve.api.http.host_names import HostNames
+from jserve.api.http.playground import is_browser_at_root
 from jserve.api.http.route_paths import route_path
 from jserve.errors import RateLimitError
 from jserve.log import request_fields
@@ -34,7 +35,7 @@ class Guard:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) in self._open_paths:
+        if scope["type"] != "http" or route_path(scope) in self._open_paths or is_browser_at_root(scope):
             await self._app(scope, receive, send)
             return
         if (host := self._hosts.refused_in(scope)) is not None:

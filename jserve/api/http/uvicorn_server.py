@@ -6,6 +6,7 @@ promise.
 """
 
 import contextlib
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -25,6 +26,7 @@ class UvicornServer(uvicorn.Server):
     """uvicorn without its signal handlers, which know nothing of draining."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._settings = settings
         super().__init__(
             uvicorn.Config(
                 app,
@@ -42,6 +44,7 @@ class UvicornServer(uvicorn.Server):
                 timeout_graceful_shutdown=CLOSE_S,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 root_path=settings.root_path,
+                forwarded_allow_ips="*" if settings.uds is not None else settings.forwarded_allow_ips,
                 ssl_keyfile=settings.ssl_keyfile,
                 ssl_certfile=settings.ssl_certfile,
             )
@@ -54,3 +57,15 @@ class UvicornServer(uvicorn.Server):
     def stop(self) -> None:
         """Take no more connections, close those that are idle, and end `serve`."""
         self.should_exit = True
+
+    def reload_certificate(self) -> None:
+        """Read key and certificate again, for connections that are made from now on. Raises OSError, ssl.SSLError.
+
+        Files that cannot be used change nothing.
+        """
+        settings = self._settings
+        context = self.config.ssl
+        if context is None or settings.ssl_certfile is None:
+            return
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)

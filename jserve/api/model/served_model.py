@@ -31,6 +31,7 @@ from jserve.checkpoint import (
 from jserve.checkpoint.json_file import read_json
 from jserve.config import EngineConfig
 from jserve.errors import CheckpointError, ConfigError, RequestError
+from jserve.protocol import ModelFacts
 from jserve.text.load import load_tokenizer
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.templates.render_worker import RenderJob
@@ -70,6 +71,8 @@ class ServedModel:
         self.files = files
         self.ollama = ollama
         self.embedder = embedder
+        self.facts = ModelFacts(0, 0, ())
+        """What the engine said of the model when it was ready; no request is admitted before."""
         self._settings = settings
         self._speeches: dict[str, ModelSpeech] = {}
         described = (

@@ -83,4 +83,4 @@ async def _start(request: Request, texts: list[str], model: ServedModel, *, trun
     limit = -1 if truncates else None
     body = EmbeddingBody(input=texts, truncate_prompt_tokens=limit, truncation_side="right")
     prepared = await prepare_embeddings(request, body, model, "ollama")
-    return server.generator.start(prepared, model.tokenizer, None)
+    return server.generator.start(prepared, model, None)

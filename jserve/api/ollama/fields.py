@@ -22,7 +22,7 @@ def generation_fields(body: OllamaGenerationBody, model: ServedModel, server: Se
     """Model's name, options and format, for `make_body`. Raises RequestError."""
     keep_alive_seconds(body.keep_alive)
     options = check_options(body.options)
-    limit = server.client.max_model_len
+    limit = model.facts.max_model_len
     fields = sampling_fields(options, model.defaults, limit)
     fields["dialect"] = sampling_dialect(options, model.defaults, limit)
     response_format = _response_format(body.format)

@@ -33,7 +33,7 @@ async def generate(request: Request) -> Response:
     body = await read_body(request, GenerateBody, any_media_type=True)
     model = server.admit(served_name(server.settings, body.model_name))
     fields = generation_fields(body, model, server)
-    _check_fields(body, server)
+    _check_fields(body, model)
     shape = AnswerShape(
         body.model_name or model.name,
         is_chat=False,
@@ -52,7 +52,7 @@ async def _start_raw(
     server: ServerContext, body: GenerateBody, model: ServedModel, fields: dict[str, Any]
 ) -> Generation:
     fields["prompt"] = body.prompt
-    fields["max_tokens"] = fields["max_tokens"] or server.client.max_model_len
+    fields["max_tokens"] = fields["max_tokens"] or model.facts.max_model_len
     if body.logprobs or body.top_logprobs:
         _check_top_logprobs(body)
         fields["logprobs"] = body.top_logprobs or 0
@@ -74,12 +74,12 @@ async def _start_in_template(
     prepared = await prepare_chat(server, current_call(), make_body(bodies.ChatBody, fields), model, "ollama")
     if body.context:
         token_ids = [*body.context, *prepared.prompts[0].token_ids]
-        check_prompt_length(len(token_ids), server.client.max_model_len)
+        check_prompt_length(len(token_ids), model.facts.max_model_len)
         prepared = replace(prepared, prompts=[PreparedPrompt(token_ids)])
-    return server.generator.start(prepared, model.tokenizer, model.defaults.max_new_tokens)
+    return server.generator.start(prepared, model, model.defaults.max_new_tokens)
 
 
-def _check_fields(body: GenerateBody, server: ServerContext) -> None:
+def _check_fields(body: GenerateBody, model: ServedModel) -> None:
     """Raise RequestError for fields that the model or jserve cannot honour."""
     if body.raw and (body.system or body.template or body.context):
         raise RequestError("raw mode does not support template, system, or context", param="raw")
@@ -95,7 +95,7 @@ def _check_fields(body: GenerateBody, server: ServerContext) -> None:
     if body.images:
         raise RequestError("images: this model takes text only; leave them out", param="images")
     for token in (min(body.context), max(body.context)) if body.context else ():
-        if not 0 <= token < server.client.vocab_size:
+        if not 0 <= token < model.facts.vocab_size:
             raise RequestError(f"context contains token id {token}, which is out of vocabulary", param="context")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from jserve.api.context import ServerContext, context_of
 from jserve.api.http.body import read_body
@@ -37,11 +37,6 @@ _CONFIG_KEYS = {
 """GGUF's names, after the architecture, and those of `config.json`."""
 
 
-async def ollama_root(request: Request) -> Response:
-    """The text that clients look for to know that this is Ollama, or speaks like it."""
-    return PlainTextResponse("Ollama is running")
-
-
 async def ollama_version(request: Request) -> Response:
     """The release of Ollama whose API this is."""
     return JsonResponse({"version": API_VERSION})
@@ -51,7 +46,7 @@ async def tags(request: Request) -> Response:
     """The served model, once for each of its names."""
     server = context_of(request)
     model = _model(server)
-    return JsonResponse({"models": [_card(name, model) for name in server.settings.listed_names]})
+    return JsonResponse({"models": [_card(name, model) for name in server.listed_names]})
 
 
 async def ps(request: Request) -> Response:
@@ -64,7 +59,7 @@ async def ps(request: Request) -> Response:
     del card["modified_at"], card["capabilities"]
     card["expires_at"] = NEVER
     card["size_vram"] = 0 if ready.device.lower().startswith("cpu") else card["size"]
-    card["context_length"] = ready.max_model_len
+    card["context_length"] = server.loaded_model.facts.max_model_len
     return JsonResponse({"models": [card]})
 
 
@@ -74,7 +69,7 @@ async def show(request: Request) -> Response:
     body = await read_body(request, ShowBody, any_media_type=True)
     model = _model(server)
     served_name(server.settings, body.model_name)
-    parameters = _parameters(model, server.client.max_model_len)
+    parameters = _parameters(model)
     lines = _parameter_lines(parameters)
     ollama = model.ollama or OllamaModel("", Path(), Path())
     name = tagged(body.model_name or model.name)
@@ -85,7 +80,7 @@ async def show(request: Request) -> Response:
         "template": model.template.sources.get("default", ""),
         "system": ollama.system,
         "details": _details(model),
-        "model_info": _model_info(model, server.client.max_model_len),
+        "model_info": _model_info(model),
         "capabilities": capabilities(model),
         "modified_at": rfc3339(int(model.files.modified * 1e9)),
     }
@@ -134,13 +129,13 @@ def _details(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _model_info(model: ServedModel, max_model_len: int) -> dict[str, Any]:
+def _model_info(model: ServedModel) -> dict[str, Any]:
     """The model's shape under GGUF's keys.
 
     The context is the server's where that is shorter: clients cut their prompts by it, and a longer one is refused.
     """
     files, architecture = model.files, model.files.architecture
-    lengths = [files.config.get("max_position_embeddings"), max_model_len]
+    lengths = [files.config.get("max_position_embeddings"), model.facts.max_model_len]
     info: dict[str, Any] = {
         "general.architecture": architecture,
         "general.parameter_count": files.num_parameters,
@@ -152,11 +147,11 @@ def _model_info(model: ServedModel, max_model_len: int) -> dict[str, Any]:
     return info
 
 
-def _parameters(model: ServedModel, max_model_len: int) -> dict[str, Any]:
+def _parameters(model: ServedModel) -> dict[str, Any]:
     """The defaults of a request without options."""
     defaults = model.defaults.over(OLLAMA_DEFAULTS)
     return {
-        "num_ctx": max_model_len,
+        "num_ctx": model.facts.max_model_len,
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,

@@ -11,8 +11,6 @@ from jserve.api.ollama.embed import embed, ollama_embeddings
 from jserve.api.ollama.generate import generate
 
 OLLAMA_ROUTES: tuple[tuple[str, str, Any], ...] = (
-    ("GET", "/", models.ollama_root),
-    ("HEAD", "/", models.ollama_root),
     ("GET", "/api/version", models.ollama_version),
     ("HEAD", "/api/version", models.ollama_version),
     ("GET", "/api/tags", models.tags),

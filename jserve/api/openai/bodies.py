@@ -197,6 +197,14 @@ class NamedToolChoice(BaseModel):
     function: NamedFunction
 
 
+class OtherToolChoice(BaseModel):
+    """A choice of another type: `allowed_tools`, or one that needs a tool that this server does not have."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
@@ -212,7 +220,7 @@ class ChatBody(GenerationBody):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[ToolBody] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | OtherToolChoice | None = None
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
     thinking_token_budget: int | None = None

@@ -48,7 +48,7 @@ async def start_chat(
     The caller passes the generation to `send_answer`, which finishes it. Raises RequestError.
     """
     prepared = await prepare_chat(server, call, body, model, id_prefix)
-    return server.generator.start(prepared, model.tokenizer, model.defaults.max_new_tokens)
+    return server.generator.start(prepared, model, model.defaults.max_new_tokens)
 
 
 async def prepare_chat(
@@ -59,9 +59,9 @@ async def prepare_chat(
     _check_fields(body)
     _check_template_fields(body, model, server)
     tool_use = ToolUse.of(body, shows_tools_for_none=not server.settings.exclude_tools_when_none)
-    sampling = _sampling(body, model, server)
-    text = await _render(body, model, tool_use, server.client.max_model_len)
-    prompt = await _prepare_prompt(body, model, text, server.client.max_model_len)
+    sampling = _sampling(body, model)
+    text = await _render(body, model, tool_use)
+    prompt = await _prepare_prompt(body, model, text)
     output = ChatOutput.after(text, body, model.speech(body.chat_template), tool_use)
     sampling = await output.constrain(server, body, sampling)
     sampling = msgspec.structs.replace(sampling, thinking_budget=output.thinking_budget(body.thinking_token_budget))
@@ -114,7 +114,7 @@ def _check_template_fields(body: ChatBody, model: ServedModel, server: ServerCon
         )
 
 
-def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> SamplingParams:
+def _sampling(body: ChatBody, model: ServedModel) -> SamplingParams:
     check_max_tokens(body.max_tokens, param="max_tokens")
     check_max_tokens(body.max_completion_tokens, param="max_completion_tokens")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -124,20 +124,20 @@ def _sampling(body: ChatBody, model: ServedModel, server: ServerContext) -> Samp
     return sampling_params(
         body,
         model.defaults,
-        vocab_size=server.client.vocab_size,
+        vocab_size=model.facts.vocab_size,
         tokenizer=model.tokenizer,
         max_tokens=wanted,
         logprobs=logprobs,
     )
 
 
-async def _render(body: ChatBody, model: ServedModel, tool_use: ToolUse, max_model_len: int) -> str:
+async def _render(body: ChatBody, model: ServedModel, tool_use: ToolUse) -> str:
     add_generation_prompt = body.add_generation_prompt
     if add_generation_prompt is None:
         add_generation_prompt = not body.continue_final_message
     return await model.render_chat(
         model.with_presets(body.messages),
-        max_model_len=max_model_len,
+        max_model_len=model.facts.max_model_len,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=body.continue_final_message,
         variables=_template_variables(body),
@@ -147,7 +147,8 @@ async def _render(body: ChatBody, model: ServedModel, tool_use: ToolUse, max_mod
     )
 
 
-async def _prepare_prompt(body: ChatBody, model: ServedModel, text: str, max_model_len: int) -> PreparedPrompt:
+async def _prepare_prompt(body: ChatBody, model: ServedModel, text: str) -> PreparedPrompt:
+    max_model_len = model.facts.max_model_len
     token_ids = await model.encode(text, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     token_ids = truncate_prompt(token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len)
     check_prompt_length(len(token_ids), max_model_len)

@@ -1,6 +1,7 @@
 """From a chat request to what its answer may be and how it is taken apart: grammar, budget of thought, parser."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from jserve.api.context import ServerContext
@@ -94,8 +95,11 @@ class ChatOutput:
         except RequestError:
             if is_strict:
                 raise
-        # Something in a schema that is not strict is more than the compiler bears.
-        return await self._under_calls(server, sampling, use.tools, answer, "shape")
+        # Something in a schema that is not strict is more than the compiler bears, or makes no sense as a whole.
+        with suppress(RequestError):
+            return await self._under_calls(server, sampling, use.tools, answer, "shape")
+        tools = {name: tool if tool.is_strict else tool.without_schema() for name, tool in use.tools.items()}
+        return await self._under_calls(server, sampling, tools, answer, "shape")
 
     async def _under_calls(
         self,
@@ -126,7 +130,7 @@ class ChatOutput:
         use = self.tool_use
         if not use.is_forced and not answer:
             # What is not strict is held to no more than being an object.
-            tools = {name: tool if tool.is_strict else Tool(name, {"type": "object"}) for name, tool in tools.items()}
+            tools = {name: tool if tool.is_strict else tool.without_schema() for name, tool in tools.items()}
         writer = CallGrammar(self.speech.tool_format, tools, use.is_parallel, self._special_id, strictness)
         try:
             if use.is_forced:

@@ -47,14 +47,14 @@ async def start_completion(
     """
     model.check_generates()
     _check_fields(body)
-    sampling = _sampling(body, model, server)
+    sampling = _sampling(body, model)
     raw_prompts = split_prompts(body.prompt)
     if len(raw_prompts) * sampling.n > MAX_CHOICES:
         message = f"{len(raw_prompts)} prompts times n={sampling.n} is more than {MAX_CHOICES} choices"
         raise RequestError(message, param="n")
     prompts = []
     for raw_prompt in raw_prompts:
-        prompts.append(await _prepare_prompt(raw_prompt, body, model, server))
+        prompts.append(await _prepare_prompt(raw_prompt, body, model))
         await asyncio.sleep(0)  # A thousand prompts must not hold up everybody else's tokens.
     sampling = await constrain(server, body, sampling)
     return server.generator.start(
@@ -66,7 +66,7 @@ async def start_completion(
             cache_salt=check_cache_salt(body.cache_salt),
             stream_interval=stream_interval(body, server.settings),
         ),
-        model.tokenizer,
+        model,
         model.defaults.max_new_tokens,
     )
 
@@ -79,7 +79,7 @@ def _check_fields(body: CompletionBody) -> None:
         raise RequestError(message, param="logprob_token_ids")
 
 
-def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -> SamplingParams:
+def _sampling(body: CompletionBody, model: ServedModel) -> SamplingParams:
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     least = 0 if body.echo else 1  # An echo without an answer: the prompt is scored.
     check_max_tokens(body.max_tokens, param="max_tokens", least=least)
@@ -88,7 +88,7 @@ def _sampling(body: CompletionBody, model: ServedModel, server: ServerContext) -
     params = sampling_params(
         body,
         model.defaults,
-        vocab_size=server.client.vocab_size,
+        vocab_size=model.facts.vocab_size,
         tokenizer=model.tokenizer,
         max_tokens=max_tokens,
         logprobs=body.logprobs,
@@ -114,15 +114,13 @@ def split_prompts(
     return prompt
 
 
-async def _prepare_prompt(
-    prompt: str | list[int], body: CompletionBody, model: ServedModel, server: ServerContext
-) -> PreparedPrompt:
-    max_model_len = server.client.max_model_len
+async def _prepare_prompt(prompt: str | list[int], body: CompletionBody, model: ServedModel) -> PreparedPrompt:
+    max_model_len = model.facts.max_model_len
     if isinstance(prompt, str):
         token_ids = await model.encode(prompt, add_special_tokens=body.add_special_tokens, max_model_len=max_model_len)
     else:
         token_ids = prompt
-        check_vocabulary(token_ids, server.client.vocab_size)
+        check_vocabulary(token_ids, model.facts.vocab_size)
     generates = body.max_tokens != 0
     token_ids = truncate_prompt(
         token_ids, body.truncate_prompt_tokens, body.truncation_side, max_model_len, generates=generates

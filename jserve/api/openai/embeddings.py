@@ -65,9 +65,9 @@ async def prepare_embeddings(
     """Check `body` and make its prompts. Raises RequestError."""
     if (body.input is None) == (body.messages is None):
         raise RequestError("give either `input` or `messages`", param="input")
-    prompts = await _prompts_of_messages(request, body, model) if body.input is None else []
+    prompts = await _prompts_of_messages(body, model) if body.input is None else []
     for text in _split_inputs(body.input) if body.input is not None else ():
-        prompts.append(await _prompt_of_input(request, text, body, model))
+        prompts.append(await _prompt_of_input(text, body, model))
         await asyncio.sleep(0)  # A thousand texts must not hold up everybody else's tokens.
     return GenerationRequest(
         public_id=public_id(id_prefix, current_call(), body.request_id),
@@ -87,7 +87,7 @@ async def embed(
     `dimensions` keeps the first numbers. Raises RequestError where a model that generates is asked for fewer than it
     has: none is trained so that the first numbers of its hidden state mean something alone.
     """
-    generation = context_of(request).generator.start(prepared, model.tokenizer, None)
+    generation = context_of(request).generator.start(prepared, model, None)
     vectors = await vectors_of(request, generation)
     size = len(vectors[0])
     if dimensions is None or dimensions == size:
@@ -137,21 +137,18 @@ def _split_inputs(value: str | list[int] | list[str] | list[list[int]]) -> list[
     return split_prompts(value, param="input")
 
 
-async def _prompt_of_input(
-    request: Request, text: str | list[int], body: EmbeddingBody, model: ServedModel
-) -> PreparedPrompt:
-    client = context_of(request).client
+async def _prompt_of_input(text: str | list[int], body: EmbeddingBody, model: ServedModel) -> PreparedPrompt:
     if not isinstance(text, str):
-        check_vocabulary(text, client.vocab_size, param="input")
-        return _fitted(text, body, model, client.max_model_len)
+        check_vocabulary(text, model.facts.vocab_size, param="input")
+        return _fitted(text, body, model, model.facts.max_model_len)
     special = body.add_special_tokens is not False
     worded = _with_prompt(text, body.prompt_name, model)
     if body.truncate_prompt_tokens is not None and _side(body, model) == "right":
-        worded = await model.beginning(worded, client.max_model_len)
-    token_ids = await model.encode(worded, add_special_tokens=special, max_model_len=client.max_model_len)
+        worded = await model.beginning(worded, model.facts.max_model_len)
+    token_ids = await model.encode(worded, add_special_tokens=special, max_model_len=model.facts.max_model_len)
     token_ids = token_ids or [model.blank_token]
     ends = model.tokenizer.special_ends if special else (0, 0)
-    return _fitted(token_ids, body, model, client.max_model_len, ends)
+    return _fitted(token_ids, body, model, model.facts.max_model_len, ends)
 
 
 def _with_prompt(text: str, name: str | None, model: ServedModel) -> str:
@@ -175,8 +172,8 @@ def _pooling_of(model: ServedModel) -> Pooling:
     return "last" if model.embedder is None else model.embedder.pooling
 
 
-async def _prompts_of_messages(request: Request, body: EmbeddingBody, model: ServedModel) -> list[PreparedPrompt]:
-    limit = context_of(request).client.max_model_len
+async def _prompts_of_messages(body: EmbeddingBody, model: ServedModel) -> list[PreparedPrompt]:
+    limit = model.facts.max_model_len
     text = await model.render_chat(
         body.messages or [],
         max_model_len=limit,

@@ -65,11 +65,10 @@ class LogprobsFormatter:
         return (self._chat_entry(token, position) for token, position in zip(token_ids, logprobs, strict=True))
 
     def _chat_entry(self, token: int, position: TokenLogprobs) -> TokenLogprob:
-        top = [
-            TopLogprob(shown[0], _clamp(logprob), shown[1])
-            for other, logprob in self._alternatives(position)
-            if (shown := self._shown(other))
-        ]
+        known, top = self._shown_tokens, []
+        for other, logprob in self._alternatives(position):  # The innermost loop: calls cost more than what they do.
+            text, raw = known.get(other) or self._shown(other)
+            top.append(TopLogprob(text, logprob if logprob > _FLOOR else _FLOOR, raw))
         text, raw = self._shown(token)
         return TokenLogprob(text, _clamp(position.logprob), raw, top)
 

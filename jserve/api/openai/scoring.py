@@ -147,7 +147,7 @@ async def judge(
             "this model's tokenizer has no token for yes or for no, so it cannot be asked; start the server with "
             "--score-method cosine"
         )
-    limit = context_of(request).client.max_model_len
+    limit = model.facts.max_model_len
     prompts = []
     for query, document in pairs:
         text = await _question(query, document, body.instruction or INSTRUCTION, model, limit)
@@ -196,7 +196,7 @@ async def _next_token_logprobs(
         priority=body.priority or 0,
         cache_salt=check_cache_salt(body.cache_salt),
     )
-    generation = generator.start(prepared, model.tokenizer, None)
+    generation = generator.start(prepared, model, None)
     rows: list[list[float]] = [[]] * len(prompts)
     for update in await all_updates(request, generator, generation):
         if update.logprobs:
@@ -218,8 +218,7 @@ async def _label_scores(request: Request, body: ScoreBody, model: ServedModel) -
     """SGLang's form: the probabilities of the labels as the token after query and item."""
     if not body.query or not body.items or body.label_token_ids is None:
         raise RequestError("`label_token_ids` need `query` and `items`", param="query" if not body.query else "items")
-    client = context_of(request).client
-    check_vocabulary(body.label_token_ids, client.vocab_size, param="label_token_ids")
+    check_vocabulary(body.label_token_ids, model.facts.vocab_size, param="label_token_ids")
     items = split_prompts(body.items)
     prompts = []
     for item in items:
@@ -227,12 +226,12 @@ async def _label_scores(request: Request, body: ScoreBody, model: ServedModel) -
             raise RequestError("`query` and `items` must both be text, or both token ids", param="items")
         parts: list[Any] = [item, body.query] if body.item_first else [body.query, item]
         if isinstance(item, str):
-            limit = client.max_model_len
+            limit = model.facts.max_model_len
             token_ids = await model.encode("".join(parts), add_special_tokens=True, max_model_len=limit)
         else:
             token_ids = [*parts[0], *parts[1]]
-            check_vocabulary(token_ids, client.vocab_size, param="items")
-        check_prompt_length(len(token_ids), client.max_model_len)
+            check_vocabulary(token_ids, model.facts.vocab_size, param="items")
+        check_prompt_length(len(token_ids), model.facts.max_model_len)
         prompts.append(PreparedPrompt(token_ids))
     logprobs = await _next_token_logprobs(request, body, prompts, body.label_token_ids, model)
     scores = []

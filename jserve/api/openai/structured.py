@@ -59,10 +59,13 @@ def structured_output(body: GenerationBody) -> StructuredOutput | None:
 
 def _of_response_format(body: GenerationBody) -> StructuredOutput | None:
     response_format = body.response_format
-    if response_format is None or response_format.type == "text":
+    if response_format is None:
         return None
     field = "response_format"
     extra = response_format.model_extra or {}
+    if response_format.type == "text":
+        refuse_unread_forms({**extra, "json_schema": response_format.json_schema}, field, response_format.type)
+        return None
     if response_format.type == "json_object":
         schema = extra.get("schema")  # As llama.cpp has it.
         refuse_unread_forms(

@@ -22,7 +22,7 @@ async def tokenize(request: Request) -> Response:
     model = server.admit(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either `prompt` or `messages`", param="prompt")
-    limit = server.client.max_model_len
+    limit = model.facts.max_model_len
     text, special = body.prompt, body.add_special_tokens is not False
     if text is None:
         text, special = await _render(body, model, server), bool(body.add_special_tokens)
@@ -36,7 +36,7 @@ async def detokenize(request: Request) -> Response:
     server = context_of(request)
     body = await read_body(request, DetokenizeBody)
     model = server.admit(body.model)
-    vocab_size = max(server.client.vocab_size, model.tokenizer.num_ids)
+    vocab_size = max(model.facts.vocab_size, model.tokenizer.num_ids)
     check_vocabulary(body.tokens, vocab_size, param="tokens")
     decode = functools.partial(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
     return JsonResponse({"prompt": await asyncio.to_thread(decode)})
@@ -70,7 +70,7 @@ async def _render(body: TokenizeBody, model: ServedModel, server: ServerContext)
         )
     return await model.render_chat(
         model.with_presets(body.messages),
-        max_model_len=server.client.max_model_len,
+        max_model_len=model.facts.max_model_len,
         add_generation_prompt=not body.continue_final_message if generates is None else generates,
         continue_final_message=body.continue_final_message,
         variables=body.chat_template_kwargs or {},

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from jserve.api.openai.bodies import ChatBody, FunctionBody, NamedToolChoice, ToolBody
+from jserve.api.openai.bodies import ChatBody, FunctionBody, NamedToolChoice, OtherToolChoice, ToolBody
 from jserve.api.openai.left_out import log_left_out
 from jserve.errors import FieldPath, RequestError
 from jserve.text.tools.tool import NO_ARGUMENTS, Tool
@@ -47,6 +47,10 @@ class ToolUse:
                     param="tool_choice",
                 )
             return cls("named", {name: tools[name]}, descriptions, is_parallel=False)
+        if isinstance(choice, OtherToolChoice):
+            choice, tools, descriptions = _allowed(choice, tools, descriptions)
+            if not tools:
+                return cls()
         if choice == "none":
             return cls("none", None, descriptions if shows_tools_for_none else None)
         return cls("required" if choice == "required" else "auto", tools, descriptions, is_parallel)
@@ -88,13 +92,42 @@ def _functions(tools: Sequence[ToolBody]) -> dict[str, FunctionBody]:
     return functions
 
 
+def _allowed(
+    choice: OtherToolChoice, tools: Mapping[str, Tool], descriptions: list[dict[str, Any]]
+) -> tuple[Literal["auto", "required"], dict[str, Tool], list[dict[str, Any]]]:
+    """The mode, the tools and the descriptions that a choice of type `allowed_tools` leaves, as OpenAI has it.
+
+    Raises RequestError for any other type, and where the mode is `required` and no function is left.
+    """
+    if choice.type != "allowed_tools":
+        _refuse_choice([choice.type])
+    allowed = (choice.model_extra or {}).get("allowed_tools")
+    listed, mode = (allowed.get("tools"), allowed.get("mode")) if isinstance(allowed, dict) else (None, None)
+    if not isinstance(listed, list) or mode not in ("auto", "required"):
+        message = "tool_choice.allowed_tools needs `tools`, a list, and a `mode` of 'auto' or 'required'"
+        raise RequestError(message, param="tool_choice")
+    entries = [entry for entry in listed if isinstance(entry, dict) and entry.get("type", "function") == "function"]
+    names = [function.get("name") for entry in entries if isinstance(function := entry.get("function", entry), dict)]
+    kept = {name: tool for name, tool in tools.items() if name in names}
+    if not kept and (mode == "required" or len(entries) == len(listed)):
+        raise RequestError("tool_choice allows none of the `tools`", param="tool_choice.tools")
+    return mode, kept, [described for described in descriptions if described["function"]["name"] in kept]
+
+
 def _check_that_no_call_is_due(body: ChatBody) -> None:
     """Raise RequestError where `tool_choice` needs a tool, and the request has none that can be called here."""
     if body.tool_choice in (None, "none") or (body.tool_choice == "auto" and body.tools is not None):
         return
     if not body.tools:
         raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
-    types = ", ".join(sorted({f"{tool.type!r:.60}" for tool in body.tools}))
+    if isinstance(body.tool_choice, OtherToolChoice):
+        _allowed(body.tool_choice, {}, [])
+        return
+    _refuse_choice([tool.type for tool in body.tools])
+
+
+def _refuse_choice(kinds: Sequence[str]) -> NoReturn:
+    types = ", ".join(sorted({f"{kind!r:.60}" for kind in kinds}))
     raise RequestError(
         f"`tool_choice` needs a tool, and this server has none of type {types}; it calls tools of type 'function'",
         param="tool_choice",
@@ -109,13 +142,14 @@ def _tool(function: FunctionBody, where: str) -> Tool:
             param=f"{where}.name",
         )
     parameters = function.parameters or NO_ARGUMENTS
-    if parameters.get("type", "object") != "object":
+    types = parameters.get("type") or "object"
+    if types != "object" and not (isinstance(types, list) and "object" in types):
         raise RequestError(
             FieldPath(f"{where}.parameters"),
             f" has type {str(parameters['type'])[:80]!r} but must be an object's schema",
             param=f"{where}.parameters",
         )
-    return Tool(function.name, {"type": "object", **parameters}, is_strict=bool(function.strict))
+    return Tool(function.name, {**parameters, "type": "object"}, is_strict=bool(function.strict))
 
 
 def _description(tool: ToolBody) -> dict[str, Any]:

@@ -50,11 +50,13 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
 def client_path(path: str, names: Mapping[str, str]) -> str:
     """A field of chat, such as `tools[0].function.name`, by the path at which the client wrote it.
 
-    `names` maps paths, with `[]` for any index. The longest one that `path` is, or lies in, counts; where there is
-    none, the field has the same path everywhere. Indices may also be written as pydantic does (`tools.0.function`).
+    `names` maps paths, with `[]` for any index, or an index itself. The longest one that `path` is, or lies in, counts;
+    where there is none, the field has the same path everywhere. Indices may also be written as pydantic does
+    (`tools.0.function`).
     """
     for ours in sorted(names, key=len, reverse=True):
         pattern = re.escape(ours).replace(r"\[\]", r"(\[\d+\]|\.\d+)")
+        pattern = re.sub(r"\\\[(\d+)\\\]", r"(?:\\[\1\\]|\\.\1)", pattern)
         if match := re.match(rf"{pattern}(?![^.\[])", path):
             theirs = names[ours]
             for index in match.groups():

@@ -108,16 +108,6 @@ class EngineClient:
         limit = self._settings.hang_timeout_s
         return self.state is EngineStatus.READY and 0 < limit < self.seconds_silent
 
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the context; 0 before the first engine was ready."""
-        return self.ready.max_model_len if self.ready else 0
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that the model can emit; 0 before the first engine was ready."""
-        return self.ready.vocab_size if self.ready else 0
-
     def check_ready(self) -> None:
         """Raise EngineUnavailableError, saying why, while no engine takes requests."""
         if self.state is not EngineStatus.READY or self._stopping:

@@ -19,10 +19,13 @@ _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"
 
 
 class HttpMetrics:
-    """Counts by route, never by path, and by the usual methods: what a client sends makes no new series."""
+    """Counts by route, never by path, and by the usual methods: what a client sends makes no new series.
+
+    `status` is "2xx" to "5xx", as the instrumentator groups it and as boards ask for it.
+    """
 
     def __init__(self) -> None:
-        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._requests: Counter[tuple[str, str, str]] = Counter()
         self._request_bytes: Counter[str] = Counter()
         self._response_bytes: Counter[str] = Counter()
         self._seconds: dict[tuple[str, str], Histogram] = {}
@@ -31,9 +34,9 @@ class HttpMetrics:
     def observe(
         self, handler: str, method: str, status: int, *, seconds: float, request_bytes: int, response_bytes: int
     ) -> None:
-        """A request is over. `handler` is its route, "other" for none."""
+        """A request is over. `handler` is its route, "none" for none."""
         method = method if method in _METHODS else "other"
-        self._requests[handler, method, status] += 1
+        self._requests[handler, method, f"{status // 100}xx"] += 1
         self._request_bytes[handler] += request_bytes
         self._response_bytes[handler] += response_bytes
         if (handler, method) not in self._seconds:
@@ -47,7 +50,7 @@ class HttpMetrics:
         requests = CounterMetricFamily("http_requests", "Requests by route.", labels=["handler", "method", "status"])
         counts: Counter[str] = Counter()
         for (handler, method, status), count in sorted(self._requests.items()):
-            requests.add_metric([handler, method, str(status)], count)
+            requests.add_metric([handler, method, status], count)
             counts[handler] += count
         yield requests
         for name, sums, what in (

@@ -60,6 +60,8 @@ class Metrics(Collector):
         self.aborted: Counter[str] = Counter()
         self.rate_limited: Counter[tuple[str, str]] = Counter()
         """By id of the key and kind of the limit."""
+        self.key_tokens: Counter[tuple[str, str]] = Counter()
+        """By id of the key and kind: prompt (each counted once, however many choices continue it), cached, output."""
         self.http = HttpMetrics()
         self.parser_uses: Counter[tuple[str, str, str]] = Counter()
         """By mode, outcome and request type."""
@@ -116,6 +118,8 @@ class Metrics(Collector):
     def observe_life(self, life: RequestLife) -> None:
         """A sequence ended, however it ended."""
         self.finished[life.finish_reason] += 1
+        self.key_tokens[life.key_id, "output"] += life.num_output
+        self.key_tokens[life.key_id, "cached"] += life.num_cached
         self.prompt_size.observe(life.num_prompt)
         self.output_size.observe(life.num_output)
         self.max_size.observe(life.max_tokens)
@@ -256,6 +260,7 @@ class Metrics(Collector):
         yield self._labelled(
             "jserve:ratelimit_rejections", "Requests above a key's limit.", ("key_id", "kind"), self.rate_limited
         )
+        yield self._labelled("jserve:key_tokens", "Tokens of each key, for bills.", ("key_id", "kind"), self.key_tokens)
         yield self._labelled(
             "jserve:compile", "Programs made ready, by source.", ("fn", "bucket", "source"), self.compiled
         )

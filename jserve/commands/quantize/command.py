@@ -12,6 +12,7 @@ import msgspec
 
 from jserve.checkpoint import open_checkpoint, weight_files
 from jserve.commands.corpus import OWN_TEXT, read_text
+from jserve.commands.hub_model import MODEL_HELP, add_hub_options, local_path
 from jserve.commands.parser import Parser
 from jserve.commands.sizes import parse_count
 from jserve.config import QUANTIZE_BITS, QuantizeConfig
@@ -95,7 +96,7 @@ def parse_quantize(argv: Sequence[str]) -> tuple[QuantizeConfig, Path, Path | No
         allow_abbrev=False,
     )
     defaults = {field.name: field.default for field in msgspec.structs.fields(QuantizeConfig)}
-    parser.add_argument("source", metavar="SRC", help="folder in Hugging Face format, GGUF file, or ollama:NAME")
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must not exist")
     parser.add_argument(
         "--method",
@@ -120,7 +121,10 @@ def parse_quantize(argv: Sequence[str]) -> tuple[QuantizeConfig, Path, Path | No
     ):
         default = defaults[flag.replace("-", "_")]
         parser.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=f"{said} (default: {default})")
-    options = vars(parser.parse_args(list(argv)))
+    add_hub_options(parser)
+    parsed = parser.parse_args(list(argv))
+    parsed.source = local_path(parsed, parsed.source)
+    options = {name: value for name, value in vars(parsed).items() if name not in ("revision", "download_dir")}
     source, target, text, evaluate = (options.pop(name) for name in ("source", "target", "text", "evaluate"))
     return QuantizeConfig(model=source, **options), target, text, evaluate
 

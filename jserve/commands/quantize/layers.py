@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import AttentionRows, LayerKV, StepContext, pytree
+from jserve.batch import AttentionRows, LayerKV, StateRows, StepContext, pytree
 from jserve.checkpoint import Checkpoint
 from jserve.config import ModelConfig
 from jserve.errors import ConfigError
@@ -54,7 +54,7 @@ class DecoderLayers:
         self._mesh = make_mesh(1)
         build = Build(jnp.dtype("float32"), jnp.dtype("float32"), self._mesh, attention="xla")
         pages = -(-length // PAGE)
-        shape = EngineShape(1, length, length, PAGE, pages, config.vocab_size)
+        shape = EngineShape(1, length, length, PAGE, pages, config.vocab_size, num_snapshots=0)
         blueprint = Blueprint(family, config, build)
         self._model = blueprint.abstract_model()
         self._wanted = parameters(self._model)
@@ -225,4 +225,5 @@ def _context(config: ModelConfig, shape: EngineShape) -> StepContext:
             )
             for window in config.windows
         ),
+        states=StateRows.of(jnp.zeros(1, jnp.int32), jnp.zeros(length, jnp.int32), bounds, count),
     )

@@ -24,7 +24,7 @@ from jserve.text.grammars.schema_keywords import (
     is_droppable,
     is_harmless,
 )
-from jserve.text.grammars.schema_values import count_of, kind, list_of, mapping_of, shown, strings_of
+from jserve.text.grammars.schema_values import TYPES, count_of, kind, list_of, mapping_of, shown, strings_of
 
 MAX_DEPTH = 64
 """Deepest nesting of a schema's subschemas."""
@@ -119,6 +119,8 @@ class _Bounder:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
+            if self._drops:
+                return True
             raise RequestError(f"{shown(path)}: a schema must be an object or a boolean, not {kind(schema)}")
         kept = {}
         for name, value in self._enforceable(schema).items():
@@ -326,12 +328,11 @@ def _bound_numbers(out: dict[str, Any], *, has_step: bool = False, is_integer: b
 
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _NESTS = (dict, list)
-_TYPES = frozenset({"null", "boolean", "number", "integer", "string", "array", "object"})
 
 
 def _types_of(keywords: Mapping[str, Any]) -> frozenset[str]:
-    types = keywords.get("type", _TYPES)
-    return frozenset({types} if isinstance(types, str) else types) & _TYPES
+    types = keywords.get("type", TYPES)
+    return frozenset({types} if isinstance(types, str) else types) & TYPES
 
 
 def _modernise(keywords: dict[str, Any], path: str) -> None:
@@ -353,8 +354,8 @@ def _modernise(keywords: dict[str, Any], path: str) -> None:
         keywords.setdefault("additionalProperties", value)
     types = keywords.get("type", [])
     for name in [types] if isinstance(types, str) else list_of(types, "type", path):
-        if name not in _TYPES:
-            raise RequestError(f"{shown(path)}: `type` {name!r:.99} is none of {', '.join(sorted(_TYPES))}")
+        if name not in TYPES:
+            raise RequestError(f"{shown(path)}: `type` {name!r:.99} is none of {', '.join(sorted(TYPES))}")
 
 
 def _check_nesting(schema: Any) -> None:

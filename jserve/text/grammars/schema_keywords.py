@@ -7,6 +7,8 @@ words that only describe (`title`, `default`, `$comment`, ...): neither is liste
 import re
 from typing import Any
 
+from jserve.text.grammars.schema_values import is_well_formed
+
 APPLICATORS = frozenset({"allOf", "anyOf", "oneOf"})
 
 ENFORCED = frozenset(
@@ -78,9 +80,13 @@ _UNSUPPORTED_REGEX = re.compile(r"\(\?<?[=!]|\\[1-9bB]|\(\?P=")
 
 
 def is_droppable(name: str, value: Any, *, shape: bool) -> bool:
-    """Whether a keyword narrows what a schema allows and cannot be enforced; with `shape`, or is of `_SHAPELESS`."""
-    if name in REFUSED or (shape and name in _SHAPELESS):
+    """Whether a keyword narrows what a schema allows and cannot be enforced, or means nothing with this value; with
+    `shape`, or is of `_SHAPELESS`.
+    """
+    if name in REFUSED or (shape and name in _SHAPELESS) or not is_well_formed(name, value):
         return True
+    if name == "$schema":
+        return not (isinstance(value, str) and value.rstrip("#") in DRAFTS)
     if name == "$ref":
         return isinstance(value, str) and not (value == "#" or value.startswith("#/"))
     if name == "format":

@@ -4,6 +4,16 @@ from typing import Any
 
 from jserve.errors import RequestError
 
+TYPES = frozenset({"null", "boolean", "number", "integer", "string", "array", "object"})
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("required", "enum", "prefixItems", "allOf", "anyOf", "oneOf"), (list,)),
+    **dict.fromkeys(("properties", "patternProperties"), (dict,)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), (int, float)),
+    **dict.fromkeys(("minimum", "maximum", "multipleOf"), (int, float)),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), (bool, int, float)),
+    **dict.fromkeys(("pattern", "format", "$ref"), (str,)),
+}
+
 
 def list_of(value: Any, name: str, path: str) -> list[Any]:
     if not isinstance(value, list):
@@ -29,6 +39,21 @@ def count_of(value: Any, name: str, path: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise RequestError(f"{shown(path)}: `{name}` must be a whole number from 0 to {2**31 - 1}, not {value!r:.99}")
     return value
+
+
+def is_well_formed(name: str, value: Any) -> bool:
+    """Whether a keyword's value is of the kind that the keyword has, so that it says anything."""
+    if name == "type":
+        names = [value] if isinstance(value, str) else value
+        return isinstance(names, list) and bool(names) and all(isinstance(one, str) and one in TYPES for one in names)
+    kinds = _KINDS.get(name)
+    if kinds is None:
+        return True
+    if isinstance(value, bool) and bool not in kinds:
+        return False
+    if name == "required":
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, kinds)
 
 
 def kind(value: Any) -> str:

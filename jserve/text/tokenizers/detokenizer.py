@@ -95,7 +95,8 @@ class _ByteLevel:
         return text
 
     def finish(self) -> str:
-        return ""  # The bytes that are held back are the beginning of one character.
+        held = self._utf8.getstate()[0]
+        return "" if _half_character(held) else self._utf8.decode(b"", True)
 
 
 class _Sentencepiece:
@@ -149,10 +150,14 @@ class _Sentencepiece:
 
 
 def _half_character(run: bytes | bytearray) -> int:
-    """How many bytes at the end begin a character and do not end it."""
+    """How many bytes at the end begin a character and do not end it.
+
+    Python's decoder waits after the first two bytes of a surrogate too, which no third byte makes a character.
+    """
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
     utf8.decode(run)
-    return len(utf8.getstate()[0])
+    held = utf8.getstate()[0]
+    return 0 if held[:1] == b"\xed" and held[1:] >= b"\xa0" else len(held)
 
 
 class _Window:

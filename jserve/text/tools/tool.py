@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jserve.text.output.feed import Malformed
@@ -21,6 +21,10 @@ class Tool:
     name: str
     parameters: Mapping[str, Any]
     is_strict: bool = False
+
+    def without_schema(self) -> Tool:
+        """The same tool, held to no more than that its arguments are an object."""
+        return replace(self, parameters={"type": "object"})
 
     def types_of(self, parameter: str) -> frozenset[str]:
         """JSON types that a parameter may have; empty where the schema does not say."""

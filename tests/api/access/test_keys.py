@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jserve.api.access.keys import KeyRing, read_key_file
+from jserve.api.access.key_file import digest_of, read_key_file
+from jserve.api.access.keys import KeyRing
 from jserve.commands.options import parse
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer, StartServer
@@ -104,7 +105,7 @@ def test_the_environment_counts_where_no_flag_gives_keys(tmp_path: Path, monkeyp
     assert parse(["--model", "m", "--api-key", "flag"])[1].api_keys == ("flag",)
     settings = parse(["--model", "m", "--api-key-file", str(file)])[1]
     assert (settings.api_keys, settings.api_key_file) == ((), file)
-    assert read_key_file(file) == ["filed"]
+    assert [entry.digest for entry in read_key_file(file)] == [digest_of("filed")]
 
 
 def _raw_status(live: LiveServer, target: str, method: str = "GET") -> int:
@@ -190,7 +191,7 @@ def test_every_route_of_the_app_is_guarded(locked: LiveServer) -> None:
     routes = locked.server._app._app.routes  # type: ignore[union-attr]
     paths = {route.path.replace("{name:path}", "x") for route in routes}
     opened = {path for path in paths if locked.http.get(path).status_code not in (401, 405)}
-    assert opened == {"/health", "/health/decode", "/ready", "/ping"}
+    assert opened == {"/health", "/health/decode", "/ready", "/ping", "/ui"}
     assert {"/v1/chat/completions", "/openapi.json", "/docs"} <= paths
     for path in paths - opened:
         assert locked.http.post(path, json={}).status_code == 401

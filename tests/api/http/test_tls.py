@@ -12,17 +12,22 @@ from jserve.errors import ConfigError
 from tests.api.live_server import StartServer
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
+def certify(folder: Path) -> tuple[Path, Path]:
     """Key and certificate of 127.0.0.1; `authority.pem` beside them vouches for it."""
     authority = trustme.CA()
     made = authority.issue_cert("127.0.0.1")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
     made.private_key_pem.write_to_path(str(key))
+    certificate.unlink(missing_ok=True)
     for part in made.cert_chain_pems:
         part.write_to_path(str(certificate), append=True)
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
     return key, certificate
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return certify(tmp_path)
 
 
 def test_answers_over_https_only(start_server: StartServer, files: tuple[Path, Path]) -> None:

@@ -111,7 +111,8 @@ def test_openai_client_forces_a_call(server: LiveServer) -> None:
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused(server: LiveServer) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 5}}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": 5}, "strict": True}
+    tool = {"type": "function", "function": function}
     body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool], "tool_choice": "required"}
     response = server.http.post(CHAT, json=body)
     assert response.status_code == 400
@@ -119,6 +120,39 @@ def test_a_schema_that_cannot_be_enforced_is_refused(server: LiveServer) -> None
     remote = {"name": TIME["function"]["name"], "parameters": {"$ref": "http://x/y"}, "strict": True}
     response = server.http.post(CHAT, json={**body, "tools": [{"type": "function", "function": remote}]})
     assert response.status_code == 400
+
+
+MEANINGLESS: list[dict[str, Any]] = [
+    {"type": "any"},
+    {"type": "string", "required": True},
+    {"type": "integer", "minimum": "0"},
+    {"enum": "a, b"},
+    {"type": "object", "properties": {"x": "string"}},
+    {"type": "array", "items": "string"},
+    {"$schema": "draft 3", "type": "string"},
+]
+"""Schemas of a parameter that are none, as older drafts, MCP servers and hands write them."""
+
+
+@pytest.mark.parametrize("schema", MEANINGLESS, ids=str)
+def test_what_means_nothing_in_a_tool_that_is_not_strict_is_dropped(server: LiveServer, schema: dict[str, Any]) -> None:
+    """As with `auto`, which takes any of these."""
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}, "odd": schema}, "required": ["n", "odd"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    fields: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 400}
+    [call] = ask(server, 3, tools=[tool], **fields)["message"]["tool_calls"]
+    made = json.loads(call["function"]["arguments"])
+    assert made.keys() == {"n", "odd"}
+    assert isinstance(made["n"], int)
+
+
+def test_a_schema_that_makes_no_sense_as_a_whole_leaves_an_object(server: LiveServer) -> None:
+    for odd in ({"$ref": "#/definitions/missing"}, {"$ref": "#/properties/odd"}):
+        function = {"name": "f", "parameters": {"type": ["object", "null"], "properties": {"odd": odd}}}
+        tool = {"type": "function", "function": function}
+        choice = ask(server, 3, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=400)
+        [call] = choice["message"]["tool_calls"]
+        assert isinstance(json.loads(call["function"]["arguments"]), dict)
 
 
 NARROWING: list[dict[str, Any]] = [

@@ -133,6 +133,8 @@ def test_a_schema_beside_json_object_is_held_to(server: LiveServer, path: str) -
     ("path", "fields", "param"),
     [
         (COMPLETIONS, {"response_format": {"type": "json_object", "grammar": "x"}}, "response_format.grammar"),
+        (COMPLETIONS, {"response_format": {"type": "text", "schema": {}}}, "response_format.schema"),
+        ("/v1/responses", {"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema"),
         (
             COMPLETIONS,
             {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},

@@ -244,6 +244,8 @@ def test_a_model_that_does_not_reason_counts_none(hermes: LiveServer) -> None:
             "The tool specified in `tool_choice` does not match any of the specified `tools`",
         ),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "'web_search'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice", "'custom'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "needs `tools`, a list"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "letters"),
         (
@@ -259,6 +261,21 @@ def test_what_makes_no_sense_is_refused(hermes: LiveServer, fields: Any, param: 
     error = refuse(hermes, **fields)
     assert param in error["param"]
     assert message in error["message"]
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [{"type": "custom"}, *tools]}}
+
+
+def test_allowed_tools_are_the_only_ones_that_are_shown_and_called(hermes: LiveServer) -> None:
+    choice = ask(hermes, CALL, tools=TOOLS, tool_choice=allowed("auto", "get_weather"))
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+    prompt = prompt_of(hermes, saying("x"), tools=TOOLS, tool_choice=allowed("auto", "get_time"))
+    assert "get_time" in prompt
+    assert "get_weather" not in prompt
+    assert "get_time" not in prompt_of(hermes, saying("x"), tools=TOOLS, tool_choice=allowed("auto"))
+    assert "none of the `tools`" in refuse(hermes, tools=TOOLS, tool_choice=allowed("required"))["message"]
 
 
 @pytest.mark.parametrize("budget", [-2, 3])

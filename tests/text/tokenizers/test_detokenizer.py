@@ -56,7 +56,7 @@ def _pieces(tokenizer: Tokenizer, chunks: list[list[int]], skip: bool) -> list[s
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=250, derandomize=True)
+@settings(max_examples=250)
 @given(data=st.data(), skip=st.booleans())
 def test_random_tokens_in_random_pieces_give_what_decode_gives(
     request: pytest.FixtureRequest, name: str, data: st.DataObject, skip: bool
@@ -151,6 +151,21 @@ def test_half_a_character_at_the_end_is_left_out(request: pytest.FixtureRequest,
     for cut in range(1, len(character.encode())):
         ids = [_byte_token(tokenizer, byte) for byte in f"z{character}".encode()[: 1 + cut]]
         assert "".join(_pieces(tokenizer, [ids], skip=False)) == "z"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(
+    "raw", [b"\xed\xa0", b"\xed\xbf", b"\xf0\x80", b"\xe0\x9f", b"\xf4\x90", b"\xc0", b"\xf5", b"\x80"]
+)
+def test_bytes_at_the_end_that_no_others_make_a_character_are_shown(
+    request: pytest.FixtureRequest, name: str, raw: bytes
+) -> None:
+    """Overlong forms, surrogates, and what is past the last character: `decode` gives one U+FFFD for each byte."""
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = [_byte_token(tokenizer, byte) for byte in b"z" + raw]
+    assert tokenizer.decode(ids, False).endswith("\ufffd" * len(raw))
+    for chunks in ([ids], [[token] for token in ids]):
+        assert "".join(_pieces(tokenizer, chunks, skip=False)) == tokenizer.decode(ids, False)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -21,7 +21,7 @@ NAMES = {
     "reasoning_effort": "reasoning.effort",
     "tools[].function": "tools[]",
 }
-"""Fields of chat, by what they are called in the Responses API."""
+"""Fields of chat, by what they are called in the Responses API; see `names_of` for the places of tools."""
 
 _STATEFUL = {
     "previous_response_id": "this server keeps no responses; send the whole conversation as `input` instead",
@@ -88,7 +88,13 @@ def chat_of(body: ResponsesBody) -> ChatBody:
         "parallel_tool_calls": body.parallel_tool_calls if tools else None,
         "user": body.user or body.safety_identifier,
     }
-    return chat_body(fields, NAMES)
+    return chat_body(fields, {**NAMES, **offered.client_paths(tool["function"]["name"] for tool in tools)})
+
+
+def names_of(body: ResponsesBody, chat: ChatBody) -> dict[str, str]:
+    """The fields of `chat`, which was made of `body`, by what they are called there."""
+    names = (tool.function.name for tool in chat.tools or () if tool.function is not None)
+    return {**NAMES, **OfferedTools.of(body.tools).client_paths(names)}
 
 
 def check_supported(body: ResponsesBody) -> None:
@@ -108,10 +114,13 @@ def check_supported(body: ResponsesBody) -> None:
 
 
 def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
-    if text is None or text.format is None or text.format.type == "text":
+    if text is None or text.format is None:
         return None
     format_ = text.format
     refuse_unread_forms(format_.model_extra or {}, "text.format", format_.type)
+    if format_.type == "text":
+        refuse_unread_forms({"schema": format_.schema_}, "text.format", format_.type)
+        return None
     if format_.type == "json_object":
         held_to = {} if format_.schema_ is None else {"schema": format_.schema_}
         return {"type": "json_object", **held_to}

@@ -15,7 +15,7 @@ from jserve.api.json_writer import JsonResponse
 from jserve.api.openai.chat import prepare_chat, start_chat
 from jserve.api.openai.responses_api.answer import ResponsesAnswer
 from jserve.api.openai.responses_api.body import ResponsesBody
-from jserve.api.openai.responses_api.request import NAMES, chat_of, with_items
+from jserve.api.openai.responses_api.request import chat_of, names_of, with_items
 from jserve.api.openai.responses_api.truncation import drop_oldest_turns
 from jserve.api.openai.translation import fields_named
 
@@ -28,7 +28,7 @@ async def responses(request: Request) -> Response:
     caller = current_call().key.digest
     body = with_items(body, server.recent_items, caller)
     chat = chat_of(body)
-    with fields_named(NAMES):
+    with fields_named(names_of(body, chat)):
         if body.truncation == "auto":
             chat = await drop_oldest_turns(server, current_call(), chat, model)
         generation = await start_chat(server, current_call(), chat, model, "resp_")
@@ -43,8 +43,9 @@ async def count_input_tokens(request: Request) -> Response:
     body = await read_body(request, ResponsesBody)
     model = server.admit(body.model)
     body = with_items(body, server.recent_items, current_call().key.digest)
-    with fields_named(NAMES):
-        prepared = await prepare_chat(server, current_call(), chat_of(body), model)
+    chat = chat_of(body)
+    with fields_named(names_of(body, chat)):
+        prepared = await prepare_chat(server, current_call(), chat, model)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompts[0].token_ids)})
 
 

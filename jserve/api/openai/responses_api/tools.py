@@ -5,7 +5,7 @@ a namespace keeps its name where no other function has it, else the namespace's 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,19 +21,26 @@ class OfferedTools:
     left_out: list[str]
     _names: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """What the model calls the function of this namespace and this name."""
+    _paths: Mapping[str, str] = field(default_factory=dict)
+    """Where in the request the function stands that the model calls so."""
 
     @classmethod
     def of(cls, tools: Sequence[Mapping[str, Any]] | None) -> "OfferedTools":
         """The tools of a request. Raises RequestError for a function without a name."""
         left_out: list[str] = []
         entries = [entry for number, tool in enumerate(tools or ()) for entry in _entries(tool, number, left_out)]
-        counts = Counter(name for _, name, _ in entries)
+        counts = Counter(name for _, name, _, _ in entries)
         names = {
             (namespace, name): _qualified(namespace, name) if namespace and counts[name] > 1 else name
-            for namespace, name, _ in entries
+            for namespace, name, _, _ in entries
         }
-        functions = [_function(tool, names[namespace, name]) for namespace, name, tool in entries]
-        return cls(functions, left_out, names)
+        functions = [_function(tool, names[namespace, name]) for namespace, name, tool, _ in entries]
+        paths = {names[namespace, name]: where for namespace, name, _, where in entries}
+        return cls(functions, left_out, names, paths)
+
+    def client_paths(self, names: Iterable[str]) -> dict[str, str]:
+        """Where the client wrote the functions of these names, by where they stand in chat's `tools`."""
+        return {f"tools[{place}].function": self._paths[name] for place, name in enumerate(names)}
 
     def name_for_model(self, name: str, namespace: str = "") -> str:
         """What the model calls a function that the client calls `name`. A name without its namespace is found too."""
@@ -46,17 +53,17 @@ class OfferedTools:
         return next((origin for origin, known in self._names.items() if known == name), ("", name))
 
 
-_Entry = tuple[str, str, Mapping[str, Any]]
+_Entry = tuple[str, str, Mapping[str, Any], str]
 
 
 def _entries(tool: Any, number: int, left_out: list[str]) -> list[_Entry]:
-    """Namespace, name and description of the functions of a tool; the types of what is none go to `left_out`."""
+    """Namespace, name, description and path of the functions of a tool; the types of what is none go to `left_out`."""
     where = f"tools[{number}]"
     kind = tool.get("type")
     if not isinstance(kind, str):
         raise RequestError(f"{where}.type must be a string, such as 'function'", param=f"{where}.type")
     if kind == "function":
-        return [("", name_of(tool, where), tool)]
+        return [("", name_of(tool, where), tool, where)]
     members = tool.get("tools")
     if kind != "namespace" or not isinstance(members, list):
         left_out.append(kind)
@@ -66,7 +73,8 @@ def _entries(tool: Any, number: int, left_out: list[str]) -> list[_Entry]:
     for index, member in enumerate(members):
         inner = member.get("type") if isinstance(member, dict) else None
         if inner == "function":
-            entries.append((namespace, name_of(member, f"{where}.tools[{index}]"), member))
+            path = f"{where}.tools[{index}]"
+            entries.append((namespace, name_of(member, path), member, path))
         else:
             left_out.append(f"{kind}.{inner}")
     return entries
@@ -116,12 +124,13 @@ def _allowed(offered: OfferedTools, choice: dict[str, Any]) -> tuple[list[dict[s
     if not isinstance(allowed, list) or mode not in ("auto", "required"):
         message = "tool_choice 'allowed_tools' needs `tools`, a list, and a `mode` of 'auto' or 'required'"
         raise RequestError(message, param="tool_choice")
-    functions = [tool for tool in allowed if not isinstance(tool, dict) or tool.get("type", "function") == "function"]
-    names = {
-        offered.name_for_model(name_of(tool, f"tool_choice.tools[{number}]")) for number, tool in enumerate(functions)
-    }
+    names = [
+        offered.name_for_model(name_of(tool, f"tool_choice.tools[{number}]"))
+        for number, tool in enumerate(allowed)
+        if not isinstance(tool, dict) or tool.get("type", "function") == "function"
+    ]
     kept = [tool for tool in offered.functions if tool["function"]["name"] in names]
-    if not kept and (mode == "required" or len(functions) == len(allowed)):
+    if not kept and (mode == "required" or len(names) == len(allowed)):
         raise RequestError("tool_choice allows none of the `tools`", param="tool_choice.tools")
     return kept, mode if kept else None
 
