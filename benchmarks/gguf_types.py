@@ -5,7 +5,9 @@
 Every matrix of the file is brought into one type, those whose inputs are no whole blocks of it into the one that
 llama.cpp's tool takes instead (a model of 576 inputs has no K types there), vectors stay as they are. The `gguf`
 package rounds into types of blocks of 32, the GGML in `xllamacpp` (pip install xllamacpp) into the others; without it
-these are left out. Each file is then measured as `benchmarks.quality` does, with activations as they are and in int8.
+these are left out. Each file is then measured as `benchmarks.quality` does, dequantized: its bits decode to the same
+numbers (tests/quant/test_gguf_blocks.py), and all types share one set of programs. With `--int8` also in its bits with
+activations in int8.
 """
 
 import argparse
@@ -33,8 +35,8 @@ TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL
 INSTEAD = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp's tool takes where the inputs are no whole blocks (`llama_tensor_get_type`)."""
 OF_THE_PACKAGE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-FORMS = {"as they are": {"dtype": "float32"}, "int8": {"dtype": "auto"}}
-COLUMNS = ("type", "matrices of it", "bits a weight", "memory / file", "nats a token more", "with int8 activations")
+DEQUANTIZED, ROUNDED = "dequantized", "activations in int8"
+COLUMNS = ("file in", "weights of that type", "bits a weight", "memory / file", "nats a token more", ROUNDED)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=4, help="stretches whose first half is continued")
     parser.add_argument("--answer", type=int, default=16, help="greedy tokens of each")
+    parser.add_argument("--int8", action="store_true", help="also with activations in int8")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(argv)
     library = quantizer()
-    results = {"float32": {"forms": {"as they are": measured(options, options.model, dtype="float32", kept="none")}}}
+    results = {"the file": {"forms": {DEQUANTIZED: measured(options, options.model)}}}
     for kind in options.types.split(","):
         if kind not in OF_THE_PACKAGE and library is None:
             print(f"{kind} is left out: pip install xllamacpp", file=sys.stderr)
@@ -76,15 +79,17 @@ def measure(options: argparse.Namespace, kind: str, path: Path, library: Any) ->
         "counts": counts,
         "tensor_bytes": tensors,
         "memory_bytes": capacity.plan.weights,
-        "forms": {name: measured(options, path, **fields) for name, fields in FORMS.items()},
+        "forms": {DEQUANTIZED: measured(options, path)}
+        | ({ROUNDED: measured(options, path, "gguf-a8")} if options.int8 else {}),
     }
 
 
-def measured(options: argparse.Namespace, model: Path, *, dtype: str, kept: str = "gguf") -> dict[str, Any]:
+def measured(options: argparse.Namespace, model: Path, kept: str = "none") -> dict[str, Any]:
+    """What `benchmarks.quality` measures of one form of a file."""
     arguments = [str(model), "--text", str(options.text), "--tokens", str(options.tokens)]
     arguments += ["--sequence-length", str(options.sequence_length), "--answer", str(options.answer)]
     arguments += ["--prompts", str(options.prompts)]
-    return in_own_process({"model": str(model), "dtype": dtype, "quantization": kept}, arguments)
+    return in_own_process({"model": str(model), "dtype": "float32", "quantization": kept}, arguments)
 
 
 def requantize(source: Path, target: Path, kind: str, library: Any) -> dict[str, int]:
@@ -143,23 +148,21 @@ def quantizer() -> Any:
 
 def rows_of(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """COLUMNS for every type."""
-    base = results["float32"]["forms"]["as they are"]
+    base = results["the file"]["forms"][DEQUANTIZED]
     rows = []
     for kind, result in results.items():
-        if kind == "float32":
+        if kind == "the file":
             continue
         counts = {name: count for name, count in result["counts"].items() if name != "F32"}
-        more = [result["forms"][name]["nats_per_token"] - base["nats_per_token"] for name in FORMS]
-        rows.append(
-            (
-                kind,
-                f"{counts.get(kind, 0) / sum(counts.values()):.0%}",
-                f"{8 * result['tensor_bytes'] / sum(result['counts'].values()):.2f}",
-                f"{result['memory_bytes'] / result['tensor_bytes']:.2f}",
-                f"{more[0]:+.4f} ({agreement(base['greedy'], result['forms']['as they are']['greedy']):.0%})",
-                f"{more[1]:+.4f} ({agreement(base['greedy'], result['forms']['int8']['greedy']):.0%})",
-            )
-        )
+        cells = []
+        for name in (DEQUANTIZED, ROUNDED):
+            form = result["forms"].get(name)
+            more = form and form["nats_per_token"] - base["nats_per_token"]
+            cells.append("" if form is None else f"{more:+.4f} ({agreement(base['greedy'], form['greedy']):.0%})")
+        own, whole = counts.get(kind, 0), sum(counts.values())
+        bits = 8 * result["tensor_bytes"] / sum(result["counts"].values())
+        memory = result["memory_bytes"] / result["tensor_bytes"]
+        rows.append((kind, f"{own / whole:.0%}", f"{bits:.2f}", f"{memory:.2f}", *cells))
     return rows
 
 

@@ -29,7 +29,7 @@ FORMS: dict[str, dict[str, Any]] = {
     REFERENCE: {"quantization": "none"},
     "bfloat16": {"dtype": "bfloat16", "quantization": "none"},
     "gguf": {"quantization": "gguf"},
-    "gguf activations int8": {"dtype": "auto", "quantization": "gguf"},
+    "gguf-a8": {"quantization": "gguf-a8"},
     "int8": {"quantization": "int8"},
     "int8-w8a8": {"quantization": "int8-w8a8"},
     "fp8": {"quantization": "fp8"},

@@ -1,6 +1,6 @@
 """Steps of one model in several forms of weights, in turn in one process: what a form gains or costs in time.
 
-    python -m benchmarks.weight_forms MODEL.gguf --forms none/float32,gguf/float32,gguf/auto --rows 1,8,32
+    python -m benchmarks.weight_forms MODEL.gguf --forms none/float32,gguf/float32,gguf-a8/float32 --rows 1,8,32
 
 A form is `--quantization`/`--dtype`. All engines are started first; then each does some decode steps at each number of
 rows, in turn, round after round, and a prompt of `--prefill` tokens. The median of the rounds counts, and the ratio to
@@ -57,7 +57,8 @@ class Engine:
 
     def decode(self, rows: int) -> float:
         """Seconds of a decode step, the best of STEPS."""
-        names = [self._add(CONTEXT, 4 * STEPS) for _ in range(rows)]
+        # The first ones answer while the prompts of the last ones are read, half a step at a time.
+        names = [self._add(CONTEXT, 4 * STEPS + 2 * rows) for _ in range(rows)]
         plan = None
         while plan is None or not (plan.is_decode and len(plan.chunks) == rows):
             plan = self._loop.step()
@@ -98,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a line for each number of rows and form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--forms", default="none/float32,gguf/float32,gguf/auto", help="with commas; the first is 1")
+    parser.add_argument(
+        "--forms", default="none/float32,gguf/float32,gguf-a8/float32", help="with commas; the first is 1"
+    )
     parser.add_argument("--rows", type=lambda text: [int(n) for n in text.split(",")], default="1,8,32")
     parser.add_argument("--prefill", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--rounds", type=int, default=8)

@@ -19,9 +19,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--quantization",
         choices=tuple(dict.fromkeys((*QUANTIZATIONS, *STORED_QUANTIZATIONS, *FILE_QUANTIZATIONS))),
         help="round the weights of linear layers while loading: `int8` and `int4` (groups of up to 128 inputs) keep "
-        "activations as they are, `int8-w8a8` and `fp8` round those too; `gguf` keeps the bits of a GGUF file, `none` "
-        "reads it in floating point; the others say what the checkpoint is, which is seen without (default: as the "
-        "checkpoint has them; of a GGUF file `gguf` on a CPU, else `none`)",
+        "activations as they are, `int8-w8a8` and `fp8` round those too; `gguf` keeps the bits of a GGUF file, "
+        "`gguf-a8` also rounds activations to int8 as llama.cpp does, `none` reads it in floating point; the others "
+        "say what the checkpoint is, which is seen without (default: as the checkpoint has them; of a GGUF file `gguf` "
+        "on a CPU, else `none`)",
     )
     group.add_argument(
         "--load-format",

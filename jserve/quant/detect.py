@@ -45,8 +45,8 @@ def detect(
     if not stored:
         if requested in (None, "none"):
             return None
-        if requested == "gguf":
-            return _blocks_of(tensors, source)
+        if requested in ("gguf", "gguf-a8"):
+            return _blocks_of(tensors, requested, source)
         if requested not in METHODS:
             raise ConfigError(
                 f"--quantization is {requested!r} but {source} is not quantized; to quantize while loading, "
@@ -74,11 +74,11 @@ def detect(
         raise CheckpointError(f"{source}: quantization_config of {method} does not hold together: {error}") from None
 
 
-def _blocks_of(tensors: Mapping[str, Any], source: Path | str) -> Gguf:
+def _blocks_of(tensors: Mapping[str, Any], requested: str, source: Path | str) -> Gguf:
     kept = Gguf.of(tensors)
     if kept is None:
         raise ConfigError(
-            f"--quantization is 'gguf' but {source} has no weights in {', '.join(FORMS)}; leave the flag out"
+            f"--quantization is {requested!r} but {source} has no weights in {', '.join(FORMS)}; leave the flag out"
         )
     return kept
 

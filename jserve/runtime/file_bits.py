@@ -15,9 +15,9 @@ def quantization_of(
     Raises StartupError where the flags and the files do not go together.
     """
     requested = engine_config.quantization
-    if requested == "gguf" and parts > 1:
+    if requested in ("gguf", "gguf-a8") and parts > 1:
         raise ConfigError(
-            f"--quantization gguf is for one device, not {parts}; leave --tensor-parallel-size out, or "
+            f"--quantization {requested} is for one device, not {parts}; leave --tensor-parallel-size out, or "
             "choose --quantization none, int8 or int4"
         )
     config, tensors = checkpoint.config(), checkpoint.tensors()

@@ -191,8 +191,9 @@ def _build(
         # Steps of few tokens are for answers.
         build = replace(build, small_batch=generates and is_small_batch and not build.bf16_as_uint16)
         if weights is not None and has_native_code() and checkpoint.format != "converted":
-            is_rounded = generates and engine_config.dtype == "auto"
-            build = replace(build, packed="native", gguf_activations="int8" if is_rounded else "float")
+            build = replace(build, packed="native")
+    if engine_config.quantization == "gguf-a8":
+        build = replace(build, gguf_activations="int8")
     build = with_native_attention(build, config, folders)
     rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
     logger.info(

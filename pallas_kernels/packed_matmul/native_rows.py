@@ -9,8 +9,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..native.vector_ir import BYTE, F32, I32, I64, pointer
-from .native_tile import FLOATS, INTS, TILE, _call, _load, _same, _splat
-from .weight import ROUNDED_INPUTS
+from .native_tile import FLOATS, INTS, _call, _load, _same, _splat
+from .weight import ROUNDED_INPUTS, TILE
 
 __all__ = ["prepare_row"]
 

@@ -87,7 +87,7 @@ def test_without_native_code_the_flag_keeps_the_bits_and_else_they_are_dequantiz
 
 def test_answers_do_not_depend_on_their_neighbours(file: Path, executables: str) -> None:
     """Activations are rounded to int8, and prompts are cut into chunks of other sizes."""
-    core = start_engine(file, executables, dtype="auto")
+    core = start_engine(file, executables, quantization="gguf-a8")
     prompts = {"long": PROMPT, "short": [5], "middle": [9, 8, 7, 6, 5, 4, 3]}
     together = run(core, prompts, greedy(12))
     for name, prompt in prompts.items():
@@ -100,9 +100,9 @@ def test_parts_of_one_type_are_one_product(tmp_path: Path) -> None:
     assert len(packed_of(prepared)) == 1 + 2 * 4
 
 
-@pytest.mark.parametrize(("dtype", "activations"), [("auto", "int8"), ("float32", "float"), ("bfloat16", "float")])
-def test_activations_are_rounded_unless_a_type_is_named(file: Path, dtype: str, activations: str) -> None:
-    config = EngineConfig(model=str(file), dtype=dtype, max_num_seqs=2, kv_cache_memory_bytes=4 << 20)
+@pytest.mark.parametrize(("flag", "activations"), [(None, "float"), ("gguf", "float"), ("gguf-a8", "int8")])
+def test_activations_are_rounded_where_a_flag_says_so(file: Path, flag: str | None, activations: str) -> None:
+    config = EngineConfig(model=str(file), quantization=flag, max_num_seqs=2, kv_cache_memory_bytes=4 << 20)
     with closing(open_checkpoint(file)) as checkpoint:
         prepared = prepare(config, checkpoint, platform.make_mesh(1))
     assert {matrix.activations for matrix in packed_of(prepared).values()} == {activations}
