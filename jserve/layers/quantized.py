@@ -40,7 +40,7 @@ class WeightPlan:
     """Modules that the checkpoint has in floating point, whatever its configuration says."""
 
     @classmethod
-    def of(cls, quantization: Quantization | None, tensors: Mapping[str, Any]) -> "WeightPlan | None":
+    def of(cls, quantization: Quantization | Gguf | None, tensors: Mapping[str, Any]) -> "WeightPlan | None":
         """`tensors` are those of the checkpoint, by name; empty where only its configuration is known."""
         if quantization is None or isinstance(quantization, OnLoad | Gguf):
             return None if quantization is None else cls(quantization)
@@ -127,8 +127,8 @@ def _keep_blocks(module: Linear | Embedding, path: tuple[str, ...], quantization
         packed = None if schemes[0] is None else _packed(module, schemes[0], source, shape, activations)
         module.weight = variable if packed is None else packed
         return
-    apart = _apart(source) if isinstance(module, Linear) else None
-    if apart is None:
+    apart = _apart(source)
+    if apart is None or not isinstance(module, Linear):
         return
     axis, parts = apart
     made = [

@@ -142,14 +142,15 @@ def load(
         def read(name: str, index: Index) -> np.ndarray:
             return stored(names[first.absolute(name)], index)
 
-        if first.scheme is None:
+        scheme: Any = first.scheme  # a `PackedScheme` where the parameter is packed, else a `Scheme`
+        if scheme is None:
             return [place(first, mesh, partial(first.source.read, read))]
         if not first.part:
-            return [place(first, mesh, partial(read_dequantized, first.scheme, first.source, read))]
+            return [place(first, mesh, partial(read_dequantized, scheme, first.source, read))]
         forms = {parameter.part: parameter.form for parameter in group}
         if first.packed:
-            return _put(group, mesh, read_packed(first.scheme, first.source, read, first.packed, forms))
-        return _put(group, mesh, read_quantized(first.scheme, first.source, read, forms))
+            return _put(group, mesh, read_packed(scheme, first.source, read, first.packed, forms))
+        return _put(group, mesh, read_quantized(scheme, first.source, read, forms))
 
     return in_parallel(wanted, fetch, progress)
 
@@ -194,11 +195,11 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         parameter = group[0]
         if parameter.part:
-            assert parameter.scheme is not None
+            scheme: Any = parameter.scheme
             forms = {each.part: each.form for each in group}
             if parameter.packed:
                 return _put(group, mesh, dummy_packed(forms, parameter.packed[-1], pool))
-            return _put(group, mesh, dummy_quantized(parameter.scheme, forms, pool))
+            return _put(group, mesh, dummy_quantized(scheme, forms, pool))
 
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))
