@@ -143,6 +143,8 @@ class StepContext:
     """cos and sin, f32[T, R / 2], for each of `ModelConfig.ropes`; R dimensions of a head are rotated."""
     attention_plans: tuple[AttentionPlan | None, ...]
     """One for each of `ModelConfig.windows` that the group has, where the attention implementation has use for it."""
+    layer_input: jax.Array | None = None
+    """[T, P]; what the model gives the layer beside the residual, where it gives something."""
     states: StateRows | None = None
     """None where no layer keeps a state."""
 

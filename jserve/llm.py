@@ -30,7 +30,7 @@ from jserve.protocol import (
     TokenLogprobs,
 )
 from jserve.runtime.platform import choose_platform
-from jserve.runtime.start import start_runner
+from jserve.runtime.start import start_runner, stored_programs
 from jserve.text.load import load_tokenizer
 from jserve.text.output.repetition import RepetitionDetector
 from jserve.text.output.stop import StopMatcher
@@ -133,7 +133,7 @@ class LLM:
         self, model: str, *, chat_template: str | None = None, wait_for_compile: bool = False, **options: Any
     ) -> None:
         self._config = EngineConfig(model=str(model), **options)
-        choose_platform(self._config.gpu_memory_utilization)
+        choose_platform(self._config.gpu_memory_utilization, stored_programs(self._config))
         bars = StartupBars()
         started = start_runner(self._config, bars.show)
         if wait_for_compile:

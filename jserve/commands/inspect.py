@@ -96,7 +96,7 @@ def _with_capacity(inspection: Inspection, contents: Contents, engine_config: En
     except StartupError as problem:
         return Inspection(**fields | {"problem": str(problem)})
     plan = capacity.plan
-    names = ("limit", "weights", "temporaries", "sampling", "states", "margin", "kv_pages")
+    names = ("limit", "weights", "temporaries", "sampling", "states", "margin", "autotuning", "kv_pages")
     fields |= {
         "runs": True,
         "dtype": capacity.dtype,

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
 }
 
 
@@ -83,7 +84,7 @@ class MLP(nnx.Module):
         self, build: Build, config: ModelConfig, *, names: tuple[str, str], bias: bool, inputs_first: bool = False
     ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.activation = checked_activation(config.hidden_act)
+        self.activation = self.read_activation(config)
         up, down = names
 
         def weight(name: str, shape: tuple[int, int]) -> Source:
@@ -108,7 +109,15 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
         """[T, E] to [T, E]."""
         del context
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.down(self.activate(self.up(x)))
+
+    def read_activation(self, config: ModelConfig) -> str:
+        """The name of the activation. Raises CheckpointError where it is not known; related families differ here."""
+        return checked_activation(config.hidden_act)
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """And here."""
+        return ACTIVATIONS[self.activation](x)
 
 
 def checked_activation(name: str) -> str:

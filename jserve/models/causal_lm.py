@@ -52,6 +52,7 @@ class CausalLM(nnx.Module):
     """
 
     layer_type: ClassVar[type[DecoderLayer]]
+    decoder_type: ClassVar[type[Decoder]] = Decoder
     norm_type: ClassVar[type[Norm]] = RMSNorm
     """The class of the last norm."""
     config_defaults: ClassVar[Defaults] = {}
@@ -79,9 +80,9 @@ class CausalLM(nnx.Module):
         return tuple(cls.layer_type.cache(build, config, layer) for layer in range(config.num_layers))
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
-        self.model = Decoder(build, config, self.layer_type, self.norm_type)
+        self.model = self.decoder_type(build, config, self.layer_type, self.norm_type)
         self.config = config
-        self.lm_head = None if config.tie_word_embeddings else token_table(build, config)
+        self.lm_head = None if config.tie_word_embeddings else token_table(build, config, bias=config.head_bias)
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -93,6 +94,11 @@ class CausalLM(nnx.Module):
         x = self.model.embed_tokens(token_ids)
         multiplier = self.config.embedding_multiplier
         return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
+
+    def layer_inputs(self, token_ids: jax.Array, x: jax.Array) -> jax.Array | None:
+        """[T, L, P] beside the residual, of i32[T] and what `embed` gave for them; None in most families."""
+        del token_ids, x
+        return None
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """What the last layer leaves, [T, E], as the output projection wants it."""
@@ -110,8 +116,9 @@ class CausalLM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def token_table(build: Build, config: ModelConfig) -> Embedding:
-    """A table of tokens, with as many rows as the tensor axis divides."""
+def token_table(build: Build, config: ModelConfig, *, bias: bool = False) -> Embedding:
+    """A table of tokens, with as many rows as the tensor axis divides; `bias` is that of an output projection."""
     parts = build.tensor_parallel
     rows = -(-config.vocab_size // parts) * parts
-    return Embedding(build, Tensor("weight", (config.vocab_size, config.hidden_size)), (rows, config.hidden_size))
+    source = Tensor("weight", (config.vocab_size, config.hidden_size))
+    return Embedding(build, source, (rows, config.hidden_size), Tensor("bias", (config.vocab_size,)) if bias else None)

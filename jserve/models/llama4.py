@@ -17,6 +17,7 @@ from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.moe import Experts, ExpertSource, Router
 from jserve.layers.norm import RMSNorm, over_rms
+from jserve.layers.rope import query_growth
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
@@ -35,9 +36,7 @@ class Llama4Attention(Attention):
         if self.rope is not None and self.has_norm:
             return over_rms(q, self.eps).astype(q.dtype), over_rms(k, self.eps).astype(k.dtype)
         if self.rope is None and self.temperature is not None:
-            every, strength = self.temperature
-            steps = jnp.floor((context.positions + 1).astype(jnp.float32) / every)
-            q = q * (jnp.log1p(steps) * strength + 1.0)[:, None, None].astype(q.dtype)
+            q = q * query_growth(context.positions + 1, self.temperature)[:, None, None].astype(q.dtype)
         return q, k
 
 

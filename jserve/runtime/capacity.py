@@ -20,6 +20,7 @@ from jserve.models.bert import Encoder
 from jserve.models.blueprint import Blueprint
 from jserve.models.registry import resolve, resolve_encoder
 from jserve.runtime import memory, platform
+from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.file_bits import quantization_of
 from jserve.runtime.load_model import check_weights
@@ -67,8 +68,7 @@ class Capacity:
         plan = self.plan
         if not self.kv_bytes_per_token:
             return 0
-        left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.states - plan.margin
-        return self.shape.tokens_in(left // plan.page_bytes)
+        return self.shape.tokens_in((plan.limit - plan.needed) // plan.page_bytes)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -
     build = Build(dtype, activations, paper, kv_cache=engine_config.kv_cache_dtype)  # type: ignore[arg-type]
     limit = _limit(engine_config, device)
     cache = family.cache(build, config)
-    shape, plan = memory.plan_shape(engine_config, config, build, cache, packed + elements * dtype.itemsize, limit)
+    products = products_of(model, mesh, activations, config.vocab_size)
+    weights_bytes = packed + elements * dtype.itemsize
+    shape, plan = memory.plan_shape(engine_config, config, build, cache, weights_bytes, limit, products=products)
     of_group = plan.page_bytes * parts // shape.page_size
     beyond = of_group * shape.windows.count(None)
     return Capacity(config, dtype.name, plan, shape, of_group * shape.num_groups, beyond)

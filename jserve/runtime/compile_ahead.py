@@ -12,9 +12,10 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime import platform
+from jserve.runtime.compile_behind import Progress
 from jserve.runtime.executables import ExecutableStore, PrecompiledSizes, write_sizes
 from jserve.runtime.prepare import prepare
-from jserve.runtime.start import Progress, add_all
+from jserve.runtime.start import add_all
 from pallas_kernels.owned_files import check_folder
 
 logger = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from jserve.models.causal_lm import CausalLM
 from jserve.models.registry import resolve, resolve_encoder
 from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
+from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.executables import ExecutableStore
@@ -30,6 +31,7 @@ from jserve.runtime.file_bits import keeps_bits, quantization_of
 from jserve.runtime.model_runner import ModelRunner
 from jserve.runtime.native import (
     Folders,
+    attention_compiled_beside,
     has_native_packed,
     has_native_products,
     multiplies_bfloat16,
@@ -101,6 +103,7 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
         weights_bytes,
         memory.device_limit(device),
         dequantized=_largest_dequantized(model, build),
+        products=products_of(model, mesh, build.activations, config.vocab_size),
     )
     memory.print_budget(plan, shape, device.device_kind)
     programs = Programs(blueprint, shape, embeds)
@@ -184,7 +187,10 @@ def _build(
     if kind == "cpu" and mesh.size == 1:
         is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(engine_config, config, checkpoint)
         in_16_bits = is_exact or dtype == jnp.bfloat16
-        if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
+        with attention_compiled_beside(build, config, folders):
+            weights_kind = "uint16" if in_16_bits else "float32"
+            is_native = dtype in (jnp.float32, jnp.bfloat16) and has_native_products(weights_kind, folders)
+        if is_native:
             is_widened = dtype == jnp.bfloat16 and not multiplies_bfloat16()
             build = replace(build, products="native", bf16_as_uint16=is_exact or is_widened)
         is_small_batch = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
@@ -223,13 +229,14 @@ def _is_exact_in_16_bits(engine_config: EngineConfig, config: ModelConfig, check
 
 def check_parallel(config: ModelConfig, parts: int, expert_parts: int = 1) -> None:
     """Raise ConfigError where so many devices cannot share the model's layers, or its experts in so many parts."""
-    kv = config.num_kv_heads
+    kv_heads = sorted({config.of_layer(layer).num_kv_heads for layer in range(config.num_layers)})
     has_dense = config.mixture is None or config.mixture.dense_layers
     inner = config.intermediate_size if has_dense else parts
-    if config.num_heads % parts or (kv % parts and parts % kv) or inner % parts:
+    if config.num_heads % parts or any(kv % parts and parts % kv for kv in kv_heads) or inner % parts:
         raise ConfigError(
             f"--tensor-parallel-size {parts} does not divide this model: it has {config.num_heads} heads, "
-            f"{kv} KV heads and an intermediate size of {config.intermediate_size}; choose a common divisor"
+            f"{' or '.join(map(str, kv_heads))} KV heads and an intermediate size of {config.intermediate_size}; "
+            "choose a common divisor"
         )
     if config.mixture is not None:
         _check_experts(config.mixture, parts, expert_parts)

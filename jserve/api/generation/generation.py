@@ -148,8 +148,11 @@ class Generation:
             return None
         if delta.finish_reason == "error":
             raise EngineFailedError(delta.error or "the engine could not finish this request")
-        _check_finite(delta)
+        if delta.logprobs or delta.prompt_logprobs or delta.embedding:
+            _check_finite(delta)
         choice, life = entry
+        if delta.prompt_logprobs is not None and choice.gather(delta):
+            return None
         self._metrics.observe_delta(life, delta, now)
         before, thought = choice.num_tokens, choice.num_reasoning
         update = choice.accept(delta)
@@ -287,7 +290,7 @@ class Generator:
                     sampling,
                     arrived,
                     salt,
-                    request.priority,
+                    max(request.priority, call.least_priority),
                     request.pooling,
                     tenant=call.key.tenant,
                 )

@@ -15,9 +15,9 @@ import numpy as np
 
 from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.embedder import with_gguf_embedder
-from jserve.checkpoint.gguf.config import build_config, build_generation_config, family_of, read_heads
+from jserve.checkpoint.gguf.config import build_config, build_generation_config, family_of, read_heads, read_layers
 from jserve.checkpoint.gguf.dequantize import BlockType, block_type
-from jserve.checkpoint.gguf.families import huggingface_tensors
+from jserve.checkpoint.gguf.family import huggingface_tensors, is_beyond
 from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
 from jserve.checkpoint.gguf.joined import Readable
 from jserve.checkpoint.gguf.split import open_other_parts
@@ -98,6 +98,8 @@ class GgufCheckpoint:
         if tensor.name in FACTORS:
             factors = Stored(file, tensor, kind, AsStored()).read(())
             self._factors[tensor.name] = [float(factor) for factor in factors.ravel()]
+            return
+        if is_beyond(tensor.name, read_layers(self._file.metadata, source=self.path)):
             return
         heads, kv_heads = read_heads(self._file.metadata, source=self.path)
         named = dict(huggingface_tensors(self._family, tensor.name, tensor.shape, heads=heads, kv_heads=kv_heads))

@@ -100,7 +100,9 @@ UNPUBLISHED = {
 }  # fmt: skip
 """Routes whose answers no vendor here describes; their errors are checked all the same."""
 ERRORS_ALONE = {
-    "/v1/responses/{response_id:path}", "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel",
+    "/v1/responses/{response_id}", "/v1/responses/{response_id}/input_items", "/v1/responses/{response_id}/cancel",
+    "/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content",
+    "/v1/batches", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/cancel",
     "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/{digest}",
 }  # fmt: skip
 
