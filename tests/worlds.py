@@ -61,7 +61,7 @@ def make_model(
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(value, mean=float("norm" in name), std=0.2)
     for name, value in model.named_buffers():
-        if name.endswith("correction_bias"):
+        if name.endswith(("correction_bias", "expert_bias")):
             torch.nn.init.normal_(value, std=0.2)
     model.to(dtype).save_pretrained(folder)
     return folder

@@ -51,7 +51,7 @@ class Attention(nnx.Module):
     """Grouped-query attention with rotary embedding; query, key and value are one product.
 
     `K` is the number of KV heads in the cache: with more devices than KV heads, each KV head is kept
-    several times, so that every device has one.
+    several times, so that every device has one. With `output_gate` what a head attends to is weighted by a sigmoid.
     """
 
     def __init__(
@@ -66,11 +66,13 @@ class Attention(nnx.Module):
         projection_norm: bool = False,
         projections: Projections = Projections(),
         sinks: bool = False,
+        output_gate: bool = False,
     ) -> None:
         hidden, dim = config.hidden_size, config.head_dim
         copies = kv_head_copies(config, build.tensor_parallel)
-        weight = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "weight", (hidden,), copies)
-        bias = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "bias", (), copies)
+        rows = config.num_heads * (1 + output_gate)  # each query is followed by its gate
+        weight = GroupedHeads(rows, config.num_kv_heads, dim, "weight", (hidden,), copies)
+        bias = GroupedHeads(rows, config.num_kv_heads, dim, "bias", (), copies)
         kv_heads, self.groups = config.num_kv_heads * copies, weight.groups
         self.qkv_proj = Linear(
             build,
@@ -91,6 +93,7 @@ class Attention(nnx.Module):
         self.k_norm = _head_norm(build, config, config.num_kv_heads, copies, *norms, projections.k_norm)
         self.sinks = build.param(Tensor("sinks", (config.num_heads,)), (config.num_heads,), 0) if sinks else None
         self.scale = config.attention_scale or dim**-0.5
+        self.output_gate = output_gate
         self.soft_cap = config.attention_soft_cap
         rope = config.layer_ropes[layer]
         self.rope = None if rope is None else config.ropes.index(rope)
@@ -105,12 +108,17 @@ class Attention(nnx.Module):
         """x: [T, E]. Writes the step's keys and values into `kv`, then attends. Returns [T, E] and the cache."""
         tokens = x.shape[0]
         qkv = self.qkv_proj(x)
-        q = qkv[:, :, : self.groups].reshape(tokens, -1, qkv.shape[-1])
+        q, gate = qkv[:, :, : self.groups], None
+        if self.output_gate:
+            q, gate = q[:, :, 0::2], q[:, :, 1::2]
+        q = q.reshape(tokens, -1, qkv.shape[-1])
         k, v = qkv[:, :, self.groups], qkv[:, :, self.groups + 1]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.place(q, k, context)
         out, kv = self._attend(q, k, v, kv, context)
+        if gate is not None:
+            out *= jax.nn.sigmoid(gate.reshape(out.shape))
         return self.o_proj(out.reshape(tokens, -1)), kv
 
     def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:

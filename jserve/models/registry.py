@@ -9,6 +9,7 @@ from typing import Any
 from jserve.checkpoint import Embedder
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
+from jserve.models.bamba import BambaForCausalLM
 from jserve.models.bert import Encoder, RobertaModel, XLMRobertaModel
 from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere2 import Cohere2ForCausalLM
@@ -23,8 +24,9 @@ from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
+from jserve.models.granite_hybrid import GraniteMoeHybridForCausalLM
 from jserve.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
-from jserve.models.lfm2 import Lfm2ForCausalLM
+from jserve.models.lfm2 import Lfm2ForCausalLM, Lfm2MoeForCausalLM
 from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
 from jserve.models.minimax_m2 import MiniMaxM2ForCausalLM
@@ -38,11 +40,13 @@ from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen2_moe import Qwen2MoeForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
 from jserve.models.qwen3_moe import Qwen3MoeForCausalLM
+from jserve.models.qwen3_next import Qwen3NextForCausalLM, Qwen35ForCausalLM, Qwen35MoeForCausalLM
 from jserve.models.seed_oss import SeedOssForCausalLM
 from jserve.models.smollm3 import SmolLM3ForCausalLM
 from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
+    "BambaForCausalLM": BambaForCausalLM,
     "Cohere2ForCausalLM": Cohere2ForCausalLM,
     "DeepseekV2ForCausalLM": DeepseekV2ForCausalLM,
     "DeepseekV3ForCausalLM": DeepseekV3ForCausalLM,
@@ -60,9 +64,11 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "GlmForCausalLM": GlmForCausalLM,
     "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
+    "GraniteMoeHybridForCausalLM": GraniteMoeHybridForCausalLM,
     "HunYuanDenseV1ForCausalLM": HunYuanDenseV1ForCausalLM,
     "HunYuanMoEV1ForCausalLM": HunYuanMoEV1ForCausalLM,
     "Lfm2ForCausalLM": Lfm2ForCausalLM,
+    "Lfm2MoeForCausalLM": Lfm2MoeForCausalLM,
     "Llama4ForCausalLM": Llama4ForCausalLM,
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
@@ -83,6 +89,11 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
     "Qwen3Model": Qwen3ForCausalLM,
     "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
+    "Qwen3NextForCausalLM": Qwen3NextForCausalLM,
+    "Qwen3_5ForCausalLM": Qwen35ForCausalLM,
+    "Qwen3_5ForConditionalGeneration": Qwen35ForCausalLM,
+    "Qwen3_5MoeForCausalLM": Qwen35MoeForCausalLM,
+    "Qwen3_5MoeForConditionalGeneration": Qwen35MoeForCausalLM,
     "SeedOssForCausalLM": SeedOssForCausalLM,
     "SmolLM3ForCausalLM": SmolLM3ForCausalLM,
     "Starcoder2ForCausalLM": Starcoder2ForCausalLM,
@@ -93,6 +104,8 @@ TEXT_TYPES = {
     "Gemma3ForConditionalGeneration": ("gemma3_text",),
     "Llama4ForConditionalGeneration": ("llama4_text",),
     "Mistral3ForConditionalGeneration": ("mistral", "ministral3"),
+    "Qwen3_5ForConditionalGeneration": ("qwen3_5_text",),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe_text",),
 }
 """Model types that the text part of a model of several parts may have; the first is meant where it names none."""
 
