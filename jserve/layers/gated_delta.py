@@ -53,14 +53,13 @@ class GatedDelta(nnx.Module):
     def __call__(self, x: jax.Array, kept: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         """x: [T, E] to [T, E], and the layer's windows and states after the step's tokens."""
         qkv, z, b, a = self._project(x)
-        args = (qkv, z, b, a, kept, self.conv1d.weight[...], self.dt_bias[...], self.A_log[...])
-        args = (*args, self.norm.weight[...], context)
+        weights = (self.conv1d.weight[...], self.dt_bias[...], self.A_log[...], self.norm.weight[...])
         if self.build.tensor_parallel == 1:
-            y, kept = self._local(*args)
+            y, kept = self._local(qkv, z, b, a, kept, *weights, context)
         else:
             heads, rows, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec(TENSOR_AXIS), PartitionSpec()
             specs = (heads, heads, heads, heads, heads, rows, rows, rows, whole, whole)
-            y, kept = self.build.spread(self._local, specs, (heads, heads))(*args)
+            y, kept = self.build.spread(self._local, specs, (heads, heads))(qkv, z, b, a, kept, *weights, context)
         return self.out_proj(y.reshape(x.shape[0], -1)), kept
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
