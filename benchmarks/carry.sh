@@ -8,8 +8,8 @@ PYTHON_VERSION=${PYTHON_VERSION:-3.12}
 cd "$(dirname "$0")/.."
 LIMIT_MIB=60
 PACKAGES=(
-  annotated-types fastapi flax gguf httptools llguidance msgspec opentelemetry-api pydantic pydantic-core starlette
-  typing-extensions typing-inspection uvicorn
+  annotated-types fastapi flax gguf httptools llguidance msgspec opentelemetry-api pydantic pydantic-core python-multipart
+  starlette typing-extensions typing-inspection uvicorn
   distro httpcore2 httpx2 jiter openai sniffio truststore # for `transformers serve`
 )
 part=$(mktemp -d carried.XXXX)

@@ -116,6 +116,15 @@ class ModelConfig:
     gemma: GemmaConfig | None = None
     """How layers differ from one another in Gemma 4."""
 
+    @property
+    def experts(self) -> MixtureConfig:
+        """The mixture of a family that has one. Raises CheckpointError where the configuration names no experts."""
+        if self.mixture is None:
+            raise CheckpointError(
+                "config.json names no experts, which this architecture has: num_experts or num_local_experts is 0 or absent"
+            )
+        return self.mixture
+
     def of_layer(self, layer: int) -> "ModelConfig":
         """With the heads of one layer for those of all."""
         if self.gemma is None:

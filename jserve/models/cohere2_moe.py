@@ -49,8 +49,7 @@ class Cohere2MoeDecoderLayer(Cohere2DecoderLayer):
             self.input_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
 
     def make_mlp(self, build: Build, config: ModelConfig, layer: int) -> GatedMLP | Cohere2Mixture:
-        assert config.mixture is not None
-        return GatedMLP(build, config) if layer in config.mixture.dense_layers else Cohere2Mixture(build, config)
+        return GatedMLP(build, config) if layer in config.experts.dense_layers else Cohere2Mixture(build, config)
 
 
 class Cohere2MoeForCausalLM(Cohere2ForCausalLM):
@@ -77,9 +76,8 @@ class Cohere2MoeForCausalLM(Cohere2ForCausalLM):
         if eps is not None:
             named["layer_norm_eps"] = eps
         config = super().read_config({**raw, **named}, source=source)
-        assert config.mixture is not None
         scale = HALF if is_average and shared else 1.0
-        mixture = replace(config.mixture, routing=GroupRouting(scoring, scale=scale))
+        mixture = replace(config.experts, routing=GroupRouting(scoring, scale=scale))
         ropes = list(config.layer_ropes)
         if fields.integer("prefix_dense_sliding_window_pattern") == 1:  # where all of them see everything, they turn
             for layer in dense:

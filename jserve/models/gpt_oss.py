@@ -71,9 +71,8 @@ class GptOssMixture(nnx.Module):
     """Named `mlp`."""
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
-        assert config.mixture is not None
-        self.router = BiasedRouter(build, config, config.mixture)
-        self.experts = GptOssExperts(build, config, config.mixture)
+        self.router = BiasedRouter(build, config, config.experts)
+        self.experts = GptOssExperts(build, config, config.experts)
 
     def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
         routed: Routed = self.router(x, context.is_real)

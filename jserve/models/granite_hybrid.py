@@ -35,8 +35,7 @@ class GraniteMixture(MixtureOfExperts):
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
         super().__init__(build, config, ExpertNames(folder="block_sparse_moe", router="router.layer"))
-        mixture = config.mixture
-        assert mixture is not None
+        mixture = config.experts
         count, hidden, inner = mixture.num_experts, config.hidden_size, mixture.intermediate_size
         gate_up = AllExperts("../input_linear.weight", count, inner, hidden, parts=2)
         down = AllExperts("../output_linear.weight", count, hidden, inner)

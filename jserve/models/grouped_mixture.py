@@ -35,8 +35,7 @@ class GroupedMixtureForCausalLM(CausalLM):
         shared = (fields.optional_integer("n_shared_experts") or 0) * fields.integer("moe_intermediate_size")
         own = {"shared_expert_intermediate_size": shared, "mlp_only_layers": dense_layers(fields)}
         config = super().read_config({**raw, **own}, source=source)
-        assert config.mixture is not None
-        return replace(config, mixture=replace(config.mixture, routing=cls.read_routing(fields)))
+        return replace(config, mixture=replace(config.experts, routing=cls.read_routing(fields)))
 
     @classmethod
     def read_routing(cls, fields: Fields) -> GroupRouting:

@@ -129,8 +129,7 @@ class Lfm2Mixture(GroupedMixture):
 
 class Lfm2MoeDecoderLayer(Lfm2DecoderLayer):
     def make_feed_forward(self, build: Build, config: ModelConfig, layer: int) -> GatedMLP | GroupedMixture:
-        assert config.mixture is not None
-        if layer in config.mixture.dense_layers:
+        if layer in config.experts.dense_layers:
             return super().make_feed_forward(build, config, layer)
         return Lfm2Mixture(build, config)
 
@@ -141,11 +140,10 @@ class Lfm2MoeForCausalLM(Lfm2ForCausalLM):
 
     @classmethod
     def with_feed_forward(cls, config: ModelConfig, fields: Fields) -> ModelConfig:
-        assert config.mixture is not None
         scale = fields.number("routed_scaling_factor", default=1.0)
         routing = GroupRouting("sigmoid", corrected=fields.boolean("use_expert_bias", default=True), scale=scale)
         dense = frozenset(range(fields.optional_integer("num_dense_layers") or 0))
-        return replace(config, mixture=replace(config.mixture, routing=routing, dense_layers=dense))
+        return replace(config, mixture=replace(config.experts, routing=routing, dense_layers=dense))
 
 
 def _inner_size(fields: Fields, size: int) -> int:

@@ -78,8 +78,7 @@ class Llama4Mixture(nnx.Module):
     """Named `feed_forward`: experts, and one more that every token goes through."""
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
-        mixture = config.mixture
-        assert mixture is not None
+        mixture = config.experts
         self.router = Llama4Router(build, config, mixture)
         self.experts = Llama4Experts(build, config, mixture)
         self.shared_expert = GatedMLP(build, replace(config, intermediate_size=mixture.shared_intermediate_size))

@@ -19,8 +19,7 @@ class MixtureDecoderLayer(LlamaDecoderLayer):
 
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
         super().__init__(build, config, layer)
-        assert config.mixture is not None
-        if layer not in config.mixture.dense_layers:
+        if layer not in config.experts.dense_layers:
             self.mlp = self.make_mixture(build, config)
 
     def make_mixture(self, build: Build, config: ModelConfig) -> nnx.Module:

@@ -70,9 +70,8 @@ class PhimoeForCausalLM(CausalLM):
             raise fields.unlike("num_experts_per_tok", "2, which the router of this family chooses")
         place = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
         config = super().read_config({**raw, place: _one_factor(fields.dictionary(place), source)}, source=source)
-        assert config.mixture is not None
         noise = fields.optional_number("router_jitter_noise") if raw["router_jitter_noise"] else 0.0
-        return replace(config, mixture=replace(config.mixture, router_noise=noise or 0.0))
+        return replace(config, mixture=replace(config.experts, router_noise=noise or 0.0))
 
 
 def _one_factor(parameters: dict[str, Any], source: Path | str) -> dict[str, Any]:
