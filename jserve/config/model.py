@@ -121,7 +121,7 @@ class ModelConfig:
         """The mixture of a family that has one. Raises CheckpointError where the configuration names no experts."""
         if self.mixture is None:
             raise CheckpointError(
-                "config.json names no experts, which this architecture has: num_experts or num_local_experts is 0 or absent"
+                "config.json names no experts, which this architecture has: num_experts or num_local_experts is not set"
             )
         return self.mixture
 
