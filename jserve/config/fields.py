@@ -5,6 +5,12 @@ from typing import Any
 
 from jserve.errors import CheckpointError
 
+MOST_LAYERS = 10_000
+_COUNTS_OF_LAYERS = {
+    "num_hidden_layers", "num_layers", "n_layer", "num_dense_layers", "first_k_dense_replace",
+}  # fmt: skip
+"""Counts over which readers make lists: one that is damaged must not take all of the memory."""
+
 
 class Fields:
     """Checked access to a configuration dictionary."""
@@ -22,6 +28,7 @@ class Fields:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self._source}: {name} is {value!r} but must be a positive integer")
+        most = MOST_LAYERS if name in _COUNTS_OF_LAYERS else most
         if most is not None and value > most:
             raise CheckpointError(f"{self._source}: {name} is {value:,}; at most {most:,} are read")
         return value

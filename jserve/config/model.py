@@ -6,13 +6,13 @@ from typing import Any
 
 from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.config.dense import DenseConfig
-from jserve.config.fields import Fields
+from jserve.config.fields import MOST_LAYERS, Fields
 from jserve.config.gemma import GemmaConfig
 from jserve.config.hybrid import Mixer
 from jserve.config.rope import RopeConfig, local_rope, read_rope
 from jserve.errors import CheckpointError
 
-MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000
+MOST_EXPERTS = 100_000
 """Far more than any model has; lists of this length are made of what a file claims."""
 LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 
