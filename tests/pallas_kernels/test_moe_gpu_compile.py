@@ -46,6 +46,7 @@ def _check(case: Case, kind: str) -> None:
     compiled = _compile(case, kind)
     program = compiled.as_text().split("ENTRY", 1)[1]
     assert len(re.findall(r"custom-call\(", program)) == 2, program
+    assert not re.search(r" (sort|while)\(", program), program
     launches = len(re.findall(r" (?:fusion|sort|custom-call|copy|scatter|gather|while)\(", program))
     assert launches <= 8 + (case.packed in ("int4", "mxfp4")), (
         "where two inputs share a byte, tokens are laid out first"

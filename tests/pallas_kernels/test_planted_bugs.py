@@ -17,7 +17,7 @@ from tests.pallas_kernels.planted_bugs import Mutant, disagreement, module
 
 BY_NAME = {case.name: case for case in CASES}
 
-TILE, DECODE, PREFILL = "triton_tile.py", "triton_decode.py", "triton_prefill.py"
+TILE, DECODE, PREFILL, PARTS = "triton_tile.py", "triton_decode.py", "triton_prefill.py", "decode_parts.py"
 
 MUTANTS = (
     Mutant("query cannot see itself", TILE, "<= position[:, None])", "< position[:, None])", "mixed_window_f32"),
@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         "part's weight forgets its sum",
         DECODE,
-        "softmax.m + jnp.log2(",
-        "softmax.m + 0 * jnp.log2(",
+        "softmax.m + jnp.log2(softmax.l)",
+        "softmax.m + 0 * jnp.log2(softmax.l)",
         "decode_split_f32",
     ),
     Mutant("sink not relative to the largest", DECODE, "exp2(sink - largest)", "exp2(sink)", "decode_sinks_f32"),
@@ -88,15 +88,25 @@ MUTANTS = (
         "mask = None",
         "decode_int8_f32",
     ),
-    Mutant("splits overlap", DECODE, "jnp.minimum(first + share, end)", "end", "decode_split_f32"),
-    Mutant("remainder of the split lost", DECODE, "end - first + (splits - 1)", "end - first", "decode_split_f32"),
+    Mutant("parts overlap", PARTS, "jnp.minimum(first + self.share(length), end)", "end", "decode_split_f32"),
+    Mutant("remainder of a row lost", PARTS, "first + (self._cap(parts) - 1)", "first", "decode_split_f32"),
     Mutant(
         "window starts a block late",
-        DECODE,
-        "jnp.maximum(length - window, 0)",
-        "length - window + C",
+        PARTS,
+        "jnp.maximum(length - self.window, 0)",
+        "length - self.window + self.C",
         "decode_window_f32",
     ),
+    Mutant(
+        "part of the row before", PARTS, "is_before = ends <= number", "is_before = ends < number", "decode_f32_d80"
+    ),
+    Mutant(
+        "rows before not taken off", PARTS, "number - jnp.where(is_before, ends, 0).max(0)", "number", "decode_f32_d80"
+    ),
+    Mutant("first part over and over", DECODE, "first + turn * step", "first + 0 * turn * step", "decode_f32_d80"),
+    Mutant("last turn lost", DECODE, "- first, 0) + (step - 1), step)", "- first, 0), step)", "decode_split_f32"),
+    Mutant("part that is not there weighed", DECODE, "mask=part < parts", "mask=part <= parts", "decode_f32_d80"),
+    Mutant("part that is not there read", DECODE, "mask=(rows < parts)", "mask=(rows <= parts)", "decode_f32_d80"),
     Mutant(
         "wrong query heads",
         DECODE,
