@@ -19,7 +19,7 @@ NEWEST_PYTHON ?= $(lastword $(wildcard $(foreach minor,12 13,$(HOME)/.pyenv/vers
 NEWEST        := .venv-newest
 NEWEST_TESTS  ?= tests/pallas_kernels tests/gpu_compile
 
-.PHONY: docs serve test lint types quick slow test-gpu-compile test-newest-jax bench bench-load bench-gpu model install clean help
+.PHONY: docs serve test lint types quick slow test-gpu-compile test-newest-jax bench bench-load model install clean help
 
 serve: $(VENV)/installed $(MODEL)  ## serve MODEL on PORT; ARGS are further flags
 	$(BIN)/jserve --model $(MODEL) --port $(PORT) $(ARGS)
@@ -55,9 +55,6 @@ bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 29 
 
 bench-load: $(VENV)/bench-installed  ## load generator against running servers: make bench-load ARGS="--url a=http://..."
 	$(BIN)/python -m benchmarks.serving $(ARGS)
-
-bench-gpu: $(VENV)/bench-installed  ## everything to measure on a machine with a GPU, in one call
-	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 model: models/SmolLM2-135M-Instruct.Q4_1.gguf models/all-MiniLM-L6-v2  ## fetch the small real models (177 MB, Apache-2.0)
 

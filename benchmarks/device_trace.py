@@ -1,4 +1,4 @@
-"""In what share of a step no kernel runs, from the trace that `jax.profiler.trace` writes. Imports no jax.
+"""What a trace of `jax.profiler.trace` says of steps on a GPU: idle time, and CUDA graphs. Imports no jax.
 
 Written for what the profiler is documented to write, a Chrome trace with a process "/device:GPU:n" for each GPU and a
 thread for each stream; no trace of a GPU has been read with it yet.
@@ -7,23 +7,43 @@ thread for each stream; no trace of a GPU has been read with it yet.
 import gzip
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["idle_share"]
+__all__ = ["Trace", "read_trace"]
 
 PAUSE_US = 1000.0  # between steps that were measured apart: not a gap between kernels
 NO_WORK = ("Steps", "XLA Modules", "XLA Ops", "Framework", "Source", "Launch Stats")  # lines derived from the kernels
 
 
-def idle_share(folder: Path) -> float | None:
-    """The share of time in which the first GPU runs no kernel on any stream; None where the trace has no GPU."""
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The first GPU, in one trace."""
+
+    idle_share: float
+    """The share of the time in which it runs no kernel on any stream."""
+    graph_updates: int
+    """CUDA graphs made, or changed because an address was another one."""
+    graph_launches: int
+
+
+def read_trace(folder: Path) -> Trace | None:
+    """The newest trace in a folder; None where there is none, or it has no GPU."""
     traces = sorted(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     if not traces:
         return None
     with gzip.open(traces[-1]) as file:
         events = json.load(file)["traceEvents"]
-    return share_of_gaps(kernels(events))
+    idle = share_of_gaps(kernels(events))
+    return None if idle is None else Trace(idle, *graph_counts(events))
+
+
+def graph_counts(events: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Updates and launches of CUDA graphs, of the host's events that XLA names after its command buffers."""
+    names = [e["name"].lower() for e in events if e.get("ph") == "X" and "command_buffer" in e.get("name", "").lower()]
+    changed = sum(name.endswith(("::update", "::create", "::initialize")) for name in names)
+    return changed, sum(name.endswith("::execute") for name in names)
 
 
 def kernels(events: Iterable[dict[str, Any]]) -> list[tuple[float, float]]:

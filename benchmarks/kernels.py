@@ -96,23 +96,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.limits:
         rates = f"copy {limits.copy_bytes_per_second / 1e9:,.0f} GB/s, bf16 {limits.matmul('bfloat16') / 1e12:,.1f}"
         print(f"{rates} TFLOP/s", file=sys.stderr)
-        _write(args.out, limits, [])
+        write_results(args.out, limits, [])
         return 0
     results: list[Result] = []
     for result in _run(args, limits):
         results.append(result)
         print(f"{result.case} {result.implementation}: {_time_or_reason(result)}", file=sys.stderr, flush=True)
         if args.out:
-            _write(args.out, limits, results)  # at once: a visit may be cut off
+            write_results(args.out, limits, results)  # at once: a visit may be cut off
     if not results:
         print(f"no case matches {args.match!r}; names look like {_names()}", file=sys.stderr)
         return 2
     _print_table(results)
-    _write(args.out, limits, results)
+    write_results(args.out, limits, results)
     return 1 if any(result.is_wrong for result in results) else 0
 
 
-def _write(out: Path | None, limits: Limits, results: Sequence[Result]) -> None:
+def write_results(out: Path | None, limits: Limits, results: Sequence[Result]) -> None:
+    """As JSON to the file, or to stdout without one."""
     report = {
         "machine": machine(),
         "device": jax.devices()[0].device_kind,
@@ -186,7 +187,7 @@ def _run(args: argparse.Namespace, limits: Limits) -> Iterator[Result]:
         expected = None
         if args.check or args.check_only:
             with jax.default_matmul_precision("highest"):
-                expected = _as_float64(kernel.reference, inputs)
+                expected = _computed(kernel.reference, inputs)
         for name in kernel.implementations:
             yield _measure(kernel, name, case, inputs, expected, limits, None if args.check_only else args.seconds)
 
@@ -206,7 +207,7 @@ def _measure(
         return dataclasses.replace(result, skipped="a GPU kernel, and this is a CPU")
     try:
         if expected is not None:
-            got = _as_float64(kernel.implementations[name], inputs)
+            got = _computed(kernel.implementations[name], inputs)
             error = float(np.max(np.abs(got - expected) / np.maximum(1, np.abs(expected))))
             result = dataclasses.replace(result, error=error, tolerance=case.tolerance)
         if budget is None:
@@ -229,8 +230,12 @@ def _measure(
     )
 
 
-def _as_float64(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarray:
-    out = jax.jit(functools.partial(function, **inputs.static))(*inputs.args)
+def _computed(function: Callable[..., Any], inputs: KernelInputs) -> np.ndarray:
+    return as_float64(jax.jit(functools.partial(function, **inputs.static))(*inputs.args))
+
+
+def as_float64(out: Any) -> np.ndarray:
+    """All numbers of a kernel's results, on the host."""
     flat = [np.asarray(array.astype(jnp.float32), np.float64).ravel() for array in jax.tree.leaves(out)]
     return np.concatenate(flat)
 

@@ -11,8 +11,7 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 
-from benchmarks.presets import LLAMA_3_1_8B
-from benchmarks.step_time import write_model
+from benchmarks.presets import LLAMA_3_1_8B, write_model
 from jserve.batch import EngineState, SamplingState, Weights
 from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore

@@ -146,9 +146,9 @@ def do(name: str, part: Callable[[Visit], tuple[str, ...]], visit: Visit) -> Out
     return outcome
 
 
-def print_parts(outcomes: Sequence[Outcome], folder: Path) -> None:
+def print_parts(outcomes: Sequence[Outcome], place: Path) -> None:
     """What was done, and plainly what was not."""
-    table = Table("part", "status", "seconds", "figures", title=f"results in {folder}", title_justify="left")
+    table = Table("part", "status", "seconds", "figures", title=f"results in {place}", title_justify="left")
     for outcome in outcomes:
         figures = "\n".join(outcome.figures) or outcome.reason
         table.add_row(outcome.part, outcome.status, f"{outcome.seconds:.0f}", figures)

@@ -6,9 +6,13 @@ Nothing here is measured. A decode step is
 
     max(weights / memory, products / matrix rate) + max(KV / memory, attention / matrix rate) + all-reduces + launches
 
-of one of the GPUs, each with its share. `limit` takes the data sheet's rates and nothing for all-reduces and launches;
-`predicted` takes the share of a rate that programs reach, and the costs in `Device`. Activations are left out: those of
-256 rows stay in the L2 cache. `benchmarks.gpu` prints what it measures beside these figures.
+of one of the GPUs, each with its share, or what the host takes for it, whichever is more: it prepares a step while the
+device does the one before. With several GPUs a step is as many CUDA graphs as there are gaps between all-reduces, each
+launched by the host. `limit` takes the data sheet's rates and nothing for all-reduces, launches and the host;
+`predicted` takes the share of a rate that programs reach, and the costs in `Device`. A kernel takes the most of its
+bytes, its products, its arithmetic where it widens weights of few bits, and its passes where each depends on the one
+before. Activations are left out: those of 256 rows stay in the L2 cache. `benchmarks.gpu` prints what it measures
+beside these figures.
 """
 
 import argparse
@@ -54,6 +58,17 @@ class Device:
     launch: float
     all_reduce: float
     """What the smallest takes."""
+    dispatch: float
+    """The host's time for the two programs of a step."""
+    graph: float
+    """The host's time for each CUDA graph beyond the first, which is part of `dispatch`."""
+    lanes_rate: float
+    """Operations on 32 bits outside the tensor cores."""
+    core_rate: float
+    """What one multiprocessor reads from the L2 cache."""
+    reduction: float
+    """A sum over a block, with its barriers."""
+    cores: int
 
 
 H200 = Device(
@@ -73,7 +88,20 @@ H200 = Device(
     # an all-reduce of some KiB among eight GPUs by NCCL, of which 8 to 10 us are commonly reported.
     launch=1.3e-6,
     all_reduce=9e-6,
+    # 300 arguments, by `benchmarks.host_scaling` on a CPU; and a graph that is updated before its launch, as a profile
+    # of another engine on JAX shows it (132 to 169 ms for 2,403 updates).
+    dispatch=0.25e-3,
+    graph=55e-6,
+    # 132 multiprocessors of 128 lanes at 1.83 GHz; 64 bytes a clock from the L2 cache; six barriers of about 30 ns.
+    lanes_rate=30.9e12,
+    core_rate=117e9,
+    reduction=0.2e-6,
+    cores=132,
 )
+THRESHOLD_PASSES = 18
+"""Over a row of logits, each after the one before: 16 of the search and two around it."""
+LANES_A_CODE = 4.5
+"""Operations that widen a code of four bits, counted in the PTX of the expert kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +155,13 @@ class Step:
     attention: float
     all_reduce: float
     launches: float
+    host: float
+    """Beside all of these."""
 
     @property
     def total(self) -> float:
-        return max(self.weights, self.products) + max(self.kv, self.attention) + self.all_reduce + self.launches
+        device = max(self.weights, self.products) + max(self.kv, self.attention) + self.all_reduce + self.launches
+        return max(device, self.host)
 
 
 def products(config: ModelConfig) -> list[tuple[int, int]]:
@@ -203,6 +234,7 @@ def _step(
         attention=4 * L * config.num_heads * config.head_dim * pairs / parts / rate[2],
         all_reduce=(2 * L + 1) * (device.all_reduce + crossing) if parts > 1 else 0.0,
         launches=(LAUNCHES_A_LAYER * L + LAUNCHES_A_STEP) * device.launch,
+        host=device.dispatch + ((2 * L + 1) * device.graph if parts > 1 else 0.0),
     )
 
 
@@ -216,6 +248,8 @@ def limit(device: Device = H200) -> Device:
         link_reached=1.0,
         launch=0.0,
         all_reduce=0.0,
+        dispatch=0.0,
+        graph=0.0,
     )
 
 
@@ -270,21 +304,41 @@ def kernels() -> Iterator[dict[str, Any]]:
     """The real cases of every kernel folder for GPUs, by what they must move and compute at least."""
     for kernel in (kernel for kernel in discover() if "triton" in kernel.implementations):
         for case in (case for case in kernel.cases if not case.quick):
-            yield {"kernel": kernel.name, "case": case.name, **_kernel(case)}
+            yield {"kernel": kernel.name, "case": case.name, **_kernel(kernel.name, case)}
 
 
-def _kernel(case: KernelCase, device: Device = H200) -> dict[str, Any]:
+def _kernel(kernel: str, case: KernelCase, device: Device = H200) -> dict[str, Any]:
     fp8 = getattr(case, "activations", "float") == "fp8"
     by_memory = case.bytes_moved / device.memory_rate
     by_matrix = case.flops / device.matrix_rate[1 if fp8 else 2]
-    reached = max(by_memory / device.memory_reached, by_matrix / device.matrix_reached)
+    reached = {
+        "memory": by_memory / device.memory_reached,
+        "compute": by_matrix / device.matrix_reached,
+        "arithmetic": _widening(kernel, case) / device.lanes_rate,
+        "passes": _passes(kernel, case, device),
+    }
     return {
         "bytes": case.bytes_moved,
         "flops": case.flops,
-        "bound": "memory" if by_memory > by_matrix else "compute",
+        "bound": max(reached, key=lambda bound: reached[bound]),
         "limit_us": 1e6 * max(by_memory, by_matrix),
-        "predicted_us": 1e6 * reached,
+        "predicted_us": 1e6 * max(reached.values()),
     }
+
+
+def _widening(kernel: str, case: KernelCase) -> float:
+    """Operations that widen the codes of experts' weights of four bits, two in a byte."""
+    is_packed = kernel == "moe" and ("int4" in case.name or "mxfp4" in case.name)
+    return LANES_A_CODE * 2 * case.bytes_moved if is_packed else 0.0
+
+
+def _passes(kernel: str, case: KernelCase, device: Device) -> float:
+    """Seconds of the passes over rows of logits, a multiprocessor for each row."""
+    if kernel != "sampling":
+        return 0.0
+    rows, vocabulary = case.S, case.V  # type: ignore[attr-defined]
+    one = THRESHOLD_PASSES * (4 * vocabulary / device.core_rate + device.reduction)
+    return -(-rows // device.cores) * one
 
 
 def report() -> dict[str, Any]:

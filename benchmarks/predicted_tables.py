@@ -8,8 +8,9 @@ __all__ = ["find", "markdown"]
 HEAD = """# Predicted for an H200, not measured
 
 Written by `python -m benchmarks.predict`, whose docstring has the formulae and `Device` the rates with their sources.
-A step is max(weights, products) + max(KV, attention) + all-reduces + launches; `limit` is what the data sheet's rates
-allow, with nothing for all-reduces and launches. `measured` is empty until a GPU has been measured.
+A step is max(weights, products) + max(KV, attention) + all-reduces + launches, or the host's time where that is more;
+`limit` is what the data sheet's rates allow, with nothing for all-reduces, launches and the host. `measured` is empty
+until a GPU has been measured.
 """
 
 
@@ -51,7 +52,7 @@ def _steps(steps: Sequence[dict[str, Any]]) -> list[str]:
         plan = (e["model"], e["weights"], e["gpus"], e["batch"], f"{e['context']:,}")
         split = map(_short, e["split_ms"].values())
         rows.append((*plan, *split, _short(e["limit_ms"]), _short(e["predicted_ms"]), "", ""))
-    return _rows((*titles, "launches", "limit", "predicted", "measured", "of predicted"), rows)
+    return _rows((*titles, "launches", "host", "limit", "predicted", "measured", "of predicted"), rows)
 
 
 def _prefills(prefills: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,8 +1,11 @@
 """Shapes of published models, in the words of their config.json, to run or reckon with and without their weights."""
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
-__all__ = ["LLAMA_3_1_8B", "LLAMA_3_1_70B", "PRESETS"]
+__all__ = ["LLAMA_3_1_8B", "LLAMA_3_1_70B", "PRESETS", "write_model"]
 
 LLAMA_3_1_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -44,3 +47,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
     },
 }
+
+
+def write_model(name: str, fields: dict[str, Any], layers: int | None) -> str:
+    """A folder with a model's configuration and no weights."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    shape = {**fields, **({"num_hidden_layers": layers} if layers else {})}
+    (folder / "config.json").write_text(json.dumps(shape))
+    header = b"{}      "
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return str(folder)

@@ -21,7 +21,6 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,11 +29,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.device_trace import idle_share
-from benchmarks.presets import PRESETS
+from benchmarks.device_trace import Trace, read_trace
+from benchmarks.presets import PRESETS, write_model
 from benchmarks.report import machine
 from benchmarks.step_loop import STAGES, Loop, packing_timed
 from jserve.config import EngineConfig
@@ -44,10 +44,11 @@ from jserve.protocol import Request, SamplingParams
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.program_keys import Sample, Step
 from jserve.runtime.sampling import Variant
-from jserve.runtime.start import Started, start_runner
+from jserve.runtime.start import Started, add_all, start_runner, stored_programs
 from jserve.schedule.groups import pages_held
 
-WARMUP_STEPS = 3
+WARMUP_STEPS = 6
+"""At first XLA may run the kernels of a CUDA graph one by one, and watch which addresses stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,12 @@ class StepTime:
     """Weights and KV over the memory's rate, whatever else is the limit."""
     gaps: float | None = None
     """Share of the time in which no kernel ran, in a profile of this step back to back."""
+    graph_updates: float | None = None
+    """CUDA graphs made or changed a step in that profile, each some 50 us of the host."""
+    graph_launches: float | None = None
+    """CUDA graphs launched a step. 0 where the profile was taken without graphs: its gaps are those of kernels that the
+    host launches one by one.
+    """
     tokens_per_s: float | None = None
     skipped: str | None = None
 
@@ -108,10 +115,9 @@ class Bench:
         wanted += [min(b for b in buckets if not b.is_decode and b.tokens >= tokens) for tokens in prefills]
         keys = {Step(bucket) for bucket in wanted} | {Sample(bucket.rows, Variant()) for bucket in wanted}
         table = self._started.runner.table
-        for program in table.optional():
-            if program.key in keys:
-                print(f"compiling {program.name}", file=sys.stderr, flush=True)
-                table.add(program)
+        missing = [program for program in table.missing() if program.key in keys]
+        print(f"compiling {len(missing)} programs", file=sys.stderr, flush=True)
+        add_all(table, missing)
 
     def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
         """Decode steps at about `context` tokens a row, the largest batch first; the rest is then aborted."""
@@ -172,6 +178,7 @@ class Bench:
         by_memory = needed_bytes / self._limits.memory_bytes_per_s
         by_matmul = flops / self._limits.matmul_flops_per_s
         assert self._loop.last is not None
+        trace = self._traced(f"{kind}-{tokens}-{context}")
         return StepTime(
             kind,
             rows,
@@ -186,17 +193,19 @@ class Bench:
             limited_by="bandwidth" if by_memory > by_matmul else "compute",
             of_limit=max(by_memory, by_matmul) / device,
             memory_ms=by_memory * 1e3,
-            gaps=self._gaps(f"{kind}-{tokens}-{context}"),
+            gaps=None if trace is None else trace.idle_share,
+            graph_updates=None if trace is None else trace.graph_updates / (self._steps + 1),
+            graph_launches=None if trace is None else trace.graph_launches / (self._steps + 1),
             tokens_per_s=tokens / wall,
         )
 
-    def _gaps(self, name: str) -> float | None:
-        """The idle share in a profile of the last step, kept under that name; None without one or without a GPU."""
+    def _traced(self, name: str) -> Trace | None:
+        """A profile of the last step back to back, kept under that name; None without one or without a GPU."""
         if self._profile is None:
             return None
         with jax.profiler.trace(str(self._profile / name)):
             self._loop.back_to_back(self._steps)
-        return idle_share(self._profile / name)
+        return read_trace(self._profile / name)
 
     def _add(self, length: int, answer: int) -> str:
         self._requests += 1
@@ -240,19 +249,18 @@ def measure_limits(dtype: str, seconds: float) -> DeviceLimits:
     return DeviceLimits(max(limits.copy_bytes_per_second, read), limits.matmul(dtype), dtype)
 
 
-def write_model(name: str, fields: dict[str, Any], layers: int | None) -> str:
-    """A folder with a model's configuration and no weights."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    shape = {**fields, **({"num_hidden_layers": layers} if layers else {})}
-    (folder / "config.json").write_text(json.dumps(shape))
-    header = b"{}      "
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    return str(folder)
-
-
 def numbers(text: str) -> list[int]:
     """ "1,8,32" as numbers; empty for an empty text."""
     return [int(part) for part in text.split(",") if part]
+
+
+def points(text: str) -> dict[int, list[int]]:
+    """ "256x1024,1x1024,32x8192" as the batches of each context, in this order."""
+    chosen: dict[int, list[int]] = {}
+    for point in text.split(","):
+        rows, context = map(int, point.split("x"))
+        chosen.setdefault(context, []).append(rows)
+    return chosen
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -272,7 +280,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--tensor-parallel-size", type=int, default=1, metavar="N")
     add("--batch", type=numbers, default="1,8,32", metavar="N,...", help="rows of decode steps (default 1,8,32)")
     add("--context", type=numbers, default="1024", metavar="N,...", help="tokens a row (default 1024)")
+    add("--points", type=points, metavar="NxC,...", help="rows by tokens a row, in this order, in place of both")
     add("--prefill", type=numbers, default="", metavar="N,...", help="prompt lengths to time in one step each")
+    add("--max-model-len", type=int, metavar="N", help="default: what these steps need")
     add("--max-num-batched-tokens", type=int, metavar="N", help="default: the engine's own")
     add("--kv-cache-memory-bytes", type=int, metavar="N", help="default: the engine's own")
     add("--steps", type=int, default=20, help="steps to time of each kind (default 20)")
@@ -286,14 +296,15 @@ def arguments() -> argparse.ArgumentParser:
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
     """The engine that these steps need."""
-    longest = max([*args.context, *args.prefill, 1])
-    room = 4 * args.steps * (len(args.batch) + 1) + 2
+    batches = [batch for each in args.points.values() for batch in each]
+    longest = max([*args.points, *args.prefill, 1])
+    room = 4 * args.steps * (len(batches) + 1) + 2 * WARMUP_STEPS
     return EngineConfig(
         model=args.model or write_model(args.preset, PRESETS[args.preset], args.layers),
         dtype="bfloat16" if args.preset and args.dtype == "auto" else args.dtype,
         load_format="dummy" if args.preset else args.load_format,
-        max_model_len=longest + room,
-        max_num_seqs=max(args.batch),
+        max_model_len=args.max_model_len or longest + room,
+        max_num_seqs=max([2, *batches]),
         max_num_batched_tokens=args.max_num_batched_tokens,
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         tensor_parallel_size=args.tensor_parallel_size,
@@ -306,8 +317,9 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """0, or 2 where the engine cannot start."""
     args = arguments().parse_args(argv)
+    args.points = args.points or dict.fromkeys(args.context, args.batch)
     config = engine_config(args)
-    choose_platform(config.gpu_memory_utilization)
+    choose_platform(config.gpu_memory_utilization, stored_programs(config))
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if jax.default_backend() == "gpu" else "float32"
     limits = measure_limits(dtype, args.limit_seconds)  # first, while the device's memory is free
     try:
@@ -316,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     bench = Bench(started, limits, args.steps, args.seed, args.profile)
-    bench.compile(args.batch, args.prefill)
+    bench.compile([batch for each in args.points.values() for batch in each], args.prefill)
     results: list[StepTime] = []
     for result in run(bench, args):
         results.append(result)
@@ -334,8 +346,8 @@ def run(bench: Bench, args: argparse.Namespace) -> Iterator[StepTime]:
         print(f"{result.kind} {result.rows} rows at {result.context}: {text}", file=sys.stderr, flush=True)
         return result
 
-    for context in args.context:
-        yield from map(printed, bench.decode(args.batch, context))
+    for context, batches in args.points.items():
+        yield from map(printed, bench.decode(batches, context))
     for tokens in args.prefill:
         yield printed(bench.prefill(tokens))
 
@@ -351,7 +363,7 @@ def report(
         "device": started.device,
         "jax": jax.__version__,
         "dtype": str(started.build.dtype),
-        "model": dataclasses.asdict(started.config),
+        "model": msgspec.to_builtins(started.config),
         "shape": dataclasses.asdict(started.shape),
         "memory": dataclasses.asdict(started.plan),
         "startup_s": started.seconds,

@@ -143,6 +143,8 @@ class StepContext:
     """cos and sin, f32[T, R / 2], for each of `ModelConfig.ropes`; R dimensions of a head are rotated."""
     attention_plans: tuple[AttentionPlan | None, ...]
     """One for each of `ModelConfig.windows` that the group has, where the attention implementation has use for it."""
+    layer_input: jax.Array | None = None
+    """[T, P]; what the model gives the layer beside the residual, where it gives something."""
     states: StateRows | None = None
     """None where no layer keeps a state."""
 
@@ -150,6 +152,35 @@ class StepContext:
     def is_decode(self) -> bool:
         """Every row has one token."""
         return self.positions.shape == self.rows.context_len.shape
+
+
+@pytree
+@dataclass(frozen=True, slots=True)
+class TextContext:
+    """The same for a step of S whole texts of L places each, whose tokens see each other both ways. T is S times L."""
+
+    positions: jax.Array
+    """i32[T]; from 0 in each text."""
+    lengths: jax.Array
+    """i32[S]; the places behind are padding."""
+    seconds: jax.Array
+    """i32[S]; place of the first token of a pair's second text, 0 where there is none."""
+    ropes: tuple[tuple[jax.Array, jax.Array], ...]
+    """As of `StepContext`."""
+
+    @property
+    def is_real(self) -> jax.Array:
+        """bool[T]; false for padding."""
+        return self.positions < self._of_each_token(self.lengths)
+
+    @property
+    def token_types(self) -> jax.Array:
+        """i32[T]; 1 in the second text of a pair, else 0."""
+        seconds = self._of_each_token(self.seconds)
+        return ((seconds > 0) & (self.positions >= seconds)).astype(jnp.int32)
+
+    def _of_each_token(self, of_texts: jax.Array) -> jax.Array:
+        return jnp.repeat(of_texts, self.positions.size // self.lengths.size)
 
 
 @pytree

@@ -24,8 +24,11 @@ COMMANDS = {
     "ps": "jserve.commands.client.ps",
     "pull": "jserve.commands.pull",
     "quantize": "jserve.commands.quantize.command",
+    "record": "jserve.commands.workload.record",
+    "report": "jserve.commands.workload.report",
     "rm": "jserve.commands.rm",
     "run": "jserve.commands.client.run",
+    "run-batch": "jserve.commands.run_batch",
     "show": "jserve.commands.inspect",
     "stop": "jserve.commands.client.stop",
 }

@@ -64,6 +64,10 @@ class EngineUnavailableError(JserveError):
     """The engine process is loading, restarting or gone (HTTP 503)."""
 
 
+class StorageError(JserveError):
+    """What should outlive the request could not be written (HTTP 507)."""
+
+
 class EngineFailedError(JserveError):
     """The engine died while it worked on this request (HTTP 500)."""
 

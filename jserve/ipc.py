@@ -9,14 +9,16 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from jserve.protocol import FromEngine, ToEngine
+from jserve.protocol import FromEngine, StepFrame, ToEngine, TokenDelta
 
 _LENGTH = struct.Struct("<I")
 _READ_SIZE = 1 << 20
+MAX_PROMPT_LOGPROBS = 512
+"""In one frame: with 20 alternatives each, a few milliseconds to read."""
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)
@@ -27,6 +29,21 @@ def encode_frame(message: ToEngine | FromEngine) -> bytes:
     """One message as bytes ready for the socket."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
+
+
+def _pieces(message: FromEngine) -> Iterator[FromEngine]:
+    """`message`, after frames with what is too much of the prompt logprobs in it."""
+    if isinstance(message, StepFrame) and any(delta.prompt_logprobs is not None for delta in message.deltas):
+        deltas = []
+        for delta in message.deltas:
+            scores = delta.prompt_logprobs or []
+            kept_from = max(0, len(scores) - 1) // MAX_PROMPT_LOGPROBS * MAX_PROMPT_LOGPROBS
+            for begin in range(0, kept_from, MAX_PROMPT_LOGPROBS):
+                piece = TokenDelta(delta.request_id, [], prompt_logprobs=scores[begin : begin + MAX_PROMPT_LOGPROBS])
+                yield StepFrame([piece], message.stats)
+            deltas.append(msgspec.structs.replace(delta, prompt_logprobs=scores[kept_from:]) if kept_from else delta)
+        message = StepFrame(deltas, message.stats)
+    yield message
 
 
 class EngineSocket:
@@ -54,10 +71,14 @@ class EngineSocket:
             self._fill()
 
     def send(self, message: FromEngine) -> None:
-        """Write one message whole. Any thread may call. Raises `ConnectionError` where the peer is gone."""
-        frame = encode_frame(message)
+        """Write one message whole. Any thread may call. Raises `ConnectionError` where the peer is gone.
+
+        The logprobs of a long prompt go ahead of it in pieces: to read them at once would hold up the other side.
+        """
+        frames = [encode_frame(piece) for piece in _pieces(message)]
         with self._sending:
-            self._connection.sendall(frame)
+            for frame in frames:
+                self._connection.sendall(frame)
 
     def _is_readable(self, timeout: float | None) -> bool:
         return bool(self._poll.poll(None if timeout is None else timeout * 1e3))

@@ -30,7 +30,7 @@ from jserve.protocol import (
     TokenLogprobs,
 )
 from jserve.runtime.platform import choose_platform
-from jserve.runtime.start import start_runner
+from jserve.runtime.start import start_runner, stored_programs
 from jserve.text.load import load_tokenizer
 from jserve.text.output.repetition import RepetitionDetector
 from jserve.text.output.stop import StopMatcher
@@ -133,7 +133,7 @@ class LLM:
         self, model: str, *, chat_template: str | None = None, wait_for_compile: bool = False, **options: Any
     ) -> None:
         self._config = EngineConfig(model=str(model), **options)
-        choose_platform(self._config.gpu_memory_utilization)
+        choose_platform(self._config.gpu_memory_utilization, stored_programs(self._config))
         bars = StartupBars()
         started = start_runner(self._config, bars.show)
         if wait_for_compile:
@@ -161,8 +161,8 @@ class LLM:
         One SamplingParams for all, or one for each. Raises RequestError for a prompt that cannot run, and of a model
         for embeddings for any.
         """
-        if self.started.embedder is not None:
-            raise RequestError("this model embeds; it does not generate text: call `embed`")
+        if not self.started.generates:
+            raise RequestError("this model embeds or gives labels; it does not generate text: call `embed`")
         listed = _as_list(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
@@ -203,6 +203,8 @@ class LLM:
         Raises RequestError for a prompt that cannot run, EngineFailedError where the model computes NaN or infinity.
         Texts are taken as they are: the prompts that a model comes with are in `started.embedder`.
         """
+        if self.started.classifier is not None:
+            raise RequestError("this model gives labels and makes no embeddings: serve it, and send texts to /classify")
         embedder = self.started.embedder
         chosen: Pooling = pooling or ("last" if embedder is None else embedder.pooling)
         choices: dict[str, _Choice] = {}

@@ -125,6 +125,10 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     priority: int = 0
     pooling: Pooling = ""
     tenant: int = 0
+    second_text: int = 0
+    """Place of the first token of the second text of a pair; 0 where there is none, or the model does not care."""
+    normalizes: bool = True
+    """Whether the vector is brought to length 1. What a classifier says of a text is not."""
 
     @property
     def ends_with_prompt(self) -> bool:
@@ -178,9 +182,11 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     scheduled_at: float = 0.0
     """`time.time()` when the request first left the queue; 0 except on the first delta."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Those of the prompt's second to last token, all with the first delta of a request that wants them."""
+    """Those of the prompt's second to last token, with the first delta of a request that wants them. What is too much
+    for one frame comes before it, in deltas without a token.
+    """
     embedding: bytes = b""
-    """f32[E], little-endian, of unit length; of a request with pooling, whose only delta this is."""
+    """f32[E], little-endian; of a request with pooling, whose only delta this is. A classifier's E is its labels."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -259,6 +265,8 @@ class ProgramCounts(msgspec.Struct, frozen=True, array_like=True):
     ready: int
     failed: int
     total: int
+    untuned: int = 0
+    """Those that are there, but whose products the compiler could not try out; they may be slower."""
 
     @property
     def pending(self) -> int:

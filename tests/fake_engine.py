@@ -200,24 +200,32 @@ class FakeEngine:
         )
 
     def _end_with_prompt(self, request: Request) -> TokenDelta:
-        """The embedding is (last token, 100) for pooling "last", (sum of tokens, 100) for "mean", and has length 1."""
+        """The embedding is (last token, 100) for pooling "last", (sum of tokens, 100) for "mean", and has length 1. A
+        classifier's logits are (sum of tokens / 100 + place of the second text / 10, 0).
+        """
         del self.sequences[request.request_id]
         if self.options.error_token in request.token_ids:
             return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
         first = float(request.token_ids[-1] if request.pooling == "last" else sum(request.token_ids))
         length = math.hypot(first, 100.0)
+        numbers = (
+            (first / length, 100.0 / length)
+            if request.normalizes
+            else (first / 100.0 + request.second_text / 10.0, 0.0)
+        )
         return TokenDelta(
             request.request_id,
             [],
             finish_reason="stop" if request.pooling else "length",
             scheduled_at=time.time(),
             prompt_logprobs=None if request.pooling else self._prompt_logprobs(request),
-            embedding=self._embedding(request, first / length, 100.0 / length) if request.pooling else b"",
+            embedding=self._embedding(request, *numbers) if request.pooling else b"",
         )
 
     def _embedding(self, request: Request, first: float, second: float) -> bytes:
         is_nan = self.options.nan_token in request.token_ids
-        return struct.pack("<2f", math.nan if is_nan else first, second) + bytes(4 * (self.options.embedding_size - 2))
+        size = 4 * self.options.embedding_size
+        return struct.pack("<2f", math.nan if is_nan else first, second)[:size].ljust(size, b"\0")
 
     def _prompt_logprobs(self, request: Request) -> list[TokenLogprobs] | None:
         """A prompt's own token t is never the best: its logprob is -(t % 100) - 3, its rank 3."""

@@ -43,7 +43,7 @@ HOUSE = (
 """From the ground up."""
 API = (
     Floor(("json_writer.py", "life.py"), ""),
-    Floor(("errors.py", "access/"), ""),
+    Floor(("errors.py", "access/", "store/"), ""),
     Floor(("settings.py", "call.py"), ""),
     Floor(("supervisor/",), ""),
     Floor(("model/", "telemetry/"), ""),

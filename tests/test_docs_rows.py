@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from jserve.checkpoint.gguf.encoder_families import ENCODER_FAMILIES
 from jserve.checkpoint.gguf.families import FAMILIES
 from jserve.config import QUANTIZATIONS, QUANTIZE_BITS
-from jserve.models.registry import ARCHITECTURES, ENCODERS
+from jserve.models.registry import ARCHITECTURES, CLASSIFIERS, ENCODERS
 from jserve.quant.detect import STORED
 
 ROOT = Path(__file__).parent.parent
@@ -112,8 +113,8 @@ def test_tables_are_whole(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("models.md", (*ARCHITECTURES, *ENCODERS)),
-        ("models.md", [name for name in FAMILIES if name != "mixtral"]),  # "llama" with experts
+        ("models.md", (*ARCHITECTURES, *ENCODERS, *CLASSIFIERS)),
+        ("models.md", [name for name in (*FAMILIES, *ENCODER_FAMILIES) if name != "mixtral"]),  # "llama" with experts
         ("quantization.md", STORED),
         ("quantization.md", (*QUANTIZATIONS, *QUANTIZE_BITS)),
     ],

@@ -1,5 +1,6 @@
 """Tiny random models made by transformers, and engines over them."""
 
+import json
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -56,22 +57,39 @@ def make_model(
     torch.manual_seed(seed)
     model_type = getattr(transformers, architecture)
     config = model_type.config_class(**{**SMALL, "initializer_range": 0.2, **fields})
-    model = model_type(config).to(torch.float32)
+    randomized(model_type(config)).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def make_whole_model(folder: Path, architecture: str, text: dict[str, Any], **fields: Any) -> Path:
+    """Save a random model whose text part has the fields `text`; `fields` are those of the whole and of other parts."""
+    torch.manual_seed(0)
+    model_type = getattr(transformers, architecture)
+    text = {**SMALL, "initializer_range": 0.2, **text}
+    config = model_type.config_class(text_config=text, initializer_range=0.2, **fields)
+    randomized(model_type(config)).save_pretrained(folder)
+    return folder
+
+
+def randomized(model: Any) -> Any:
+    """In float32, with what a fresh model has as zeros and ones drawn as well."""
+    model = model.to(torch.float32)
     for name, value in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(value, mean=float("norm" in name), std=0.2)
     for name, value in model.named_buffers():
         if name.endswith("correction_bias"):
             torch.nn.init.normal_(value, std=0.2)
-    model.to(dtype).save_pretrained(folder)
-    return folder
+        if name.endswith("layer_scalar"):
+            torch.nn.init.normal_(value, mean=1.0, std=0.2)
+    return model
 
 
 def reference(folder: Path) -> Any:
     """The model in transformers: float32, eager attention."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    family = getattr(transformers, name)
+    return family.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def reference_logits(model: Any, tokens: list[int]) -> np.ndarray:

@@ -25,12 +25,21 @@ from jserve.api.http.host_names import HostNames
 from jserve.api.http.playground import PATH as PLAYGROUND
 from jserve.api.http.playground import playground, root
 from jserve.api.ollama.routes import OLLAMA_BODIES, OLLAMA_ROUTES
+from jserve.api.openai.batch.route import BatchBody, cancel_batch, create_batch, list_batches, show_batch
 from jserve.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from jserve.api.openai.chat import chat_completions
 from jserve.api.openai.completions import completions
 from jserve.api.openai.embeddings import embeddings
+from jserve.api.openai.files import delete_file, file_content, list_files, show_file, upload_file
 from jserve.api.openai.responses_api.body import ResponsesBody
-from jserve.api.openai.responses_api.route import count_input_tokens, responses, stored_response
+from jserve.api.openai.responses_api.route import (
+    cancel_response,
+    count_input_tokens,
+    delete_response,
+    list_input_items,
+    responses,
+    show_response,
+)
 from jserve.api.openai.scoring import SCORING_BODIES, SCORING_ROUTES
 from jserve.api.openai.tokenize import detokenize, tokenize, tokenizer_info
 from jserve.version import __version__
@@ -40,12 +49,22 @@ ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/responses", responses),
     ("POST", "/v1/responses/input_tokens", count_input_tokens),
-    ("GET", "/v1/responses/{response_id:path}", stored_response),
-    ("DELETE", "/v1/responses/{response_id}", stored_response),
-    ("POST", "/v1/responses/{response_id}/cancel", stored_response),
+    ("GET", "/v1/responses/{response_id}", show_response),
+    ("GET", "/v1/responses/{response_id}/input_items", list_input_items),
+    ("DELETE", "/v1/responses/{response_id}", delete_response),
+    ("POST", "/v1/responses/{response_id}/cancel", cancel_response),
     ("POST", "/v1/messages", messages),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/v1/embeddings", embeddings),
+    ("POST", "/v1/files", upload_file),
+    ("GET", "/v1/files", list_files),
+    ("GET", "/v1/files/{file_id}", show_file),
+    ("DELETE", "/v1/files/{file_id}", delete_file),
+    ("GET", "/v1/files/{file_id}/content", file_content),
+    ("POST", "/v1/batches", create_batch),
+    ("GET", "/v1/batches", list_batches),
+    ("GET", "/v1/batches/{batch_id}", show_batch),
+    ("POST", "/v1/batches/{batch_id}/cancel", cancel_batch),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
     ("GET", "/tokenizer_info", tokenizer_info),
@@ -78,6 +97,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/responses": ResponsesBody,
     "/v1/responses/input_tokens": ResponsesBody,
     "/v1/embeddings": EmbeddingBody,
+    "/v1/batches": BatchBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
     **SCORING_BODIES,
@@ -147,4 +167,5 @@ def _add_layers(app: FastAPI, server: ServerContext) -> None:
         model_name=settings.model_names[0],
         routes=app.routes,
         tracer=server.tracer,
+        audit=server.audit,
     )

@@ -29,6 +29,12 @@ class Call:
     """The address that it comes from."""
     key: ApiKey = ANYBODY
     account: Account | None = None
+    is_let_in: bool = False
+    """Whether its key, where one is needed, is a valid one."""
+    goes_on: bool = False
+    """Whether it is answered behind, after its HTTP answer."""
+    least_priority: int = -(2**63)
+    """The smallest number that its requests may have as `priority`: lower is earlier."""
     arrived: float = field(default_factory=time.time)
     lives: list[RequestLife] = field(default_factory=list)
     num_prompt: int = 0

@@ -1,5 +1,6 @@
 """What handlers need, in one value that the app carries; nothing in `api/` is a module global."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import cast
@@ -9,13 +10,15 @@ from starlette.requests import Request
 from jserve.api.access.account import Accounts
 from jserve.api.access.incoming_bodies import IncomingBodies
 from jserve.api.access.keys import KeyRing
-from jserve.api.call import current_call
+from jserve.api.call import Call, current_call
 from jserve.api.generation.generation import Generator
 from jserve.api.generation.recent_items import RecentItems
 from jserve.api.model.grammars import GrammarChecker
 from jserve.api.model.served_model import ServedModel
 from jserve.api.settings import ServerSettings
+from jserve.api.store.store import Store
 from jserve.api.supervisor.client import EngineClient
+from jserve.api.telemetry.audit import AuditLog
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.errors import EngineUnavailableError, UnknownModelError
@@ -35,11 +38,15 @@ class ServerContext:
     metrics: Metrics
     keys: KeyRing
     accounts: Accounts
+    store: Store
+    audit_log: AuditLog | None = None
     tracer: Tracer | None = None
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
     recent_items: RecentItems = field(default_factory=RecentItems)
+    background: dict[tuple[str, str], "asyncio.Task[None]"] = field(default_factory=dict)
+    """Responses that are being answered behind, by owner and id."""
     grammars: GrammarChecker = field(init=False)
     bodies: IncomingBodies = field(init=False)
 
@@ -49,6 +56,11 @@ class ServerContext:
         self.grammars = GrammarChecker(
             self._grammar_setup, settings.grammar_compile_timeout_s, settings.max_grammar_bytes
         )
+
+    def audit(self, call: Call, status: int) -> None:
+        """A request is over: write its line, where there is an audit log."""
+        if self.audit_log is not None:
+            self.audit_log.write(call, status)
 
     def share_facts(self) -> None:
         """Tell the model what the engine has said of it, where both are there."""

@@ -26,6 +26,7 @@ from jserve.errors import (
     OverloadedError,
     RateLimitError,
     RequestError,
+    StorageError,
     UnknownModelError,
 )
 
@@ -151,6 +152,8 @@ def answer_for(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(503, _without_paths(str(error)), "ServiceUnavailableError", retry_after_s=5)
         case EngineFailedError():
             return ErrorAnswer(500, _without_paths(str(error)), "InternalServerError")
+        case StorageError():
+            return ErrorAnswer(507, _without_paths(str(error)), "InsufficientStorage")
         case ClientGoneError():
             return ErrorAnswer(499, str(error), "ClientClosedRequest")
         case HTTPException():

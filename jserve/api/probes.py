@@ -48,7 +48,9 @@ async def ready(request: Request) -> Response:
             "pending": counts.pending,
             "failed": counts.failed,
             "total": counts.total,
+            "untuned": counts.untuned,
         }
+        answer["detail"] = f"compiled {counts.ready} of {counts.total} programs"
     return JsonResponse(answer)
 
 

@@ -26,8 +26,10 @@ from jserve.api.http.uvicorn_server import CLOSE_S, UvicornServer
 from jserve.api.model.served_model import ServedModel
 from jserve.api.notify_socket import NotifySocket
 from jserve.api.settings import ServerSettings
+from jserve.api.store.store import Store
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.process import LaunchedEngine
+from jserve.api.telemetry.audit import AuditLog
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.api.telemetry.watchdog import watch_decode
@@ -59,9 +61,12 @@ class Server:
         metrics.rate_limited = accounts.rejections
         isolation = CacheIsolation(settings.cache_isolation)
         generator = Generator(client, metrics, isolation, log_requests=settings.enable_log_requests)
+        store = Store(settings.storage_dir, settings.storage_retention_hours * 3600)
         endpoint = settings.otlp_traces_endpoint
         tracer = Tracer(endpoint, settings.model_names[0]) if endpoint else None
-        self.context = ServerContext(settings, client, generator, metrics, keys, accounts, tracer)
+        audit_log = _audit_log(settings)
+        self.context = ServerContext(settings, client, generator, metrics, keys, accounts, store, audit_log, tracer)
+        self._batches: asyncio.Task[None] | None = None
         self._config = config
         self._on_loaded = on_loaded
         self._listener = listener
@@ -104,6 +109,9 @@ class Server:
             await self._close(http, engine)
             notifier.cancel()
             self._notify.close()
+            await asyncio.to_thread(self.context.store.close)
+            if self.context.audit_log is not None:
+                self.context.audit_log.close()
             if self.context.tracer is not None:
                 await asyncio.to_thread(self.context.tracer.close)
 
@@ -147,9 +155,20 @@ class Server:
         await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
+        await self._go_on()
         self._on_loaded()
         self._announce()
         await self.context.loaded_model.renderer.start()  # A request that comes first waits for it, and no other does.
+
+    async def _go_on(self) -> None:
+        """Go on with what an earlier process left unfinished."""
+        from jserve.api.openai.responses_api.background import fail_abandoned
+
+        await fail_abandoned(self.context)
+        if (files := self.context.store.files) is not None:
+            from jserve.api.openai.batch.runner import BatchRunner
+
+            self._batches = asyncio.create_task(BatchRunner(self.context, files).run())
 
     def _announce(self) -> None:
         """Say once, per engine, that requests are welcome."""
@@ -184,6 +203,9 @@ class Server:
     async def _drain(self) -> None:
         generator, timeout = self.context.generator, self.context.settings.shutdown_timeout_s
         self._notify.tell("STOPPING=1")
+        if self._batches is not None:  # Nobody waits for them; they go on after a restart.
+            self._batches.cancel()
+            await asyncio.gather(self._batches, return_exceptions=True)
         if generator.num_open:
             logger.info("stopping: %d requests have %g s to finish", generator.num_open, timeout)
         deadline = time.monotonic() + timeout
@@ -192,6 +214,7 @@ class Server:
         if generator.num_open:
             logger.warning("stopping: %d requests did not finish in time and are cut off", generator.num_open)
             generator.cancel_all(EngineUnavailableError("the server shut down before the answer was complete"))
+        await asyncio.gather(*self.context.background.values(), return_exceptions=True)
 
     async def _close(self, http: "asyncio.Task[None]", engine: "asyncio.Task[None]") -> None:
         self.context.generator.is_draining = True
@@ -205,6 +228,12 @@ class Server:
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
         logger.info("stopped")
+
+
+def _audit_log(settings: ServerSettings) -> AuditLog | None:
+    if settings.audit_log is None:
+        return None
+    return AuditLog(settings.audit_log, settings.audit_log_max_bytes, settings.audit_log_files, settings.model_names[0])
 
 
 def _settle() -> None:

@@ -77,6 +77,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     enable_per_request_metrics: bool = False
     stream_interval: int = 1
     sse_keep_alive_interval_s: float = 15.0
+    storage_dir: Path | None = None
+    storage_bytes_per_key: int = 1 << 30
+    max_file_bytes: int = 200 << 20
+    storage_retention_hours: float = 720.0
+    batch_priority: int = 1_000_000
+    audit_log: Path | None = None
+    audit_log_max_bytes: int = 100_000_000
+    audit_log_files: int = 5
     log_level: str = "info"
     log_format: str = "text"
     enable_log_requests: bool = False
@@ -98,6 +106,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s} but must be 0 or more seconds")
         if not self.hang_timeout_s >= 0:
             raise ConfigError(f"--hang-timeout is {self.hang_timeout_s:g} but must be 0 (never) or more seconds")
+        if not self.storage_retention_hours > 0:
+            raise ConfigError(f"--storage-retention-hours is {self.storage_retention_hours:g} but must be more than 0")
         if self.stream_interval < 1:
             raise ConfigError(f"--stream-interval is {self.stream_interval} but must be at least 1 token")
         if self.max_request_bytes < 1:
@@ -123,6 +133,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             ("--max-queued-requests", self.max_queued_requests, 0),
             ("--max-queued-tokens", self.max_queued_tokens, 1),
             ("--max-connections", self.max_connections, 1),
+            ("--storage-bytes-per-key", self.storage_bytes_per_key, 0),
+            ("--max-file-bytes", self.max_file_bytes, 1),
+            ("--batch-priority", self.batch_priority, 0),
+            ("--audit-log-max-bytes", self.audit_log_max_bytes, 1),
+            ("--audit-log-files", self.audit_log_files, 1),
         ):
             if limit is not None and limit < least:
                 raise ConfigError(f"{flag} is {limit} but must be at least {least}")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from jserve.checkpoint.adapter import ADAPTER, adapter_refusal
 from jserve.checkpoint.base import Checkpoint, TensorInfo
+from jserve.checkpoint.classifier import Classifier
 from jserve.checkpoint.converted import WEIGHTS, ConvertedCheckpoint, is_converted
-from jserve.checkpoint.embedder import Embedder
+from jserve.checkpoint.embedder import Embedder, ranking_tokens
 from jserve.checkpoint.gguf.split import first_part, without_later_parts
 from jserve.checkpoint.mapped_file import MappedFile
 from jserve.checkpoint.ollama_store import (
@@ -18,34 +19,44 @@ from jserve.checkpoint.ollama_store import (
     is_ollama_name,
     keep_ollama_model,
     kept_ollama_model,
+    pulled_ollama_models,
 )
 from jserve.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "Classifier",
     "Embedder",
     "OllamaModel",
     "TensorInfo",
     "find_gguf",
     "find_ollama_model",
     "is_gguf_file",
+    "is_model_folder",
     "is_ollama_name",
     "keep_ollama_model",
     "kept_ollama_model",
     "open_checkpoint",
+    "pulled_ollama_models",
+    "ranking_tokens",
     "weight_files",
 ]
 
 
-def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, needs_weights: bool = True, architecture: str | None = None) -> Checkpoint:
     """Open a Hugging Face directory, a GGUF file, a directory that holds exactly one (or the parts of one),
     `ollama:NAME[:TAG]`, or what `jserve convert` wrote.
 
-    Without `needs_weights` a directory may hold `config.json` alone; it then has no tensors.
+    Without `needs_weights` a directory may hold `config.json` alone; it then has no tensors. `architecture` stands in
+    place of the one that a Hugging Face directory names.
 
     Reads headers only; a damaged or unsupported file raises CheckpointError here and not at `read`.
     """
     gguf = find_gguf(path)
+    if architecture is not None and (gguf is not None or is_converted(Path(path))):
+        raise CheckpointError(
+            f"{path} says itself what it is; --architecture is for a directory in Hugging Face format"
+        )
     if gguf is not None:
         from jserve.checkpoint.gguf.checkpoint import GgufCheckpoint
 
@@ -54,7 +65,7 @@ def open_checkpoint(path: str | Path, *, needs_weights: bool = True) -> Checkpoi
         return ConvertedCheckpoint(Path(path))
     from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 
-    return HuggingFaceCheckpoint(Path(path), needs_weights=needs_weights)
+    return HuggingFaceCheckpoint(Path(path), needs_weights=needs_weights, architecture=architecture)
 
 
 def find_gguf(path: str | Path) -> Path | None:
@@ -72,9 +83,10 @@ def find_gguf(path: str | Path) -> Path | None:
             f"{path} does not exist; --model takes a local directory in Hugging Face format, a .gguf file, or "
             "ollama:NAME for a model that Ollama has pulled, or a name on the hub (ORG/NAME)"
         )
-    if (path / "config.json").exists():
-        return None
     files = without_later_parts(sorted(path.glob("*.gguf")))
+    # GGUF files are often published with the original's config.json beside them.
+    if (path / "config.json").exists() and (not files or any(path.glob("*.safetensors"))):
+        return None
     if not files and (path / ADAPTER).exists():
         raise CheckpointError(adapter_refusal(path))
     if len(files) > 1:
@@ -82,6 +94,11 @@ def find_gguf(path: str | Path) -> Path | None:
             f"{path} holds {len(files)} GGUF files ({_some([file.name for file in files])}); name one of them"
         )
     return files[0] if files else None
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a directory is a model, or what is left of one, and not one that holds models."""
+    return is_converted(path) or any((path / name).is_file() for name in ("config.json", ADAPTER))
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:

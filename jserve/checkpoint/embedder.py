@@ -6,6 +6,7 @@ A checkpoint puts what these say into its configuration, under `KEY`; everybody 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,18 @@ MODULES = "modules.json"
 _LIMIT = 1 << 20
 """Bytes of any of these files."""
 _MAX_PROMPTS = 1_000
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+_ORDER = re.compile(r"T(P(D*)N?)?")
+"""The order in which modules may stand, by their first letters."""
+_ACTIVATIONS = {
+    "Identity": "identity",
+    "GELU": "gelu",
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+}
+"""Classes of torch, by the names of `layers/dense.py`."""
 _POOLINGS: dict[str, Pooling] = {
     "cls": "cls",
     "cls_token": "cls",
@@ -33,7 +45,23 @@ _POOLINGS: dict[str, Pooling] = {
 """By sentence-transformers' names, the older ones without `pooling_mode_`."""
 _GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 """`enum llama_pooling_type` of llama.cpp; 0 is none, and 4 a score in place of a vector."""
+CLASSIFIES = "ForSequenceClassification"
+"""What the name of a model ends with that gives labels in place of a vector."""
+LOGIT_SCORE = "LogitScore"
+"""The module of a decoder that ranks by the logits of two tokens."""
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True, slots=True)
+class DenseModule:
+    """A product behind the pooling. Its tensors are the folder's, under the folder's name."""
+
+    folder: str
+    inputs: int
+    outputs: int
+    activation: str
+    """One of the values of `_ACTIVATIONS`."""
+    bias: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +76,7 @@ class Embedder:
     """What can be put before a text, by name: for queries and documents, as a rule."""
     default_prompt: str = ""
     """What is put before a text where no name is given."""
+    dense: tuple[DenseModule, ...] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, source: Path | str) -> Embedder | None:
@@ -58,23 +87,31 @@ class Embedder:
         """
         facts, names = config.get(KEY), config.get("architectures")
         name = str(names[0]) if isinstance(names, list) and names else ""
-        if facts is None and (not name or name.endswith(_HEADS)):
+        if name.endswith(CLASSIFIES) or (facts is None and (not name or name.endswith(_HEADS))):
             return None
         facts = facts if isinstance(facts, Mapping) else {}
-        _refuse_modules(_texts(facts.get("modules")), source)
+        modules = _texts(facts.get("modules"))
+        if LOGIT_SCORE in modules:
+            return None
+        _refuse_modules(modules, source)
         prompts, default = _prompts(facts, source)
         longest = facts.get("max_seq_length")
         return cls(
-            pooling=_pooling(facts, name, source),
+            pooling=_pooling(facts, _is_encoder(name) or config.get("is_causal") is False, source),
             max_tokens=longest if type(longest) is int and longest > 0 else None,
             lowercases=facts.get("do_lower_case") is True,
             prompts=prompts,
             default_prompt=default,
+            dense=tuple(_dense_module(module, source) for module in facts.get("dense") or ()),
         )
 
 
 def with_embedder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`config` with what sentence-transformers' files in the folder say, where they are there."""
+    prompts = folder / "config_sentence_transformers.json"
+    stated = read_json(prompts, limit=_LIMIT) if prompts.exists() else {}
+    if isinstance(stated.get("activation_fn"), str):  # of a cross-encoder's scores
+        config = {**config, "sentence_transformers": {"activation_fn": stated["activation_fn"]}}
     if not (folder / MODULES).exists():
         return config
     modules = parse_json(read_bounded(folder / MODULES, _LIMIT), folder / MODULES)
@@ -84,12 +121,44 @@ def with_embedder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     for module, kind in zip(modules, facts["modules"], strict=True):
         if kind == "Pooling":
             facts["pooling"] = _read_pooling(folder / _plain_name(module.get("path"), folder) / "config.json")
+        elif kind == LOGIT_SCORE:
+            facts[kind] = read_json(folder / _plain_name(module.get("path"), folder) / "config.json", limit=_LIMIT)
+        elif kind == "Dense":
+            name = _plain_name(module.get("path"), folder)
+            facts.setdefault("dense", []).append(
+                {**read_json(folder / name / "config.json", limit=_LIMIT), "folder": name}
+            )
     for file in sorted(folder.glob("sentence_*_config.json")):  # its name has had the model's kind in it
         facts |= _some(read_json(file, limit=_LIMIT), ("max_seq_length", "do_lower_case"))
-    prompts = folder / "config_sentence_transformers.json"
-    if prompts.exists():
-        facts |= _some(read_json(prompts, limit=_LIMIT), ("prompts", "default_prompt_name"))
+    facts |= _some(stated, ("prompts", "default_prompt_name"))
     return {**config, KEY: facts}
+
+
+def ranking_tokens(config: Mapping[str, Any], *, source: Path | str) -> tuple[int, int] | None:
+    """The tokens with which a decoder says that a document is relevant and that it is not, where its files name them.
+
+    Raises CheckpointError where they are not two.
+    """
+    facts = config.get(KEY)
+    stated = facts.get(LOGIT_SCORE) if isinstance(facts, Mapping) else None
+    if stated is None:
+        return None
+    names = ("true_token_id", "false_token_id")
+    tokens = [stated.get(name) for name in names] if isinstance(stated, Mapping) else []
+    relevant, other = (token if type(token) is int and token >= 0 else None for token in (*tokens, None, None)[:2])
+    if relevant is None or other is None:
+        raise CheckpointError(
+            f"{source}: its module {LOGIT_SCORE} names the tokens {tokens}; supported are a true_token_id and a "
+            "false_token_id"
+        )
+    return relevant, other
+
+
+def module_folders(config: Mapping[str, Any]) -> list[str]:
+    """Folders beside the model's files that hold weights, from its configuration."""
+    facts = config.get(KEY)
+    dense = facts.get("dense") if isinstance(facts, Mapping) else None
+    return [str(module["folder"]) for module in dense or ()]
 
 
 def with_gguf_embedder(config: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,12 +203,30 @@ def _refuse_modules(modules: list[str], source: Path | str) -> None:
         raise CheckpointError(
             f"{source}: its {MODULES} has a module {unknown[0]!r}; supported are {', '.join(_MODULES)}"
         )
+    if modules and not _ORDER.fullmatch("".join(name[0] for name in modules)):
+        raise CheckpointError(
+            f"{source}: its {MODULES} has {', '.join(modules)}; supported is the order {', '.join(_MODULES)}"
+        )
 
 
-def _pooling(facts: Mapping[str, Any], architecture: str, source: Path | str) -> Pooling:
+def _dense_module(raw: Mapping[str, Any], source: Path | str) -> DenseModule:
+    folder, inputs, outputs = (raw.get(name) for name in ("folder", "in_features", "out_features"))
+    activation = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    are_sizes = type(inputs) is int and type(outputs) is int and inputs > 0 and outputs > 0
+    if not are_sizes or activation not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{source}: its Dense module {folder!r} has sizes {inputs!r} and {outputs!r} and activation_function "
+            f"{activation!r}; supported are positive sizes and {', '.join(_ACTIVATIONS)}"
+        )
+    if any(raw.get(name) not in (None, "sentence_embedding") for name in ("module_input_name", "module_output_name")):
+        raise CheckpointError(f"{source}: its Dense module {folder!r} reads or writes something else than the vector")
+    return DenseModule(str(folder), int(inputs), int(outputs), _ACTIVATIONS[activation], raw.get("bias") is not False)  # type: ignore[arg-type]
+
+
+def _pooling(facts: Mapping[str, Any], sees_both_ways: bool, source: Path | str) -> Pooling:
     stated = facts.get("pooling")
     if not isinstance(stated, Mapping):
-        return "mean" if _is_encoder(architecture) else "last"
+        return "mean" if sees_both_ways else "last"
     modes = _texts(stated.get("modes"))
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         listed = ", ".join(modes) or "none"

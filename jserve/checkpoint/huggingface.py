@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jserve.checkpoint.adapter import ADAPTER, adapter_refusal
 from jserve.checkpoint.base import Index, TensorInfo
-from jserve.checkpoint.embedder import with_embedder
+from jserve.checkpoint.embedder import module_folders, with_embedder
 from jserve.checkpoint.json_file import read_json
 from jserve.checkpoint.quantization_files import with_quantization
 from jserve.checkpoint.safetensors_file import SafetensorsFile
@@ -28,18 +28,23 @@ class HuggingFaceCheckpoint:
 
     format = "huggingface"
 
-    def __init__(self, path: Path, *, needs_weights: bool = True) -> None:
+    def __init__(self, path: Path, *, needs_weights: bool = True, architecture: str | None = None) -> None:
         self.path = path
         self._config = with_quantization(with_embedder(read_json(path / "config.json"), path), path)
+        if architecture is not None:
+            self._config["architectures"] = [architecture]
         generation = path / "generation_config.json"
         self._generation_config = read_json(generation) if generation.exists() else {}
         self._shards: dict[str, SafetensorsFile] = {}
         try:
             self._where = self._open_shards() if needs_weights else {}
+            self._in_file = dict(zip(self._where, self._where, strict=True))
+            if needs_weights:
+                self._open_modules()
         except BaseException:
             self.close()
             raise
-        self._infos = {name: shard.infos[name] for name, shard in self._where.items()}
+        self._infos = {name: shard.infos[self._in_file[name]] for name, shard in self._where.items()}
 
     def config(self) -> dict[str, Any]:
         return dict(self._config)
@@ -51,7 +56,7 @@ class HuggingFaceCheckpoint:
         return MappingProxyType(self._infos)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray[Any, Any]:
-        return self._where[name].read(name, index)
+        return self._where[name].read(self._in_file[name], index)
 
     def close(self) -> None:
         for shard in self._shards.values():
@@ -70,6 +75,16 @@ class HuggingFaceCheckpoint:
                 raise CheckpointError(f"{self.path / file} lacks tensor {name!r}, which {INDEX} places there")
             where[name] = shard
         return where
+
+    def _open_modules(self) -> None:
+        """What sentence-transformers keeps in folders of their own, under the folders' names."""
+        for folder in module_folders(self._config):
+            if not (self.path / folder / SINGLE).is_file():
+                raise CheckpointError(_no_weights(self.path / folder))
+            shard = self._shards[folder] = SafetensorsFile(self.path / folder / SINGLE)
+            for name in shard.infos:
+                self._where[f"{folder}.{name}"] = shard
+                self._in_file[f"{folder}.{name}"] = name
 
     def _open_unlisted(self) -> dict[str, SafetensorsFile]:
         """Shards whose index was not fetched: their names say whether all are there."""

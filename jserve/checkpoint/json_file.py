@@ -10,6 +10,7 @@ from jserve.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 << 20
 """Largest file that is read. The index of a model of a trillion parameters has some 30 MB; parsed, it grows tenfold."""
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -46,12 +47,22 @@ def check_regular(path: Path) -> None:
         raise OSError("it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file")
 
 
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """Raise CheckpointError where the file stands for another one, as a clone without Git LFS leaves it."""
+    if beginning.startswith(_LFS):
+        raise CheckpointError(
+            f"{path} is a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`, or download the "
+            "model again"
+        )
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """A whole file of at most `limit` bytes. Raises CheckpointError where it cannot be read or is larger."""
     try:
         check_regular(path)
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
+        refuse_pointer(path, content)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; --model takes a directory in Hugging Face format or a .gguf file"

@@ -10,7 +10,7 @@ import mmap
 from pathlib import Path
 from types import TracebackType
 
-from jserve.checkpoint.json_file import check_regular
+from jserve.checkpoint.json_file import check_regular, refuse_pointer
 from jserve.errors import CheckpointError
 
 
@@ -22,6 +22,7 @@ class MappedFile:
         try:
             check_regular(path)
             with path.open("rb") as stream:
+                refuse_pointer(path, stream.read(64))
                 stream.seek(0, 2)
                 self.size = stream.tell()
                 # An empty file cannot be mapped.

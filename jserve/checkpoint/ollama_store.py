@@ -115,6 +115,11 @@ def find_ollama_model(model: str | Path) -> OllamaModel:
     )
 
 
+def pulled_ollama_models() -> list[str]:
+    """`ollama:NAME:TAG` of every model in the stores."""
+    return [f"{PREFIX}{name}" for store in _stores() for name in _pulled(store)]
+
+
 def pulled_models() -> list[OllamaModel]:
     """All that Ollama has pulled here and that can be served; the others are passed over."""
     models = []

@@ -1,6 +1,5 @@
 """`jserve inspect`: what a model's files hold, whether they run, and how much fits on a device. Reads headers only."""
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from jserve.checkpoint import Embedder, open_checkpoint
+from jserve.checkpoint import Classifier, Embedder, open_checkpoint
 from jserve.checkpoint.contents import Contents, read_contents
 from jserve.checkpoint.hub import is_hub_name
 from jserve.checkpoint.hub_headers import headers
+from jserve.checkpoint.ollama_store import PREFIX
 from jserve.commands.capacity_options import kv_cache_dtype
 from jserve.commands.hub_model import MODEL_HELP
 from jserve.commands.parser import Parser
+from jserve.commands.sizes import shown_size
 from jserve.config import DTYPES, KV_CACHE_DTYPES, EngineConfig
 from jserve.errors import StartupError
 
@@ -46,6 +47,8 @@ class Inspection:
     max_model_len: int | None = None
     pooling: str | None = None
     """Set for a model for embeddings, which generates nothing."""
+    labels: int | None = None
+    """Set for a classifier; 1 is a cross-encoder."""
     memory: dict[str, int] | None = None
 
 
@@ -90,13 +93,14 @@ def _with_capacity(inspection: Inspection, contents: Contents, engine_config: En
     device_memory(inspection.device)  # an unknown device is no property of the model
     fields = {name: getattr(inspection, name) for name in Inspection.__dataclass_fields__}
     try:
-        with closing(open_checkpoint(engine_config.model)) as checkpoint:
+        with closing(open_checkpoint(engine_config.model, architecture=engine_config.architecture)) as checkpoint:
             capacity = estimate(checkpoint, engine_config, inspection.device)
             embedder = Embedder.of(checkpoint.config(), source=checkpoint.path)
+            classifier = Classifier.of(checkpoint.config(), source=checkpoint.path)
     except StartupError as problem:
         return Inspection(**fields | {"problem": str(problem)})
     plan = capacity.plan
-    names = ("limit", "weights", "temporaries", "sampling", "states", "margin", "kv_pages")
+    names = ("limit", "weights", "temporaries", "sampling", "states", "margin", "autotuning", "kv_pages")
     fields |= {
         "runs": True,
         "dtype": capacity.dtype,
@@ -106,6 +110,7 @@ def _with_capacity(inspection: Inspection, contents: Contents, engine_config: En
         "tokens_of_server": capacity.tokens,
         "max_model_len": capacity.shape.max_model_len,
         "pooling": None if embedder is None else embedder.pooling,
+        "labels": None if classifier is None else len(classifier.labels),
         "memory": {name: getattr(plan, name) for name in names},
     }
     return Inspection(**fields)
@@ -133,13 +138,13 @@ def _rows(inspection: Inspection) -> list[tuple[str, str]]:
     plural = "" if inspection.files == 1 else "s"
     rows = [
         ("model", inspection.path),
-        ("format", f"{inspection.format}, {inspection.files} file{plural}, {_size(inspection.bytes)}"),
+        ("format", f"{inspection.format}, {inspection.files} file{plural}, {shown_size(inspection.bytes)}"),
         ("architecture", inspection.architecture),
         ("shape", ", ".join(f"{name} {value:,}" for name, value in inspection.shape.items()) or "unknown"),
         ("parameters", f"{inspection.parameters:,}"),
     ]
     for number, kind in enumerate(inspection.stored):
-        size = _size(kind["num_bytes"]) if kind["num_bytes"] else "size unknown"
+        size = shown_size(kind["num_bytes"]) if kind["num_bytes"] else "size unknown"
         text = f"{kind['type']}: {kind['num_parameters']:,} in {kind['num_tensors']:,} tensors, {size}"
         rows.append(("stored as" if number == 0 else "", text))
     if inspection.quantization:
@@ -152,10 +157,14 @@ def _rows(inspection: Inspection) -> list[tuple[str, str]]:
     if inspection.memory is None or inspection.tokens_of_server is None or inspection.max_model_len is None:
         return [*rows, ("runs", f"no: {inspection.problem}")]
     spread = " per device" if inspection.tensor_parallel_size > 1 else ""
-    used = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in inspection.memory.items() if size)
+    used = ", ".join(f"{name.replace('_', ' ')} {shown_size(size)}" for name, size in inspection.memory.items() if size)
     rows += [("runs", f"yes, on {where} in {inspection.dtype}"), (f"memory{spread}", used)]
     if inspection.pooling:
         rows.append(("embeds", f"texts of up to {inspection.max_model_len:,} tokens, {inspection.pooling} pooling"))
+    if inspection.labels:
+        rows.append(
+            ("classifies", f"texts of up to {inspection.max_model_len:,} tokens, labels: {inspection.labels:,}")
+        )
     if not inspection.kv_bytes_per_token:
         return rows
     return [
@@ -175,17 +184,21 @@ def _as_contexts(inspection: Inspection) -> str:
     return f"{tokens:,} = {max(1, tokens // longest):,} x {longest:,}"
 
 
-def _size(num_bytes: int) -> str:
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if num_bytes >= 1 << power:
-            return f"{num_bytes / (1 << power):.{2 if math.log2(num_bytes) - power < 7 else 0}f} {unit}"
-    return f"{num_bytes} bytes"
+@dataclass(frozen=True, slots=True)
+class InspectOptions:
+    """The command line of `jserve inspect`: what to look at, and the device to plan for."""
+
+    config: EngineConfig
+    device: str
+    lists_all: bool
+    """Whether `config.model` is a folder of models, or Ollama's store."""
+    as_json: bool
+    revision: str | None
+    """The branch, tag or commit of a model on the hub."""
 
 
-def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool, str | None]:
-    """Read the command line of `jserve inspect`: the model, the device to plan for, whether JSON is wanted, and the
-    revision of a model on the hub.
-    """
+def parse_inspect(argv: Sequence[str]) -> InspectOptions:
+    """Read the command line."""
     parser = Parser(
         prog="jserve inspect",
         description="Say what a model's files hold, whether jserve runs them, and how many tokens fit on a device. "
@@ -195,9 +208,18 @@ def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool, str | N
     parser.add_argument("path", metavar="PATH", help=f"{MODEL_HELP}, of which the headers alone are read")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
+        "--all",
+        dest="lists_all",
+        action="store_true",
+        help="list every model below the folder PATH, or in Ollama's store for `ollama:` (which lists without it, too)",
+    )
+    parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu (default), h200, h100, a100-80, l40s, rtx4090 and others"
     )
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="devices (default: 1)")
+    parser.add_argument(
+        "--architecture", metavar="NAME", help="take a folder for one of this architecture (default: what it says)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of weights (default: auto)")
     parser.add_argument(
         "--kv-cache-dtype",
@@ -210,22 +232,35 @@ def parse_inspect(argv: Sequence[str]) -> tuple[EngineConfig, str, bool, str | N
     options = parser.parse_args(list(argv))
     config = EngineConfig(
         model=options.path,
+        architecture=options.architecture,
         dtype=options.dtype,
         kv_cache_dtype=options.kv_cache_dtype,
         tensor_parallel_size=options.tensor_parallel_size,
     )
-    return config, options.device.lower(), options.json, options.revision
+    return InspectOptions(
+        config, options.device.lower(), options.lists_all or options.path == PREFIX, options.json, options.revision
+    )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print what a model is and what it would take, from its headers. Exits with 1 where it would not run."""
-    config, device, as_json, revision = parse_inspect(argv)
+    """Print what a model is and what it would take, from its headers. Exits with 1 where it would not run; a list of
+    models always ends well.
+    """
+    options = parse_inspect(argv)
+    config = options.config
+    if options.lists_all:
+        from jserve.commands import inspect_all
+
+        listed = inspect_all.list_all(config, options.device)
+        print(inspect_all.to_json(listed)) if options.as_json else inspect_all.print_list(listed)
+        return
     if is_hub_name(config.model):
-        with headers(config.model, revision=revision) as path:
-            inspection = replace(inspect(msgspec.structs.replace(config, model=str(path)), device), path=config.model)
+        with headers(config.model, revision=options.revision) as path:
+            local = msgspec.structs.replace(config, model=str(path))
+            inspection = replace(inspect(local, options.device), path=config.model)
     else:
-        inspection = inspect(config, device)
-    if as_json:
+        inspection = inspect(config, options.device)
+    if options.as_json:
         print(to_json(inspection))
     else:
         print_table(inspection)

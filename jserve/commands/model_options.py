@@ -14,6 +14,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and loading")
     group.add_argument("--model", metavar="PATH|NAME", help=f"{MODEL_HELP} (no default)")
     add_hub_options(group)
+    group.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="take a Hugging Face folder for one of this architecture, whatever its config.json says, such as "
+        "LlamaForCausalLM for a model that has Llama's tensors under another name (default: what it says)",
+    )
     group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--quantization",

@@ -20,6 +20,7 @@ from jserve.commands.parser import Formatter, Parser
 from jserve.commands.preset import config_path
 from jserve.commands.server_options import add_server_options
 from jserve.commands.speech_options import add_speech_options
+from jserve.commands.storage_options import add_storage_options
 from jserve.config import EngineConfig
 from jserve.version import __version__
 
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         "       jserve quantize SRC DST --method awq|gptq [options]\n"
         "       jserve perplexity MODEL FILE [options]\n"
         "       jserve inspect PATH [--device NAME] [--tensor-parallel-size N] [--json]\n"
+        "       jserve run-batch -i IN -o OUT --model PATH [options]\n"
         "       jserve key new|list|revoke|rotate [NAME] --api-key-file FILE [options]",
         description="Serve a language model over an OpenAI-compatible API.",
         formatter_class=Formatter,
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_speech_options(parser)
     add_server_options(parser)
     add_access_options(parser)
+    add_storage_options(parser)
     add_observability_options(parser)
     return parser
 

@@ -1,6 +1,7 @@
 """How sizes, counts and times are written on the command line."""
 
 import argparse
+import math
 import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -38,3 +39,11 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; write it like 90s, 5m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def shown_size(num_bytes: int) -> str:
+    """Bytes in the largest unit that fits."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if num_bytes >= 1 << power:
+            return f"{num_bytes / (1 << power):.{2 if math.log2(num_bytes) - power < 7 else 0}f} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,6 +1,7 @@
 """Configuration, frozen once read: what the user asks of the engine, and what the model's file says."""
 
 from jserve.config.deepseek import GroupRouting, LatentConfig
+from jserve.config.dense import DenseConfig
 from jserve.config.engine import (
     DTYPES,
     KV_CACHE_DTYPES,
@@ -32,6 +33,7 @@ __all__ = [
     "QUANTIZE_BITS",
     "ROPE_KINDS",
     "STORED_QUANTIZATIONS",
+    "DenseConfig",
     "EngineConfig",
     "GroupRouting",
     "LatentConfig",

@@ -28,6 +28,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine process is told. None means automatic."""
 
     model: str
+    architecture: str | None = None
+    """In place of the one that `config.json` names."""
     dtype: str = "auto"
     load_format: str = "auto"
     quantization: str | None = None

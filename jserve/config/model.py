@@ -1,11 +1,13 @@
 """What a model's file says of its shape, checked and frozen. Imports no jax: both processes read it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jserve.config.deepseek import GroupRouting, LatentConfig
+from jserve.config.dense import DenseConfig
 from jserve.config.fields import Fields
+from jserve.config.gemma import GemmaConfig
 from jserve.config.hybrid import Mixer
 from jserve.config.rope import RopeConfig, local_rope, read_rope
 from jserve.errors import CheckpointError
@@ -32,6 +34,8 @@ class MixtureConfig:
     """gpt-oss computes (up + 1) * gate * sigmoid(slope * gate), with gate and up cut off at the limit."""
     dense_layers: frozenset[int] = frozenset()
     """Layers that keep one feed-forward block, of `ModelConfig.intermediate_size`."""
+    router_noise: float = 0.0
+    """Phi-3.5-MoE: half of how far another expert's score may be away to count beside a chosen one's."""
     routing: GroupRouting | None = None
     """None is the softmax's best experts."""
 
@@ -83,8 +87,12 @@ class ModelConfig:
     attention_temperature: tuple[float, float] | None = None
     """(n, s): queries grow with the position by a factor log(1 + floor(position / n)) * s + 1.
 
-    Llama 4 counts positions from 1, and does it where nothing is rotated; Ministral 3 in all layers.
+    Llama 4 counts positions from 1, and does it where nothing is rotated; Ministral 3 and Mistral 4 in all layers.
     """
+    rms_norm: bool = False
+    """Whether norms are of the root mean square, where a family has both ways."""
+    head_bias: bool = False
+    """Whether the output projection has a bias."""
     parallel_residual: bool = False
     """Whether attention and feed-forward both read what the layer was given, where a family has both ways."""
     dtype: str = "bfloat16"
@@ -101,6 +109,40 @@ class ModelConfig:
     """Layers that keep a state of each sequence in place of keys and values."""
     latent: LatentConfig | None = None
     """None is attention with keys and values of heads. Else `head_dim` is what is rotated."""
+    is_causal: bool = True
+    """Whether a token sees those before it alone. Else a window is how far it sees to either side."""
+    dense: tuple[DenseConfig, ...] = ()
+    """What the vector of a text goes through after it is pooled, where the model is for that."""
+    gemma: GemmaConfig | None = None
+    """How layers differ from one another in Gemma 4."""
+
+    def of_layer(self, layer: int) -> "ModelConfig":
+        """With the heads of one layer for those of all."""
+        if self.gemma is None:
+            return self
+        heads = self.gemma.heads[layer]
+        return replace(self, num_kv_heads=heads.kv_heads, head_dim=heads.head_dim)
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads."""
+        return layer if self.gemma is None else self.gemma.sources[layer]
+
+    @property
+    def layers_are_apart(self) -> bool:
+        """Whether each layer needs nothing but what the one before it gives."""
+        own = self.gemma
+        return own is None or (not own.input_size and own.sources == tuple(range(self.num_layers)))
+
+    @property
+    def largest_intermediate_size(self) -> int:
+        """F of the widest layer."""
+        is_wide = self.gemma is not None and self.gemma.wide_layers
+        return 2 * self.intermediate_size if is_wide else self.intermediate_size
+
+    @property
+    def largest_head_dim(self) -> int:
+        """The largest of all layers."""
+        return self.head_dim if self.gemma is None else max(heads.head_dim for heads in self.gemma.heads)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -136,7 +178,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         architecture=architectures[0],
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=reader.integer("intermediate_size"),
+        intermediate_size=reader.integer("intermediate_size", default=raw.get("moe_intermediate_size")),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -159,6 +201,7 @@ def read_model_config(raw: dict[str, Any], *, source: Path | str) -> ModelConfig
         embedding_multiplier=reader.number("embedding_multiplier", default=1.0),
         residual_multiplier=reader.number("residual_multiplier", default=1.0),
         logit_multiplier=reader.number("logit_scale", default=1.0) / reader.number("logits_scaling", default=1.0),
+        head_bias=reader.boolean("lm_head_bias", default=False),
         parallel_residual=reader.boolean("use_parallel_residual", default=False),
         dtype=reader.text("dtype", default=reader.text("torch_dtype", default="bfloat16")),
         eos_token_ids=reader.token_ids("eos_token_id"),

@@ -10,13 +10,14 @@ from typing import Any
 from jserve.config.fields import Fields
 from jserve.errors import CheckpointError
 
-ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "freq_factors", "proportional")
 _KIND_FIELDS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     "longrope": ("factor", "attention_factor", "short_factor", "long_factor"),
     "freq_factors": ("factors",),
+    "proportional": ("factor",),
 }
 """Fields that each kind reads. Those of another kind are ignored, as in transformers."""
 _COMMON_FIELDS = (
@@ -43,6 +44,8 @@ class RopeConfig:
     """The share of a head's dimensions that is rotated, the first ones."""
     interleaved: bool = False
     """Whether neighbours make a pair that is rotated, and not the two halves."""
+    head_dim: int | None = None
+    """Dimensions of a head, where they are not those of `ModelConfig.head_dim`."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """A field of the scaling dictionary."""

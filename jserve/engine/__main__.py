@@ -56,7 +56,7 @@ def main() -> int:
 def _compile_ahead(folder: Path) -> int:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     set_up_logging(config.log_level, config.log_format)
-    choose_platform(config.gpu_memory_utilization)
+    choose_platform(config.gpu_memory_utilization, folder)
     bars = StartupBars()
     try:
         compile_ahead(config, folder, bars.show)

@@ -32,7 +32,7 @@ from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started
-from jserve.schedule.limits import EMBEDS
+from jserve.schedule.limits import NO_TEXT
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
 from jserve.schedule.sequence import Status
@@ -63,7 +63,7 @@ class EngineCore:
             step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )
         self.compiles = CompileCounter()
-        self._embeds = started.embedder is not None
+        self._generates = started.generates
         self._eos_token_ids = started.eos_token_ids
         self._not_finite = started.not_finite
         self.grammars = GrammarCompiler(
@@ -92,8 +92,8 @@ class EngineCore:
 
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""
-        if self._embeds and not request.pooling:
-            return TokenDelta(request.request_id, [], finish_reason="error", error=EMBEDS)
+        if not self._generates and not request.pooling:
+            return TokenDelta(request.request_id, [], finish_reason="error", error=NO_TEXT)
         if request.request_id in self._deferred:
             error = f"request id {request.request_id!r} is in use; send another one"
             return TokenDelta(request.request_id, [], finish_reason="error", error=error)

@@ -4,7 +4,7 @@ The life of a request here:
     1. `add` queues it.
     2. `TextQueue` puts it into a step with others that are padded to the same length.
     3. `EncoderRunner.dispatch` starts the step and returns; the step before is still running.
-    4. `EncoderRunner.collect` waits for the step before; each vector, brought to length 1, is a request's only delta.
+    4. `EncoderRunner.collect` waits for the step before; each vector is a request's only delta.
 """
 
 import time
@@ -15,7 +15,7 @@ from jserve.protocol import EngineStats, Request, TokenDelta
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.encoder_runner import EncoderRunner, LaunchedTexts
 from jserve.runtime.start import Started
-from jserve.schedule.embedding import unit_vector
+from jserve.schedule.embedding import pooled_vector
 from jserve.schedule.texts import TextQueue
 
 
@@ -98,5 +98,5 @@ class EncoderCore:
     def _delta(self, request: Request, vector: bytes, started_at: float) -> TokenDelta:
         if not np.isfinite(np.frombuffer(vector, "<f4")).all():
             return TokenDelta(request.request_id, [], finish_reason="error", error=self._not_finite)
-        embedding = unit_vector([vector])
+        embedding = pooled_vector([vector], normalizes=request.normalizes)
         return TokenDelta(request.request_id, [], finish_reason="stop", scheduled_at=started_at, embedding=embedding)

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jserve.config import EngineConfig
 from jserve.engine.core import make_core
@@ -23,9 +23,10 @@ from jserve.protocol import (
     StepFrame,
     TokenDelta,
 )
+from jserve.runtime.compile_behind import CompileBehind, Load
 from jserve.runtime.platform import choose_platform
 from jserve.runtime.program_table import ProgramTable
-from jserve.runtime.start import compile_behind, describe, start_runner
+from jserve.runtime.start import describe, start_runner, stored_programs
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class EngineProcess:
 
     core: Core
     connection: EngineSocket
+    load: Load = field(default_factory=Load)
     is_stopping: bool = False
     _num_deferred_told: int = 0
     _sent_at: float = 0.0
@@ -56,7 +58,9 @@ class EngineProcess:
 
     def turn(self) -> None:
         """Take in what has arrived, make one step, send what it yields."""
-        refused = self._receive(block=self.core.is_idle)
+        is_idle = self.core.is_idle
+        self.load.tell(is_due=not is_idle)
+        refused = self._receive(block=is_idle)
         if self.connection.is_closed:
             return  # Nobody reads what would be sent.
         deltas = self.core.step() if not self.core.is_idle else []
@@ -122,17 +126,17 @@ class ProgramReport:
         if done == total:
             settle()
             logger.info(
-                "%d of %d programs are there, %d could not be compiled", counts.ready, counts.total, counts.failed
+                "compiled %d of %d programs, %d could not be compiled", counts.ready, counts.total, counts.failed
             )
         elif time.monotonic() - self._logged_at > _PROGRAM_LOG_S:
-            logger.info("%d of %d programs are there, next is %s", counts.ready, counts.total, detail)
+            logger.info("compiled %d of %d programs, next is %s", counts.ready, counts.total, detail)
             self._logged_at = time.monotonic()
 
 
 def serve(config: EngineConfig, connection: EngineSocket) -> None:
     """Start an engine and serve until the peer stops it. Raises StartupError where it cannot start."""
     clock = time.perf_counter()
-    choose_platform(config.gpu_memory_utilization)
+    choose_platform(config.gpu_memory_utilization, stored_programs(config))
     report = ProgressReport(connection)
     started = start_runner(config, report, early=True)
     core = make_core(started, enable_prefix_caching=config.enable_prefix_caching)
@@ -154,8 +158,9 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
         )
     )
     with core.compiles.watch():
-        compile_behind(table, ProgramReport(connection, table))
-        EngineProcess(core, connection).run()
+        load = Load()
+        CompileBehind(table, load, started.compile_threads, ProgramReport(connection, table)).start()
+        EngineProcess(core, connection, load).run()
 
 
 def settle() -> None:

@@ -1,5 +1,6 @@
 """Self-attention over the paged KV cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -7,15 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jserve.batch import CacheArray, LayerKV, StepContext
+from jserve.batch import CacheArray, LayerKV, StepContext, TextContext
 from jserve.config import ModelConfig
+from jserve.layers.bidirectional import attend as attend_both_ways
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Fused, Split, Transposed
 from jserve.layers.linear import Linear
-from jserve.layers.norm import HeadsRMSNorm, RMSNorm
+from jserve.layers.norm import EachHeadLayerNorm, HeadsRMSNorm, RMSNorm
 from jserve.layers.rope import apply_rope
 from jserve.layers.source import GroupedHeads, Source, Tensor
 from pallas_kernels.paged_attention import paged_attention, write_kv
+
+NormOfHeads = Callable[[str, int, int], RMSNorm | HeadsRMSNorm | EachHeadLayerNorm | None]
+"""Makes the norm of "q" or "k" of so many heads, each kept so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +69,20 @@ class Attention(nnx.Module):
         output_bias: bool = False,
         head_norm: type[RMSNorm] | None = None,
         projection_norm: bool = False,
+        norms: NormOfHeads | None = None,
         projections: Projections = Projections(),
         sinks: bool = False,
+        others: tuple[str, ...] = ("k", "v"),
     ) -> None:
         hidden, dim = config.hidden_size, config.head_dim
         copies = kv_head_copies(config, build.tensor_parallel)
-        weight = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "weight", (hidden,), copies)
-        bias = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "bias", (), copies)
+        weight = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "weight", (hidden,), copies, others)
+        bias = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "bias", (), copies, others)
         kv_heads, self.groups = config.num_kv_heads * copies, weight.groups
         self.qkv_proj = Linear(
             build,
             projections.qkv(weight),
-            (hidden, kv_heads, self.groups + 2, dim),
+            (hidden, kv_heads, self.groups + len(others), dim),
             shard=1,
             bias=projections.qkv(bias) if qkv_bias else None,
         )
@@ -86,9 +93,10 @@ class Attention(nnx.Module):
             shard=0,
             bias=Tensor(f"../{projections.output}.bias", (hidden,)) if output_bias else None,
         )
-        norms = (head_norm, projection_norm)
-        self.q_norm = _head_norm(build, config, config.num_heads, 1, *norms, projections.q_norm)
-        self.k_norm = _head_norm(build, config, config.num_kv_heads, copies, *norms, projections.k_norm)
+        if norms is None:
+            norms = _norm_of_heads(build, config, head_norm, projection_norm, projections)
+        self.q_norm = norms("q", config.num_heads, 1)
+        self.k_norm = norms("k", config.num_kv_heads, copies)
         self.sinks = build.param(Tensor("sinks", (config.num_heads,)), (config.num_heads,), 0) if sinks else None
         self.scale = config.attention_scale or dim**-0.5
         self.soft_cap = config.attention_soft_cap
@@ -101,8 +109,10 @@ class Attention(nnx.Module):
         self.plan = config.windows.index(window)
         self.build = build
 
-    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
-        """x: [T, E]. Writes the step's keys and values into `kv`, then attends. Returns [T, E] and the cache."""
+    def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext | TextContext) -> tuple[jax.Array, LayerKV]:
+        """x: [T, E]. Writes the step's keys and values into `kv`, then attends. Returns [T, E] and the cache, which is
+        empty where the tokens of whole texts see each other both ways.
+        """
         tokens = x.shape[0]
         qkv = self.qkv_proj(x)
         q = qkv[:, :, : self.groups].reshape(tokens, -1, qkv.shape[-1])
@@ -110,24 +120,50 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.place(q, k, context)
-        out, kv = self._attend(q, k, v, kv, context)
+        if isinstance(context, TextContext):
+            out = self._attend_both_ways(q, k, v, context)
+        else:
+            out, kv = self.attend(q, k, v, kv, context)
         return self.o_proj(out.reshape(tokens, -1)), kv
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         """Queries and keys, [T, heads, D], with the positions of their tokens in them; related families differ here."""
         if self.rope is None:
             return q, k
         table = context.ropes[self.rope]
         return tuple(apply_rope(heads, table, interleaved=self.interleaved) for heads in (q, k))  # type: ignore[return-value]
 
-    def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, context: StepContext
+    def _attend_both_ways(self, q: jax.Array, k: jax.Array, v: jax.Array, context: TextContext) -> jax.Array:
+        return attend_both_ways(
+            q,
+            k,
+            v,
+            context.lengths,
+            scale=self.scale,
+            radius=self.window,
+            soft_cap=self.soft_cap,
+            precision=self.build.precision,
+        )
+
+    def attend(
+        self, q: jax.Array, k: jax.Array | None, v: jax.Array | None, kv: LayerKV, context: StepContext
     ) -> tuple[jax.Array, LayerKV]:
+        """[T, H, D] of queries [T, H, D], and the cache with keys and values [T, K, D] in it.
+
+        Without `k` and `v` another layer has put them there.
+        """
+
         def local(
-            q: jax.Array, k: jax.Array, v: jax.Array, kv: LayerKV, sinks: jax.Array | None, context: StepContext
+            q: jax.Array,
+            k: jax.Array | None,
+            v: jax.Array | None,
+            kv: LayerKV,
+            sinks: jax.Array | None,
+            context: StepContext,
         ) -> tuple[jax.Array, LayerKV]:
             k_pages, v_pages, *scales = kv
-            k_pages, v_pages, *scales = kv = write_kv(k_pages, v_pages, k, v, context.write_slots, *scales)
+            if k is not None and v is not None:
+                k_pages, v_pages, *scales = kv = write_kv(k_pages, v_pages, k, v, context.write_slots, *scales)
             rows = context.chunks if self.in_chunks else context.rows
             assert rows is not None
             out = paged_attention(
@@ -157,19 +193,18 @@ class Attention(nnx.Module):
         return out, pages
 
 
-def _head_norm(
-    build: Build,
-    config: ModelConfig,
-    heads: int,
-    copies: int,
-    each: type[RMSNorm] | None,
-    over_all: bool,
-    name: str,
-) -> RMSNorm | HeadsRMSNorm | None:
-    """The norm of queries or keys: of one kind for each head, or over all heads, or none."""
-    if over_all:
-        return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
-    return None if each is None else each(build, config.head_dim, config.norm_eps, f"../{name}.weight")
+def _norm_of_heads(
+    build: Build, config: ModelConfig, each: type[RMSNorm] | None, over_all: bool, projections: Projections
+) -> NormOfHeads:
+    """Makes norms of one kind for each head, or over all heads, or none."""
+
+    def norm(side: str, heads: int, copies: int) -> RMSNorm | HeadsRMSNorm | None:
+        if over_all:
+            return HeadsRMSNorm(build, heads, config.head_dim, config.norm_eps, copies)
+        name = projections.q_norm if side == "q" else projections.k_norm
+        return None if each is None else each(build, config.head_dim, config.norm_eps, f"../{name}.weight")
+
+    return norm
 
 
 def kv_arrays(build: Build, config: ModelConfig) -> tuple[CacheArray, ...]:

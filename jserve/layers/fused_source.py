@@ -82,19 +82,25 @@ class Transposed:
 
 @dataclass(frozen=True, slots=True)
 class CopiedHeads:
-    """The tensor `name`, `[heads * head_dim]`, as `[heads * copies, head_dim]`: each head so often in a row."""
+    """The tensor `name`, `[heads * head_dim]`, as `[heads * copies, head_dim]`: each head so often in a row.
+
+    Where it is not flat, the tensor is `[heads, head_dim]`.
+    """
 
     name: str
     heads: int
     head_dim: int
     copies: int
+    is_flat: bool = True
 
     def names(self) -> dict[str, tuple[int, ...]]:
-        return {self.name: (self.heads * self.head_dim,)}
+        return {self.name: (self.heads * self.head_dim,) if self.is_flat else (self.heads, self.head_dim)}
 
     def read(self, read: ReadTensor, index: Index) -> np.ndarray:
-        rows = [
-            read(self.name, (slice(head * self.head_dim, (head + 1) * self.head_dim),))
-            for head in (copy // self.copies for copy in range(index[0].start, index[0].stop))
-        ]
+        heads = (copy // self.copies for copy in range(index[0].start, index[0].stop))
+        size = self.head_dim
+        if self.is_flat:
+            rows = [read(self.name, (slice(head * size, (head + 1) * size),)) for head in heads]
+        else:
+            rows = [read(self.name, (slice(head, head + 1), slice(0, size)))[0] for head in heads]
         return join([row[np.newaxis, index[1]] for row in rows], axis=0)

@@ -16,7 +16,7 @@ from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.fused_source import Part, Split
 from jserve.layers.linear import Linear
 from jserve.layers.norm import RMSNorm
-from jserve.layers.rope import apply_rope
+from jserve.layers.rope import apply_rope, query_growth
 from jserve.layers.source import Tensor
 from pallas_kernels.latent_attention import latent_attention
 from pallas_kernels.paged_attention import write_pages
@@ -53,6 +53,7 @@ class LatentAttention(nnx.Module):
             bias=Tensor("bias", (hidden,)) if biased else None,
         )
         self.scale = config.attention_scale or query[1] ** -0.5
+        self.temperature = config.attention_temperature
         self.rope, self.interleaved = config.ropes.index(rope), rope.interleaved
         self.plan = config.windows.index(config.layer_windows[layer])
         self.latent, self.build = latent, build
@@ -61,6 +62,8 @@ class LatentAttention(nnx.Module):
         """x: [T, E]. Writes the step's latents into `kv`, then attends. Returns [T, E] and the cache."""
         latent, rope = self.latent, context.ropes[self.rope]
         q = self.q_proj(x) if latent.query_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        if self.temperature is not None:
+            q = q * query_growth(context.positions, self.temperature)[:, None, None].astype(q.dtype)
         made = self.kv_a_proj_with_mqa(x)
         turned_key = apply_rope(made[:, None, latent.rank :], rope, interleaved=self.interleaved)
         latents = jnp.concatenate([self.kv_a_layernorm(made[:, : latent.rank])[:, None], turned_key], axis=-1)

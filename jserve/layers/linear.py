@@ -98,10 +98,14 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """The token table `[V, E]`, split over the vocabulary; V may be padded to a multiple of the tensor axis."""
+    """The token table `[V, E]`, split over the vocabulary; V may be padded to a multiple of the tensor axis.
 
-    def __init__(self, build: Build, source: Source, shape: tuple[int, int]) -> None:
+    `bias`, `[V]`, is added to logits.
+    """
+
+    def __init__(self, build: Build, source: Source, shape: tuple[int, int], bias: Source | None = None) -> None:
         self.weight = build.matrix(source, shape, shard=0)
+        self.bias = None if bias is None else build.param(bias, shape[:1], 0)
         self.build = build
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
@@ -119,7 +123,8 @@ class Embedding(nnx.Module):
         if self.build.tensor_parallel > 1:
             whole, columns = PartitionSpec(), PartitionSpec(None, TENSOR_AXIS)
             product = self.build.spread(product, (whole, PartitionSpec(TENSOR_AXIS)), columns)
-        return product(x, self.weight[...])
+        logits = product(x, self.weight[...])
+        return logits if self.bias is None else logits + self.bias[...].astype(logits.dtype)
 
     def _take(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:
         rows = jnp.take(table, token_ids, axis=0, mode="clip")

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 from flax import nnx
 
-from jserve.batch import StepContext
+from jserve.batch import StepContext, TextContext
 from jserve.config import ModelConfig
 from jserve.errors import CheckpointError
 from jserve.layers.build import Build
@@ -21,14 +21,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
 }
 
 
 class GatedMLP(nnx.Module):
     """down(act(gate(x)) * up(x)); gate and up are one product.
 
-    `fused` names the checkpoint's one tensor of gate and up, where it has not one of each; `names` are those of gate,
-    up and down.
+    `names` are the checkpoint's for gate, up and down. `fused` names its one tensor of gate and up, where it has no
+    such two; with `gate_last` up comes first in it. `down_bias` where that product alone has one.
     """
 
     def __init__(
@@ -36,15 +37,18 @@ class GatedMLP(nnx.Module):
         build: Build,
         config: ModelConfig,
         *,
-        fused: str | None = None,
         names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        fused: str | None = None,
+        gate_last: bool = False,
+        down_bias: bool = False,
     ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         self.activation = checked_activation(config.hidden_act)
-        *pair, down = (f"../{name}" for name in names)
+        gate, up, down = names
+        self.gate_last = gate_last
 
         def both(suffix: str, shape: tuple[int, ...]) -> Source:
-            stacked = Stacked(tuple(f"{name}.{suffix}" for name in pair), shape)
+            stacked = Stacked(tuple(f"../{name}.{suffix}" for name in (gate, up)), shape)
             return stacked if fused is None else Fused(stacked, f"../{fused}.{suffix}")
 
         self.gate_up_proj = Linear(
@@ -56,13 +60,13 @@ class GatedMLP(nnx.Module):
         )
         self.down_proj = Linear(
             build,
-            Tensor(f"{down}.weight", (hidden, inner)),
+            Tensor(f"../{down}.weight", (hidden, inner)),
             (inner, hidden),
             shard=0,
-            bias=Tensor(f"{down}.bias", (hidden,)) if config.mlp_bias else None,
+            bias=Tensor(f"../{down}.bias", (hidden,)) if config.mlp_bias or down_bias else None,
         )
 
-    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
+    def __call__(self, x: jax.Array, context: StepContext | TextContext) -> jax.Array:
         """[T, E] to [T, E]."""
         del context  # every token is treated alike
         return self.down_proj(self._inner(x))
@@ -73,7 +77,8 @@ class GatedMLP(nnx.Module):
 
     def _inner(self, x: jax.Array) -> jax.Array:
         gate_up = self.gate_up_proj(x)
-        return ACTIVATIONS[self.activation](gate_up[:, 0]) * gate_up[:, 1]
+        gate, up = (gate_up[:, 1], gate_up[:, 0]) if self.gate_last else (gate_up[:, 0], gate_up[:, 1])
+        return ACTIVATIONS[self.activation](gate) * up
 
 
 class MLP(nnx.Module):
@@ -83,7 +88,7 @@ class MLP(nnx.Module):
         self, build: Build, config: ModelConfig, *, names: tuple[str, str], bias: bool, inputs_first: bool = False
     ) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.activation = checked_activation(config.hidden_act)
+        self.activation = self.read_activation(config)
         up, down = names
 
         def weight(name: str, shape: tuple[int, int]) -> Source:
@@ -105,10 +110,18 @@ class MLP(nnx.Module):
             bias=Tensor(f"../{down}.bias", (hidden,)) if bias else None,
         )
 
-    def __call__(self, x: jax.Array, context: StepContext) -> jax.Array:
+    def __call__(self, x: jax.Array, context: StepContext | TextContext) -> jax.Array:
         """[T, E] to [T, E]."""
         del context
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.down(self.activate(self.up(x)))
+
+    def read_activation(self, config: ModelConfig) -> str:
+        """The name of the activation. Raises CheckpointError where it is not known; related families differ here."""
+        return checked_activation(config.hidden_act)
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """And here."""
+        return ACTIVATIONS[self.activation](x)
 
 
 def checked_activation(name: str) -> str:

@@ -139,6 +139,9 @@ class ExpertNames:
     down: str = "down_proj"
     folder: str = "mlp"
     router: str = "gate"
+    all_gate_up: str = "gate_up_proj"
+    """Where one tensor holds gate and up of all experts, relative to `experts`; `all_down` likewise."""
+    all_down: str = "down_proj"
     shared: str = "shared_expert"
 
 
@@ -165,8 +168,8 @@ class MixtureOfExperts(nnx.Module):
             build,
             config,
             mixture,
-            ExpertSource(FirstFound((each, AllExperts("gate_up_proj", count, inner, hidden, parts=2))), each),
-            ExpertSource(FirstFound((each_down, AllExperts("down_proj", count, hidden, inner))), each_down),
+            ExpertSource(FirstFound((each, AllExperts(names.all_gate_up, count, inner, hidden, parts=2))), each),
+            ExpertSource(FirstFound((each_down, AllExperts(names.all_down, count, hidden, inner))), each_down),
         )
         size, self.shared = mixture.shared_intermediate_size, names.shared
         shared = self.make_shared(build, replace(config, intermediate_size=size)) if size else None

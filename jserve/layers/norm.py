@@ -8,7 +8,7 @@ from flax import nnx
 
 from jserve.layers.build import Build
 from jserve.layers.fused_source import CopiedHeads
-from jserve.layers.source import Tensor
+from jserve.layers.source import Source, Tensor
 
 
 class RMSNorm(nnx.Module):
@@ -52,9 +52,11 @@ class LayerNorm(nnx.Module):
 
     has_bias: ClassVar = True
 
-    def __init__(self, build: Build, size: int, eps: float) -> None:
-        self.weight = build.param(Tensor("weight", (size,)), (size,))
-        self.bias = build.param(Tensor("bias", (size,)), (size,)) if self.has_bias else None
+    def __init__(self, build: Build, size: int, eps: float, name: str = "") -> None:
+        """`name` is the checkpoint's where it is not the attribute's, relative to it."""
+        prefix = f"{name}." if name else ""
+        self.weight = build.param(Tensor(f"{prefix}weight", (size,)), (size,))
+        self.bias = build.param(Tensor(f"{prefix}bias", (size,)), (size,)) if self.has_bias else None
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -62,6 +64,31 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         y = over_rms(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps) * self.weight[...].astype(jnp.float32)
         return (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class OffsetLayerNorm(LayerNorm):
+    """With (1 + weight) for the weight, as Nemotron has it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., size]; the result has its dtype."""
+        wide = x.astype(jnp.float32)
+        y = over_rms(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps)
+        assert self.bias is not None
+        return (y * (1 + self.weight[...].astype(jnp.float32)) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class EachHeadLayerNorm(nnx.Module):
+    """LayerNorm of each head by itself, with a weight for each dimension of each and no bias: Cohere, StableLM."""
+
+    def __init__(self, build: Build, source: Source, shape: tuple[int, int], eps: float) -> None:
+        self.weight = build.param(source, shape, 0)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [T, heads, D]; the result has its dtype."""
+        wide = x.astype(jnp.float32)
+        y = over_rms(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps)
+        return (y * self.weight[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class LayerNormWithoutBias(LayerNorm):

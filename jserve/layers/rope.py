@@ -35,8 +35,18 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array], *, interleaved: 
     return turned if not rest.shape[-1] else jnp.concatenate([turned, rest], axis=-1)
 
 
+def query_growth(positions: jax.Array, temperature: tuple[float, float]) -> jax.Array:
+    """i32[T] to f32[T], what queries are multiplied by: see `ModelConfig.attention_temperature`."""
+    every, strength = temperature
+    steps = jnp.floor(positions.astype(jnp.float32) / every)
+    return jnp.log1p(steps) * strength + 1.0
+
+
 def inverse_frequencies(rope: RopeConfig, head_dim: int, max_model_len: int) -> tuple[np.ndarray, float]:
     """f32[R / 2] angles per position, and the factor on cos and sin. R is `rope.partial` of `head_dim`."""
+    head_dim = rope.head_dim or head_dim
+    if rope.kind == "proportional":
+        return _proportional(rope, head_dim), 1.0
     dim = int(head_dim * rope.partial)
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     plain = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
@@ -51,6 +61,14 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_model_len: int) -> 
     if rope.kind == "freq_factors":
         return plain / np.asarray(rope.get("factors"), np.float32), 1.0
     return plain, 1.0
+
+
+def _proportional(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Gemma 4: pairs are those of the whole head, of which a share turns, at the speeds that they would have in it."""
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    turns = np.arange(head_dim // 2) < int(rope.partial * head_dim // 2)
+    plain = 1.0 / np.float32(rope.theta) ** exponent / np.float32(rope.get("factor") or 1.0)
+    return np.where(turns, plain, 0.0).astype(np.float32)
 
 
 def _llama3(rope: RopeConfig, plain: np.ndarray) -> np.ndarray:

@@ -41,7 +41,12 @@ def absolute_name(module: tuple[str, ...], name: str) -> str:
 def spellings(name: str) -> Iterator[str]:
     """A name as it is, and with the prefixes that repositories drop or add."""
     bare = name.removeprefix("model.").removeprefix("transformer.").removeprefix("gpt_neox.")
-    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}", f"bert.{name}", f"roberta.{name}")
+    yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
+    yield from (f"{prefix}.{name}" for prefix in _ENCODER_PREFIXES)
+
+
+_ENCODER_PREFIXES = ("bert", "roberta", "model", "nomic_bert", "gte")
+"""What stands before the names of an encoder under a head."""
 
 
 ALIGNMENT = 64
@@ -148,6 +153,8 @@ class GroupedHeads:
     suffix: str = "weight"
     inner: tuple[int, ...] = ()
     copies: int = 1
+    others: tuple[str, ...] = ("k", "v")
+    """What lies beside a KV head's queries: keys and values, in some layers keys alone, or nothing."""
 
     @property
     def groups(self) -> int:
@@ -157,8 +164,7 @@ class GroupedHeads:
         kv = (self.num_kv_heads * self.head_dim, *self.inner)
         return {
             f"../q_proj.{self.suffix}": (self.num_heads * self.head_dim, *self.inner),
-            f"../k_proj.{self.suffix}": kv,
-            f"../v_proj.{self.suffix}": kv,
+            **{f"../{other}_proj.{self.suffix}": kv for other in self.others},
         }
 
     def read(self, read: ReadTensor, index: Index) -> np.ndarray:
@@ -167,8 +173,8 @@ class GroupedHeads:
         dim, groups = self.head_dim, self.groups
         query = read(f"../q_proj.{self.suffix}", (slice(heads.start * groups * dim, heads.stop * groups * dim), *rest))
         query = query.reshape(len(heads), groups, dim, *query.shape[1:])
-        pair = [self._kv_heads(read, name, heads, rest) for name in ("../k_proj", "../v_proj")]
-        whole = join([query, *pair], axis=1)
+        others = [self._kv_heads(read, f"../{other}_proj", heads, rest) for other in self.others]
+        whole = join([query, *others], axis=1)
         return whole[:, index[1], index[2]]
 
     def _kv_heads(self, read: ReadTensor, name: str, heads: range, rest: Index) -> np.ndarray:

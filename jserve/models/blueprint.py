@@ -8,6 +8,7 @@ from flax import nnx
 
 from jserve.config import ModelConfig
 from jserve.layers.build import Build
+from jserve.layers.dense import Dense
 from jserve.layers.quantized import WeightPlan, quantize
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -26,7 +27,13 @@ class Blueprint(Generic[Model]):
     def abstract_model(self, *, bf16_as_uint16: bool = False) -> Model:
         """The model without arrays; with `bf16_as_uint16` the one of small batches."""
         build = replace(self.build, bf16_as_uint16=bf16_as_uint16 or self.build.bf16_as_uint16)
-        model: Model = nnx.eval_shape(partial(self.family, build, self.config))  # type: ignore[call-arg]
+        model: Model = nnx.eval_shape(partial(self._make, build))
         if self.weights is not None:
             quantize(model, self.weights)
+        return model
+
+    def _make(self, build: Build) -> Model:
+        """With what follows the pooling, which is part of no family."""
+        model = self.family(build, self.config)  # type: ignore[call-arg]
+        model.dense = nnx.List([Dense(build, each) for each in self.config.dense])  # type: ignore[attr-defined]
         return model

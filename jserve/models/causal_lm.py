@@ -1,14 +1,14 @@
 """The frame that every decoder family shares: embedding, layers, final norm, output projection."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext
-from jserve.config import ModelConfig, read_model_config
+from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext, TextContext
+from jserve.config import DenseConfig, ModelConfig, read_model_config
 from jserve.layers.attention import kv_arrays
 from jserve.layers.build import Build
 from jserve.layers.linear import Embedding
@@ -33,6 +33,11 @@ class DecoderLayer(nnx.Module):
         """x: [T, E] to [T, E], and the layer's cache with the step's tokens in it."""
         raise NotImplementedError
 
+    def encode(self, x: jax.Array, context: TextContext) -> jax.Array:
+        """x: [T, E] to [T, E], of whole texts whose tokens see each other both ways; see `models/registry.py`."""
+        # What a layer reads of its context both kinds have, until `Attention`, which tells them apart.
+        return self(x, (), cast(StepContext, context))[0]
+
 
 class Decoder(nnx.Module):
     """Named `model` in checkpoints."""
@@ -52,6 +57,7 @@ class CausalLM(nnx.Module):
     """
 
     layer_type: ClassVar[type[DecoderLayer]]
+    decoder_type: ClassVar[type[Decoder]] = Decoder
     norm_type: ClassVar[type[Norm]] = RMSNorm
     """The class of the last norm."""
     config_defaults: ClassVar[Defaults] = {}
@@ -60,6 +66,9 @@ class CausalLM(nnx.Module):
     """`rope_parameters` where the file has neither them nor `rope_scaling`."""
     config_names: ClassVar[dict[str, str]] = {}
     """The family's own names of fields in its `config.json`, by the common ones."""
+
+    dense: Any
+    """What follows the pooling, where the model is for that, as `Blueprint` adds it."""
 
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
@@ -74,14 +83,20 @@ class CausalLM(nnx.Module):
         return filled(raw, cls.config_defaults, cls.rope_defaults)
 
     @classmethod
+    def classifier_head(cls, raw: dict[str, Any], config: ModelConfig, labels: int) -> tuple[DenseConfig, ...]:
+        """What stands in place of the output projection where a model of this family gives labels."""
+        del raw  # which encoders read
+        return (DenseConfig("score", config.hidden_size, labels, bias=False),)
+
+    @classmethod
     def cache(cls, build: Build, config: ModelConfig) -> tuple[tuple[CacheArray | SlotArray, ...], ...]:
         """What each layer keeps: memory is planned, and pages and states are made from this."""
         return tuple(cls.layer_type.cache(build, config, layer) for layer in range(config.num_layers))
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
-        self.model = Decoder(build, config, self.layer_type, self.norm_type)
+        self.model = self.decoder_type(build, config, self.layer_type, self.norm_type)
         self.config = config
-        self.lm_head = None if config.tie_word_embeddings else token_table(build, config)
+        self.lm_head = None if config.tie_word_embeddings else token_table(build, config, bias=config.head_bias)
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -93,6 +108,15 @@ class CausalLM(nnx.Module):
         x = self.model.embed_tokens(token_ids)
         multiplier = self.config.embedding_multiplier
         return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
+
+    def embed_texts(self, token_ids: jax.Array, context: TextContext) -> jax.Array:
+        """The same of whole texts."""
+        return self.embed(token_ids, context.positions)
+
+    def layer_inputs(self, token_ids: jax.Array, x: jax.Array) -> jax.Array | None:
+        """[T, L, P] beside the residual, of i32[T] and what `embed` gave for them; None in most families."""
+        del token_ids, x
+        return None
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """What the last layer leaves, [T, E], as the output projection wants it."""
@@ -110,8 +134,9 @@ class CausalLM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def token_table(build: Build, config: ModelConfig) -> Embedding:
-    """A table of tokens, with as many rows as the tensor axis divides."""
+def token_table(build: Build, config: ModelConfig, *, bias: bool = False) -> Embedding:
+    """A table of tokens, with as many rows as the tensor axis divides; `bias` is that of an output projection."""
     parts = build.tensor_parallel
     rows = -(-config.vocab_size // parts) * parts
-    return Embedding(build, Tensor("weight", (config.vocab_size, config.hidden_size)), (rows, config.hidden_size))
+    source = Tensor("weight", (config.vocab_size, config.hidden_size))
+    return Embedding(build, source, (rows, config.hidden_size), Tensor("bias", (config.vocab_size,)) if bias else None)

@@ -11,17 +11,26 @@ from jserve.config import ModelConfig
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
 from jserve.layers.mlp import GatedMLP
-from jserve.layers.norm import LayerNormWithoutBias
+from jserve.layers.norm import LayerNormWithoutBias, Norm
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
 
 class Cohere2DecoderLayer(DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
+        self.input_layernorm: Norm = LayerNormWithoutBias(build, config.hidden_size, config.norm_eps)
+        self.self_attn = self.make_attention(build, config, layer)
+        self.mlp = self.make_mlp(build, config, layer)
+
+    def make_attention(self, build: Build, config: ModelConfig, layer: int) -> Attention:
+        """The family's attention; related families differ here."""
         bias = config.attention_bias
-        self.input_layernorm = LayerNormWithoutBias(build, config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
-        self.mlp = GatedMLP(build, config)
+        return Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
+
+    def make_mlp(self, build: Build, config: ModelConfig, layer: int) -> Any:
+        """And here."""
+        del layer
+        return GatedMLP(build, config)
 
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         normal = self.input_layernorm(x)

@@ -354,18 +354,13 @@ GPT_NEOX: Defaults = {
     "rotary_pct": 0.25,
     "use_parallel_residual": True,
 }
-BERT: Defaults = {
-    "vocab_size": 30522,
+EURO_BERT = LLAMA | {
+    "vocab_size": 128256,
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "is_causal": False,
 }
-XLM_ROBERTA = BERT | {"pad_token_id": 1}
-ROBERTA = XLM_ROBERTA | {"vocab_size": 50265}

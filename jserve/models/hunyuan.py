@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jserve.batch import StepContext
+from jserve.batch import StepContext, TextContext
 from jserve.config import ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
@@ -28,7 +28,7 @@ class HunYuanAttention(Attention):
         self.query_layernorm = RMSNorm(build, config.head_dim, config.norm_eps)
         self.key_layernorm = RMSNorm(build, config.head_dim, config.norm_eps)
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         q, k = super().place(q, k, context)
         return self.query_layernorm(q), self.key_layernorm(k)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jserve.batch import LayerKV, StepContext
+from jserve.batch import LayerKV, StepContext, TextContext
 from jserve.config import MOST_LAYERS, MixtureConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
@@ -17,6 +17,7 @@ from jserve.layers.expert_source import AllExperts, EachExpert, FirstFound
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.moe import Experts, ExpertSource, Router
 from jserve.layers.norm import RMSNorm, over_rms
+from jserve.layers.rope import query_growth
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM, DecoderLayer
 
@@ -30,14 +31,12 @@ class Llama4Attention(Attention):
         self.has_norm, self.eps = config.rotated_norm, config.norm_eps
         self.temperature = config.attention_temperature
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         q, k = super().place(q, k, context)
         if self.rope is not None and self.has_norm:
             return over_rms(q, self.eps).astype(q.dtype), over_rms(k, self.eps).astype(k.dtype)
         if self.rope is None and self.temperature is not None:
-            every, strength = self.temperature
-            steps = jnp.floor((context.positions + 1).astype(jnp.float32) / every)
-            q = q * (jnp.log1p(steps) * strength + 1.0)[:, None, None].astype(q.dtype)
+            q = q * query_growth(context.positions + 1, self.temperature)[:, None, None].astype(q.dtype)
         return q, k
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jserve.batch import StepContext
+from jserve.batch import StepContext, TextContext
 from jserve.config import ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.attention import Attention
 from jserve.layers.build import Build
+from jserve.layers.rope import query_growth
 from jserve.models import defaults
 from jserve.models.causal_lm import CausalLM
 from jserve.models.llama import LlamaDecoderLayer
@@ -30,13 +30,11 @@ class MistralAttention(Attention):
         super().__init__(build, config, layer, qkv_bias=bias, output_bias=bias)
         self.temperature = config.attention_temperature
 
-    def place(self, q: jax.Array, k: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:
         q, k = super().place(q, k, context)
         if self.temperature is None:
             return q, k
-        every, strength = self.temperature
-        steps = jnp.floor(context.positions.astype(jnp.float32) / every)
-        return q * (jnp.log1p(steps) * strength + 1.0)[:, None, None].astype(q.dtype), k
+        return q * query_growth(context.positions, self.temperature)[:, None, None].astype(q.dtype), k
 
 
 class MistralDecoderLayer(LlamaDecoderLayer):
@@ -60,13 +58,19 @@ class MistralForCausalLM(CausalLM):
     @classmethod
     def read_config(cls, raw: dict[str, Any], *, source: Path | str) -> ModelConfig:
         raw = cls.with_defaults(raw)
-        place = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-        parameters = dict(Fields(raw, source).dictionary(place))
-        growth = parameters.pop(_GROWTH, None)
-        config = super().read_config({**raw, place: parameters}, source=source)
-        if not growth:
-            return config
-        strength = Fields({_GROWTH: growth}, source).required_number(_GROWTH)
-        positions = Fields(raw, source).integer("max_position_embeddings")
-        original = Fields(parameters, source).integer("original_max_position_embeddings", default=positions)
-        return replace(config, attention_temperature=(float(original), strength))
+        raw, temperature = without_growth(raw, source)
+        return replace(super().read_config(raw, source=source), attention_temperature=temperature)
+
+
+def without_growth(raw: dict[str, Any], source: Path | str) -> tuple[dict[str, Any], tuple[float, float] | None]:
+    """A `config.json` whose rotary embedding does not say how queries grow, and how they do."""
+    place = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    parameters = dict(Fields(raw, source).dictionary(place))
+    growth = parameters.pop(_GROWTH, None)
+    rest = {**raw, place: parameters}
+    if not growth:
+        return rest, None
+    strength = Fields({_GROWTH: growth}, source).required_number(_GROWTH)
+    positions = Fields(raw, source).integer("max_position_embeddings")
+    original = Fields(parameters, source).integer("original_max_position_embeddings", default=positions)
+    return rest, (float(original), strength)

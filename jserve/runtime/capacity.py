@@ -16,13 +16,15 @@ from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import EXPERT_AXIS, INNER_AXIS, TENSOR_AXIS, Build
 from jserve.layers.quantized import WeightPlan
-from jserve.models.bert import Encoder
 from jserve.models.blueprint import Blueprint
-from jserve.models.registry import resolve, resolve_encoder
+from jserve.models.encoder import TextModel
+from jserve.models.registry import resolve_encoder
 from jserve.quant import detect
 from jserve.runtime import memory, platform
+from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.load_model import check_weights
+from jserve.runtime.look_alike import resolve_decoder
 from jserve.runtime.prepare import check_encoder, check_parallel, with_trained_length
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
@@ -67,8 +69,7 @@ class Capacity:
         plan = self.plan
         if not self.kv_bytes_per_token:
             return 0
-        left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.states - plan.margin
-        return self.shape.tokens_in(left // plan.page_bytes)
+        return self.shape.tokens_in((plan.limit - plan.needed) // plan.page_bytes)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
         return _estimate_encoder(checkpoint, engine_config, device, *encoder)
-    family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    family, config = resolve_decoder(checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)
     check_parallel(config, parts, engine_config.expert_parallel_size)
     paper = _PaperMesh(kind, parts, engine_config.expert_parallel_size)
@@ -142,14 +143,16 @@ def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -
     build = Build(dtype, activations, paper, kv_cache=engine_config.kv_cache_dtype)  # type: ignore[arg-type]
     limit = _limit(engine_config, device)
     cache = family.cache(build, config)
-    shape, plan = memory.plan_shape(engine_config, config, build, cache, packed + elements * dtype.itemsize, limit)
+    products = products_of(model, mesh, activations, config.vocab_size)
+    weights_bytes = packed + elements * dtype.itemsize
+    shape, plan = memory.plan_shape(engine_config, config, build, cache, weights_bytes, limit, products=products)
     of_group = plan.page_bytes * parts // shape.page_size
     beyond = of_group * shape.windows.count(None)
     return Capacity(config, dtype.name, plan, shape, of_group * shape.num_groups, beyond)
 
 
 def _estimate_encoder(
-    checkpoint: Checkpoint, engine_config: EngineConfig, device: str, family: type[Encoder], config: ModelConfig
+    checkpoint: Checkpoint, engine_config: EngineConfig, device: str, family: type[TextModel], config: ModelConfig
 ) -> Capacity:
     check_encoder(engine_config, checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)

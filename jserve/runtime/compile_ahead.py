@@ -12,9 +12,10 @@ from jserve.checkpoint import open_checkpoint
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime import platform
+from jserve.runtime.compile_behind import Progress
 from jserve.runtime.executables import ExecutableStore, PrecompiledSizes, write_sizes
 from jserve.runtime.prepare import prepare
-from jserve.runtime.start import Progress, add_all
+from jserve.runtime.start import add_all
 from pallas_kernels.owned_files import check_folder
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ def compile_ahead(engine_config: EngineConfig, folder: Path, progress: Progress)
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be made: {error.strerror or error}") from None
     mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
-    with closing(open_checkpoint(engine_config.model, needs_weights=False)) as checkpoint:
+    with closing(
+        open_checkpoint(engine_config.model, needs_weights=False, architecture=engine_config.architecture)
+    ) as checkpoint:
         prepared = prepare(engine_config, checkpoint, mesh, (folder,))
     table = prepared.make_runner(ExecutableStore(folder, prepared.key, key_mode=0o644), mesh).table
     programs = table.missing()

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jserve.batch import Weights
-from jserve.models.bert import Encoder
 from jserve.models.blueprint import Blueprint
+from jserve.models.encoder import TextModel
 from jserve.protocol import Request
 from jserve.runtime.encoder_step import EncodeBucket, encode_buckets, make_encode, pack, packed_size
 from jserve.runtime.executables import ExecutableStore, Program
@@ -28,7 +28,7 @@ from jserve.weights.load import parameters
 class EncoderPrograms:
     """Makes the programs of one encoder; arguments are abstract until the engine calls them."""
 
-    blueprint: Blueprint[Encoder]
+    blueprint: Blueprint[TextModel]
     shape: EngineShape
 
     def required(self, *, early: bool = False) -> list[Program]:
@@ -53,7 +53,9 @@ class EncoderPrograms:
             )
             packed: Any = jax.ShapeDtypeStruct((packed_size(bucket),), jnp.int32, sharding=whole)
             platform = mesh.devices.flat[0].platform
-            traced = jax.jit(make_encode(model, bucket), out_shardings=whole).trace(weights, packed)
+            traced = jax.jit(make_encode(model, bucket, self.shape.max_model_len), out_shardings=whole).trace(
+                weights, packed
+            )
             return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
 
         return Program(Encode(bucket), lower)

@@ -1,4 +1,5 @@
-"""The step of an encoder: whole texts of about one length through the model, as one function for each bucket.
+"""The step of a model whose tokens see each other both ways: whole texts of about one length, as one function for each
+bucket.
 
 A bucket is S texts, each padded to L places, of which the texts see their own and no others. There is no cache and no
 state: a step returns one vector a text.
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve.batch import Weights
+from jserve.batch import TextContext, Weights
 from jserve.config import EngineConfig, ModelConfig
 from jserve.errors import ConfigError, OutOfMemoryError
 from jserve.layers.bidirectional import QUERY_BLOCK
 from jserve.layers.build import Build
-from jserve.models.bert import Encoder, EncoderLayer
+from jserve.layers.dense import after_pooling
+from jserve.layers.rope import inverse_frequencies, rope_table
+from jserve.models.encoder import TextLayer, TextModel
 from jserve.protocol import Pooling, Request
 from jserve.runtime import memory
 from jserve.runtime.shapes import EngineShape, steps
@@ -56,35 +59,47 @@ def encode_buckets(shape: EngineShape) -> list[EncodeBucket]:
     return buckets
 
 
-def make_encode(model: Encoder, bucket: EncodeBucket) -> Callable[[Weights, jax.Array], jax.Array]:
+def make_encode(
+    model: TextModel, bucket: EncodeBucket, max_model_len: int
+) -> Callable[[Weights, jax.Array], jax.Array]:
     """The function to compile for one bucket: (weights, packed i32 of `pack`) to f32[S, E], of any length.
 
     `model` is abstract; `weights` are its leaves. What texts of no tokens get has no meaning.
     """
     graph, abstract = nnx.split(model, nnx.Param)
     structure = jax.tree.structure(abstract)
-    texts, length = bucket.texts, bucket.length
+    texts, length, config = bucket.texts, bucket.length, model.config
+    ropes = [inverse_frequencies(rope, config.head_dim, max_model_len) for rope in config.ropes]
 
     def encode(weights: Weights, packed: jax.Array) -> jax.Array:
         built = nnx.merge(graph, jax.tree.unflatten(structure, weights))
-        lengths, pooling = packed[:texts, None], packed[texts : 2 * texts, None]
-        place = jnp.arange(length)[None]
-        is_real = place < lengths
-        x = built.embed(packed[2 * texts :], jnp.tile(place[0], texts))
+        lengths, pooling, seconds = packed[: 3 * texts].reshape(3, texts)
+        place = jnp.arange(length)
+        positions = jnp.tile(place, texts)
+        tables = tuple(rope_table(positions, frequencies, factor) for frequencies, factor in ropes)
+        context = TextContext(positions, lengths, seconds, tables)
+        x = built.embed_texts(packed[3 * texts :], context)
         for layer in built.layers:
-            x = _apply_layer(*nnx.split(layer), x, is_real)
-        chosen = jnp.where(pooling == POOLINGS.index("cls"), place == 0, place == lengths - 1)
-        chosen = jnp.where(pooling == POOLINGS.index("mean"), is_real, chosen).astype(jnp.float32)
-        final = x.reshape(texts, length, -1).astype(jnp.float32)
-        return jnp.einsum("sl,sle->se", chosen, final, precision=jax.lax.Precision.HIGHEST)
+            x = _apply_layer(*nnx.split(layer), x, context)
+        final = built.final_norm(x).reshape(texts, length, -1).astype(jnp.float32)
+        shares = _shares(place, lengths[:, None], pooling[:, None])
+        pooled = jnp.einsum("sl,sle->se", shares, final, precision=jax.lax.Precision.HIGHEST)
+        return after_pooling(built.dense, pooled)
 
     return encode
 
 
+def _shares(place: jax.Array, lengths: jax.Array, pooling: jax.Array) -> jax.Array:
+    """f32[S, L]: how much of each place is in the vector of its text. place: [L]; lengths, pooling: [S, 1]."""
+    chosen = jnp.where(pooling == POOLINGS.index("cls"), place == 0, place == lengths - 1)
+    chosen = jnp.where(pooling == POOLINGS.index("mean"), place < lengths, chosen).astype(jnp.float32)
+    return chosen / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
+
+
 def _apply_layer_untraced(
-    graph: nnx.GraphDef[EncoderLayer], weights: nnx.State, x: jax.Array, is_real: jax.Array
+    graph: nnx.GraphDef[TextLayer], weights: nnx.State, x: jax.Array, context: TextContext
 ) -> jax.Array:
-    return nnx.merge(graph, weights)(x, is_real)
+    return nnx.merge(graph, weights).encode(x, context)
 
 
 _apply_layer = jax.jit(_apply_layer_untraced, static_argnums=0)  # traced once, and unrolled
@@ -92,16 +107,20 @@ _apply_layer = jax.jit(_apply_layer_untraced, static_argnums=0)  # traced once, 
 
 def packed_size(bucket: EncodeBucket) -> int:
     """Integers in the vector of a step."""
-    return 2 * bucket.texts + bucket.tokens
+    return 3 * bucket.texts + bucket.tokens
 
 
 def pack(requests: list[Request], bucket: EncodeBucket) -> np.ndarray:
-    """i32[2 S + S L]: lengths, numbers of `POOLINGS`, and the token ids of each text, padded with zeros."""
+    """i32[3 S + S L]: lengths, numbers of `POOLINGS`, places of second texts, and the token ids of each text, padded
+    with zeros.
+    """
     packed = np.zeros(packed_size(bucket), np.int32)
-    tokens = packed[2 * bucket.texts :].reshape(bucket.texts, bucket.length)
+    lengths, poolings, seconds = packed[: 3 * bucket.texts].reshape(3, bucket.texts)
+    tokens = packed[3 * bucket.texts :].reshape(bucket.texts, bucket.length)
     for row, request in enumerate(requests):
-        packed[row] = len(request.token_ids)
-        packed[bucket.texts + row] = POOLINGS.index(request.pooling)
+        lengths[row] = len(request.token_ids)
+        poolings[row] = POOLINGS.index(request.pooling)
+        seconds[row] = request.second_text
         tokens[row, : len(request.token_ids)] = request.token_ids
     return packed
 
@@ -118,8 +137,7 @@ def plan_encoder(
     longest = engine_config.max_model_len or config.max_position_embeddings
     if longest > config.max_position_embeddings:
         raise ConfigError(
-            f"--max-model-len is {longest} but the model has {config.max_position_embeddings} learned positions; "
-            "lower it"
+            f"--max-model-len is {longest} but the model has {config.max_position_embeddings} positions; lower it"
         )
     shape = EngineShape(
         max_num_seqs=engine_config.max_num_seqs or default.max_num_seqs,

@@ -22,6 +22,7 @@ from jax.experimental import serialize_executable
 
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
+from jserve.runtime import autotuning
 from jserve.runtime.program_digest import describe
 from jserve.runtime.program_folder import SUFFIX, ProgramFolder
 from pallas_kernels.owned_files import check_folder
@@ -63,6 +64,8 @@ class ExecutableStore:
         """Bytes of temporaries by the program's key, as the compiler counts them; 0 where it does not say."""
         self._lowering = threading.Lock()
         self._counting = threading.Lock()
+        self.untuned: set[Hashable] = set()
+        """Keys of programs whose products the compiler could not try out."""
         self.num_compiled = 0
         self.num_loaded = 0
         self._news: list[tuple[str, str]] = []
@@ -81,13 +84,33 @@ class ExecutableStore:
             return stored, True
         with self._lowering:  # tracing holds the GIL anyway, and nnx's tracing state is not for two threads
             lowered = program.lower()
-        compiled = lowered.compile()
+        compiled, is_tuned = self._compile(program, lowered)
         with self._counting:
             self.num_compiled += 1
             self._news.append((program.name, "cold"))
         self.temporaries[program.key] = _temporaries(compiled)
-        if self._folder is not None:
+        if self._folder is not None and is_tuned:  # else the next start tries again
             self._save(self._folder, program, compiled)
+        return compiled, False
+
+    def _compile(self, program: Program, lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
+        """The program, and whether its products were tried out where they have to be: a slower program is better than
+        none.
+        """
+        try:
+            return lowered.compile(), True
+        except jax.errors.JaxRuntimeError as error:
+            if not autotuning.has_failed(error):
+                raise
+            logger.warning(
+                "%s: the compiler could not try out its products (%s); they are compiled untried and may be slower: "
+                "lower --gpu-memory-utilization or --kv-cache-memory-bytes",
+                program.name,
+                str(error).strip().splitlines()[0][:200],
+            )
+            compiled = lowered.compile(autotuning.WITHOUT)
+        with self._counting:
+            self.untuned.add(program.key)
         return compiled, False
 
     def take_news(self) -> list[tuple[str, str]]:

@@ -77,7 +77,7 @@ def convert(engine_config: EngineConfig, folder: Path, progress: Callable[[int, 
     if folder.exists():
         raise ConfigError(f"{folder} exists; remove it, or name another folder")
     mesh = platform.make_mesh(1)
-    with closing(open_checkpoint(engine_config.model)) as checkpoint:
+    with closing(open_checkpoint(engine_config.model, architecture=engine_config.architecture)) as checkpoint:
         if checkpoint.format == "converted":
             raise ConfigError(f"{engine_config.model} is converted already")
         if resolve_encoder(checkpoint.config(), source=checkpoint.path) is not None:

@@ -5,6 +5,7 @@ state, the states that layers keep of sequences, and a margin. Nothing is alloca
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -19,6 +20,7 @@ from jserve.layers.attention import kv_head_copies
 from jserve.layers.build import Build
 from jserve.log import writes_json
 from jserve.runtime import prompt_read_step
+from jserve.runtime.autotuning import Product, reserve
 from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
@@ -61,6 +63,13 @@ class MemoryPlan:
     page_bytes: int
     states: int = 0
     """What layers keep of sequences in place of keys and values, in all slots and snapshots."""
+    autotuning: int = 0
+    """For what the compiler tries out while it compiles behind: see `autotuning.reserve`."""
+
+    @property
+    def needed(self) -> int:
+        """All but KV pages."""
+        return self.weights + self.temporaries + self.sampling + self.states + self.margin + self.autotuning
 
     @property
     def num_pages(self) -> int:
@@ -86,9 +95,10 @@ def plan_shape(
     limit: int,
     *,
     dequantized: int = 0,
+    products: Sequence[Product] = (),
 ) -> tuple[EngineShape, MemoryPlan]:
     """Resolve every automatic size. `weights` and `limit` are bytes on one device, and so is `dequantized`, what
-    the largest quantized weight takes when a product writes it out.
+    the largest quantized weight takes when a product writes it out; `products` are tried out on a GPU.
 
     Raises OutOfMemoryError or ConfigError with the numbers and the flag where something does not fit.
     """
@@ -116,6 +126,7 @@ def plan_shape(
         margin=0 if on_cpu else MARGIN,
         kv_pages=0,
         page_bytes=page_bytes(lanes, build.tensor_parallel, size),
+        autotuning=0 if on_cpu else reserve(products, _most_tokens(shape), _most_rows(shape), build.activations),
     )
     if slot_arrays(cache):
         shape, plan = _with_states(engine_config, plan, shape, state_bytes(cache, build.tensor_parallel), on_cpu)
@@ -145,7 +156,7 @@ def _with_states(
     what is left.
     """
     slots = shape.max_num_seqs * each
-    left = plan.limit - plan.weights - plan.temporaries - plan.sampling - plan.margin - slots
+    left = plan.limit - plan.needed - slots
     if left < 0:
         raise OutOfMemoryError(
             f"the states of {shape.max_num_seqs} sequences need {gib(slots)} but only {gib(max(left + slots, 0))} are "
@@ -187,8 +198,7 @@ def _longest(engine_config: EngineConfig, config: ModelConfig) -> int:
 
 
 def _choose_pages(engine_config: EngineConfig, plan: MemoryPlan, shape: EngineShape, on_cpu: bool) -> int:
-    needed = plan.weights + plan.temporaries + plan.sampling + plan.states + plan.margin
-    left = plan.limit - needed
+    left = plan.limit - plan.needed
     # What windows have left is not lost: it stays for prompts that begin alike.
     useful = shape.max_num_seqs * shape.num_groups * shape.pages_per_sequence * plan.page_bytes
     fewest = 2 * shape.num_groups
@@ -233,13 +243,13 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     rounded selves. The compiler's numbers for Llama-3.1-8B on an H200 are 1.4 to 2.2 times smaller.
     """
     parts, width = build.tensor_parallel, jnp.dtype(build.activations).itemsize
-    tokens = max(bucket.tokens for bucket in shape.buckets())
+    tokens = _most_tokens(shape)
     latent = config.latent
-    dim = config.head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
+    dim = config.largest_head_dim if latent is None else latent.rank + latent.rope_dim  # queries are absorbed
     heads = config.num_heads * dim
     kv_heads = config.num_kv_heads * kv_head_copies(config, parts) * dim
     attention = 4 * (heads + 2 * kv_heads) + 2 * width * heads
-    mlp = (8 + width) * config.intermediate_size
+    mlp = (8 + width) * config.largest_intermediate_size
     # Two steps' last hidden states are there at once: one is read while the next is computed.
     widest = max(max(attention, mlp) // parts, _mixture_temporaries(config, build))
     step = tokens * (8 * width * config.hidden_size + widest)
@@ -253,6 +263,16 @@ def estimate_temporaries(config: ModelConfig, build: Build, shape: EngineShape) 
     logits = 4 * rows * config.vocab_size
     scored = 4 * max(1, min(prompt_read_step.SCORE_ROWS, tokens) // parts) * config.vocab_size
     return max(step, 2 * logits, 3 * scored) + logits
+
+
+def _most_tokens(shape: EngineShape) -> int:
+    """The most of any step."""
+    return max(bucket.tokens for bucket in shape.buckets())
+
+
+def _most_rows(shape: EngineShape) -> int:
+    """Logits that any program computes at once."""
+    return max(shape.max_num_seqs, shape.min_rows, prompt_read_step.SCORE_ROWS)
 
 
 def _mixture_temporaries(config: ModelConfig, build: Build) -> int:
@@ -294,6 +314,7 @@ def print_budget(plan: MemoryPlan, shape: EngineShape, device: str) -> None:
         "sampling": (plan.sampling, f"{shape.max_num_seqs} sequences"),
         "states": (plan.states, f"{shape.max_num_seqs} sequences, {shape.num_snapshots} snapshots"),
         "margin": (plan.margin, ""),
+        "autotuning": (plan.autotuning, "what the compiler tries out"),
     }
     for name, (size, holds) in rows.items():
         if size:
@@ -309,6 +330,7 @@ def _numbers(plan: MemoryPlan) -> str:
         f"of {gib(plan.limit)}, weights take {gib(plan.weights)}, temporaries {gib(plan.temporaries)}, "
         f"sampling {gib(plan.sampling)} and the margin {gib(plan.margin)}"
         + (f"; states of sequences take {gib(plan.states)}" if plan.states else "")
+        + (f", with {gib(plan.autotuning)} for what the compiler tries out" if plan.autotuning else "")
     )
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jserve.errors import ConfigError
 from jserve.layers.build import mesh_over
+from jserve.runtime.autotuning import keep_results
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,13 @@ def has_nvidia_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or (find_library("cuda") is not None and Path("/dev/nvidia0").exists())
 
 
-def choose_platform(gpu_memory_utilization: float) -> None:
+def choose_platform(gpu_memory_utilization: float, folder: Path | None = None) -> None:
     """Tell jax where to run, before it has looked for devices: on the CPU where there is no GPU, and on a GPU
-    with this share of its memory. What the user has set in the environment stays.
+    with this share of its memory. What the user has set in the environment stays. `folder` is where programs are
+    stored, and beside them what the compiler finds fastest on a GPU.
     """
+    if has_nvidia_gpu():
+        keep_results(folder)
     if not has_nvidia_gpu() and "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # a plugin without a driver is no error

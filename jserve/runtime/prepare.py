@@ -12,22 +12,30 @@ import msgspec
 from flax import nnx
 from jax.sharding import Mesh
 
-from jserve.checkpoint import Checkpoint, Embedder
+from jserve.checkpoint import Checkpoint, Classifier, Embedder
 from jserve.config import EngineConfig, MixtureConfig, ModelConfig
 from jserve.errors import ConfigError
 from jserve.layers.build import Build
 from jserve.layers.quantized import WeightPlan
-from jserve.models.bert import Encoder
 from jserve.models.blueprint import Blueprint
 from jserve.models.causal_lm import CausalLM
-from jserve.models.registry import resolve, resolve_encoder
+from jserve.models.encoder import TextModel
+from jserve.models.registry import resolve_encoder
 from jserve.quant import OfExperts, detect
 from jserve.runtime import memory, platform
+from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.executables import ExecutableStore
+from jserve.runtime.look_alike import resolve_decoder
 from jserve.runtime.model_runner import ModelRunner
-from jserve.runtime.native import Folders, has_native_products, multiplies_bfloat16, with_native_attention
+from jserve.runtime.native import (
+    Folders,
+    attention_compiled_beside,
+    has_native_products,
+    multiplies_bfloat16,
+    with_native_attention,
+)
 from jserve.runtime.program_digest import configuration_key
 from jserve.runtime.programs import Programs
 from jserve.runtime.runner import Runner
@@ -70,15 +78,15 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
     encoder = resolve_encoder(checkpoint.config(), source=checkpoint.path)
     if encoder is not None:
         return _prepare_encoder(engine_config, checkpoint, mesh, *encoder)
-    family, config = resolve(checkpoint.config(), source=checkpoint.path)
+    family, config = resolve_decoder(checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)
     check_parallel(config, engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
     quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
-    embeds = Embedder.of(checkpoint.config(), source=checkpoint.path) is not None
-    if not embeds and engine_config.load_format != "dummy":
+    pools_only = any(kind.of(checkpoint.config(), source=checkpoint.path) for kind in (Embedder, Classifier))
+    if not pools_only and engine_config.load_format != "dummy":
         config = with_trained_head(config, checkpoint)
-    build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not embeds)
+    build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not pools_only)
     blueprint = Blueprint(family, config, build, weights)
     model = blueprint.abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
@@ -93,14 +101,15 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
         weights_bytes,
         memory.device_limit(device),
         dequantized=_largest_dequantized(model, build),
+        products=products_of(model, mesh, build.activations, config.vocab_size),
     )
     memory.print_budget(plan, shape, device.device_kind)
-    programs = Programs(blueprint, shape, embeds)
+    programs = Programs(blueprint, shape, pools_only)
     return Prepared(blueprint, model, shape, plan, configuration_key(programs, mesh), partial(Runner, programs))
 
 
 def _prepare_encoder(
-    engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[Encoder], config: ModelConfig
+    engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, family: type[TextModel], config: ModelConfig
 ) -> Prepared:
     """The same for an encoder: on one device, with weights as they are, and without a cache."""
     check_encoder(engine_config, checkpoint)
@@ -163,7 +172,10 @@ def _build(
     if kind == "cpu" and mesh.size == 1:
         is_exact = dtype == jnp.float32 and _is_exact_in_16_bits(engine_config, config, checkpoint)
         in_16_bits = is_exact or dtype == jnp.bfloat16
-        if dtype in (jnp.float32, jnp.bfloat16) and has_native_products("uint16" if in_16_bits else "float32", folders):
+        with attention_compiled_beside(build, config, folders):
+            weights_kind = "uint16" if in_16_bits else "float32"
+            is_native = dtype in (jnp.float32, jnp.bfloat16) and has_native_products(weights_kind, folders)
+        if is_native:
             is_widened = dtype == jnp.bfloat16 and not multiplies_bfloat16()
             build = replace(build, products="native", bf16_as_uint16=is_exact or is_widened)
         is_small_batch = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
@@ -198,13 +210,14 @@ def _is_exact_in_16_bits(engine_config: EngineConfig, config: ModelConfig, check
 
 def check_parallel(config: ModelConfig, parts: int, expert_parts: int = 1) -> None:
     """Raise ConfigError where so many devices cannot share the model's layers, or its experts in so many parts."""
-    kv = config.num_kv_heads
+    kv_heads = sorted({config.of_layer(layer).num_kv_heads for layer in range(config.num_layers)})
     has_dense = config.mixture is None or config.mixture.dense_layers
     inner = config.intermediate_size if has_dense else parts
-    if config.num_heads % parts or (kv % parts and parts % kv) or inner % parts:
+    if config.num_heads % parts or any(kv % parts and parts % kv for kv in kv_heads) or inner % parts:
         raise ConfigError(
             f"--tensor-parallel-size {parts} does not divide this model: it has {config.num_heads} heads, "
-            f"{kv} KV heads and an intermediate size of {config.intermediate_size}; choose a common divisor"
+            f"{' or '.join(map(str, kv_heads))} KV heads and an intermediate size of {config.intermediate_size}; "
+            "choose a common divisor"
         )
     if config.mixture is not None:
         _check_experts(config.mixture, parts, expert_parts)

@@ -16,6 +16,8 @@ import jax
 import jaxlib.version
 import numpy as np
 
+from jserve.runtime.autotuning import CACHE_FLAG
+
 NOT_COMPILED = ("api", "text", "commands")
 """Folders of jserve that no program is traced from. All others count, so that none is forgotten."""
 FLAG_VARIABLES = ("XLA_", "JAX_", "TF_", "TRITON_", "CUBLAS", "CUDNN", "NVIDIA_TF32")
@@ -64,13 +66,21 @@ def environment_key(mesh: jax.sharding.Mesh) -> str:
         device.device_kind,
         dict(mesh.shape),
         [d.id for d in mesh.devices.flat],
-        {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAG_VARIABLES)},
+        _flags(),
         sorted((name, str(value)) for name, value in jax.config.values.items()),
         _cpu_model() if device.platform == "cpu" else "",
         os.cpu_count() if device.platform == "cpu" else "",
         source_digest(),
     ]
     return "\n".join(map(str, parts))
+
+
+def _flags() -> dict[str, str]:
+    """All that may change what is compiled, but not where the compiler keeps what it found fastest."""
+    flags = {name: value for name, value in sorted(os.environ.items()) if name.startswith(FLAG_VARIABLES)}
+    if CACHE_FLAG in flags.get("XLA_FLAGS", ""):
+        flags["XLA_FLAGS"] = " ".join(word for word in flags["XLA_FLAGS"].split() if not word.startswith(CACHE_FLAG))
+    return {name: value for name, value in flags.items() if value or name != "XLA_FLAGS"}
 
 
 def source_digest() -> str:

@@ -1,8 +1,9 @@
 """The programs of a runner: which are there, which could not be compiled, and which are to come."""
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import jax
@@ -39,6 +40,10 @@ class ProgramTable:
         self._take = take
         self._taking = threading.Lock()
         self._failed: set[ProgramKey] = set()
+        self._lacks: Counter[ProgramKey] = Counter()  # changed by the loop, replaced by the thread that compiles
+        self._older_lacks: Counter[ProgramKey] = Counter()
+        self.notes_lacks = False
+        """Whether `note_lack` is wanted: programs are compiled while steps are made."""
         self.compiled: dict[ProgramKey, jax.stages.Compiled] = {}
 
     def required(self, *, early: bool = False) -> list[Program]:
@@ -50,8 +55,36 @@ class ProgramTable:
         return self._programs.optional()
 
     def missing(self) -> list[Program]:
-        """All that have not been added, the required and the most useful first."""
-        return [program for program in (*self.required(), *self.optional()) if program.key not in self.compiled]
+        """All that have not been added, the most useful first."""
+        every = {p.key: p for p in (*self.required(early=True), *self.optional(), *self.required())}
+        return [program for key, program in every.items() if key not in self.compiled]
+
+    def note_lack(self, keys: Iterable[ProgramKey], cost: int) -> None:
+        """A step took a larger program because it lacked those of `keys`; `cost` is the padding that they would have
+        spared, in tokens. Called by one thread.
+        """
+        for key in keys:
+            self._lacks[key] += cost
+
+    def next_missing(self) -> Program | None:
+        """The program to compile next: whose lack cost most lately, else the most useful. None where all that is
+        missing has failed.
+        """
+        lately, self._lacks = self._lacks, Counter()
+        for key, cost in self._older_lacks.items():
+            lately[key] += cost // 2  # a load that is over counts for less and less
+        self._older_lacks = lately
+        left = [program for program in self.missing() if program.key not in self._failed]
+        return max(left, key=lambda program: lately[program.key], default=None)
+
+    @contextmanager
+    def noting_lacks(self) -> Iterator[None]:
+        """Steps note what they lack from here to the end of the block."""
+        self.notes_lacks = True
+        try:
+            yield
+        finally:
+            self.notes_lacks = False
 
     def add(self, program: Program) -> bool:
         """Compile or load a program and put it to use. Returns whether it was loaded."""
@@ -77,7 +110,8 @@ class ProgramTable:
     def count(self) -> ProgramCounts:
         """How many there are, and are to come."""
         keys = {program.key for program in (*self.required(), *self.optional())}
-        return ProgramCounts(len(keys & self.compiled.keys()), len(keys & self._failed), len(keys))
+        ready, failed = keys & self.compiled.keys(), keys & self._failed
+        return ProgramCounts(len(ready), len(failed), len(keys), len(keys & self._store.untuned))
 
     def take_news(self) -> list[tuple[str, str]]:
         """See `ExecutableStore.take_news`."""

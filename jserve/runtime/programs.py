@@ -1,5 +1,6 @@
 """All programs of an engine and how each is lowered: steps per bucket, samplers per variant, slot updates."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,8 +52,8 @@ class Programs:
 
     blueprint: Blueprint[CausalLM]
     shape: EngineShape
-    embeds: bool = False
-    """Whether the model is for embeddings, so that nothing is ever sampled."""
+    pools_only: bool = False
+    """Whether the model is for embeddings or labels, so that nothing is ever sampled."""
 
     @property
     def config(self) -> ModelConfig:
@@ -70,7 +71,7 @@ class Programs:
         """(weights, `leaves` of the state, last_token, packed) to (leaves, logits, hidden); the state is donated."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.blueprint.abstract_model(bf16_as_uint16=self.is_small_batch(bucket))
+            model = _abstract_model(self.blueprint, self.is_small_batch(bucket))
             weights = self._weights(model)
             layout = StepLayout(bucket, self.shape.page_updates(bucket))
             abstract = self.abstract_state()
@@ -146,7 +147,7 @@ class Programs:
         """(weights, hidden, packed) to output: see `prompt_read_step.make_score`."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.blueprint.abstract_model()
+            model = _abstract_model(self.blueprint)
             chunk = min(prompt_read_step.SCORE_ROWS, tokens)
             score = jax.jit(
                 prompt_read_step.make_score(model, partial(self._split, chunk, inputs=2), chunk),
@@ -160,7 +161,7 @@ class Programs:
         """(weights, hidden, packed) to sums: see `prompt_read_step.make_pool`."""
 
         def lower() -> jax.stages.Lowered:
-            model = self.blueprint.abstract_model()
+            model = _abstract_model(self.blueprint)
             pool = jax.jit(prompt_read_step.make_pool(model), out_shardings=self.replicated)
             packed = self._integers(2, self.shape.max_num_seqs)
             return self._lower(pool, self._weights(model), self._hidden(tokens), packed)
@@ -239,24 +240,23 @@ class Programs:
         return Program(EmptyState(), lower)
 
     def required(self, *, early: bool = False) -> list[Program]:
-        """What must be there before anything is served. `early` leaves out the decode step of the most rows: until
-        it is there, decode steps of more than a few rows run in the largest mixed one.
-        """
-        first = self.shape.buckets()[:3]
+        """What must be there before anything is served. `early`: what serves anything, and a few streams well."""
+        on_cpu = self.build.mesh.devices.flat[0].platform == "cpu"
+        mixed, *decode = self.shape.buckets()[:3]
         copies = [self.copy_states()] if self.shape.num_snapshots else []
-        if self.embeds:
-            return [self.step(first[0]), self.pool(first[0].tokens), self.install_pages(), *copies, self.zeros()]
-        if early:
-            first = [first[0], first[-1]]
-        rows = sorted({bucket.rows for bucket in first})
+        if self.pools_only:
+            return [self.step(mixed), self.pool(mixed.tokens), self.install_pages(), *copies, self.zeros()]
+        steps = self.shape.first_decode_steps(on_cpu=on_cpu) if early else decode
+        whole = sorted({mixed.rows} | {b.rows for b in (steps[:1] if early and on_cpu else steps)})
         variants = [Variant(), Variant(draws=True), sampling.VARIANTS[-1]]
         return [
-            *(self.step(bucket) for bucket in first),
-            *(self.sampler(count, variant) for count in rows for variant in variants),
-            *(self.logprobs(count) for count in rows),
-            *(self.chosen_logprobs(count) for count in rows),
-            self.score(first[0].tokens),
-            self.pool(first[0].tokens),
+            *(self.step(bucket) for bucket in (mixed, *steps)),
+            *(self.sampler(count, variant) for count in whole for variant in variants),
+            *(self.sampler(b.rows, variant) for b in steps if b.rows not in whole for variant in variants[:2]),
+            *(self.logprobs(count) for count in whole),
+            *(self.chosen_logprobs(count) for count in whole),
+            self.score(mixed.tokens),
+            self.pool(mixed.tokens),
             self.install_pages(),
             *copies,
             self.install_sampling(),
@@ -274,7 +274,7 @@ class Programs:
             return bucket.is_decode or bucket.rows > few, not bucket.is_decode, bucket.tokens
 
         every: list[Program] = []
-        if self.embeds:
+        if self.pools_only:
             mixed = [bucket for bucket in sorted(buckets, key=usefulness) if not bucket.is_decode]
             every = [make for each in mixed for make in (self.step(each), self.pool(each.tokens))]
             buckets = []
@@ -392,3 +392,9 @@ class Programs:
     def _lower(self, function: Any, *args: Any) -> jax.stages.Lowered:
         platform = self.build.mesh.devices.flat[0].platform
         return function.trace(*args).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+
+
+@functools.lru_cache(maxsize=2)
+def _abstract_model(blueprint: Blueprint[CausalLM], small_batch: bool = False) -> CausalLM:
+    """Made once for all programs, which only read it: 0.2 s for 30 layers."""
+    return blueprint.abstract_model(bf16_as_uint16=small_batch)

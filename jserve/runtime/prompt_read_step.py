@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jserve.batch import Weights
+from jserve.layers.dense import after_pooling
 from jserve.models.causal_lm import CausalLM
 from jserve.runtime.sampling import SCORE_COLUMNS, logprobs_of
 
@@ -52,7 +53,8 @@ def make_score(
 
 
 def make_pool(model: CausalLM) -> Callable[[Weights, jax.Array, jax.Array], jax.Array]:
-    """The function to compile: (weights, hidden, packed) to f32[S, E], sums of final hidden states.
+    """The function to compile: (weights, hidden, packed) to f32[S, E], sums of final hidden states, or what the model
+    makes of them.
 
     hidden: [T, E] of a step; packed: i32[2, S]; each row adds up the places packed[0] <= t < packed[1].
     """
@@ -65,7 +67,10 @@ def make_pool(model: CausalLM) -> Callable[[Weights, jax.Array, jax.Array], jax.
         is_mine = (place >= packed[0][:, None]) & (place < packed[1][:, None])
         final = built.final_norm(hidden).astype(jnp.float32)
         final = jnp.where(jnp.any(is_mine, axis=0)[:, None], final, 0.0)  # what padding computed may be NaN
-        return jnp.matmul(is_mine.astype(jnp.float32), final, precision=jax.lax.Precision.HIGHEST)
+        sums = jnp.matmul(is_mine.astype(jnp.float32), final, precision=jax.lax.Precision.HIGHEST)
+        if not built.dense:
+            return sums
+        return jnp.where(jnp.any(is_mine, axis=1)[:, None], after_pooling(built.dense, sums), 0.0)
 
     return pool
 

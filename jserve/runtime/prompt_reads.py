@@ -33,13 +33,23 @@ class Wanted:
 
     def is_served_by(self, bucket: Bucket, programs: Table) -> bool:
         """Whether a step of this bucket returns what is needed, and the programs that read it are there."""
-        if bucket.is_decode and (self.scores or self.sums):
+        if bucket.is_decode and self.reads_prompts:
             return False
-        return (
-            (not self.scores or Score(bucket.tokens) in programs)
-            and (not self.sums or Pool(bucket.tokens) in programs)
-            and (not self.chosen or ChosenLogprobs(bucket.rows) in programs)
+        return all(key in programs for key in self.readers(bucket))
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether hidden states are needed, which mixed steps alone return."""
+        return self.scores or self.sums
+
+    def readers(self, bucket: Bucket) -> tuple[ProgramKey, ...]:
+        """The programs that read what is needed from a step of this bucket."""
+        every = (
+            (self.scores, Score(bucket.tokens)),
+            (self.sums, Pool(bucket.tokens)),
+            (self.chosen, ChosenLogprobs(bucket.rows)),
         )
+        return tuple(key for is_needed, key in every if is_needed)
 
 
 NOTHING, CHOSEN = Wanted(), Wanted(chosen=True)

@@ -103,6 +103,7 @@ class Runner:
         self._programs = programs
         self._compiled = self.table.compiled
         self._steps: list[Step] = []  # the smallest first
+        self._buckets = sorted(self.shape.buckets())
         self._samplers: dict[tuple[int, Variant], jax.stages.Compiled] = {}
         self._slots = SlotSampling(self.shape)
         self._biased: set[int] = set()  # slots whose bias on the device is not zero
@@ -158,6 +159,8 @@ class Runner:
         wanted = Wanted.of(plan, needs is not None and needs.chosen)
         step, choice = self._choose_programs(plan, rows, needs, wanted)
         bucket = step.bucket
+        if self.table.notes_lacks:
+            self._note_lack(plan, needs, wanted, bucket)
         packed = pack_batch(plan, rows, bucket, self.shape)
         if len(packed.late_updates):
             self._install_pages(packed.late_updates)
@@ -283,6 +286,26 @@ class Runner:
             if choice is not None:
                 return step, choice
         raise ValueError(f"no program holds a step of {tokens} tokens and {count} rows")
+
+    def _note_lack(self, plan: StepPlan, needs: Needs | None, wanted: Wanted, used: Bucket) -> None:
+        """Tell the table which programs the step would have run in, had all of them been there."""
+        best = next(
+            bucket
+            for bucket in self._buckets
+            if bucket.rows >= len(plan.chunks)
+            and bucket.tokens >= plan.num_tokens
+            and (not bucket.is_decode or (plan.is_decode and not wanted.reads_prompts))
+        )
+        if best == used:
+            return
+        keys: list[ProgramKey] = [Step(best), *wanted.readers(best)]
+        if needs is not None:
+            if self._cheapest(best.rows, needs.variant) is None:
+                keys.append(Sample(best.rows, sampling.COVERING[needs.variant][0]))
+            if needs.logprobs:
+                keys.append(Logprobs(best.rows))
+        cost = used.tokens + used.rows - best.tokens - best.rows
+        self.table.note_lack([key for key in keys if key not in self._compiled], cost)
 
     def _choose_sampler(self, count: int, rows: Rows, needs: Needs) -> SamplerChoice | None:
         """The cheapest that there is for a step padded to `count` rows; None where there is none."""

@@ -8,6 +8,8 @@ CPU_STEP_OVERHEAD = 36
 """Tokens whose products take as long as what each step does for its own sake: reading weights, small operations."""
 GPU_STEP_OVERHEAD = 256
 """Likewise: up to about so many, a step reads weights for longer than it computes (300 operations a byte)."""
+FEW_STREAMS = 8
+"""Rows of the decode step that a server on a CPU has from the first request on, beside the smallest."""
 _FEW_ROWS = 32
 """Tokens a row up to which a mixed step comes with fewer rows than the most."""
 
@@ -75,6 +77,15 @@ class EngineShape:
     def page_updates(self, bucket: Bucket) -> int:
         """U, how many new page-table entries a step of this bucket can carry."""
         return self.num_groups * (bucket.tokens // self.page_size + bucket.rows) + bucket.rows
+
+    def first_decode_steps(self, *, on_cpu: bool) -> list[Bucket]:
+        """Decode steps that a server begins with, the largest first. On a CPU those of one to eight streams.
+
+        On a GPU all: each product of theirs is tried out when it is compiled, which takes memory that the KV cache has
+        from then on, and the device from those who are served.
+        """
+        decode = sorted((bucket for bucket in self.buckets() if bucket.is_decode), reverse=True)
+        return [bucket for bucket in decode if not on_cpu or bucket.rows == FEW_STREAMS or bucket == decode[-1]]
 
     def buckets(self) -> list[Bucket]:
         """All buckets, the ones that must exist before serving first: together those serve any plan."""

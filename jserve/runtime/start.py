@@ -6,9 +6,7 @@ at the same time; 5. empty pages. The other programs follow behind, while reques
 
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,15 +16,18 @@ from typing import Any, Generic, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from jserve.checkpoint import Checkpoint, Embedder, open_checkpoint
+from jserve.checkpoint import Checkpoint, Classifier, Embedder, open_checkpoint
 from jserve.config import EngineConfig, ModelConfig
 from jserve.config.fields import Fields
 from jserve.layers.build import Build
 from jserve.runtime import memory, platform
+from jserve.runtime.compile_behind import Progress
+from jserve.runtime.compile_threads import CompileThreads
 from jserve.runtime.executables import ExecutableStore, Program, default_folder, with_precompiled_sizes
 from jserve.runtime.load_model import check_weights, load_small_batch_weights, load_weights
 from jserve.runtime.model_runner import ModelRunner
 from jserve.runtime.prepare import kv_cache_name, prepare
+from jserve.runtime.program_keys import ChosenLogprobs, EmptyState, InstallBias, InstallPages, InstallSampling
 from jserve.runtime.program_table import ProgramTable
 from jserve.runtime.shapes import EngineShape
 from jserve.text.tokenizers.end_token import end_token_ids
@@ -35,8 +36,8 @@ from jserve.weights.finite import WatchedCheckpoint, listed
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=ModelRunner)
-Progress = Callable[[str, int, int, str], None]
-"""Called with (phase, done, total, detail)."""
+_SMALLEST = (EmptyState, InstallBias, InstallPages, InstallSampling, ChosenLogprobs)
+"""Programs that take a tenth of a second to compile: enough to see which threads do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,17 @@ class Started(Generic[R]):
     seconds: dict[str, float] = field(default_factory=dict)
     embedder: Embedder | None = None
     """Set where the model is for embeddings alone."""
+    classifier: Classifier | None = None
+    """Set where it gives labels."""
     broken_tensors: tuple[str, ...] = ()
     """Tensors of the checkpoint that hold NaN or infinity."""
+    compile_threads: CompileThreads = field(default_factory=CompileThreads)
+    """Known where programs are to be compiled behind, on a CPU."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model answers with text."""
+        return self.embedder is None and self.classifier is None
 
     @property
     def not_finite(self) -> str:
@@ -73,11 +83,12 @@ class Started(Generic[R]):
 def start_runner(engine_config: EngineConfig, progress: Progress, *, early: bool = False) -> Started[Any]:
     """Load and compile. Raises StartupError with a message for the user where it cannot be done.
 
-    `early` returns with the fewest programs that serve anything; `compile_behind` brings the others.
+    `early` returns with the fewest programs that serve anything; `CompileBehind` brings the others.
     """
     mesh = platform.make_mesh(engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
+    needs_weights = engine_config.load_format != "dummy"
     with closing(
-        open_checkpoint(engine_config.model, needs_weights=engine_config.load_format != "dummy")
+        open_checkpoint(engine_config.model, needs_weights=needs_weights, architecture=engine_config.architecture)
     ) as checkpoint:
         return _start(engine_config, checkpoint, mesh, progress, early=early)
 
@@ -90,7 +101,7 @@ def _start(
     precompiled = Path(engine_config.executables).expanduser() if engine_config.executables else None
     if precompiled is not None:
         engine_config = with_precompiled_sizes(engine_config, precompiled)
-    folders = (precompiled, _folder(engine_config))
+    folders = (precompiled, stored_programs(engine_config))
     prepared = prepare(engine_config, checkpoint, mesh, folders)
     blueprint, model, shape, plan = prepared.blueprint, prepared.model, prepared.shape, prepared.plan
     if engine_config.load_format != "dummy":
@@ -98,8 +109,12 @@ def _start(
     store = ExecutableStore(folders[1], prepared.key, precompiled=precompiled)
     runner = prepared.make_runner(store, mesh)
     opened = time.perf_counter()
+    compile_threads = CompileThreads()
+    if early and device.platform == "cpu":
+        with compile_threads.watch():
+            add_all(runner.table, [p for p in runner.table.required(early=True) if isinstance(p.key, _SMALLEST)])
     with ThreadPoolExecutor(_workers(), "compile") as pool:
-        compiled = pool.submit(add_all, runner.table, runner.table.required(early=early), progress)
+        compiled = pool.submit(add_all, runner.table, _left(runner.table, early=early), progress)
 
         def report(done: int, total: int) -> None:
             progress("weights", done, total, "")
@@ -143,30 +158,14 @@ def _start(
         eos_token_ids=_eos(checkpoint, config),
         seconds=seconds,
         embedder=Embedder.of(checkpoint.config(), source=checkpoint.path),
+        classifier=Classifier.of(checkpoint.config(), source=checkpoint.path),
         broken_tensors=watched.broken,
+        compile_threads=compile_threads,
     )
 
 
-def compile_behind(table: ProgramTable, progress: Progress) -> threading.Thread:
-    """Compile what is left in a thread of its own, while the runner works."""
-
-    def work() -> None:
-        programs = table.missing()
-        for done, program in enumerate(programs):
-            progress("background-compile", done, len(programs), program.name)
-            try:
-                table.add(program)
-            except Exception:
-                logger.exception("could not compile %s; steps of this size use a larger program", program.name)
-        progress("background-compile", len(programs), len(programs), "")
-        table.tidy_store()
-
-    thread = threading.Thread(target=work, name="compile-behind", daemon=True)
-    thread.start()
-    return thread
-
-
-def _folder(engine_config: EngineConfig) -> Path | None:
+def stored_programs(engine_config: EngineConfig) -> Path | None:
+    """Where programs are read and written; None for nowhere."""
     if engine_config.compile_cache_dir == "":
         return None
     return Path(engine_config.compile_cache_dir).expanduser() if engine_config.compile_cache_dir else default_folder()
@@ -176,7 +175,12 @@ def _workers() -> int:
     return max(2, min(8, os.cpu_count() or 1))
 
 
-def add_all(table: ProgramTable, programs: list[Program], progress: Progress) -> None:
+def _left(table: ProgramTable, *, early: bool) -> list[Program]:
+    """What is required and not there yet."""
+    return [program for program in table.required(early=early) if program.key not in table.compiled]
+
+
+def add_all(table: ProgramTable, programs: list[Program], progress: Progress = lambda *_: None) -> None:
     """Load or compile programs in parallel: XLA releases the GIL. The first failure ends it."""
     with ThreadPoolExecutor(_workers(), "compile") as pool:
         names = {pool.submit(table.add, program): program.name for program in programs}

@@ -11,7 +11,7 @@ different cache groups may have their pages in the same arrays, which one after 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
@@ -101,10 +101,15 @@ def make_step(
             )
             contexts.append(context)
         newest = jnp.take(last_token, batch.slots[row], mode="clip")
-        x = built.embed(jnp.where(batch.token_ids < 0, newest, batch.token_ids), positions)
+        token_ids = jnp.where(batch.token_ids < 0, newest, batch.token_ids)
+        x = built.embed(token_ids, positions)
+        inputs = built.layer_inputs(token_ids, x)
         kv = list(state.kv)
-        for layer, group, lane in zip(built.layers, cache.groups, cache.lanes, strict=True):
-            x, kv[lane] = _apply_layer(*nnx.split(layer), x, kv[lane], contexts[group])
+        for number, (layer, group) in enumerate(zip(built.layers, cache.groups, strict=True)):
+            lane, context = cache.lanes[config.kv_source(number)], contexts[group]
+            if inputs is not None:
+                context = replace(context, layer_input=inputs[:, number])
+            x, kv[lane] = _apply_layer(*nnx.split(layer), x, kv[lane], context)
         state = EngineState(tuple(kv), page_table)
         if bucket.is_decode:
             return state, built.logits(x), None

@@ -1,7 +1,7 @@
 """The deltas that say more than a token: a request's first and last one, and those with log probabilities."""
 
 from jserve.protocol import FinishReason, TokenDelta, TokenLogprobs
-from jserve.schedule.embedding import unit_vector
+from jserve.schedule.embedding import pooled_vector
 from jserve.schedule.plan import ScheduledChunk
 from jserve.schedule.sequence import Sequence
 
@@ -32,13 +32,14 @@ def token_delta(
 
 def prompt_delta(sequence: Sequence) -> TokenDelta:
     """The only delta of a request that generates nothing, whose prompt has been computed."""
+    request = sequence.request
     return TokenDelta(
-        sequence.request.request_id,
+        request.request_id,
         [],
-        finish_reason="stop" if sequence.request.pooling else "length",
+        finish_reason="stop" if request.pooling else "length",
         num_cached_tokens=sequence.num_cached,
         num_preemptions=sequence.num_preemptions,
         scheduled_at=sequence.scheduled_at,
         prompt_logprobs=sequence.scores(),
-        embedding=unit_vector(sequence.hidden_sums) if sequence.request.pooling else b"",
+        embedding=pooled_vector(sequence.hidden_sums, normalizes=request.normalizes) if request.pooling else b"",
     )

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from jserve.protocol import Request
 
-EMBEDS = "this model embeds; it does not generate text"
-"""Why one that wants an answer is refused by a model for embeddings."""
+NO_TEXT = "this model embeds or gives labels; it does not generate text"
+"""Why one that wants an answer is refused by a model for embeddings, or by a classifier."""
 
 
 @dataclass(frozen=True, slots=True)

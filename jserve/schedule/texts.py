@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from jserve.protocol import Request, TokenDelta
-from jserve.schedule.limits import EMBEDS, LengthLimits
+from jserve.schedule.limits import NO_TEXT, LengthLimits
 
 _Rank = tuple[int, int, int]
 """Priority, virtual start in tokens, order of arrival."""
@@ -51,7 +51,7 @@ class TextQueue:
         """Queue a request. Returns None, or the final "error" delta of one that can never run."""
         error = self._limits.refusal(request)
         if not request.pooling:
-            error = EMBEDS
+            error = NO_TEXT
         if request.request_id in self._open:
             error = f"request id {request.request_id!r} is in use; send another one"
         if error is not None:

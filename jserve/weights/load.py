@@ -297,8 +297,13 @@ def _missing(name: str, tensors: Mapping[str, TensorInfo]) -> str:
     )
 
 
+def unused_weights(tensors: Mapping[str, TensorInfo], used: set[str]) -> list[str]:
+    """Names of the tensors that a model does not read, and that another would."""
+    return [name for name in tensors if name not in used and not name.endswith((*NOT_WEIGHTS, *UNREAD))]
+
+
 def _warn_of_unused(tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
-    unused = [name for name in tensors if name not in used and not name.endswith((*NOT_WEIGHTS, *UNREAD))]
+    unused = unused_weights(tensors, used)
     if unused:
         logger.warning(
             "%d tensors of the checkpoint are not used by this architecture, such as %s",

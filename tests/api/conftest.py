@@ -1,19 +1,17 @@
 """A tiny model folder with a tokenizer made here, and servers for it."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from jserve.api.settings import ServerSettings
 from jserve.config import EngineConfig
-from tests.api.live_server import MAX_MODEL_LEN, ROOT, TEMPLATE, LiveServer, StartServer, fake_engine
+from tests.api.live_server import MAX_MODEL_LEN, ROOT, LiveServer, StartServer, fake_engine
+from tests.api.tiny_model import byte_tokenizer, write_model
 from tests.patience import PATIENCE_S
 
 
@@ -30,32 +28,12 @@ def _importable_from_subprocesses() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE: three special tokens, 256 bytes, and three merges."""
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("l", "l"), ("o", "r"), ("ll", "o")]
-    tokens = [*specials, *alphabet, *("".join(pair) for pair in merges)]
-    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True) for token in specials])
-    return made
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "chat_template": TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    save_file({"lm_head.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
-    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_p": 0.9}))
-    return folder
+    return write_model(tmp_path_factory.mktemp("tiny-model"), tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -1,55 +1,201 @@
 """The visit to a GPU, tried on a CPU: its parts, its limits, and the table that ends it. The figures are made up."""
 
+import ast
 import gzip
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import gpu
-from benchmarks.device_trace import idle_share, share_of_gaps
+from benchmarks import gpu, step_time, visit_cases
+from benchmarks.archive import MAX_FILES, Archive
+from benchmarks.device_trace import Trace, read_trace, share_of_gaps
+from benchmarks.gpu_plan import LIMITS
 from benchmarks.gpu_targets import PREDICTED, Row, print_targets, targets
+from benchmarks.parts import ROOT
+from benchmarks.presets import PRESETS
 from benchmarks.tiny_model import write_random_model
+from benchmarks.xla_flags import known_flags
 from jserve.commands.inspect import inspect
-from jserve.config import EngineConfig
+from jserve.config import EngineConfig, read_model_config
+from jserve.runtime.memory import MemoryPlan
+from jserve.runtime.shapes import EngineShape
+from pallas_kernels import discover
 
-PARTS = ["target", "kernel-checks", "model-tests", "limits", "kernels", "steps"]
-PARTS += ["serving", "serving-transformers", "serving-vllm", "startup"]
+GRAPH_EVENTS = ["command_buffer::create", "command_buffer::update", *["command_buffer::execute"] * 3, "thunk::execute"]
 
 
 def run(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
     status = gpu.main(["--tiny", "--out", str(folder), *words])
-    return status, json.loads((folder / "summary.json").read_text())
+    return status, archived(folder / gpu.ARCHIVE)
 
 
-def test_parts_come_in_order_and_fit_ten_minutes_together() -> None:
-    assert list(gpu.PARTS) == list(gpu.LIMITS) == PARTS
-    assert sum(gpu.LIMITS.values()) <= 600
+def archived(path: Path) -> dict[str, Any]:
+    """The results in an archive, which is all that a visit leaves."""
+    with tarfile.open(path) as archive:
+        assert len(archive.getnames()) <= MAX_FILES
+        assert "logs.txt" in archive.getnames()
+        results = archive.extractfile("results.json")
+        assert results is not None
+        content: dict[str, Any] = json.load(results)
+    return content
+
+
+def test_parts_come_in_order_and_fit_eight_minutes_together() -> None:
+    assert list(gpu.PARTS) == list(LIMITS)
+    assert sum(LIMITS.values()) <= 480
+
+
+def test_cases_of_a_visit_are_there_and_of_every_kernel_that_has_one_for_a_gpu() -> None:
+    cases = visit_cases.chosen(visit_cases.CASES)
+    assert len(cases) == len(set(visit_cases.CASES))
+    wanted = {kernel.name for kernel in discover() if "triton" in kernel.implementations}
+    assert {kernel.name for kernel, _ in cases} == wanted
+    assert sum(case.bytes_moved for _, case in cases) < 12 << 30, "inputs must be made in a minute"
+
+
+def test_inputs_of_a_visit_are_drawn_once_and_repeated() -> None:
+    with visit_cases.repeating():
+        numbers = np.random.default_rng(3).standard_normal((3, visit_cases.BLOCK), np.float32)
+        few = np.random.default_rng(3).standard_normal(1000)
+    assert numbers.dtype == np.float32
+    assert (numbers[0] == numbers[2]).all()
+    assert 0.99 < numbers.std() < 1.01
+    assert (few == np.random.default_rng(3).standard_normal(1000)).all()
 
 
 def test_trial_on_a_cpu_checks_and_tells_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, summary = run(tmp_path, "--only", "kernel-checks,serving-vllm")
-    assert status == 0
-    checks, vllm = summary["parts"]
-    assert (checks["status"], vllm["status"]) == ("done", "skipped")
-    assert checks["figures"][0].startswith("3 right")
-    assert all(row["met"] is None for row in summary["targets"])
+    status, results = run(tmp_path, "--only", "cases,serving-transformers")
+    summary = results["summary"]
+    assert status == 0, summary
+    cases, peer = summary["parts"]
+    assert (cases["status"], peer["status"]) == ("done", "skipped")
+    assert cases["figures"][0].startswith("3 right")
+    assert {result["case"] for result in results["kernels"]["results"]} == {
+        name.split("/")[1] for name in visit_cases.TINY
+    }
+    assert all(row["met"] is None for row in summary["targets"] if "streams" in row["name"])
     out = capsys.readouterr().out
     assert "not measured" in out
     assert "none of these figures means anything" in out
 
 
 @pytest.mark.slow
-def test_whole_trial_on_a_cpu(tmp_path: Path) -> None:
-    status, summary = run(tmp_path, "--minutes", "25")
-    assert status == 0, summary["parts"]
-    steps = [figure.split(":")[0] for figure in summary["parts"][5]["figures"]]
-    assert steps == ["decode 4 at 32", "decode 1 at 32", "decode 4 at 64", "decode 1 at 64", "prefill 32 at 32"]
-    parts = {part["part"]: part["status"] for part in summary["parts"]}
-    done = ("kernel-checks", "limits", "kernels", "steps", "serving", "startup")
-    assert parts == {name: "done" if name in done else "skipped" for name in PARTS}
-    assert not (tmp_path / "served-model").exists()
+def test_whole_trial_from_a_bare_copy_of_the_tree(tmp_path: Path) -> None:
+    """As on a visit: what git has and nothing else, in another folder, and no flags but --tiny."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "JAX_PLATFORMS")} | {"OUT": str(out)}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "25"]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    results = archived(out / gpu.ARCHIVE)
+    assert done.returncode == 0, (results["summary"]["parts"], done.stderr[-2000:])
+    assert [path.name for path in out.iterdir()] == [gpu.ARCHIVE]
+    parts = {part["part"]: part["status"] for part in results["summary"]["parts"]}
+    skipped = ("target", "serving-transformers")
+    assert parts == {name: "skipped" if name in skipped else "done" for name in gpu.PARTS}
+    steps = [(step["kind"], step["rows"], step["context"]) for step in results["steps"]["steps"]]
+    assert steps == [("decode", 4, 32), ("decode", 1, 32), ("prefill", 1, 32)]
+
+
+def test_a_killed_visit_leaves_what_it_had_measured(tmp_path: Path) -> None:
+    folder, path = tmp_path / "folder", tmp_path / "out" / "gpu.tar.gz"
+    folder.mkdir()
+    with Archive(folder, path) as kept:
+        (folder / "kernels.json").write_text('{"results": [1]}')
+        (folder / "cases.log").write_text("one case\n")
+        kept.save()
+        assert archived(path) == {"kernels": {"results": [1]}}
+        (folder / "kernels.json").write_text('{"results": [1, 2')
+        kept.save()
+        assert archived(path) == {"kernels": None}
+        (folder / "kernels.json").write_text('{"results": [1, 2]}')
+        for index in range(2 * MAX_FILES):
+            (folder / f"{index}.pbtxt").touch()
+    assert archived(path) == {"kernels": {"results": [1, 2]}}
+
+
+def test_what_a_visit_imports_is_on_the_machine_or_carried() -> None:
+    """The machine has no network. Imports at the top of files, of all that the server and the benchmarks consist of."""
+    carried = set(re.search(r"PACKAGES=\((.*?)\n\)", (ROOT / "benchmarks/carry.sh").read_text(), re.DOTALL)[1].split())  # type: ignore[index]
+    there = set((Path(__file__).parent / "visit_machine.txt").read_text().split())
+    names = packages_distributions()
+    missing: dict[str, str] = {}
+    files = [*ROOT.glob("jserve/**/*.py"), *ROOT.glob("pallas_kernels/**/*.py")]
+    files += [ROOT / f"benchmarks/{name}.py" for name in VISIT_MODULES]
+    for file in files:
+        for module in top_level_imports(file) - sys.stdlib_module_names - {"jserve", "pallas_kernels", "benchmarks"}:
+            packages = {name.lower().replace("_", "-") for name in names.get(module, [module])}
+            if not packages & (there | carried):
+                missing[module] = str(file.relative_to(ROOT))
+    assert not missing
+
+
+VISIT_MODULES = (
+    "gpu",
+    "gpu_plan",
+    "gpu_serving",
+    "gpu_targets",
+    "parts",
+    "report",
+    "visit_cases",
+    "kernels",
+    "serving",
+)
+VISIT_MODULES += (
+    "step_time",
+    "step_loop",
+    "device_trace",
+    "archive",
+    "xla_flags",
+    "tiny_model",
+    "presets",
+    "load",
+    "tune",
+)
+
+
+def top_level_imports(file: Path) -> set[str]:
+    """First names of the modules that a file imports when it is imported."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_what_is_said_of_steps_is_json_whatever_the_model_has() -> None:
+    """Sets of layers among it, which once cost all figures of a visit's steps."""
+    config = read_model_config({**PRESETS["tiny"], "architectures": ["LlamaForCausalLM"]}, source="config.json")
+    started: Any = SimpleNamespace(
+        config=config,
+        shape=EngineShape(2, 16, 64, 4, 8, 512),
+        plan=MemoryPlan(1, 1, 1, 1, 1, 1, 1),
+        device="cpu",
+        build=SimpleNamespace(dtype="float32"),
+        seconds={},
+    )
+    limits = step_time.DeviceLimits(1.0, 1.0, "float32")
+    assert json.loads(json.dumps(step_time.report(started, limits, [], [])))["model"]["hidden_size"] == 256
+
+
+def test_flags_that_the_installed_version_does_not_know_are_left_out() -> None:
+    assert known_flags({"xla_gpu_autotune_level": "0", "xla_gpu_no_such_flag": "1"}) == "--xla_gpu_autotune_level=0"
 
 
 def test_without_a_gpu_it_says_so_and_knows_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,12 +301,13 @@ def test_trace_is_read_from_the_streams_of_the_first_gpu(tmp_path: Path) -> None
         kernel(1, 8, 0, 100),
         kernel(2, 7, 0, 100),
         kernel(3, 1, 0, 100),
+        *[{**kernel(3, 1, ts, 9), "name": name} for ts, name in enumerate(GRAPH_EVENTS)],
     ]
     path = tmp_path / "plugins" / "profile" / "now" / "host.trace.json.gz"
     path.parent.mkdir(parents=True)
     path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    assert idle_share(tmp_path) == pytest.approx(0.1)
-    assert idle_share(tmp_path / "nothing") is None
+    assert read_trace(tmp_path) == Trace(pytest.approx(0.1), graph_updates=2, graph_launches=3)  # type: ignore[arg-type]
+    assert read_trace(tmp_path / "nothing") is None
 
 
 def test_model_of_random_weights_is_one_that_jserve_runs(tmp_path: Path) -> None:

@@ -128,3 +128,25 @@ def test_both_models_are_predicted_at_every_precision_size_batch_and_context() -
             tokens = each["batch"] * each["context"]
             fitting = fits(config, {"bf16": BF16, "fp8": FP8, "int4": INT4}[kind], gpus, tokens)
             assert (each["predicted_ms"] is not None) == fitting, each
+
+
+def test_with_eight_gpus_the_host_launches_161_graphs_more_and_is_what_a_small_batch_waits_for() -> None:
+    eight = decode(LLAMA_70B, BF16, 8, 1, 1024)
+    assert eight.host == pytest.approx(0.25e-3 + 161 * 55e-6)
+    assert eight.total == eight.host > eight.weights + eight.kv + eight.all_reduce + eight.launches
+    assert decode(LLAMA_8B, BF16, 1, 1, 1024).host == 0.25e-3
+
+
+def test_kernels_that_memory_does_not_bound_are_predicted_by_what_does() -> None:
+    entries = report()["kernels"]
+    threshold = find(entries, case="llama3_1x128k")
+    assert threshold is not None
+    assert threshold["bound"] == "passes"
+    # 18 passes over 128,256 x 4 bytes at 117 GB/s, and as many sums.
+    assert threshold["predicted_us"] == pytest.approx(18 * (513_024 / 117e3 + 0.2), rel=1e-3)
+    two_waves = find(entries, case="llama3_256x128k")
+    assert two_waves is not None
+    assert two_waves["predicted_us"] == pytest.approx(2 * threshold["predicted_us"], rel=1e-3)
+    packed = find(entries, case="qwen3_30b_a3b_int4_decode_32")
+    assert packed is not None
+    assert packed["bound"] == "arithmetic"

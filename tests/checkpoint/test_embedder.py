@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jserve.checkpoint import Embedder, open_checkpoint
+from jserve.checkpoint import Embedder, open_checkpoint, ranking_tokens
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve, resolve_encoder
 from tests.checkpoint.embedder_maker import add_embedder_files
@@ -101,7 +101,8 @@ def test_gguf_file_that_names_a_pooling_embeds(tmp_path: Path, number: int, pool
         ({}, {}, "its pooling is none"),
         ({"pooling_mode": 3}, {}, "its pooling is none"),
         ({**MEAN, "include_prompt": False}, {}, "include_prompt"),
-        (MEAN, {"modules": ("Transformer", "Pooling", "Dense", "Normalize")}, "'Dense'; supported are Transformer"),
+        (MEAN, {"modules": ("Transformer", "Pooling", "Router")}, "'Router'; supported are Transformer"),
+        (MEAN, {"modules": ("Transformer", "Normalize", "Pooling")}, "supported is the order Transformer, Pooling"),
         (MEAN, {"config_sentence_transformers": {"prompts": {"a": 3}}}, "prompts must be"),
         (MEAN, {"config_sentence_transformers": {"default_prompt_name": "b"}}, "default_prompt_name is 'b'"),
         (
@@ -162,10 +163,39 @@ def test_file_that_is_no_object_is_refused(tmp_path: Path, file: str) -> None:
         read(tmp_path)
 
 
-def test_decoder_that_attends_both_ways_is_refused() -> None:
-    raw = {**BERT, "architectures": ["Qwen2Model"], "is_causal": False}
-    with pytest.raises(CheckpointError, match="encoders only"):
-        resolve(raw, source="config.json")
+def test_decoder_of_another_family_that_attends_both_ways_is_refused() -> None:
+    raw = {"architectures": ["Phi3ForCausalLM"], "jserve_embedder": {}, "is_causal": False}
+    with pytest.raises(CheckpointError, match="attention to later tokens is not supported of Phi3ForCausalLM, only of"):
+        resolve_encoder(raw, source="config.json")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"in_features": 0},
+        {"activation_function": "torch.nn.modules.activation.ELU"},
+        {"bias": None, "out_features": "8"},
+    ],
+)
+def test_dense_module_that_is_not_one_is_refused(fields: dict[str, Any]) -> None:
+    module = {"folder": "2_Dense", "in_features": 8, "out_features": 8, "activation_function": "x.Tanh"}
+    facts = {"modules": ["Transformer", "Pooling", "Dense"], "pooling": {"modes": ["mean"]}, "dense": [module | fields]}
+    with pytest.raises(CheckpointError, match=r"its Dense module '2_Dense' has sizes .* and"):
+        Embedder.of(BERT | {"jserve_embedder": facts}, source="config.json")
+
+
+def test_module_that_ranks_by_two_tokens_leaves_a_model_that_generates(tmp_path: Path) -> None:
+    add_embedder_files(tmp_path, MEAN, modules=("Transformer", "LogitScore"))
+    (tmp_path / "1_LogitScore" / "config.json").write_text('{"true_token_id": 9, "false_token_id": 4}')
+    assert read(tmp_path, architectures=["Qwen3ForCausalLM"]) is None
+    with closing(open_checkpoint(tmp_path, needs_weights=False)) as checkpoint:
+        assert ranking_tokens(checkpoint.config(), source=tmp_path) == (9, 4)
+    (tmp_path / "1_LogitScore" / "config.json").write_text('{"true_token_id": 9}')
+    with (
+        closing(open_checkpoint(tmp_path, needs_weights=False)) as checkpoint,
+        pytest.raises(CheckpointError, match="supported are a true_token_id and a false_token_id"),
+    ):
+        ranking_tokens(checkpoint.config(), source=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jserve.checkpoint import open_checkpoint
+from jserve.checkpoint import find_gguf, open_checkpoint
 from jserve.errors import CheckpointError
 from jserve.models.registry import resolve
 from jserve.quant.detect import detect
@@ -78,6 +78,42 @@ def test_adapter_is_called_one_and_its_base_is_named(tmp_path: Path, has_config:
 def test_other_weights_are_named(tmp_path: Path, name: str, cause: str) -> None:
     folder = written(tmp_path / "m", {"config.json": CONFIG, name: "x"})
     assert cause in refusal(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 5368709120\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"])
+def test_a_clone_without_git_lfs_is_called_one(tmp_path: Path, name: str) -> None:
+    """Not a file that is "truncated or damaged", nor one of two exabytes."""
+    files = {"config.json": CONFIG, "tokenizer.json": {}}
+    written(tmp_path, files)
+    (tmp_path / name).write_text(POINTER)
+    load = load_tokenizer if name == "tokenizer.json" else look
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS .* `git lfs pull`"):
+        load(tmp_path)
+
+
+def test_a_gguf_pointer_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_text(POINTER)
+    with pytest.raises(CheckpointError, match="pointer of Git LFS"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_gguf_files_beside_a_config_count_where_there_are_no_others(tmp_path: Path) -> None:
+    written(tmp_path, {"config.json": CONFIG})
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert find_gguf(tmp_path) == tmp_path / "a.gguf"
+    (tmp_path / "b.gguf").write_bytes(b"GGUF")
+    assert "holds 2 GGUF files (a.gguf, b.gguf); name one" in refusal(tmp_path)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert find_gguf(tmp_path) is None
+
+
+@pytest.mark.parametrize("names", [5, True, {"a": 1}, [3], "LlamaForCausalLM"])
+def test_architectures_that_are_no_list_of_names_are_refused(tmp_path: Path, names: Any) -> None:
+    with pytest.raises(CheckpointError, match="architectures"):
+        resolve({**CONFIG, "architectures": names}, source=tmp_path)
 
 
 def test_mistrals_own_file_is_named(tmp_path: Path) -> None:

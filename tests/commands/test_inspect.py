@@ -163,3 +163,65 @@ def test_command_fails_for_a_model_that_would_not_run(folder: Path, capsys: pyte
         run(["inspect", str(folder), "--json"])
     assert left.value.code == 1
     assert json.loads(capsys.readouterr().out)["runs"] is False
+
+
+def test_every_model_below_a_folder_is_listed_with_why_not(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("files", "adapter", "pickled", "empty"):
+        (tmp_path / name).mkdir()
+    write_gguf(tmp_path / "files" / "m.gguf", tiny_state(), CONFIG)
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "pickled" / "config.json").write_text(json.dumps(CONFIG | {"architectures": ["LlamaForCausalLM"]}))
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    main(["inspect", "--all", str(tmp_path), "--json"])
+    listed = {Path(each["model"]).name: each for each in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == {"hf", "m.gguf", "adapter", "pickled"}
+    assert [listed[name]["runs"] for name in ("hf", "m.gguf", "adapter", "pickled")] == [True, True, False, False]
+    assert "holds a LoRA adapter" in listed["adapter"]["problem"]
+    assert "only pickled weights" in listed["pickled"]["problem"]
+    main(["inspect", "--all", str(tmp_path)])
+    assert "2 of 4 models run" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="is no folder"):
+        run(["inspect", "--all", str(folder / "config.json")])
+
+
+def test_ollama_without_a_name_lists_its_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    add_model(tmp_path, write_gguf(tmp_path / "m.gguf", tiny_state(), CONFIG))
+    add_model(tmp_path, None, path="registry.ollama.ai/library/cloud/latest")
+    main(["inspect", "ollama:", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert [(each["model"], each["runs"]) for each in listed] == [
+        ("ollama:cloud:latest", False),
+        ("ollama:tiny:latest", True),
+    ]
+    assert "layers of weights" in listed[0]["problem"]
+
+
+def test_a_stranger_with_the_tensors_of_a_known_architecture_is_said_to_look_like_it(folder: Path) -> None:
+    change(folder, architectures=["OwnForCausalLM"])
+    problem = look(folder).problem
+    assert problem is not None
+    assert "It looks like LlamaForCausalLM" in problem
+    assert "start with --architecture LlamaForCausalLM" in problem
+    assert look(folder, architecture="LlamaForCausalLM").runs
+    assert "OtherForCausalLM is not supported" in (look(folder, architecture="OtherForCausalLM").problem or "")
+    state = tiny_state()
+    save_file({**state, "model.layers.0.own.weight": state["model.norm.weight"]}, folder / "model.safetensors")
+    assert "looks like" not in (look(folder).problem or "")
+
+
+def test_an_architecture_is_no_flag_for_a_gguf_file(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tiny_state(), CONFIG)
+    assert "says itself what it is" in (look(path, architecture="LlamaForCausalLM").problem or "")
+
+
+def test_a_cross_encoder_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_model(tmp_path, "BertForSequenceClassification", num_labels=1)
+    actual = look(folder)
+    assert (actual.runs, actual.labels, actual.pooling) == (True, 1, None)
+    print_table(actual)
+    assert "texts of up to 256 tokens, labels: 1" in capsys.readouterr().out

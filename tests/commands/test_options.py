@@ -57,7 +57,7 @@ def test_every_flag_reaches_its_place() -> None:
 )
 def test_types_of_the_kv_cache_may_be_spelled_as_for_vllm(spelling: str, meant: str) -> None:
     assert parse(["m", "--kv-cache-dtype", spelling])[0].kv_cache_dtype == meant
-    assert parse_inspect(["m", "--kv-cache-dtype", spelling])[0].kv_cache_dtype == meant
+    assert parse_inspect(["m", "--kv-cache-dtype", spelling]).config.kv_cache_dtype == meant
 
 
 @pytest.mark.parametrize("argv", [["--model", "m"], ["m"], ["serve", "m"], ["serve", "--model", "m"]])

@@ -101,7 +101,7 @@ def test_the_server_takes_the_command_of_compose(tmp_path: Path) -> None:
 def test_files_that_compose_mounts_are_there_and_only_the_proxy_is_public() -> None:
     services = compose()
     mounted = [v.split(":")[0] for s in services.values() for v in s.get("volumes", []) if v.startswith("./")]
-    assert len(mounted) == 3
-    assert all((DEPLOY / path).is_file() for path in mounted)
-    assert services["pod"]["ports"] == ["80:80", "443:443", "127.0.0.1:9090:9090"]
+    assert len(mounted) == 6
+    assert all((DEPLOY / path).exists() for path in mounted)
+    assert services["pod"]["ports"] == ["80:80", "443:443", "127.0.0.1:9090:9090", "127.0.0.1:3000:3000"]
     assert all(s["network_mode"] == "service:pod" for name, s in services.items() if name != "pod")

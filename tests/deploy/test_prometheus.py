@@ -77,6 +77,48 @@ def test_names_in_an_expression_are_seen(expression: str) -> None:
     assert metrics_of(expression) == {"a:b", "c_d", "g"}
 
 
+def routed(**labels: str) -> str:
+    """The receiver that amtool says an alert with these labels goes to."""
+    command = [program("amtool"), "config", "routes", "test", f"--config.file={FOLDER}/alertmanager.yml"]
+    return run(*command, *(f"{name}={value}" for name, value in labels.items())).splitlines()[-1]
+
+
+def test_amtool_takes_the_routes_and_each_alert_has_one() -> None:
+    run(program("amtool"), "check-config", str(FOLDER / "alertmanager.yml"))
+    for name, rule in RULES.items():
+        assert routed(alertname=name, severity=rule["labels"]["severity"]) == rule["labels"]["severity"]
+
+
+def test_a_server_that_is_down_is_told_of_once(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        program("prometheus-alertmanager"),
+        f"--config.file={FOLDER}/alertmanager.yml",
+        f"--storage.path={tmp_path}",
+    ]
+    command += [f"--web.listen-address={address}", "--cluster.listen-address="]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as api:
+            wait_until(lambda: process.poll() is not None or is_up(api, "/-/ready"))
+            alerts = [
+                {"labels": {"alertname": name, "severity": RULES[name]["labels"]["severity"], "instance": instance}}
+                for name, instance in (("JserveDown", "a"), ("JserveNotReady", "a"), ("JserveNotReady", "b"))
+            ]
+            assert api.post("/api/v2/alerts", json=alerts).status_code == 200
+
+            def states() -> dict[tuple[str, str], str]:
+                shown = api.get("/api/v2/alerts").json()
+                keys = [(each["labels"]["alertname"], each["labels"]["instance"]) for each in shown]
+                return {key: each["status"]["state"] for key, each in zip(keys, shown, strict=True)}
+
+            expected = {("JserveDown", "a"): "active", ("JserveNotReady", "a"): "suppressed"}
+            wait_until(lambda: states() == {**expected, ("JserveNotReady", "b"): "active"})
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
 def test_each_metric_and_label_of_the_rules_is_one_that_the_server_has(start_server: StartServer) -> None:
     with busy(start_server) as live:
         text = live.http.get("/metrics").text

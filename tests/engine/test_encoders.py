@@ -31,6 +31,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"type_vocab_size": 1, "hidden_act": "gelu_new", "vocab_size": 131},
     ),
     "xlm-roberta": ("XLMRobertaModel", {"pad_token_id": 1, "max_position_embeddings": LONGEST + 2}),
+    "nomic-bert": ("NomicBertModel", {}),
+    "gte": ("GteModel", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "gte without token types": ("GteModel", {"type_vocab_size": 0}),
+    "jina embeddings v3": ("JinaEmbeddingsV3Model", {"type_vocab_size": 1}),
+    "modernbert": ("ModernBertModel", {"num_hidden_layers": 3, "local_attention": 10}),
+    "modernbert under a head": ("ModernBertForMaskedLM", {"attention_bias": True, "global_attn_every_n_layers": 2}),
+    "eurobert": ("EuroBertModel", {}),
+    "embeddinggemma": (
+        "Gemma3TextModel",
+        {"use_bidirectional_attention": True, "sliding_window": 12, "head_dim": 16, "num_hidden_layers": 2}
+        | {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 20},
+    ),
+    "qwen 3, both ways": ("Qwen3Model", {"is_causal": False, "head_dim": 16}),
+    "mistral, both ways, with a window": ("MistralModel", {"is_causal": False, "sliding_window": 7}),
 }
 TEXTS = {"one": [5], "two": [5, 9], "long": [3 + index % 50 for index in range(LONGEST)], "middle": list(range(30, 50))}
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
@@ -93,7 +107,11 @@ def embed(core: EncoderCore, requests: list[Request]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(delta.embedding, "<f4") for name, delta in deltas.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("gte", "jina embeddings v3", "modernbert under a head", "eurobert", "qwen 3, both ways")
+"""Whose parts the others have, too."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_vectors_equal_transformers_whatever_shares_the_step(worlds: Callable[[str], World], case: str) -> None:
     world = worlds(case)
     rng = np.random.default_rng(0)
@@ -155,7 +173,7 @@ def test_more_important_text_is_computed_first(bert: World) -> None:
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        (Request("a", [5], SamplingParams()), "embeds; it does not generate"),
+        (Request("a", [5], SamplingParams()), "does not generate text"),
         (request("a", []), "empty"),
         (request("a", [5] * 33), "33 tokens but max_model_len is 32"),
     ],
@@ -182,7 +200,7 @@ def test_id_in_use_is_refused_and_free_again_afterwards(bert: World) -> None:
     [
         ({"tensor_parallel_size": 2}, "one device"),
         ({"quantization": "int8"}, "floating point"),
-        ({"max_model_len": 33}, "32 learned positions"),
+        ({"max_model_len": 33}, "the model has 32 positions"),
     ],
 )
 def test_flags_that_an_encoder_cannot_follow_are_refused(
@@ -193,15 +211,19 @@ def test_flags_that_an_encoder_cannot_follow_are_refused(
         start(folder, executables, **options)
 
 
-def test_long_texts_attend_in_blocks_of_queries() -> None:
+@pytest.mark.parametrize(("groups", "radius"), [(1, None), (2, None), (2, 70), (1, 0)])
+def test_long_texts_attend_in_blocks_of_queries(groups: int, radius: int | None) -> None:
     """Two blocks; of the texts of 1,024 places one is 600 tokens long, and one is padding alone."""
     rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 2, 2 * QUERY_BLOCK, 2, 8), np.float32)
-    is_real = np.arange(2 * QUERY_BLOCK)[None] < np.array([[600], [0]])
-    actual = np.asarray(attend(q, k, v, is_real, jax.lax.Precision.HIGHEST))
+    q = rng.standard_normal((2, 2 * QUERY_BLOCK, 2 * groups, 8), np.float32)
+    k, v = rng.standard_normal((2, 2, 2 * QUERY_BLOCK, 2, 8), np.float32)
+    flat = [each.reshape(-1, *each.shape[2:]) for each in (q, k, v)]
+    actual = np.asarray(attend(*flat, np.array([600, 0]), radius=radius, precision=jax.lax.Precision.HIGHEST))
+    place = torch.arange(600)
+    mask = (place[:, None] - place).abs() <= (600 if radius is None else radius)
     heads = [torch.from_numpy(each[0, :600].swapaxes(0, 1)) for each in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(*heads).numpy().swapaxes(0, 1)
-    np.testing.assert_allclose(actual[0, :600], expected, atol=1e-6)
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+    np.testing.assert_allclose(actual[:600], expected.numpy().swapaxes(0, 1), atol=1e-6)
     assert np.isfinite(actual).all()
 
 

@@ -31,7 +31,8 @@ def test_steps_of_a_long_prompt_are_not_dispatched_before_those_before_them_are_
     """They sample nothing, so nobody reads them; a short request that came then waited for them all, and the engine
     was called stalled: 100 s for 9,000 tokens on two cores.
     """
-    core, steps, dispatch = world.core(), [], world.started.runner.dispatch
+    core, dispatch = world.core(), world.started.runner.dispatch
+    steps: list[Watched] = []
 
     def watched(plan: StepPlan) -> Launched:
         assert sum(not step.is_over for step in steps) <= 1

@@ -10,7 +10,7 @@ import pytest
 
 from jserve.engine import process as engine
 from jserve.engine.process import EngineProcess, ProgramReport
-from jserve.ipc import EngineSocket, encode_frame
+from jserve.ipc import MAX_PROMPT_LOGPROBS, EngineSocket, encode_frame
 from jserve.protocol import (
     EngineCompiled,
     EngineStats,
@@ -20,6 +20,7 @@ from jserve.protocol import (
     SamplingParams,
     StepFrame,
     TokenDelta,
+    TokenLogprobs,
 )
 from tests.patience import PATIENCE_S
 
@@ -71,6 +72,23 @@ def _frames(connection: socket.socket) -> list[StepFrame]:
         frames.append(msgspec.msgpack.decode(data[4:end], type=StepFrame))
         data = data[end:]
     return frames
+
+
+def test_logprobs_of_a_long_prompt_go_ahead_of_its_first_token_in_pieces() -> None:
+    """24,000 tokens with 20 alternatives are 6 MB, which nobody else's tokens should wait for to be read."""
+    ours, theirs = socket.socketpair()
+    scores = [TokenLogprobs(-float(position), 1, [], []) for position in range(2 * MAX_PROMPT_LOGPROBS + 3)]
+    deltas = [TokenDelta("short", [7], prompt_logprobs=scores[:2]), TokenDelta("long", [8], prompt_logprobs=scores)]
+    EngineSocket(theirs).send(StepFrame(deltas, EngineStats()))
+    theirs.close()
+    *pieces, last = _frames(ours)
+    assert [delta.token_ids for frame in pieces for delta in frame.deltas] == [[], []]
+    assert [(delta.request_id, delta.token_ids) for delta in last.deltas] == [("short", [7]), ("long", [8])]
+    assert last.deltas[0] == deltas[0]
+    parts = [frame.deltas[-1].prompt_logprobs or [] for frame in (*pieces, last)]
+    assert [len(part) for part in parts] == [MAX_PROMPT_LOGPROBS, MAX_PROMPT_LOGPROBS, 3]
+    assert [score for part in parts for score in part] == scores
+    ours.close()
 
 
 class FewPrograms:

@@ -30,6 +30,25 @@ from tests.worlds import (
 )
 
 
+def test_steps_note_the_programs_that_they_lack_and_what_it_costs(world: World) -> None:
+    """Before the tests that bring them."""
+    runner, small = world.started.runner, Bucket(4, 4)
+    table, prompts = runner.table, {name: PROMPTS[name] for name in ("r0", "r1", "r2")}
+    assert Step(small) not in table.compiled
+    run(world.core(), prompts, greedy(COUNT))
+    assert not table._lacks, "nobody compiles"
+    before = runner.bucket_steps.copy()
+    with table.noting_lacks():
+        run(world.core(), prompts, greedy(COUNT))
+    used = runner.bucket_steps - before
+    rows = {bucket.rows: count for bucket, count in used.items() if bucket.is_decode and bucket.rows > small.rows}
+    assert rows, "three decodes ran in a step of more than four rows"
+    assert table._lacks[Step(small)] >= sum(2 * (most - small.rows) * (count - 3) for most, count in rows.items()) > 0
+    assert table._lacks[Sample(small.rows, Variant())] >= table._lacks[Step(small)], "mixed steps of four rows too"
+    assert all(key not in table.compiled for key in table._lacks)
+    table._lacks.clear()
+
+
 def test_bucket_whose_samplers_are_still_missing_is_not_used_for_what_they_do(world: World) -> None:
     """Programs that are compiled behind come one by one, and requests do not wait for them."""
     runner, small = world.started.runner, Bucket(4, 4)

@@ -5,6 +5,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,14 @@ class Target:
     def memory(self) -> int:
         """Resident bytes of the server process; 0 where it is not known."""
         return psutil.Process(self.pid).memory_info().rss if self.pid is not None else 0
+
+    def memory_of_all(self) -> int:
+        """Resident bytes of the server and of what it has started; 0 where it is not known."""
+        total = self.memory()
+        for child in psutil.Process(self.pid).children(recursive=True) if self.pid is not None else ():
+            with suppress(psutil.NoSuchProcess):
+                total += child.memory_info().rss
+        return total
 
     def neighbour(self, path: str = "/v1/completions", body: dict[str, Any] | None = None) -> int:
         """The status of a neighbour's request, on a connection of its own. Waits as long as it takes."""

@@ -1,16 +1,7 @@
 """The `config.json` of published checkpoints, the fields that matter, in the spelling that they have."""
 
-from dataclasses import dataclass
-from typing import Any
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Fields that matter, and how many parameters the checkpoint holds."""
-
-    fields: dict[str, Any]
-    parameters: int
-
+from tests.models import published_newer
+from tests.models.published_shape import Published
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6}
 DEEPSEEK = {
@@ -199,3 +190,5 @@ PUBLISHED = {
         8_170_848_256,
     ),
 }
+
+PUBLISHED |= published_newer.PUBLISHED

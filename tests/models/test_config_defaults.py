@@ -10,7 +10,14 @@ import transformers
 from jserve.config import ModelConfig
 from jserve.models.registry import ARCHITECTURES, ENCODERS, resolve, resolve_encoder
 
-COMPOSED = {name for name in ARCHITECTURES if name.endswith("ForConditionalGeneration")}
+TEXT_PARTS = {
+    "Qwen2VLForConditionalGeneration": "Qwen2VLTextConfig",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextConfig",
+    "Qwen3VLForConditionalGeneration": "Qwen3VLTextConfig",
+    "Qwen3VLMoeForConditionalGeneration": "Qwen3VLMoeTextConfig",
+}
+"""Classes of text parts that no architecture is named after."""
+COMPOSED = {name for name in ARCHITECTURES if name.endswith("ForConditionalGeneration")} - TEXT_PARTS.keys()
 FAMILIES = [name for name in (*ARCHITECTURES, *ENCODERS) if name not in COMPOSED]
 UNLIKE: dict[str, Any] = {
     "vocab_size": 96,
@@ -33,11 +40,17 @@ UNLIKE: dict[str, Any] = {
     "moe_intermediate_size": 24,
 }
 """Values that no class has by default."""
-NEEDED = {"DeepseekV2ForCausalLM": {"num_experts_per_tok": 6}}
+NEEDED = {
+    "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
+    "Dots1ForCausalLM": {"num_experts_per_tok": 6, "n_routed_experts": 64},
+}
 """What the class leaves open, and no model can."""
 
 
 def config_class(name: str) -> type[Any]:
+    if name in TEXT_PARTS:
+        text: type[Any] = getattr(transformers, TEXT_PARTS[name])
+        return text
     actual: type[Any] = getattr(transformers, name).config_class
     return actual
 

@@ -13,7 +13,7 @@ from jserve.config import MixtureConfig, ModelConfig, RopeConfig
 from jserve.layers import attention, norm
 from jserve.layers.grouped_router import GroupedRouter
 from jserve.layers.moe import Router
-from jserve.models import llama4
+from jserve.models import gemma4, glm4, hunyuan, llama4, phimoe
 from jserve.models.gpt_oss import BiasedRouter
 from jserve.runtime import prepare
 from tests.models.test_parity import CASES, LOGIT_TOLERANCE, PROMPTS
@@ -66,6 +66,30 @@ def softmax_of_the_best(self: Router, logits: jax.Array) -> tuple[jax.Array, jax
 
 def weighted_after(self: Any, x: Any, experts: Any, weights: Any, arrays: Any) -> jax.Array:
     return super(llama4.Llama4Experts, self)._local(x, experts, weights, arrays)
+
+
+def weighed_by_rank(self: GroupedRouter, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    assert self.e_score_correction_bias is not None
+    ranked = jax.nn.sigmoid(logits) + self.e_score_correction_bias[...]
+    weights, experts = jax.lax.top_k(self._of_best_groups(ranked), self.mixture.experts_per_token)
+    return experts, weights / weights.sum(-1, keepdims=True) * self.routing.scale
+
+
+def routing(**values: Any) -> Change:
+    def change(config: ModelConfig) -> ModelConfig:
+        assert config.mixture is not None
+        assert config.mixture.routing is not None
+        return mixture(routing=replace(config.mixture.routing, **values))(config)
+
+    return change
+
+
+def before_alone(self: Any, x: Any, kv: Any, context: Any) -> Any:
+    return super(glm4.Glm4DecoderLayer, self).__call__(x, kv, context)
+
+
+def nothing(self: Any, token_ids: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.numpy.zeros((token_ids.size, *self.layers_and_size), x.dtype)
 
 
 IN_CHUNKS = {"attention_chunk_size": 16}
@@ -127,6 +151,30 @@ BUGS: dict[str, Bug] = {
     ),
     "results of experts are weighted": Bug(
         "llama 4", plant=instead(llama4.Llama4Experts, "_local", weighted_after), fields=IN_CHUNKS
+    ),
+    "halves are rotated, not neighbours": Bug(
+        "ernie 4.5", ropes(lambda rope, _: rope and replace(rope, interleaved=False))
+    ),
+    "the bias that chooses weighs, too": Bug("glm 4 moe", plant=instead(GroupedRouter, "choose", weighed_by_rank)),
+    "scores are not a sigmoid's": Bug("minimax m2", routing(scoring="softmax")),
+    "a router without its bias": Bug("ernie 4.5 moe", routing(corrected=False)),
+    "blocks are not normed behind": Bug("glm 4", plant=instead(glm4.Glm4DecoderLayer, "__call__", before_alone)),
+    "heads are not normed": Bug("hunyuan", plant=instead(hunyuan.HunYuanAttention, "place", attention.Attention.place)),
+    "rope where layers see everything": Bug("exaone 4", ropes(lambda _, config: config.rope)),
+    "windows have the scaled rope": Bug("olmo 3", ropes(lambda _, config: config.rope)),
+    "experts weigh against all others": Bug("phimoe", plant=instead(phimoe.SparseMixer, "choose", Router.choose)),
+    "logits have no bias": Bug("phimoe", without(head_bias=False)),
+    "latent queries do not grow": Bug("mistral 4", without(attention_temperature=None)),
+    "weights of norms are not counted from 1": Bug(
+        "nemotron", plant=instead(norm.OffsetLayerNorm, "__call__", norm.LayerNorm.__call__)
+    ),
+    "a base of the rope for all layers": Bug("granite, windows", ropes(lambda rope, config: rope and config.rope)),
+    "layers are given nothing": Bug("gemma 4, small", plant=instead(gemma4.Gemma4Decoder, "layer_inputs", nothing)),
+    "the rotated share turns by itself": Bug(
+        "gemma 4, small", ropes(lambda rope, _: rope and replace(rope, kind="default"))
+    ),
+    "experts without a scale of their own": Bug(
+        "gemma 4, experts", plant=instead(gemma4.Gemma4Router, "choose", Router.choose)
     ),
 }
 

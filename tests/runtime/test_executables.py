@@ -22,13 +22,15 @@ from jserve.engine.core import EngineCore
 from jserve.protocol import SamplingParams
 from jserve.runtime import executables as module
 from jserve.runtime import program_digest, program_folder
+from jserve.runtime.compile_behind import CompileBehind, Load
+from jserve.runtime.compile_threads import CompileThreads
 from jserve.runtime.compiles import COMPILE_EVENT
 from jserve.runtime.executables import ExecutableStore, Program
 from jserve.runtime.program_digest import environment_key, source_digest
 from jserve.runtime.program_folder import SUFFIX, ProgramFolder
 from jserve.runtime.program_keys import Step
 from jserve.runtime.shapes import Bucket
-from jserve.runtime.start import compile_behind, start_runner
+from jserve.runtime.start import start_runner
 from tests.worlds import greedy, make_model, run, start_engine, tokens_of
 
 
@@ -144,6 +146,53 @@ def test_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, capl
     assert not loaded
     assert apply(compiled, mesh)[0] == 2
     assert "could not be stored" in caplog.text
+
+
+class _NoRoom:
+    """Lowers to itself, and compiles as XLA does where its autotuner finds no memory."""
+
+    def __init__(self, program: Program, message: str) -> None:
+        self._program, self._message, self.tried = program, message, []
+
+    def __call__(self) -> "_NoRoom":
+        return self
+
+    def compile(self, options: dict[str, object] | None = None) -> jax.stages.Compiled:
+        self.tried.append(options)
+        if options != {"xla_gpu_autotune_level": 0}:
+            raise jax.errors.JaxRuntimeError(self._message)
+        return self._program.lower().compile()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1050673152 bytes.",
+        "INTERNAL: Autotuning failed for HLO: %gemm ... No valid config found!",
+    ],
+)
+def test_program_that_cannot_be_tuned_is_compiled_untuned_and_not_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, message: str
+) -> None:
+    """Behind ready, the KV cache has the memory that the compiler would try products out in."""
+    mesh = mesh_of()
+    lower = _NoRoom(adder(3, mesh), message)
+    store = ExecutableStore(tmp_path, "key")
+    compiled, loaded = store.get(Program("add", lower), mesh)  # type: ignore[arg-type]
+    assert apply(compiled, mesh) == [x + 3 for x in range(8)]
+    assert not loaded
+    assert lower.tried == [None, {"xla_gpu_autotune_level": 0}]
+    assert store.untuned == {"add"}
+    assert message[:20] in caplog.text
+    assert not files(tmp_path), "a start with more room tries again"
+
+
+def test_other_failures_of_the_compiler_are_not_tried_again(tmp_path: Path) -> None:
+    mesh = mesh_of()
+    lower = _NoRoom(adder(3, mesh), "INTERNAL: ptxas is not there")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ptxas"):
+        ExecutableStore(tmp_path, "key").get(Program("add", lower), mesh)  # type: ignore[arg-type]
+    assert lower.tried == [None]
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,10 +338,11 @@ def test_engine_that_serves_early_has_the_fewest_programs_and_gets_the_others_be
     expected = run(full, prompts, greedy(8))
     actual = run(EngineCore(started), prompts, greedy(8))
     assert {name: tokens_of(actual[name]) for name in prompts} == {name: tokens_of(expected[name]) for name in prompts}
-    reported = []
+    reported: list[int] = []
     before = table.count()
     assert (before.pending, before.failed) == (len(missing), 0)
-    compile_behind(table, lambda *_: reported.append(table.count().pending)).join()
+    behind = CompileBehind(table, Load(), CompileThreads(), lambda *_: reported.append(table.count().pending))
+    behind.start().join()
     assert reported == [*range(len(missing), -1, -1)]
     assert not table.missing()
 
@@ -309,10 +359,10 @@ def test_program_that_cannot_be_compiled_behind_is_counted_as_failed(
             raise RuntimeError("the compiler gives up")
         return get(program, mesh)
 
-    monkeypatch.setattr(table, "missing", lambda: missing[:2])
+    monkeypatch.setattr(table, "missing", lambda: [p for p in missing[:2] if p.key not in table.compiled])
     monkeypatch.setattr(table._store, "get", get_some)
     before = table.count()
-    compile_behind(table, lambda *_: None).join()
+    CompileBehind(table, Load(), CompileThreads(), lambda *_: None).work()
     after = table.count()
     assert (after.ready, after.failed, after.pending) == (before.ready + 1, 1, before.pending - 2)
 
@@ -324,6 +374,8 @@ import numpy as np
 from jserve.runtime.platform import choose_platform, make_mesh
 choose_platform(0.9)
 import jax
+from jserve.runtime.compile_behind import CompileBehind, Load
+from jserve.runtime.compile_threads import CompileThreads
 from jserve.runtime.executables import ExecutableStore, Program
 x = np.ones((64, 64), np.float32)
 program = Program("sine", lambda: jax.jit(lambda x: jax.numpy.sin(x @ x) @ x).lower(x))

@@ -11,7 +11,7 @@ from jserve.config import MixtureConfig, ModelConfig, RopeConfig
 from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.layers.build import Build, mesh_over
 from jserve.layers.quantized import WeightPlan
-from jserve.models.bert import Encoder
+from jserve.models.bert import BertModel
 from jserve.models.blueprint import Blueprint
 from jserve.models.llama import LlamaForCausalLM
 from jserve.quant import OnLoad
@@ -32,7 +32,7 @@ PLAN = WeightPlan(OnLoad("int8"))
 BLUEPRINT = Blueprint(LlamaForCausalLM, CONFIG, BUILD, PLAN)
 SHAPE = EngineShape(2, 8, 64, 4, 8, 32)
 PROGRAMS = Programs(BLUEPRINT, SHAPE)
-ENCODER = EncoderPrograms(Blueprint(Encoder, CONFIG, BUILD), SHAPE)
+ENCODER = EncoderPrograms(Blueprint(BertModel, CONFIG, BUILD), SHAPE)
 
 
 def changed(value: Any) -> list[tuple[str, Any]]:

@@ -97,6 +97,12 @@ class Account:
             self._requests.take(1)
         self._num_open += 1
 
+    def of_day(self) -> "Account":
+        """An account that shares the day's tokens and knows no other limit, for work that nobody waits for."""
+        account = Account(self._key_id, Limit(highest_priority=None), self._rejections, self._clock)
+        account._day_tokens = self._day_tokens
+        return account
+
     def check_tokens(self) -> None:
         """Raise RateLimitError where all tokens are spent for now."""
         for bucket, kind, period in self._token_buckets:

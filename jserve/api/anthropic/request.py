@@ -101,7 +101,7 @@ def _tools(body: CountTokensBody) -> list[dict[str, Any]]:
     """The client's own tools in chat's form. Of Anthropic's the type stands in their place: chat leaves them out, and
     counts as the client does.
     """
-    tools = []
+    tools: list[dict[str, Any]] = []
     for number, tool in enumerate(body.tools or ()):
         kind = tool.get("type")
         if kind is not None and not isinstance(kind, str):

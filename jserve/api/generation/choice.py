@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from jserve.api.generation.packed_logprobs import PackedLogprobs
 from jserve.protocol import SamplingParams, TokenDelta, TokenLogprobs
 from jserve.text.output.pieces import OutputParser, ToolCallDelta, joined
 from jserve.text.output.stop import StopMatcher
@@ -29,7 +30,7 @@ class ChoiceUpdate(msgspec.Struct, gc=False):
     stop_reason: int | str | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = []
-    prompt_logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: PackedLogprobs | None = None
     """Logprobs of the prompt's second to last token. They come with a choice's first update, where they are wanted."""
     embedding: bytes = b""
     """f32[E]; see `TokenDelta`."""
@@ -48,8 +49,8 @@ class Choice:
     """
 
     __slots__ = (
-        "_detokenizer", "_is_plain", "_matcher", "_parser", "_repetition", "_sampling", "finish_reason", "has_calls",
-        "index", "num_reasoning", "num_tokens",
+        "_detokenizer", "_is_plain", "_matcher", "_parser", "_repetition", "_sampling", "_scores", "finish_reason",
+        "has_calls", "index", "num_reasoning", "num_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,7 @@ class Choice:
         self.has_calls = False
         self._sampling = sampling
         self._parser = parser
+        self._scores: PackedLogprobs | None = None
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             sampling.skip_special_tokens,
@@ -86,6 +88,15 @@ class Choice:
             self._repetition = Detector(sampling.repetition_detection)
         self._is_plain = self._matcher is None and self._repetition is None and parser is None
 
+    def gather(self, delta: TokenDelta) -> bool:
+        """Whether `delta` is a piece of the prompt's logprobs and no more. It is kept until the first token comes."""
+        if delta.prompt_logprobs is None or delta.token_ids or delta.finish_reason is not None:
+            return False
+        if self._scores is None:
+            self._scores = PackedLogprobs()
+        self._scores.extend(delta.prompt_logprobs)
+        return True
+
     def accept(self, delta: TokenDelta) -> ChoiceUpdate:
         """The update that `delta` amounts to."""
         if self._is_plain and delta.finish_reason is None:
@@ -94,7 +105,8 @@ class Choice:
             text = self._detokenizer.push(token_ids)
             return ChoiceUpdate(
                 self.index, text, token_ids, delta.logprobs,
-                prompt_logprobs=delta.prompt_logprobs, embedding=delta.embedding,
+                prompt_logprobs=None if delta.prompt_logprobs is None else self._scores_with(delta),
+                embedding=delta.embedding,
             )  # fmt: skip
         if self._matcher is None and self._repetition is None:
             self.num_tokens += len(delta.token_ids)
@@ -140,6 +152,14 @@ class Choice:
             texts.append(matcher.flush())
         return self._update(texts, delta.token_ids, delta, delta.finish_reason, delta.stop_reason)
 
+    def _scores_with(self, delta: TokenDelta) -> PackedLogprobs | None:
+        """All the prompt's logprobs, with their last piece, which came with the first token."""
+        if delta.prompt_logprobs is None:
+            return None
+        scores, self._scores = self._scores or PackedLogprobs(), None
+        scores.extend(delta.prompt_logprobs)
+        return scores
+
     def _visible(self, token_ids: list[int], delta: TokenDelta) -> list[int]:
         """Without the token that stopped the sequence, unless the request wants to see it."""
         is_stopped = delta.finish_reason == "stop"
@@ -161,7 +181,7 @@ class Choice:
             logprobs,
             finish_reason,
             stop_reason,
-            prompt_logprobs=delta.prompt_logprobs,
+            prompt_logprobs=self._scores_with(delta),
             embedding=delta.embedding,
         )
         if self._parser is not None:

@@ -148,8 +148,11 @@ class Generation:
             return None
         if delta.finish_reason == "error":
             raise EngineFailedError(delta.error or "the engine could not finish this request")
-        _check_finite(delta)
+        if delta.logprobs or delta.prompt_logprobs or delta.embedding:
+            _check_finite(delta)
         choice, life = entry
+        if delta.prompt_logprobs is not None and choice.gather(delta):
+            return None
         self._metrics.observe_delta(life, delta, now)
         before, thought = choice.num_tokens, choice.num_reasoning
         update = choice.accept(delta)
@@ -277,7 +280,8 @@ class Generator:
         salt = self._isolation.salt(call.key, request.cache_salt)
         requests, choices = [], {}
         for index, request_id in enumerate(ids):
-            prompt = request.prompts[index // n].token_ids
+            prepared = request.prompts[index // n]
+            prompt = prepared.token_ids
             max_tokens = clamp_max_tokens(request.sampling.max_tokens, len(prompt), model.facts.max_model_len, cap)
             sampling = _choice_sampling(request.sampling, index % n, max_tokens)
             requests.append(
@@ -287,9 +291,11 @@ class Generator:
                     sampling,
                     arrived,
                     salt,
-                    request.priority,
+                    max(request.priority, call.least_priority),
                     request.pooling,
                     tenant=call.key.tenant,
+                    second_text=prepared.second_text,
+                    normalizes=request.normalizes,
                 )
             )
             # The engine has no use for stop strings and the like, the choice has none for the rest.

@@ -13,6 +13,8 @@ class PreparedPrompt:
 
     token_ids: list[int]
     text: str = ""
+    second_text: int = 0
+    """Place of the first token of a pair's second text, where the model wants to know; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class GenerationRequest:
     stream_interval: int = 1
     """Tokens of a choice per event of a stream."""
     pooling: Pooling = ""
-    """Not empty: each prompt's embedding is wanted, and nothing is generated."""
+    """Not empty: each prompt's vector is wanted, and nothing is generated."""
+    normalizes: bool = True
+    """Whether such a vector is brought to length 1."""
     counts_reasoning: bool = False
     parser_use: ParserUse | None = None

@@ -46,7 +46,7 @@ class Transcript:
             self._texts.append(update.text)
         self.token_ids.extend(update.token_ids)
         if update.prompt_logprobs is not None:
-            self.prompt_logprobs = PackedLogprobs(update.prompt_logprobs)
+            self.prompt_logprobs = update.prompt_logprobs
         if update.is_bare_text:
             return
         if update.logprobs is not None:

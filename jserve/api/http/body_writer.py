@@ -72,3 +72,15 @@ def body_writer_of(scope: Scope) -> BodyWriter:
     """The writer of the request's connection."""
     writer: BodyWriter = scope["extensions"][_KEY]
     return writer
+
+
+class NoWriter:
+    """The writer of a request without a connection: nobody leaves, and nothing is written past ASGI."""
+
+    is_closed = False
+    num_bytes = 0
+
+
+def attach_no_writer(scope: Scope) -> None:
+    """Let the application find it in `scope`."""
+    scope.setdefault("extensions", {})[_KEY] = NoWriter()

@@ -6,8 +6,9 @@ a log, so connections end well before.
 
 import resource
 
-_RESERVE = 48
-"""Descriptors that are no connections: 20 of a server at rest, the others for starts of its engine and workers."""
+_RESERVE = 64
+"""Descriptors that clients cannot have: 25 of a server at rest, 16 for connections that are about to be refused, the
+others for starts of its engine and workers."""
 _MOST_CONNECTIONS = 1 << 14
 """Each costs about 10 kB even while it does nothing."""
 _MOST_DESCRIPTORS = 1 << 17

@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -37,13 +37,21 @@ class Edge:
     """Gives each request an id, or takes the client's `X-Request-Id`, and says how each of them ended."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: HttpMetrics, model_name: str, routes: Iterable[BaseRoute], tracer: Tracer | None
+        self,
+        app: ASGIApp,
+        *,
+        metrics: HttpMetrics,
+        model_name: str,
+        routes: Iterable[BaseRoute],
+        tracer: Tracer | None,
+        audit: Callable[[Call, int], None],
     ) -> None:
         self._app = app
         self._paths = RoutePaths(routes)
         self._metrics = metrics
         self._model_name = model_name
         self._tracer = tracer
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,6 +90,8 @@ class Edge:
             return
         if self._tracer is not None:
             self._tracer.record(call, status, time.time())
+        if not call.goes_on:
+            self._audit(call, status)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         self._metrics.observe(
             self._handler(scope, call),

@@ -53,7 +53,7 @@ class Guard:
             await _answer(problem, scope, receive, send)
             return
         call = current_call()
-        call.key, call.account = key, self._accounts.of(key)
+        call.key, call.account, call.is_let_in = key, self._accounts.of(key), True
         if not key.is_anonymous:
             request_fields.set({**request_fields.get({}), "key_id": key.id})
         if call.account is None or scope["method"] != "POST":

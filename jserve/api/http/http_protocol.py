@@ -29,6 +29,9 @@ _MOST_WAITING = 64
 """One piece of the input can hold more than may wait, if requests are tiny. Above this the connection ends."""
 _HEAD_PIECE, _BODY_PIECE = 1 << 10, 1 << 14
 """Bytes that are parsed before the limits are looked at again, between bodies and within one."""
+_MOST_REFUSALS = 16
+_REFUSE_WITHIN_S = 1.0
+"""So many connections above the most may wait for their refusal, and so long."""
 _PHRASES = {
     400: "Bad Request",
     408: "Request Timeout",
@@ -63,6 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_wire_bytes = 0
         self._has_head = False
         self._is_refused = False
+        self._is_too_many = False
         self._writers: deque[BodyWriter] = deque()
         """One for each request without a complete answer. The first is being answered, the others wait."""
 
@@ -70,7 +74,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = self._gate = ReadGate(transport)
         if len(self.connections) > self.max_connections:
-            self._refuse(503, f"the server has {self.max_connections} connections, the most that it takes; try again")
+            self._wait_to_refuse()
         else:
             self._start_clock()
 
@@ -83,6 +87,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
+            return
+        if self._is_too_many:
+            self._refuse_place()
             return
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._deadline is None:
@@ -165,6 +172,19 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, f"the head of the request is longer than {MAX_HEAD_BYTES} bytes")
         elif self._num_wire_bytes > self.max_wire_bytes:
             self._end("the body of the request is longer than its framing may make it")
+
+    def _wait_to_refuse(self) -> None:
+        """Refuse this connection, which is one too many, once its request is here: what it has not read, a closed
+        socket answers with a reset, which can take the 503 along. Few wait so, and not for long.
+        """
+        if len(self.connections) > self.max_connections + _MOST_REFUSALS:
+            self._refuse_place()
+            return
+        self._is_too_many = True
+        self._deadline = self.loop.call_later(_REFUSE_WITHIN_S, self._refuse_place)
+
+    def _refuse_place(self) -> None:
+        self._refuse(503, f"the server has {self.max_connections} connections, the most that it takes; try again")
 
     def _start_clock(self) -> None:
         self._deadline = self.loop.call_later(self.timeout_s, self._on_timeout)

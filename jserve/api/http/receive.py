@@ -50,6 +50,37 @@ async def received_body(request: Request, server: ServerContext) -> AsyncIterato
         bodies.close(body)
 
 
+async def received_parts(request: Request, limit: int, timeout_s: float, flag: str) -> AsyncIterator[bytes]:
+    """The parts of a body that is not kept in memory. `flag` sets `limit`, in bytes.
+
+    Raises HTTPException (408, 413) or ClientGoneError.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+        raise _too_large(limit, flag)
+    clock = asyncio.get_running_loop().time
+    parts = request.stream()
+    size = 0
+    enough = step = MIN_BYTES_PER_S * timeout_s
+    deadline = clock() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except ClientDisconnect:
+            raise ClientGoneError("the client left while it sent its file") from None
+        except TimeoutError:
+            raise HTTPException(408, "the body of the request did not arrive in time", headers=_CLOSE) from None
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit, flag)
+        if size >= enough:
+            enough, deadline = size + step, clock() + timeout_s
+        yield part
+
+
 async def _receive(request: Request, server: ServerContext, body: IncomingBody, deadline: asyncio.Timeout) -> None:
     """Receive all parts of the body. Each time that enough has come, the timeout starts again."""
     limit, timeout_s = server.settings.max_request_bytes, server.settings.receive_timeout_s
@@ -79,8 +110,8 @@ def _check_head(request: Request, limit: int) -> None:
         raise _too_large(limit)
 
 
-def _too_large(limit: int) -> HTTPException:
-    message = f"the body is larger than {limit} bytes, the most that this server takes (--max-request-bytes)"
+def _too_large(limit: int, flag: str = "--max-request-bytes") -> HTTPException:
+    message = f"the body is larger than {limit} bytes, the most that this server takes ({flag})"
     return HTTPException(413, message, headers=_CLOSE)
 
 

@@ -22,6 +22,11 @@ CLOSE_S = 2
 """What connections get to close once all answers are complete."""
 
 
+def largest_body(settings: ServerSettings) -> int:
+    """Bytes of the largest body that any route takes."""
+    return max(settings.max_request_bytes, settings.max_file_bytes if settings.storage_dir is not None else 0)
+
+
 class UvicornServer(uvicorn.Server):
     """uvicorn without its signal handlers, which know nothing of draining."""
 
@@ -33,7 +38,7 @@ class UvicornServer(uvicorn.Server):
                 loop="none",
                 http=http_protocol(
                     settings.receive_timeout_s,
-                    settings.max_request_bytes,
+                    largest_body(settings),
                     connection_limit(settings.max_connections),
                 ),
                 ws="none",

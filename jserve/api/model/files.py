@@ -37,9 +37,9 @@ class ModelFiles:
     digest: str
 
     @classmethod
-    def read(cls, path: str, *, has_weights: bool = True) -> "ModelFiles":
+    def read(cls, path: str, *, has_weights: bool = True, architecture: str | None = None) -> "ModelFiles":
         """Look at headers. Raises CheckpointError where the files are unusable."""
-        with closing(open_checkpoint(path, needs_weights=has_weights)) as checkpoint:
+        with closing(open_checkpoint(path, needs_weights=has_weights, architecture=architecture)) as checkpoint:
             tensors = dict(checkpoint.tensors())
             files = weight_files(checkpoint) or [Path(path) / "config.json"]
             stats = [file.stat() for file in files]

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from jserve.api.call import current_call
+from jserve.api.supervisor.fair_turns import FairTurns
 from jserve.api.supervisor.worker_process import WorkerDiedError, WorkerLostError, WorkerProcess
 from jserve.errors import FieldPath, JserveError, OverloadedError, RequestError
 from jserve.text.grammars.grammar_worker import GrammarJob, GrammarSetup, Reasoning, Verdict
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "jserve.text.grammars.grammar_worker"
 _PROCESSES = 2
-"""The second is started when the first is busy, so that one slow grammar holds up nobody."""
+"""The second is started when the first is busy, so that one slow grammar holds up nobody. Keys take turns."""
 _KEPT = 512
 """Verdicts that are remembered."""
 _KEPT_BYTES = 1 << 16
@@ -41,6 +43,7 @@ class GrammarChecker:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._processes: list[WorkerProcess] = []
+        self._turns = FairTurns(_PROCESSES)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._prepared: asyncio.Task[None] | None = None
 
@@ -91,9 +94,10 @@ class GrammarChecker:
 
     async def _ask(self, request: bytes) -> Verdict:
         await self._prepare()
-        process = min(self._processes, key=lambda process: process.num_waiting)
         try:
-            return _decode(await process.call(request))
+            async with self._turns.turn(current_call().key.digest):
+                process = min(self._processes, key=lambda process: process.num_waiting)
+                return _decode(await process.call(request))
         except WorkerLostError as why:
             if isinstance(why, WorkerDiedError) and why.is_from_outside:
                 logger.error("compiling a grammar %s, which was killed from outside, twice", why)

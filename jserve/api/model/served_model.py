@@ -21,12 +21,14 @@ from jserve.api.model.speech import ModelSpeech
 from jserve.api.model.template_renderer import TemplateRenderer
 from jserve.api.settings import ServerSettings
 from jserve.checkpoint import (
+    Classifier,
     Embedder,
     OllamaModel,
     find_ollama_model,
     is_ollama_name,
     kept_ollama_model,
     open_checkpoint,
+    ranking_tokens,
 )
 from jserve.checkpoint.json_file import read_json
 from jserve.config import EngineConfig
@@ -35,7 +37,7 @@ from jserve.protocol import ModelFacts
 from jserve.text.load import load_tokenizer
 from jserve.text.templates.chat_template import ChatTemplate
 from jserve.text.templates.render_worker import RenderJob
-from jserve.text.tokenizers.tokenizer import Tokenizer
+from jserve.text.tokenizers.tokenizer import Tokenizer, TokenPair
 from jserve.text.tools.template_probe import Probe
 from jserve.version import __version__
 
@@ -61,6 +63,7 @@ class ServedModel:
         settings: ServerSettings,
         ollama: OllamaModel | None = None,
         embedder: Embedder | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
         self.names = tuple(names)
         self.tokenizer = tokenizer
@@ -71,14 +74,13 @@ class ServedModel:
         self.files = files
         self.ollama = ollama
         self.embedder = embedder
+        self.classifier = classifier
+        self.ranking_tokens = ranking_tokens(files.config, source=settings.model)
         self.facts = ModelFacts(0, 0, ())
         """What the engine said of the model when it was ready; no request is admitted before."""
         self._settings = settings
         self._speeches: dict[str, ModelSpeech] = {}
-        described = (
-            self.speech().describe() if embedder is None else f"a model for embeddings, {embedder.pooling} pooling"
-        )
-        logger.info("recognised: %s", described)
+        logger.info("recognised: %s", self._describe())
 
     @classmethod
     def load(cls, settings: ServerSettings, config: EngineConfig) -> "ServedModel":
@@ -91,10 +93,19 @@ class ServedModel:
         template = ChatTemplate.load(tokenizer, _template_override(settings, ollama))
         defaults = _sampling_defaults(settings, ollama)
         logger.info("default sampling: %s", defaults.describe())
-        files = ModelFiles.read(settings.model, has_weights=config.load_format != "dummy")
-        embedder = Embedder.of(files.config, source=settings.model)
+        has_weights = config.load_format != "dummy"
+        files = ModelFiles.read(settings.model, has_weights=has_weights, architecture=config.architecture)
         model = cls(
-            settings.model_names, tokenizer, template, defaults, fingerprint(config), files, settings, ollama, embedder
+            settings.model_names,
+            tokenizer,
+            template,
+            defaults,
+            fingerprint(config),
+            files,
+            settings,
+            ollama,
+            embedder=Embedder.of(files.config, source=settings.model),
+            classifier=Classifier.of(files.config, source=settings.model),
         )
         _ = model.max_token_chars  # Walks the vocabulary, which would hold up the event loop later.
         return model
@@ -114,8 +125,40 @@ class ServedModel:
         """The name that responses carry."""
         return self.names[0]
 
+    @property
+    def has_template(self) -> bool:
+        return bool(self.template.sources)
+
+    @property
+    def has_template_of_pairs(self) -> bool:
+        """Whether its chat template puts a query and a document into words, as messages of these roles."""
+        return any(
+            all(f"{q}{role}{q}" in source for role in ("query", "document"))
+            for source in self.template.sources.values()
+            for q in "'\""
+        )
+
+    @property
+    def generates(self) -> bool:
+        """Whether it answers with text."""
+        return self.embedder is None and self.classifier is None
+
+    def _describe(self) -> str:
+        if self.embedder is not None:
+            return f"a model for embeddings, {self.embedder.pooling} pooling"
+        if self.classifier is None:
+            return self.speech().describe()
+        labels = len(self.classifier.labels)
+        return "a cross-encoder, which scores pairs of texts" if labels == 1 else f"a classifier with {labels} labels"
+
     def check_generates(self) -> None:
-        """Raise RequestError where the model is for embeddings alone."""
+        """Raise RequestError where the model does something else."""
+        if self.classifier is not None:
+            raise RequestError(
+                f'the model "{self.name}" gives labels; it does not generate text. Send texts to /classify, or pairs '
+                "of them to /score or /rerank where it has one label",
+                param="model",
+            )
         if self.embedder is not None:
             raise RequestError(
                 f'the model "{self.name}" embeds; it does not generate text. Send texts to v1/embeddings, or to '
@@ -150,6 +193,14 @@ class ServedModel:
         if len(text) <= _INLINE_CHARS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    async def encode_pair(self, first: str, second: str, *, max_model_len: int) -> TokenPair:
+        """Token ids of two texts as one. Raises RequestError where they cannot fit."""
+        for text in (first, second):  # of a text that is too long, all tokens are not made to learn that
+            await self.encode(text, add_special_tokens=False, max_model_len=max_model_len)
+        if len(first) + len(second) <= _INLINE_CHARS:
+            return self.tokenizer.encode_pair(first, second)
+        return await asyncio.to_thread(self.tokenizer.encode_pair, first, second)
 
     async def beginning(self, text: str, max_model_len: int) -> str:
         """As much of `text` as may be needed to fill the context with tokens."""

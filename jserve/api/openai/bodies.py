@@ -7,7 +7,7 @@ accepted and kept in `model_extra`, where `unsupported.py` looks for those that 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 
 MAX_PROMPTS = 1024
 MAX_STOP_STRINGS = 4
@@ -243,8 +243,8 @@ class CompletionBody(GenerationBody):
     add_special_tokens: bool = True
 
 
-class EmbeddingBody(BaseModel):
-    """POST /v1/embeddings."""
+class PooledBody(BaseModel):
+    """What endpoints take that make one vector of each input."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -257,26 +257,40 @@ class EmbeddingBody(BaseModel):
         | None
     ) = None
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
-    encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: Int64 | None = None
-    pooling: Literal["last", "mean", "cls"] | None = None
-    """jserve's own: instead of the server's `--pooling`."""
-    prompt_name: str | None = None
-    """One of the prompts that a model for embeddings comes with, as in text-embeddings-inference."""
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool | None = None
     """By default true for `input`, and false for `messages`, whose template has its own."""
     add_generation_prompt: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    embed_dtype: Literal["float32"] | None = None
-    endianness: Literal["little", "native"] | None = None
-    normalize: Literal[True] | None = None
-    """Embeddings always have length 1."""
     priority: Int64 | None = 0
     request_id: str | None = None
     cache_salt: str | None = None
     user: str | None = None
+
+
+class EmbeddingBody(PooledBody):
+    """POST /v1/embeddings."""
+
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Int64 | None = None
+    pooling: Literal["last", "mean", "cls"] | None = None
+    """jserve's own: instead of the server's `--pooling`."""
+    prompt_name: str | None = None
+    """One of the prompts that a model for embeddings comes with, as in text-embeddings-inference."""
+    embed_dtype: Literal["float32"] | None = None
+    endianness: Literal["little", "native"] | None = None
+    normalize: Literal[True] | None = None
+    """Embeddings always have length 1."""
+
+
+class ClassifyBody(PooledBody):
+    """POST /classify."""
+
+    use_activation: Annotated[
+        bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))
+    ] = None
+    """False gives the logits in place of probabilities. The other names are vLLM's older ones."""
 
 
 class TokenizeBody(BaseModel):

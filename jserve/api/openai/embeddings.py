@@ -25,7 +25,7 @@ from jserve.api.http.pieces import BodyInPieces
 from jserve.api.json_writer import HOLE, encode_around_holes, list_in_pieces
 from jserve.api.model.lengths import check_prompt_length, truncate_prompt
 from jserve.api.model.served_model import ServedModel
-from jserve.api.openai.bodies import EmbeddingBody
+from jserve.api.openai.bodies import EmbeddingBody, PooledBody
 from jserve.api.openai.completions import check_vocabulary, split_prompts
 from jserve.api.openai.shapes import Embedding, Embeddings
 from jserve.errors import RequestError
@@ -63,11 +63,30 @@ async def prepare_embeddings(
     request: Request, body: EmbeddingBody, model: ServedModel, id_prefix: str = "embd"
 ) -> GenerationRequest:
     """Check `body` and make its prompts. Raises RequestError."""
+    if model.classifier is not None:
+        raise RequestError(
+            f'the model "{model.name}" gives labels and makes no embeddings; send texts to /classify, or pairs of them '
+            "to /score or /rerank where it has one label",
+            param="model",
+        )
+    pooling = body.pooling or context_of(request).settings.pooling or _pooling_of(model)
+    return await prepare_pooled(request, body, model, id_prefix, pooling, body.prompt_name)
+
+
+async def prepare_pooled(
+    request: Request,
+    body: PooledBody,
+    model: ServedModel,
+    id_prefix: str,
+    pooling: Pooling,
+    prompt_name: str | None = None,
+) -> GenerationRequest:
+    """The prompts of `body`, each of which becomes one vector. Raises RequestError."""
     if (body.input is None) == (body.messages is None):
         raise RequestError("give either `input` or `messages`", param="input")
     prompts = await _prompts_of_messages(body, model) if body.input is None else []
     for text in _split_inputs(body.input) if body.input is not None else ():
-        prompts.append(await _prompt_of_input(text, body, model))
+        prompts.append(await _prompt_of_input(text, body, model, prompt_name))
         await asyncio.sleep(0)  # A thousand texts must not hold up everybody else's tokens.
     return GenerationRequest(
         public_id=public_id(id_prefix, current_call(), body.request_id),
@@ -75,7 +94,7 @@ async def prepare_embeddings(
         sampling=SamplingParams(max_tokens=0, temperature=0.0),
         priority=body.priority or 0,
         cache_salt=check_cache_salt(body.cache_salt),
-        pooling=body.pooling or context_of(request).settings.pooling or _pooling_of(model),
+        pooling=pooling,
     )
 
 
@@ -137,12 +156,14 @@ def _split_inputs(value: str | list[int] | list[str] | list[list[int]]) -> list[
     return split_prompts(value, param="input")
 
 
-async def _prompt_of_input(text: str | list[int], body: EmbeddingBody, model: ServedModel) -> PreparedPrompt:
+async def _prompt_of_input(
+    text: str | list[int], body: PooledBody, model: ServedModel, prompt_name: str | None
+) -> PreparedPrompt:
     if not isinstance(text, str):
         check_vocabulary(text, model.facts.vocab_size, param="input")
         return _fitted(text, body, model, model.facts.max_model_len)
     special = body.add_special_tokens is not False
-    worded = _with_prompt(text, body.prompt_name, model)
+    worded = _with_prompt(text, prompt_name, model)
     if body.truncate_prompt_tokens is not None and _side(body, model) == "right":
         worded = await model.beginning(worded, model.facts.max_model_len)
     token_ids = await model.encode(worded, add_special_tokens=special, max_model_len=model.facts.max_model_len)
@@ -163,16 +184,16 @@ def _with_prompt(text: str, name: str | None, model: ServedModel) -> str:
     return text.lower() if model.embedder.lowercases else text
 
 
-def _side(body: EmbeddingBody, model: ServedModel) -> str:
-    """Which end of a text is cut. A model for embeddings was trained on beginnings."""
-    return body.truncation_side or ("left" if model.embedder is None else "right")
+def _side(body: PooledBody, model: ServedModel) -> str:
+    """Which end of a text is cut. A model that does not generate was trained on beginnings."""
+    return body.truncation_side or ("left" if model.generates else "right")
 
 
 def _pooling_of(model: ServedModel) -> Pooling:
     return "last" if model.embedder is None else model.embedder.pooling
 
 
-async def _prompts_of_messages(body: EmbeddingBody, model: ServedModel) -> list[PreparedPrompt]:
+async def _prompts_of_messages(body: PooledBody, model: ServedModel) -> list[PreparedPrompt]:
     limit = model.facts.max_model_len
     text = await model.render_chat(
         body.messages or [],
@@ -186,7 +207,7 @@ async def _prompts_of_messages(body: EmbeddingBody, model: ServedModel) -> list[
 
 
 def _fitted(
-    token_ids: list[int], body: EmbeddingBody, model: ServedModel, max_model_len: int, ends: tuple[int, int] = (0, 0)
+    token_ids: list[int], body: PooledBody, model: ServedModel, max_model_len: int, ends: tuple[int, int] = (0, 0)
 ) -> PreparedPrompt:
     limit, side = body.truncate_prompt_tokens, _side(body, model)
     token_ids = truncate_prompt(token_ids, limit, side, max_model_len, generates=False, special_ends=ends)

@@ -249,6 +249,26 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
+class Classification(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of one text: its most likely label, and the number of each."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classifications(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a classify response."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Classification]
+    usage: Usage
+
+
 class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a score response in SGLang's form: for each item the probabilities of the labels."""
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from jserve.checkpoint.base import Index, TensorInfo
 from jserve.checkpoint.embedder import with_gguf_embedder
-from jserve.checkpoint.gguf.config import build_config, build_generation_config, family_of, read_heads
+from jserve.checkpoint.gguf.config import build_config, build_generation_config, family_of, read_heads, read_layers
 from jserve.checkpoint.gguf.dequantize import BlockType, block_type
-from jserve.checkpoint.gguf.families import huggingface_tensors
+from jserve.checkpoint.gguf.encoder_families import with_dense
+from jserve.checkpoint.gguf.family import huggingface_tensors, is_beyond
 from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
 from jserve.checkpoint.gguf.joined import Readable
 from jserve.checkpoint.gguf.split import open_other_parts
@@ -52,13 +53,9 @@ class GgufCheckpoint:
                 for tensor in file.tensors.values():
                     self._add(file, tensor, own_tensors)
             self._stored: dict[str, Readable] = self._family.join(own_tensors)
-            self._config = build_config(
-                self._file.metadata,
-                {name: stored.shape for name, stored in self._stored.items()},
-                factors=self._factors,
-                source=path,
-            )
-            self._config = with_gguf_embedder(self._config, self._file.metadata)
+            shapes = {name: stored.shape for name, stored in self._stored.items()}
+            config = build_config(self._file.metadata, shapes, factors=self._factors, source=path)
+            self._config = with_dense(with_gguf_embedder(config, self._file.metadata), shapes)
         except BaseException:
             self.close()
             raise
@@ -90,6 +87,8 @@ class GgufCheckpoint:
         if tensor.name in FACTORS:
             factors = Stored(file, tensor, kind, AsStored()).read(())
             self._factors[tensor.name] = [float(factor) for factor in factors.ravel()]
+            return
+        if is_beyond(tensor.name, read_layers(self._file.metadata, source=self.path)):
             return
         heads, kv_heads = read_heads(self._file.metadata, source=self.path)
         named = dict(huggingface_tensors(self._family, tensor.name, tensor.shape, heads=heads, kv_heads=kv_heads))

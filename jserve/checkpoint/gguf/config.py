@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jserve.checkpoint.gguf.encoder_families import ENCODER_FAMILIES
 from jserve.checkpoint.gguf.end_tokens import end_tokens
-from jserve.checkpoint.gguf.families import FAMILIES, Family
+from jserve.checkpoint.gguf.families import FAMILIES
+from jserve.checkpoint.gguf.family import Family
 from jserve.checkpoint.gguf.family_config import further_fields
 from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
 from jserve.checkpoint.gguf.rope import Factors, rope_scaling
@@ -25,19 +27,30 @@ def family_of(metadata: Mapping[str, Any], *, source: Path) -> Family:
     name = metadata.get("general.architecture")
     if name == "llama" and metadata.get("llama.expert_count"):
         name = "mixtral"
-    if not isinstance(name, str) or name not in FAMILIES:
+    families = FAMILIES | ENCODER_FAMILIES
+    if not isinstance(name, str) or name not in families:
         raise CheckpointError(
             f"{source} is a GGUF file of architecture {name!r}; supported are "
-            f"{', '.join(FAMILIES)}. Other models load from their Hugging Face directory"
+            f"{', '.join(families)}. Other models load from their Hugging Face directory"
         )
-    return FAMILIES[name]
+    return families[name]
 
 
 def read_heads(metadata: Mapping[str, Any], *, source: Path) -> tuple[int, int]:
     """Heads of queries, and of keys and values."""
-    keys = Keys(metadata, source)
+    keys, family = Keys(metadata, source), family_of(metadata, source=source)
     heads = keys.integer("attention.head_count")
-    return heads, keys.integer("attention.head_count_kv", default=heads)
+    read = keys.largest if family.by_layer else keys.integer
+    return heads, read("attention.head_count_kv", default=heads)
+
+
+def read_layers(metadata: Mapping[str, Any], *, source: Path) -> int:
+    """Layers of the model itself: those that predict further tokens come last, and are counted in the file."""
+    keys = Keys(metadata, source)
+    layers, further = keys.integer("block_count"), keys.count("nextn_predict_layers")
+    if further >= layers:
+        raise keys.wrong("nextn_predict_layers", f"must be less than block_count, {layers}")
+    return layers - further
 
 
 def build_config(metadata: Mapping[str, Any], shapes: Shapes, *, factors: Factors, source: Path) -> dict[str, Any]:
@@ -59,8 +72,8 @@ def build_config(metadata: Mapping[str, Any], shapes: Shapes, *, factors: Factor
         "model_type": keys.architecture,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count"),
+        "intermediate_size": (keys.largest if family.by_layer else keys.integer)("feed_forward_length"),
+        "num_hidden_layers": read_layers(metadata, source=source),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jserve.checkpoint.gguf import encoder_families as encoders
+from jserve.checkpoint.gguf import newer_config as newer
 from jserve.checkpoint.gguf.keys import Keys, shortest_decimal
 from jserve.checkpoint.gguf.rope import yarn
 
@@ -37,46 +39,22 @@ def further_fields(architecture: str, keys: Keys, common: Fields, shapes: Shapes
     return {} if further is None else further(keys, common, shapes)
 
 
-def _experts(count: str, keys: Keys) -> Fields:
-    return {count: keys.integer("expert_count"), "num_experts_per_tok": keys.integer("expert_used_count")}
-
-
-def _bert(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    """RoBERTa's files leave out the rows before the first token's position, so they are BERT's."""
-    names = {"max_position_embeddings": "position_embeddings", "type_vocab_size": "token_type_embeddings"}
-    rows = {field: shapes.get(f"embeddings.{table}.weight", (0,))[0] for field, table in names.items()}
-    return {"hidden_act": "gelu", "layer_norm_eps": common["rms_norm_eps"], **rows}
-
-
 def _mixtral(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    return {**_experts("num_local_experts", keys), "norm_topk_prob": True}
+    return {**newer.experts("num_local_experts", keys), "norm_topk_prob": True}
 
 
 def _olmoe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    return _experts("num_experts", keys)
+    return newer.experts("num_experts", keys)
 
 
 def _qwen2_moe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     shared = shapes.get("model.layers.0.mlp.shared_expert.up_proj.weight", (0,))[0]
     return {
-        **_experts("num_experts", keys),
-        "moe_intermediate_size": _expert_size(keys, shapes),
+        **newer.experts("num_experts", keys),
+        "moe_intermediate_size": newer.expert_size(keys, shapes),
         "shared_expert_intermediate_size": keys.integer("expert_shared_feed_forward_length", default=shared),
         "norm_topk_prob": False,
     }
-
-
-def _qwen3_moe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    return {
-        **_experts("num_experts", keys),
-        "moe_intermediate_size": _expert_size(keys, shapes),
-        "norm_topk_prob": True,
-    }
-
-
-def _expert_size(keys: Keys, shapes: Shapes) -> int:
-    stored = shapes.get("model.layers.0.mlp.experts.0.up_proj.weight", (0,))[0]
-    return keys.integer("expert_feed_forward_length", default=stored)
 
 
 def _gemma2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
@@ -94,13 +72,20 @@ def _gemma3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "rope_theta": keys.decimal("rope.freq_base", default=1_000_000.0),
         "rope_local_base_freq": keys.decimal("rope.freq_base_swa", default=10_000.0),
         "final_logit_softcapping": keys.decimal("final_logit_softcapping", default=1.0) if final else None,
+        **_both_ways(keys),
     }
+
+
+def _both_ways(keys: Keys) -> Fields:
+    """A Gemma 3 that pools is EmbeddingGemma; Ollama's files say no more of it."""
+    return {"use_bidirectional_attention": True} if keys.get("pooling_type") else {}
 
 
 def _gemma(keys: Keys, common: Fields, layers_of_27b: int) -> Fields:
     is_27b = common["num_hidden_layers"] == layers_of_27b
     width = common["hidden_size"] / common["num_attention_heads"] if is_27b else common["head_dim"]
-    return {"query_pre_attn_scalar": width, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": _window(keys)}
+    window = newer.window(keys)
+    return {"query_pre_attn_scalar": width, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": window}
 
 
 def _phi3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
@@ -108,23 +93,8 @@ def _phi3(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "original_max_position_embeddings": keys.integer(
             "rope.scaling.original_context_length", default=common["max_position_embeddings"]
         ),
-        "sliding_window": _window(keys),
-        **_partial(keys, common),
-    }
-
-
-def _olmo2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    if _window(keys) is not None:
-        raise keys.wrong("attention.sliding_window", "OLMo 3, whose layers have windows, is not supported")
-    return {}
-
-
-def _granite(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
-    return {
-        "attention_multiplier": keys.decimal("attention.scale", default=common["head_dim"] ** -0.5),
-        "embedding_multiplier": keys.decimal("embedding_scale", default=1.0),
-        "residual_multiplier": keys.decimal("residual_scale", default=1.0),
-        "logits_scaling": keys.decimal("logit_scale", default=1.0),
+        "sliding_window": newer.window(keys),
+        **newer.partial(keys, common),
     }
 
 
@@ -133,7 +103,7 @@ def _starcoder2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "hidden_act": "gelu_pytorch_tanh",
         "norm_epsilon": common["rms_norm_eps"],
         "use_bias": common["attention_bias"],
-        "sliding_window": _window(keys),
+        "sliding_window": newer.window(keys),
     }
 
 
@@ -141,7 +111,7 @@ def _cohere2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     return {
         "layer_norm_eps": common["rms_norm_eps"],
         "logit_scale": keys.decimal("logit_scale", default=0.0625),
-        "sliding_window": _window(keys),
+        "sliding_window": newer.window(keys),
     }
 
 
@@ -163,9 +133,9 @@ def _gpt_neox(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "attention_bias": "gpt_neox.layers.0.attention.query_key_value.bias" in shapes,
         "layer_norm_eps": common["rms_norm_eps"],
         "rotary_emb_base": common["rope_theta"],
-        "rotary_pct": _partial(keys, common)["partial_rotary_factor"],
+        "rotary_pct": newer.partial(keys, common)["partial_rotary_factor"],
         "use_parallel_residual": bool(keys.get("use_parallel_residual", True)),
-        **_partial(keys, common),
+        **newer.partial(keys, common),
     }
 
 
@@ -178,7 +148,7 @@ def _gpt_oss(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     factor = keys.decimal("rope.scaling.factor", default=1.0)
     packed = any(name.endswith("_blocks") for name in shapes)
     return {
-        **_experts("num_local_experts", keys),
+        **newer.experts("num_local_experts", keys),
         "rope_theta": keys.decimal("rope.freq_base", default=150_000.0),
         "rope_scaling": {**yarn(keys, factor), "truncate": False} if factor != 1.0 else {"rope_type": "default"},
         "sliding_window": keys.integer("attention.sliding_window", default=128),
@@ -190,7 +160,7 @@ def _llama4(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     """Files say nothing of chunks and temperature, and of the norms of heads only by how many experts there are."""
     if keys.get("attention.sliding_window") == 0:
         raise keys.wrong("attention.sliding_window", "models of this architecture without chunks are not supported")
-    experts = _experts("num_local_experts", keys)
+    experts = newer.experts("num_local_experts", keys)
     return {
         **experts,
         "attention_chunk_size": 8192,
@@ -217,7 +187,7 @@ def _deepseek(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     silent = _DEEPSEEK_GROUPS.get((common["num_hidden_layers"], experts), (1, 1))
     groups = keys.integer("expert_group_count", default=silent[0])
     return {
-        **_experts("n_routed_experts", keys),
+        **newer.experts("n_routed_experts", keys),
         "architectures": ["DeepseekV3ForCausalLM" if is_v3 else "DeepseekV2ForCausalLM"],
         "scoring_func": "sigmoid" if is_v3 else "softmax",
         "topk_method": "noaux_tc" if is_v3 else "group_limited_greedy" if groups > 1 else "greedy",
@@ -227,7 +197,7 @@ def _deepseek(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
         "routed_scaling_factor": keys.decimal("expert_weights_scale", default=1.0),
         "n_shared_experts": keys.count("expert_shared_count"),
         "first_k_dense_replace": keys.count("leading_dense_block_count"),
-        "moe_intermediate_size": _expert_size(keys, shapes),
+        "moe_intermediate_size": newer.expert_size(keys, shapes),
         "kv_lora_rank": keys.integer("attention.kv_lora_rank"),
         "q_lora_rank": keys.count("attention.q_lora_rank") or None,
         "qk_rope_head_dim": rotated,
@@ -245,44 +215,66 @@ def _deepseek_rope(keys: Keys, scaling: Fields | None) -> Fields | None:
     return {**scaling, "mscale": scale, "mscale_all_dim": scale}
 
 
-def _window(keys: Keys) -> int | None:
-    """None where it is missing or 0."""
-    return keys.integer("attention.sliding_window") if keys.get("attention.sliding_window") else None
-
-
-def _partial(keys: Keys, common: Fields) -> Fields:
-    rotary = keys.integer("rope.dimension_count", default=common["head_dim"])
-    return {"partial_rotary_factor": rotary / common["head_dim"]}
-
-
 _MIXTURES = frozenset(
     {
         "DeepseekV2ForCausalLM",
+        "Dots1ForCausalLM",
+        "Ernie4_5_MoeForCausalLM",
+        "ExaoneMoeForCausalLM",
+        "Gemma4ForCausalLM",
+        "Glm4MoeForCausalLM",
         "GptOssForCausalLM",
+        "GraniteMoeForCausalLM",
+        "HunYuanMoEV1ForCausalLM",
         "Llama4ForCausalLM",
+        "MiniMaxM2ForCausalLM",
         "MixtralForCausalLM",
         "OlmoeForCausalLM",
         "Qwen2MoeForCausalLM",
         "Qwen3MoeForCausalLM",
+        "Qwen3VLMoeForConditionalGeneration",
     }
 )
 _FURTHER: Mapping[str, Further] = {
-    "BertModel": _bert,
+    "ArceeForCausalLM": newer.arcee,
+    "BertModel": encoders.bert,
+    "CohereForCausalLM": newer.cohere,
     "Cohere2ForCausalLM": _cohere2,
     "DeepseekV2ForCausalLM": _deepseek,
+    "Dots1ForCausalLM": newer.dots1,
+    "Ernie4_5ForCausalLM": newer.ernie,
+    "Ernie4_5_MoeForCausalLM": newer.ernie_moe,
+    "Exaone4ForCausalLM": newer.exaone4,
+    "ExaoneMoeForCausalLM": newer.exaone_moe,
+    "EuroBertModel": encoders.eurobert,
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _gpt_neox,
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
+    "Gemma3TextModel": _gemma3,
+    "Gemma4ForCausalLM": newer.gemma4,
+    "Glm4ForCausalLM": newer.glm4,
+    "Glm4MoeForCausalLM": newer.glm4_moe,
     "GptOssForCausalLM": _gpt_oss,
-    "GraniteForCausalLM": _granite,
+    "GraniteForCausalLM": newer.granite,
+    "GraniteMoeForCausalLM": newer.granite_moe,
+    "HunYuanMoEV1ForCausalLM": newer.hunyuan_moe,
+    "JinaEmbeddingsV3Model": encoders.jina_bert_v3,
     "Llama4ForCausalLM": _llama4,
+    "MiniMaxM2ForCausalLM": newer.minimax_m2,
+    "Ministral3ForCausalLM": newer.ministral3,
     "MixtralForCausalLM": _mixtral,
-    "Olmo2ForCausalLM": _olmo2,
+    "ModernBertModel": encoders.modern_bert,
+    "NomicBertModel": encoders.nomic_bert,
+    "NemotronForCausalLM": newer.nemotron,
+    "Olmo2ForCausalLM": newer.olmo2,
     "OlmoeForCausalLM": _olmoe,
     "Phi3ForCausalLM": _phi3,
     "Qwen2MoeForCausalLM": _qwen2_moe,
-    "Qwen3MoeForCausalLM": _qwen3_moe,
+    "Qwen3MoeForCausalLM": newer.qwen3_moe,
+    "Qwen3VLMoeForConditionalGeneration": newer.qwen3_moe,
+    "SeedOssForCausalLM": newer.seed_oss,
     "SmolLM3ForCausalLM": _smollm3,
+    "StableLmForCausalLM": newer.stablelm,
     "Starcoder2ForCausalLM": _starcoder2,
 }

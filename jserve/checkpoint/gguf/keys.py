@@ -38,6 +38,15 @@ class Keys:
             raise self.wrong(name, "must be a positive integer")
         return value
 
+    def largest(self, name: str, *, default: int | None = None) -> int:
+        """A number, or the largest of a list with one for each layer."""
+        value = self.get(name)
+        if not isinstance(value, list):
+            return self.integer(name, default=default)
+        if not value or any(type(item) is not int or item < 1 for item in value):
+            raise self.wrong(name, "must be a list of positive integers")
+        return int(max(value))
+
     def decimal(self, name: str, *, default: float) -> float:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -115,13 +115,13 @@ class OneLess:
 
 @dataclass(frozen=True, slots=True)
 class OneRow:
-    """A vector that is a matrix of one row."""
+    """A vector that is a matrix of one row; some converters wrote the row."""
 
     def shape(self, stored: Shape) -> Shape:
-        return (1, *stored)
+        return stored if len(stored) == 2 else (1, *stored)
 
     def read(self, read: Read, stored: Shape, index: Index) -> Array:
-        return read(index[1:])[np.newaxis][index[:1]]
+        return read(index) if len(stored) == 2 else read(index[1:])[np.newaxis][index[:1]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,11 @@ class DecoderLayers:
     """The decoder layers of a model, for samples of `length` tokens."""
 
     def __init__(self, checkpoint: Checkpoint, family: type[CausalLM], config: ModelConfig, length: int) -> None:
+        if not config.layers_are_apart:
+            raise ConfigError(
+                f"{checkpoint.path}: some layers of this model read what others keep, or a table of their own, and "
+                "cannot run one by one; take --quantization when it is served, which rounds without samples"
+            )
         self._checkpoint = checkpoint
         self._mesh = make_mesh(1)
         build = Build(jnp.dtype("float32"), jnp.dtype("float32"), self._mesh, attention="xla")

@@ -7,24 +7,29 @@ follows the original models' `tokenizer.json`; llama.cpp (llama-vocab.cpp) imple
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from jserve.checkpoint.gguf.end_tokens import control_tokens, end_tokens
 from jserve.checkpoint.gguf.file import GgufFile
 from jserve.errors import CheckpointError
 from jserve.text.tokenizers.huggingface import set_bos_and_eos
-from jserve.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from jserve.text.tokenizers.pre_tokenizers import MARKED, PRE_TOKENIZERS, PreTokenizer
+from jserve.text.tokenizers.split_expressions import LINES
 from jserve.text.tokenizers.template_files import gguf_chat_templates
 from jserve.text.tokenizers.tokenizer import Tokenizer
+from jserve.text.tokenizers.unigram import unigram
 from jserve.text.tokenizers.wordpiece import WORDPIECE_ROLES, wordpiece
 
 logger = logging.getLogger(__name__)
 
+_MARK = "\u2581"
+"""In place of a space."""
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _LONGEST_MERGED = 512
 """Characters of a token that merges are looked for: the time is the square of them."""
@@ -36,6 +41,17 @@ def load_gguf_tokenizer(path: Path) -> Tokenizer:
     file = GgufFile(path)
     file.close()
     return _Description(path, file.metadata).build()
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A tokenizer without special tokens, and which stand around a text where the file does not say."""
+
+    backend: Backend
+    adds_bos: bool = False
+    adds_eos: bool = False
+    separators: int = 0
+    """Tokens of the end between two texts that are one."""
 
 
 class _Description:
@@ -61,24 +77,23 @@ class _Description:
         kind = self.get("model")
         if kind == "bert":
             return self._wordpiece()
-        if kind == "gpt2":
-            backend, adds_bos = self._byte_level()
-        elif kind == "llama":
-            backend, adds_bos = self._sentencepiece(), True
-        else:
+        if kind not in _BUILDERS:
             raise CheckpointError(
-                f"{self.path}: tokenizer.ggml.model is {kind!r}; supported are 'gpt2' (byte-level BPE), "
-                "'llama' (sentencepiece) and 'bert' (WordPiece). Load the model from its Hugging Face directory"
+                f"{self.path}: tokenizer.ggml.model is {kind!r}; supported are 'bert' (WordPiece), "
+                f"{', '.join(f'{name!r} ({what})' for name, (what, _) in _BUILDERS.items())}. Load the model from its "
+                "Hugging Face directory"
             )
-        self._add_tokens(backend)
+        built: _Built = _BUILDERS[kind][1](self)
+        self._add_tokens(built.backend)
         special = self._special_tokens()
         set_bos_and_eos(
-            backend,
-            special.get("bos_token") if self.get("add_bos_token", adds_bos) else None,
-            special.get("eos_token") if self.get("add_eos_token", False) else None,
+            built.backend,
+            special.get("bos_token") if self.get("add_bos_token", built.adds_bos) else None,
+            special.get("eos_token") if self.get("add_eos_token", built.adds_eos) else None,
+            separators=built.separators,
         )
         return Tokenizer(
-            backend,
+            built.backend,
             source=self.path,
             special_tokens=special,
             chat_templates=gguf_chat_templates(self.metadata),
@@ -100,15 +115,50 @@ class _Description:
         known = {role: token for role, token in WORDPIECE_ROLES.items() if token in set(tokens)}
         return Tokenizer(backend, source=self.path, special_tokens=known)
 
-    def _byte_level(self) -> tuple[Backend, bool]:
+    def _byte_level(self) -> _Built:
+        if self.get("pre") in MARKED:
+            return self._marked_bpe()
         rules = self._pre_tokenizer()
-        merges = [_pair(merge) for merge in self._strings("merges")]
-        backend = Backend(self._bpe(merges, ignore_merges=rules.ignores_merges))
+        backend = Backend(self._bpe(self._merges(), ignore_merges=rules.ignores_merges))
         if rules.normalizer is not None:
             backend.normalizer = rules.normalizer()
         backend.pre_tokenizer = rules.splitter()
         backend.decoder = decoders.ByteLevel()
-        return backend, rules.adds_bos
+        # Of the encoders with such a vocabulary, RoBERTa's kin end the first text of a pair twice.
+        return _Built(backend, rules.adds_bos, rules.adds_eos, separators=1 + rules.adds_eos)
+
+    def _marked_bpe(self) -> _Built:
+        """Gemma 4's: merges over text with marks in place of spaces, and bytes as a fallback."""
+        unknown = self._token(self.get("unknown_token_id"))
+        backend = Backend(self._bpe(self._merges(), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+        backend.normalizer = normalizers.Replace(" ", _MARK)
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(LINES), behavior="isolated")
+        backend.decoder = decoders.Sequence([decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
+        return _Built(backend, adds_bos=True)
+
+    def _unigram(self) -> _Built:
+        """XLM-RoBERTa's, which llama.cpp calls T5's."""
+        unknown, charsmap = self.get("unknown_token_id"), self.get("precompiled_charsmap") or []
+        if not isinstance(charsmap, list) or not all(isinstance(byte, int) for byte in charsmap):
+            raise CheckpointError(f"{self.path}: tokenizer.ggml.precompiled_charsmap must hold bytes")
+        backend = unigram(
+            list(zip(self.tokens, self._scores(), strict=True)),
+            unknown=unknown if isinstance(unknown, int) else -1,
+            charsmap=bytes(byte & 0xFF for byte in charsmap),
+            adds_space=bool(self.get("add_space_prefix", True)),
+            merges_spaces=bool(self.get("remove_extra_whitespaces", True)),
+            source=self.path,
+        )
+        return _Built(backend, adds_eos=True, separators=2)
+
+    def _merges(self) -> list[tuple[str, str]]:
+        return [_pair(merge) for merge in self._strings("merges")]
+
+    def _scores(self) -> list[float]:
+        scores = self.get("scores")
+        if not isinstance(scores, list) or len(scores) != len(self.tokens):
+            raise CheckpointError(f"{self.path}: tokenizer.ggml.scores must hold one score for each token")
+        return scores
 
     def _pre_tokenizer(self) -> PreTokenizer:
         name = self.get("pre")
@@ -122,23 +172,20 @@ class _Description:
             )
         return PRE_TOKENIZERS[name]
 
-    def _sentencepiece(self) -> Backend:
+    def _sentencepiece(self) -> _Built:
         """As transformers builds LlamaTokenizer: BPE whose merges follow from scores, bytes as a fallback."""
-        scores = self.get("scores")
-        if not isinstance(scores, list) or len(scores) != len(self.tokens):
-            raise CheckpointError(f"{self.path}: tokenizer.ggml.scores must hold one score for each token")
         unknown = self._token(self.get("unknown_token_id"))
-        merges = _merges_from_scores(self.vocab, scores)
+        merges = _merges_from_scores(self.vocab, self._scores())
         backend = Backend(self._bpe(merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
         adds_space = bool(self.get("add_space_prefix", True))
         backend.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement="\u2581", prepend_scheme="first" if adds_space else "never", split=False
+            replacement=_MARK, prepend_scheme="first" if adds_space else "never", split=False
         )
-        steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        steps = [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
         if adds_space:
             steps.append(decoders.Strip(content=" ", left=1, right=0))
         backend.decoder = decoders.Sequence(steps)
-        return backend
+        return _Built(backend, adds_bos=True)
 
     def _bpe(self, merges: list[tuple[str, str]], **options: Any) -> models.BPE:
         for left, right in merges:
@@ -169,6 +216,15 @@ class _Description:
                 f"{self.path}: its metadata names token {number!r} but there are {len(self.tokens):,} tokens"
             )
         return self.tokens[number]
+
+
+_BUILDERS: dict[Any, tuple[str, Callable[[_Description], _Built]]] = {
+    "gpt2": ("byte-level BPE", _Description._byte_level),
+    "llama": ("sentencepiece", _Description._sentencepiece),
+    "t5": ("sentencepiece's unigrams", _Description._unigram),
+    "gemma4": ("BPE over marked spaces", _Description._marked_bpe),
+}
+"""By `tokenizer.ggml.model`."""
 
 
 def _is_bracketed(token: str) -> bool:

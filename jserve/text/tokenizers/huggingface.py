@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 
-from jserve.checkpoint.json_file import read_json
+from jserve.checkpoint.json_file import read_json, refuse_pointer
 from jserve.config.fields import Fields
 from jserve.errors import CheckpointError
 from jserve.text.tokenizers.template_files import find_chat_templates
@@ -75,12 +75,15 @@ def is_library_failure(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def set_bos_and_eos(backend: Backend, bos: str | None, eos: str | None) -> None:
-    """Make `add_special_tokens` put these tokens around a text; None leaves that side bare."""
+def set_bos_and_eos(backend: Backend, bos: str | None, eos: str | None, *, separators: int = 0) -> None:
+    """Make `add_special_tokens` put these tokens around a text; None leaves that side bare. Between two texts that are
+    one stand so many `separators`, each the token of the end.
+    """
     special = [(token, backend.token_to_id(token)) for token in (bos, eos) if token is not None]
+    first, last = bos and f"{bos}:0", eos and f"{eos}:0"
     backend.post_processor = TemplateProcessing(
-        single=" ".join(filter(None, [bos and f"{bos}:0", "$A:0", eos and f"{eos}:0"])),
-        pair=None,
+        single=" ".join(filter(None, [first, "$A:0", last])),
+        pair=" ".join(filter(None, [first, "$A:0", *[last] * separators, "$B:0", last])),
         special_tokens=special,
     )
 
@@ -118,6 +121,8 @@ def _check_tokens(fields: Fields) -> None:
 
 
 def _read_backend(file: Path) -> Backend:
+    with file.open("rb") as stream:
+        refuse_pointer(file, stream.read(64))
     try:
         backend = Backend.from_file(str(file))
     except BaseException as error:  # the library raises bare Exception, and its panics are not even that

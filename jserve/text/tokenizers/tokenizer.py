@@ -5,8 +5,10 @@ transformers where a `tokenizer.json` or a GGUF file says enough.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from tokenizers import Tokenizer as Backend
 
@@ -16,6 +18,26 @@ _GIL_HELD_CHARACTERS = 1024
 """`encode` of the library holds the GIL and `encode_batch_fast` does not, but costs 7 us more per call."""
 _PIECE_CHARACTERS = 1 << 16
 """Length of a piece, where the tokens of a text are counted piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """Two texts as one, with the model's special tokens between and around them."""
+
+    token_ids: list[int]
+    second_text: int
+    """Place of the first token of the second type; 0 where there is one type alone."""
+    second_end: int
+    """Place behind the last token of the second text."""
+    second_length: int
+    """Tokens of the second text."""
+
+    def shortened(self, length: int) -> Self:
+        """With tokens left out at the second text's end, as many as are too many. May still be longer."""
+        cut = min(max(0, len(self.token_ids) - length), self.second_length)
+        end = self.second_end - cut
+        kept = self.token_ids[:end] + self.token_ids[self.second_end :]
+        return replace(self, token_ids=kept, second_end=end, second_length=self.second_length - cut)
 
 
 class Tokenizer:
@@ -47,6 +69,13 @@ class Tokenizer:
         """Token ids of each text, on all cores and without the GIL."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
+
+    def encode_pair(self, first: str, second: str) -> TokenPair:
+        """Two texts as the tokenizer's own rule joins them, as for a cross-encoder."""
+        encoding = self.backend.encode(first, second)
+        types, mine = encoding.type_ids, [place for place, text in enumerate(encoding.sequence_ids) if text == 1]
+        second_text = types.index(1) if 1 in types else 0
+        return TokenPair(encoding.ids, second_text, mine[-1] + 1 if mine else len(types), len(mine))
 
     def beginning(self, text: str, tokens: int) -> str:
         """As much of a text as has more than so many tokens, or all of it: counted without tokenizing the rest."""

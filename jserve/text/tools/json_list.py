@@ -1,7 +1,8 @@
-"""Calls as a list of JSON objects behind a marker: Granite 3, Phi-4-mini, Command R7B and A.
+"""Calls as a list of JSON objects behind a marker: Granite 3, Phi-4-mini, Command R7B and A, Hunyuan.
 
 Granite: <|tool_call|>[{"name": "f", "arguments": {...}}]. Phi: functools[...] or <|tool_call|>{...}<|/tool_call|>.
 Command: <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {...}}]<|END_ACTION|>.
+Hunyuan: <tool_calls>[{"name": "f", "arguments": {...}}]</tool_calls>.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class JsonList:
                 yield from feed.skip_space()
                 yield from feed.close(self._end)
             begin = yield from feed.copy_until(self._begins, draft.arguments if is_broken else draft.content)
+
+
+def hunyuan() -> JsonList:
+    return JsonList("hunyuan_a13b", ("<tool_calls>",), "</tool_calls>")
 
 
 def granite() -> JsonList:

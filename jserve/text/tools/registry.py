@@ -7,11 +7,13 @@ from jserve.text.tools.format import ToolFormat
 from jserve.text.tools.gemma import function_gemma, gemma4
 from jserve.text.tools.harmony import Harmony
 from jserve.text.tools.hermes import Hermes
-from jserve.text.tools.json_list import cohere_command, granite, phi4_mini
+from jserve.text.tools.json_list import cohere_command, granite, hunyuan, phi4_mini
+from jserve.text.tools.kimi import CALLS as KIMI_CALLS
+from jserve.text.tools.kimi import Kimi
 from jserve.text.tools.llama3 import Llama3
 from jserve.text.tools.mistral import Mistral
 from jserve.text.tools.pythonic import Pythonic
-from jserve.text.tools.tagged_parameters import glm45, minimax_m2, qwen3_coder
+from jserve.text.tools.tagged_parameters import glm45, minimax_m2, qwen3_coder, seed_oss
 
 GENERIC: ToolFormat = Hermes()
 """Spoken with models whose template knows no tools, after a description in the system message."""
@@ -21,6 +23,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     qwen3_coder(),
     minimax_m2(),
     glm45(),
+    seed_oss(),
     Llama3(),
     Pythonic(asks_json=False),
     Pythonic(asks_json=True),
@@ -28,7 +31,9 @@ FORMATS: tuple[ToolFormat, ...] = (
     Mistral(is_array=False),
     DeepSeek("deepseek_v3", has_type=True),
     DeepSeek("deepseek_v31", has_type=False),
+    Kimi(),
     granite(),
+    hunyuan(),
     phi4_mini(),
     cohere_command(),
     function_gemma(),
@@ -44,6 +49,9 @@ ALIASES = {
     "qwen3_5": "qwen3_coder",
     "mimo": "qwen3_coder",
     "glm47": "glm45",
+    "ernie45": "hermes",
+    "exaone4": "hermes",
+    "hunyuan": "hunyuan_a13b",
     "cohere_command4": "cohere_command3",
     "llama3": "llama3_json",
     "llama4_pythonic": "pythonic",
@@ -61,6 +69,9 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("functiongemma", ("<start_function_call>",)),
     ("deepseek_v3", (CALL, "```json")),
     ("deepseek_v31", (CALL,)),
+    ("kimi_k2", (KIMI_CALLS,)),
+    ("seed_oss", ("<seed:tool_call>",)),
+    ("hunyuan_a13b", ("<tool_calls>", "</tool_calls>")),
     ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
     ("mistral", ("[TOOL_CALLS]",)),
     ("qwen3_coder", ("<function=", "<parameter=")),

@@ -1,6 +1,7 @@
 """Calls in tags, each parameter in its own, its value as plain text.
 
-Qwen3-Coder and Qwen3.5: <tool_call><function=f><parameter=a>value</parameter></function></tool_call>. MiniMax-M2:
+Qwen3-Coder and Qwen3.5: <tool_call><function=f><parameter=a>value</parameter></function></tool_call>. Seed-OSS: the
+same in <seed:tool_call>. MiniMax-M2:
 <minimax:tool_call><invoke name="f"><parameter name="a">value</parameter></invoke></minimax:tool_call>. GLM-4.5 to
 4.7: <tool_call>f<arg_key>a</arg_key><arg_value>value</arg_value></tool_call>.
 
@@ -155,6 +156,14 @@ def minimax_m2() -> TaggedParameters:
 def glm45() -> TaggedParameters:
     tags = Tags("<tool_call>", "</tool_call>", "", "", "", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
     return TaggedParameters("glm45", tags)
+
+
+def seed_oss() -> TaggedParameters:
+    tags = Tags(
+        *("<seed:tool_call>", "</seed:tool_call>", "<function=", ">", "</function>", "<parameter=", ">", ""),
+        "</parameter>",
+    )
+    return TaggedParameters("seed_oss", tags)
 
 
 def _read_value(feed: TextFeed, draft: Draft, types: frozenset[str], end: str) -> Reading[None]:

@@ -20,6 +20,7 @@ KNOW_UVICORN = {"http_protocol.py", "body_writer.py", "read_gate.py", "uvicorn_s
 
 SERVER = {
     "capture_signals": "find what installs signal handlers in `Server.serve` now, and override that with nothing",
+    "config": "the argument of `Server`; its `ssl` is the context that connections are made with",
     "should_exit": "find what its own signal handler sets now, and set it in `UvicornServer.stop`",
 }
 PROTOCOL = {

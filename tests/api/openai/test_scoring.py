@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from jserve.protocol import Request
 from tests.api.live_server import LiveServer, StartServer
 
 
@@ -117,3 +118,41 @@ def test_template_that_refuses_a_system_message_is_asked_without_one(start_serve
     live = start_server(chat_template=template)
     answer = post(live, "/v1/score", queries="a", documents="b", instruction="x")
     assert answer["usage"]["prompt_tokens"] > 150, "the instructions are in the user's message"
+
+
+QWEN3 = (
+    "{%- if messages[0].role == 'system' %}"
+    "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+"""What Qwen3-Reranker's chat template does with such messages."""
+PREFIX = (
+    "<|im_start|>system\n"
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def test_prompt_is_word_for_word_that_of_qwen3_rerankers_model_card(
+    start_server: StartServer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = start_server(chat_template=QWEN3, max_model_len=1024)
+    sent: list[list[int]] = []
+    client = live.server.context.client
+    submit = client.submit
+
+    def spy(batch: list[Request]) -> Any:
+        sent.extend(each.token_ids for each in batch)
+        return submit(batch)
+
+    monkeypatch.setattr(client, "submit", spy)
+    post(live, "/v1/rerank", query="who?", documents=["me", "you"])
+    instruct = "Given a web search query, retrieve relevant passages that answer the query"
+    for tokens, document in zip(sent, ("me", "you"), strict=True):
+        words = f"{PREFIX}<Instruct>: {instruct}\n<Query>: who?\n<Document>: {document}{SUFFIX}"
+        assert tokens == tokenizer.encode(words).ids

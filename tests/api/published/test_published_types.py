@@ -94,13 +94,15 @@ READ = {
     "/api/ps": "ProcessResponse",
 }
 UNPUBLISHED = {
-    "/v1/responses/input_tokens", "/v1/score", "/score", "/v1/rerank", "/rerank", "/v2/rerank", "/tokenize",
-    "/detokenize", "/tokenizer_info", "/health", "/health/decode", "/ready", "/ping", "/version", "/load", "/metrics",
-    "/", "/ui", "/docs", "/redoc", "/docs/{name}", "/api/version",
+    "/v1/responses/input_tokens", "/v1/score", "/score", "/v1/rerank", "/rerank", "/v2/rerank", "/classify",
+    "/tokenize", "/detokenize", "/tokenizer_info", "/health", "/health/decode", "/ready", "/ping", "/version", "/load",
+    "/metrics", "/", "/ui", "/docs", "/redoc", "/docs/{name}", "/api/version",
 }  # fmt: skip
 """Routes whose answers no vendor here describes; their errors are checked all the same."""
 ERRORS_ALONE = {
-    "/v1/responses/{response_id:path}", "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel",
+    "/v1/responses/{response_id}", "/v1/responses/{response_id}/input_items", "/v1/responses/{response_id}/cancel",
+    "/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content",
+    "/v1/batches", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/cancel",
     "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/{digest}",
 }  # fmt: skip
 

@@ -31,7 +31,8 @@ def test_ready_tells_how_many_programs_follow_behind(start_server: StartServer) 
     live = start_server()
     assert live.http.get("/ready").json() == {
         "status": "ready",
-        "programs": {"ready": 2, "pending": 6, "failed": 1, "total": 9},
+        "programs": {"ready": 2, "pending": 6, "failed": 1, "total": 9, "untuned": 0},
+        "detail": "compiled 2 of 9 programs",
     }
     assert [live.metric("jserve:programs", state=state) for state in ("ready", "pending", "failed")] == [2, 6, 1]
 

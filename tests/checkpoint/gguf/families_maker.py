@@ -14,34 +14,58 @@ from safetensors.numpy import load_file
 
 from tests.checkpoint.gguf.maker import permute
 
-ROTATED = {"llama", "granite", "smollm3"}
+ROTATED = {"arcee", "llama", "granite", "granitemoe", "mistral3", "smollm3"}
+GROUPED = {"dots1", "exaone-moe", "glm4moe"}
+"""What has DeepSeek-V3's mixture beside attention of its own."""
 BLOCK = "model.layers.{}.mlp.experts.{}_proj.weight"
 MIXTRAL = {"w1": "gate", "w2": "down", "w3": "up"}
 
 
 def write_family(
-    path: Path, folder: Path, architecture: str, *, old: bool = False, packed: dict[str, np.ndarray] | None = None
+    path: Path,
+    folder: Path,
+    architecture: str,
+    *,
+    old: bool = False,
+    packed: dict[str, np.ndarray] | None = None,
+    further: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """The model in `folder` as one file, in float32; `packed` are tensors in MXFP4 in place of its own.
 
-    `old`: as files were before DeepSeek's keys and values of latents lay apart.
+    `further` are tensors of one more layer, which predicts a second token. `old`: as files were before DeepSeek's keys
+    and values of latents lay apart.
     """
     packed = packed or {}
     config = json.loads((folder / "config.json").read_text())
     state = load_file(folder / "model.safetensors")
     writer = gguf.GGUFWriter(str(path), architecture)
-    _write_keys(writer, architecture, config, state)
+    _write_keys(writer, architecture, config, 0 if further is None else 1)
     if architecture == "deepseek2":
         _write_latent_keys(writer, config, old=old)
+    if architecture in GROUPED:
+        _write_group_keys(writer, config)
+    if architecture == "gemma4":
+        _write_gemma4_keys(writer, config)
+    if architecture == "mistral3":
+        writer.add_attn_temperature_scale(config["rope_parameters"]["llama_4_scaling_beta"])
+        writer.add_rope_scaling_yarn_log_mul(config["rope_parameters"]["mscale_all_dim"])
+    if architecture == "ernie4_5-moe":
+        writer.add_leading_dense_block_count(config["moe_layer_start_index"])
+        writer.add_interleave_moe_layer_step(config["moe_layer_interval"])
+        writer.add_expert_shared_count(config["moe_num_shared_experts"])
+    if architecture in ("hunyuan-moe", "minimax-m2"):
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
     if architecture == "llama4":
         writer.add_expert_feed_forward_length(config["intermediate_size"])
         writer.add_interleave_moe_layer_step(config["interleave_moe_layer_step"])
     names = gguf.get_tensor_name_map(_architecture(architecture), _get(config, "num_hidden_layers", "n_layer"))
     for name, values in _tensors(architecture, config, state, old=old).items():
-        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        known = _scale(name) or names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert known is not None, f"{name} has no name in GGUF files"
         if known not in packed:
             writer.add_tensor(known, np.ascontiguousarray(values.squeeze(), np.float32))
+    for name, values in (further or {}).items():
+        writer.add_tensor(name, values.astype(np.float32))
     for name, blocks in packed.items():
         writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
     _write_factors(writer, config)
@@ -52,6 +76,14 @@ def write_family(
     return path
 
 
+def _scale(name: str) -> str | None:
+    """Where Gemma 4's router has its scales, of its input and of each expert."""
+    for part, place in (("router.scale", "ffn_gate_inp"), ("router.per_expert_scale", "ffn_down_exps")):
+        if name.endswith(part):
+            return f"blk.{name.split('.')[2]}.{place}.scale"
+    return None
+
+
 def _architecture(name: str) -> gguf.MODEL_ARCH:
     return next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
 
@@ -60,23 +92,25 @@ def _get(config: dict[str, Any], *names: str, default: Any = None) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), default)
 
 
-def _write_keys(
-    writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], state: dict[str, np.ndarray]
-) -> None:
+def _write_keys(writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], further: int) -> None:
     hidden, heads = _get(config, "hidden_size", "n_embd"), _get(config, "num_attention_heads", "n_head")
     head_dim = config.get("head_dim") or hidden // heads
     writer.add_context_length(_get(config, "max_position_embeddings", "n_positions"))
     writer.add_embedding_length(hidden)
-    writer.add_block_count(_get(config, "num_hidden_layers", "n_layer"))
+    writer.add_block_count(_get(config, "num_hidden_layers", "n_layer") + further)
+    if further:
+        writer.add_nextn_predict_layers(further)
+    by_layer = architecture == "gemma4"
     inner = {"gpt2": "n_inner", "llama4": "intermediate_size_mlp"}.get(architecture, "intermediate_size")
-    writer.add_feed_forward_length(_get(config, inner, default=4 * hidden))
+    if not by_layer:
+        writer.add_feed_forward_length(_get(config, inner, default=4 * hidden))
     writer.add_head_count(heads)
-    if config.get("num_key_value_heads") and architecture not in ("gpt2", "gptneox"):
+    if config.get("num_key_value_heads") and architecture not in ("gpt2", "gptneox", "gemma4"):
         writer.add_head_count_kv(config["num_key_value_heads"])
-    if head_dim != hidden // heads and architecture != "deepseek2":
+    if head_dim != hidden // heads and architecture not in ("deepseek2", "gemma4"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    eps = _get(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    eps = _get(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     if eps is not None:
         writer.add_layer_norm_eps(eps)
     else:
@@ -92,6 +126,8 @@ def _write_keys(
         ("logits_scaling", writer.add_logit_scale),
         ("logit_scale", writer.add_logit_scale),
         ("num_experts_per_tok", writer.add_expert_used_count),
+        ("moe_topk", writer.add_expert_used_count),
+        ("moe_k", writer.add_expert_used_count),
         ("moe_intermediate_size", writer.add_expert_feed_forward_length),
         ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
         ("use_parallel_residual", writer.add_parallel_residual),
@@ -100,7 +136,7 @@ def _write_keys(
             name == "sliding_window" and config.get("use_sliding_window") is False
         ):
             add(config[name])
-    if experts := _get(config, "num_local_experts", "num_experts", "n_routed_experts"):
+    if experts := _get(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
         writer.add_expert_count(experts)
 
 
@@ -116,15 +152,47 @@ def _write_latent_keys(writer: gguf.GGUFWriter, config: dict[str, Any], *, old: 
     if not old:
         writer.add_key_length_mla(key)
         writer.add_value_length_mla(value)
-    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
-    writer.add_expert_shared_count(config["n_shared_experts"])
+    _write_group_keys(writer, config)
+
+
+def _write_gemma4_keys(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """`Gemma4Model.set_gguf_parameters` and `generate_extra_tensors`, beyond what all have."""
+    windowed = [kind == "sliding_attention" for kind in config["layer_types"]]
+    full = config["per_layer_config"][str(windowed.index(False))]
+    shared, inner, layers = config["num_kv_shared_layers"], config["intermediate_size"], config["num_hidden_layers"]
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_sliding_window_pattern(windowed)
+    writer.add_key_length(full["head_dim"])
+    writer.add_value_length(full["head_dim"])
+    writer.add_key_length_swa(config["head_dim"])
+    writer.add_value_length_swa(config["head_dim"])
+    wide = 2 if config["use_double_wide_mlp"] else 1
+    writer.add_feed_forward_length([inner if layer < layers - shared else wide * inner for layer in range(layers)])
+    if "num_key_value_heads" in full:
+        of_windows, of_full = config["num_key_value_heads"], full["num_key_value_heads"]
+        writer.add_head_count_kv([of_windows if has else of_full for has in windowed])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+    if config["enable_moe_block"]:
+        writer.add_expert_used_count(config["top_k_experts"])
+    writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
+    whole = config["rope_parameters"]["full_attention"]
+    turning = int(full["head_dim"] * whole["partial_rotary_factor"] / 2)
+    factors = [1.0] * turning + [1e30] * (full["head_dim"] // 2 - turning)
+    writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
+
+
+def _write_group_keys(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_leading_dense_block_count(config.get("first_k_dense_replace", 0))
+    writer.add_expert_shared_count(_get(config, "n_shared_experts", "num_shared_experts", default=0))
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
     if config.get("norm_topk_prob"):
         writer.add_expert_weights_norm(True)
     if config.get("n_group"):
         writer.add_expert_group_count(config["n_group"])
         writer.add_expert_group_used_count(config["topk_group"])
-    if config["architectures"] == ["DeepseekV3ForCausalLM"]:
+    if config["architectures"] != ["DeepseekV2ForCausalLM"]:
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if scale := (config.get("rope_parameters") or {}).get("mscale_all_dim"):
         writer.add_rope_scaling_yarn_log_mul(0.1 * scale)
@@ -134,10 +202,17 @@ def _write_rope(writer: gguf.GGUFWriter, architecture: str, config: dict[str, An
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     if "rope_theta" in rope:
-        writer.add_rope_freq_base(rope["rope_theta"])
+        dim = config.get("head_dim") or 1
+        stretch = rope["alpha"] ** (dim / (dim - 2)) if "alpha" in rope else 1.0  # `HunYuanModel.set_gguf_parameters`
+        writer.add_rope_freq_base(rope["rope_theta"] * stretch)
     if architecture == "deepseek2":
         head_dim = config["qk_rope_head_dim"]
+    if architecture == "gemma4":
+        writer.add_rope_dimension_count(config["per_layer_config"][str(config["num_hidden_layers"] - 1)]["head_dim"])
+        return
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if config.get("rotary_dim"):
+        partial = config["rotary_dim"] / head_dim
     writer.add_rope_dimension_count(int(head_dim * partial))
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -165,12 +240,16 @@ def _tensors(
 ) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
+    heads: dict[str, dict[int, np.ndarray]] = {}
     for name, values in state.items():
         if architecture == "gpt-oss":
             tensors |= _of_gpt_oss(name, values)
             continue
         if architecture == "llama4":
             tensors |= _of_llama4(name, values)
+            continue
+        if architecture == "gemma4" and name.endswith((".gate_up_proj", ".down_proj", "layer_scalar")):
+            tensors[f"{name}.weight"] = values
             continue
         if name.endswith(".kv_b_proj.weight") and not old:
             tensors |= _of_latents(config, name, values)
@@ -181,9 +260,21 @@ def _tensors(
             part = MIXTRAL.get(part, part.removesuffix("_proj"))
             experts.setdefault(BLOCK.format(head.split(".")[2], part), {})[int(number)] = values
             continue
+        if architecture == "granitemoe" and "block_sparse_moe.input_linear" in name:
+            gate, up = np.split(values, 2, axis=1)
+            layer = name.split(".")[2]
+            tensors |= {BLOCK.format(layer, part): half for part, half in (("gate", gate), ("up", up))}
+            continue
+        if architecture == "granitemoe" and "block_sparse_moe.output_linear" in name:
+            tensors[BLOCK.format(name.split(".")[2], "down")] = values
+            continue
+        if "_layernorm.norms." in name:
+            stem, _, head = name.removesuffix(".weight").partition(".norms.")
+            heads.setdefault(f"{stem}.weight", {})[int(head)] = values
+            continue
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         tensors[name] = _changed(architecture, config, name, values)
-    stacked = {name: np.stack([of[number] for number in sorted(of)]) for name, of in experts.items()}
+    stacked = {name: np.stack([of[number] for number in sorted(of)]) for name, of in (experts | heads).items()}
     return tensors | stacked
 
 
@@ -225,7 +316,7 @@ def _changed(architecture: str, config: dict[str, Any], name: str, values: np.nd
     if architecture in ROTATED and (".q_proj." in name or ".k_proj." in name):
         heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         return permute(values, heads)
-    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+    if architecture.startswith(("gemma2", "gemma3", "nemotron")) and name.endswith("norm.weight"):
         return values + 1
     if architecture == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         return values.T

@@ -1,17 +1,15 @@
-"""Encoders in GGUF files, written as llama.cpp's converter does, are the models of their Hugging Face folders."""
+"""Tokenizers of BERT in GGUF files, written as llama.cpp's converter does, are those of their Hugging Face folders."""
 
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
-from jserve.checkpoint import Embedder, open_checkpoint
+from jserve.checkpoint import open_checkpoint
 from jserve.errors import CheckpointError
-from jserve.models.registry import resolve_encoder
 from jserve.text.load import load_tokenizer
 from tests.worlds import make_model
 
@@ -57,32 +55,6 @@ def write_bert(path: Path, folder: Path, *, offset: int = 0, tokens: list[str] =
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-@pytest.mark.parametrize(
-    ("architecture", "fields", "offset"),
-    [("BertModel", {}, 0), ("XLMRobertaModel", {"type_vocab_size": 1, "pad_token_id": 1, "vocab_size": 131}, 2)],
-)
-def test_shape_and_weights_are_those_of_the_folder(
-    tmp_path: Path, architecture: str, fields: dict[str, Any], offset: int
-) -> None:
-    folder = make_model(tmp_path / "hf", architecture, **{"max_position_embeddings": 40, **fields})
-    path = write_bert(tmp_path / "m.gguf", folder, offset=offset)
-    with closing(open_checkpoint(path)) as actual, closing(open_checkpoint(folder)) as original:
-        family, config = resolve_encoder(actual.config(), source=path) or pytest.fail("no encoder")
-        _, expected = resolve_encoder(original.config(), source=folder) or pytest.fail("no encoder")
-        assert family.__name__ == "Encoder"  # BERT's own: no rows come before the first position
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "hidden_act"):
-            assert getattr(config, name) == getattr(expected, name)
-        for name in ("norm_eps", "token_types", "max_position_embeddings"):
-            assert getattr(config, name) == getattr(expected, name)
-        assert config.position_offset == 0
-        names = [name for name in original.tensors() if "pooler" not in name]
-        assert set(actual.tensors()) == set(names)
-        for name in names:
-            rows = slice(offset if "position_embeddings" in name else 0, None)
-            np.testing.assert_array_equal(actual.read(name), original.read(name)[rows])
-        assert Embedder.of(actual.config(), source=path) == Embedder("mean")
 
 
 def test_tokens_are_those_of_the_vocabulary(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Each family's GGUF file has the tensors and the shape of the model that it was made from."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from safetensors.numpy import load_file
 
 from jserve.checkpoint import open_checkpoint
 from jserve.config import RopeConfig
-from jserve.errors import CheckpointError
 from jserve.models.registry import resolve
+from tests.checkpoint.gguf import newer_families
 from tests.checkpoint.gguf.families_maker import write_family
 from tests.worlds import LATENT, make_model
 
@@ -97,6 +98,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt neox": ("gptneox", "GPTNeoXForCausalLM", {"num_key_value_heads": 4, "hidden_size": 64}),
 }
 
+FAMILIES |= newer_families.FAMILIES
+
 SILENT = {"eos_token_ids", "bos_token_id", "dtype"}
 """What the files of this test do not say."""
 ALWAYS_BIASED = {"qwen2", "qwen2 moe"}
@@ -121,6 +124,7 @@ def test_a_file_says_what_the_model_says(case: str, tmp_path: Path) -> None:
     assert not differing
     state = load_file(folder / "model.safetensors")
     state = each_expert(state) if case == "llama 4" else state
+    state = each_granite_expert(state) if case == "granite moe" else state
     assert {name: info.shape for name, info in checkpoint.tensors().items()} == {
         name: values.shape for name, values in state.items()
     }
@@ -128,6 +132,22 @@ def test_a_file_says_what_the_model_says(case: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(checkpoint.read(name), values, atol=1e-6, err_msg=name)
         part = tuple(slice(size // 3, size) for size in values.shape)
         np.testing.assert_allclose(checkpoint.read(name, part), values[part], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("case", newer_families.TEXT_PARTS)
+def test_the_text_part_of_a_model_that_sees_is_that_of_its_family(case: str, tmp_path: Path) -> None:
+    architecture, family, fields = newer_families.TEXT_PARTS[case]
+    folder = make_model(tmp_path / "hf", family, **fields)
+    checkpoint = open_checkpoint(write_family(tmp_path / "m.gguf", folder, architecture))
+    (served, config), (plain, expected) = (
+        resolve(own.config(), source=tmp_path) for own in (checkpoint, open_checkpoint(folder))
+    )
+    assert issubclass(served, plain)
+    silent = {name: getattr(expected, name) for name in (*SILENT, "architecture", "attention_bias")}
+    assert replace(config, **silent) == expected
+    state = load_file(folder / "model.safetensors")
+    for name, values in state.items():
+        np.testing.assert_allclose(checkpoint.read(name), values, atol=1e-6, err_msg=name)
 
 
 def each_expert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -143,12 +163,29 @@ def each_expert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return actual
 
 
+def each_granite_expert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Granite's experts, which its folders keep in one tensor."""
+    actual: dict[str, np.ndarray] = {}
+    for name, values in state.items():
+        stem, _, part = name.partition("block_sparse_moe.")
+        parts = {"input_linear.weight": ("gate_proj", "up_proj"), "output_linear.weight": ("down_proj",)}.get(part)
+        if parts is None:
+            actual[name] = values
+            continue
+        for each, of_all in zip(parts, np.split(values, len(parts), axis=1), strict=True):
+            experts = {f"{stem}block_sparse_moe.experts.{n}.{each}.weight": matrix for n, matrix in enumerate(of_all)}
+            actual |= experts
+    return actual
+
+
 def _alike(one: Any, other: Any) -> bool:
     """Equal, where numbers went through float32 on their way and fields of scaling may have another order."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
     if isinstance(one, RopeConfig) and isinstance(other, RopeConfig):
-        one, other = (replace(rope, scaling=tuple(sorted(rope.scaling))) for rope in (one, other))
+        if not np.isclose(one.theta, other.theta, rtol=1e-6):
+            return False
+        one, other = (replace(rope, theta=1.0, scaling=tuple(sorted(rope.scaling))) for rope in (one, other))
     return one == other or (isinstance(one, float) and bool(np.isclose(one, other, rtol=1e-6)))
 
 
@@ -170,7 +207,14 @@ def test_transformers_reads_the_same_model_from_the_file(case: str, tmp_path: Pa
         np.testing.assert_allclose(values.numpy(), expected[name].numpy(), atol=1e-6, err_msg=name)
 
 
-def test_olmo_3_is_refused_for_its_windows(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "hf", "Olmo2ForCausalLM", sliding_window=8)
-    with pytest.raises(CheckpointError, match="OLMo 3, whose layers have windows, is not supported"):
-        open_checkpoint(write_family(tmp_path / "m.gguf", folder, "olmo2"))
+@pytest.mark.parametrize("case", ["deepseek 3", "glm 4 moe"])
+def test_layers_that_predict_further_tokens_are_passed_over(case: str, tmp_path: Path) -> None:
+    """llama.cpp keeps them behind the model's own, and counts them."""
+    architecture, family, fields = FAMILIES[case]
+    folder = make_model(tmp_path / "hf", family, **fields)
+    config = json.loads((folder / "config.json").read_text())
+    further = {"blk.2.nextn.eh_proj.weight": np.ones((4, 8), np.float32), "blk.2.attn_q.weight": np.ones((4, 8))}
+    path = write_family(tmp_path / "m.gguf", folder, architecture, further=further)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config()["num_hidden_layers"] == config["num_hidden_layers"] == 2
+    assert not any(".2." in name.partition("layers")[2][:4] for name in checkpoint.tensors())

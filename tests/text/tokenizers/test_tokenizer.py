@@ -259,11 +259,11 @@ def test_loading_a_gguf_or_a_byte_level_directory_imports_neither_transformers_n
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"ggml__model": "t5", "ggml__tokens": ["a"]}, "tokenizer.ggml.model is 't5'"),
+        ({"ggml__model": "rwkv", "ggml__tokens": ["a"]}, "tokenizer.ggml.model is 'rwkv'"),
         ({"ggml__model": "gpt2"}, r"tokenizer\.ggml\.tokens is missing"),
         (
-            {"ggml__model": "gpt2", "ggml__tokens": ["a"], "ggml__merges": ["a a"], "ggml__pre": "chameleon"},
-            "chameleon",
+            {"ggml__model": "gpt2", "ggml__tokens": ["a"], "ggml__merges": ["a a"], "ggml__pre": "whitespace"},
+            "whitespace",
         ),
         (
             {"ggml__model": "gpt2", "ggml__tokens": ["a"], "ggml__merges": ["a a"], "ggml__pre": "gpt-2"},
@@ -346,6 +346,27 @@ def test_chat_templates_are_found_in_every_place(tmp_path: Path) -> None:
         ("gpt-4o", "HelloWorld's 12345/\nI'LL", ["Hello", "World's", "Ġ", "123", "45", "/Ċ", "I'LL"]),
         ("deepseek-v3", "x1234 !abc don't  go", ["x", "123", "4", "Ġ!", "abc", "Ġdon", "'t", "Ġ", "Ġgo"]),
         ("olmo", "I'll 12345 go", ["I", "'ll", "Ġ12345", "Ġgo"]),
+        ("falcon", "a1234567!? b", ["a", "123", "456", "7", "!?", "Ġb"]),
+        ("bloom", "ab, c! d", ["ab", ",", "Ġc", "!", "Ġd"]),
+        ("viking", "ab12 c", ["ab", "1", "2", "Ġc"]),
+        ("qwen35", "xe\u0301 12", ["xeÌģ", "Ġ", "1", "2"]),
+        ("glm4", "I'LL 1234 go", ["I", "'LL", "Ġ", "123", "4", "Ġgo"]),
+        ("deepseek-llm", "a12 bc!?\n\nd", ["a", "1", "2", "Ġbc", "!?", "Ċ", "Ċ", "d"]),
+        ("deepseek-coder", "a12 b_c()\n", ["a", "1", "2", "Ġb", "_", "c", "()", "Ċ"]),
+        ("kimi-k2", "Hi\u4f60\u597dWorld's 1234!\n", ["Hi", "ä½łå¥½", "World's", "Ġ", "123", "4", "!Ċ"]),
+        ("seed-coder", "a 12!\n\nb", ["a", "Ġ", "1", "2", "!", "ĊĊ", "b"]),
+        ("bailingmoe", "a'S 12!\n\nb", ["a", "'S", "Ġ", "1", "2", "!ĊĊ", "b"]),
+        ("tiny_aya", "1234567 HelloWorld", ["1", "234", "567", "ĠHello", "World"]),
+        ("afmoe", "12345 \u4f60\u597da", ["12", "345", "Ġ", "ä½łå¥½", "a"]),
+        ("superbpe", "two words 1234", ["twoĠwordsĠ", "1", "234"]),
+        ("minicpm5", "I'll 1234", ["I", "'ll", "Ġ", "123", "4"]),
+        ("laguna", "a12\n\nb", ["a", "1", "2", "ĊĊ", "b"]),
+        ("ufakzeka", "I'll go", ["I", "'ll", "Ġgo"]),
+        ("spark2_5", "a! 1234\nb", ["a", "!", "Ġ", "1", "2", "3", "4", "Ċ", "b"]),
+        ("youtu", "\ud55c12 ab", ["íķľ", "1", "2", "Ġab"]),
+        ("exaone-moe", "ab cd 12", ["abĠcd", "Ġ", "1", "2"]),
+        ("jais-2", "a" + " " * 7 + "b", ["a", "ĠĠĠĠ", "ĠĠ", "Ġb"]),
+        ("chameleon", "a  12!", ["a", "ĠĠ", "1", "2", "!"]),
     ],
 )
 def test_vocabularies_of_gguf_files_cut_text_as_the_original(name: str, text: str, pieces: list[str]) -> None:

@@ -94,6 +94,29 @@ WELL_FORMED = [
     ),
     Case("glm45", "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>", "", [F1]),
     Case("glm45", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "", [F1]),
+    Case(
+        "seed_oss",
+        "Go\n<seed:tool_call>\n<function=f>\n<parameter=a>1</parameter>\n<parameter=s>x y</parameter>\n</function>\n"
+        "</seed:tool_call>",
+        "Go",
+        [("f", '{"a": 1, "s": "x y"}')],
+    ),
+    Case("seed_oss", '<seed:tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</seed:tool_call>', "", [F1]),
+    Case(
+        "kimi_k2",
+        "x<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+        '{"a": 1}<|tool_call_end|><|tool_call_begin|>functions.g:1<|tool_call_argument_begin|>{}<|tool_call_end|>'
+        "<|tool_calls_section_end|>",
+        "x",
+        [F1, G],
+    ),
+    Case("kimi_k2", '<|tool_call_begin|>f<|tool_call_argument_begin|>{"a": 1}<|tool_call_end|>', "", [F1]),
+    Case(
+        "hunyuan_a13b",
+        'Hi<tool_calls>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]</tool_calls>',
+        "Hi",
+        [F1, G],
+    ),
     Case("granite", 'Hi<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]', "Hi", [F1, G]),
     Case("granite", '<tool_call>[{"name": "f", "arguments": {"a": 1}}]', "", [F1]),
     Case("phi4_mini_json", '<|tool_call|>{"name": "f", "arguments": {"a": 1}}<|/tool_call|>', "", [F1]),
@@ -178,6 +201,10 @@ MALFORMED = [
     ("glm45", "<tool_call>no function</tool_call>"),
     ("minimax_m2", '<minimax:tool_call>\n<invoke name="f'),
     ("granite", "<|tool_call|>nothing"),
+    ("hunyuan_a13b", "<tool_calls>nothing</tool_calls>"),
+    ("kimi_k2", "<|tool_calls_section_begin|>nothing"),
+    ("kimi_k2", "<|tool_call_begin|>functions.f:0 nothing"),
+    ("seed_oss", "<seed:tool_call>no function</seed:tool_call>"),
     ("cohere_command3", "<|START_ACTION|>[nothing]<|END_ACTION|>"),
     ("phi4_mini_json", "functools are tools"),
     ("llama3_json", '{"name": "f", "parameters": 5}'),

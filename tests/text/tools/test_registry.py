@@ -11,6 +11,9 @@ TEMPLATES = {
     "qwen3_coder": "{{- '\\n<tool_call>\\n<function=' + tool_call.name + '>\\n<parameter=' }}",
     "minimax_m2": "{{- '<minimax:tool_call>' }}<tool_call>{{- '<invoke name=\"' + tool_call.name + '\">' }}",
     "glm45": "<tool_call>{function-name}\\n<arg_key>{arg-key-1}</arg_key>\\n<arg_value>arguments</arg_value>",
+    "seed_oss": "<seed:tool_call>\\n<function=example>\\n<parameter=a>value</parameter>",
+    "kimi_k2": "{{- '<|tool_calls_section_begin|>' }}<|tool_call_begin|>{{ id }}<|tool_call_argument_begin|>",
+    "hunyuan_a13b": "{{- '<tool_calls>[' + calls + ']</tool_calls>' }}",
     "granite": "respond only with <|tool_call|> followed by a JSON list of tools used",
     "phi4_mini_json": 'respond in this format: <|tool_call|>{"name": "foo"}<|/tool_call|>',
     "cohere_command3": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "{{ tc.function.name }}"',
@@ -38,7 +41,7 @@ def test_a_template_gives_its_format_away(name: str) -> None:
     assert actual.name == name
 
 
-@pytest.mark.parametrize("template", ["", "<|im_start|>{{ message.role }}", "<|tool_calls_section_begin|>"])
+@pytest.mark.parametrize("template", ["", "<|im_start|>{{ message.role }}", "<|call_section|>"])
 def test_other_templates_give_nothing_away(template: str) -> None:
     assert recognise_tools(template) is None
 

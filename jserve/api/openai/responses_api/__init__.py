@@ -1,1 +1,1 @@
-"""POST /v1/responses: OpenAI's Responses API without state, as chat in another shape."""
+"""POST /v1/responses: OpenAI's Responses API, as chat in another shape that is remembered."""

@@ -22,7 +22,7 @@ from jserve.api.openai.responses_api.body import ResponsesBody
 from jserve.api.openai.responses_api.tools import OfferedTools
 from jserve.api.openai.shapes import TokenLogprob
 
-Keep = Callable[[str, msgspec.Struct], None]
+Keep = Callable[[shapes.ResponseObject], None]
 
 _ID_PREFIXES = {"reasoning": "rs", "text": "msg", "tool_call": "fc"}
 _EMPTY_TOOL = {"description": None, "parameters": None, "strict": None}
@@ -36,7 +36,7 @@ class ResponsesAnswer:
     def __init__(
         self, body: ResponsesBody, model: ServedModel, generation: Generation, keep: Keep | None = None
     ) -> None:
-        """`keep` is given each item of the finished answer, with its id."""
+        """`keep` is given the finished response."""
         self._keep = keep
         self._body = body
         self._model = model
@@ -73,7 +73,7 @@ class ResponsesAnswer:
             message=problem.message,
             param=problem.param,
         )
-        response = self._describe("failed", error=shapes.Failure(problem.message))
+        response = self.describe("failed", error=shapes.Failure(problem.message))
         failed = shapes.ResponseFailed(sequence_number=self._next_number(), response=response)
         return begun + shapes.named_event(event) + shapes.named_event(failed)
 
@@ -83,6 +83,10 @@ class ResponsesAnswer:
             for event in self._row.push(update):
                 if isinstance(event, Grown):
                     self._format_logprobs(event)
+
+    def finished(self) -> shapes.ResponseObject:
+        """The finished response, which is kept."""
+        return self._response()
 
     def whole(self) -> Iterator[bytes]:
         """The response. Its logprobs were formatted as they came, so no more than copying is left to do."""
@@ -101,7 +105,7 @@ class ResponsesAnswer:
 
     def _begin(self) -> Iterator[bytes]:
         if self._num_events == 0:
-            begun = self._describe("in_progress")
+            begun = self.describe("in_progress")
             yield shapes.named_event(shapes.ResponseCreated(sequence_number=self._next_number(), response=begun))
             yield shapes.named_event(shapes.ResponseInProgress(sequence_number=self._next_number(), response=begun))
 
@@ -204,14 +208,15 @@ class ResponsesAnswer:
     def _response(self) -> shapes.ResponseObject:
         """The finished response."""
         output = [self._item(block, self._status(block)) for block in self._row.blocks]
-        if self._keep is not None:
-            for item in output:
-                self._keep(item.id, item)
         usage = self._usage()
         if self._row.finish_reason == "length":
             cut = {"reason": "max_output_tokens"}
-            return self._describe("incomplete", incomplete_details=cut, output=output, usage=usage)
-        return self._describe("completed", completed_at=int(time.time()), output=output, usage=usage)
+            response = self.describe("incomplete", incomplete_details=cut, output=output, usage=usage)
+        else:
+            response = self.describe("completed", completed_at=int(time.time()), output=output, usage=usage)
+        if self._keep is not None:
+            self._keep(response)
+        return response
 
     def _usage(self) -> shapes.ResponseUsage:
         usage = self._generation.usage(with_details=True)
@@ -224,7 +229,7 @@ class ResponsesAnswer:
             usage.total_tokens,
         )
 
-    def _describe(self, status: str, **changing: Any) -> shapes.ResponseObject:
+    def describe(self, status: str, **changing: Any) -> shapes.ResponseObject:
         """The response with the request's fields, as they were understood."""
         body, sampling = self._body, self._generation.request.sampling
         return shapes.ResponseObject(
@@ -232,6 +237,9 @@ class ResponsesAnswer:
             created_at=self._created,
             status=status,
             model=self._model.name,
+            background=bool(body.background),
+            previous_response_id=body.previous_response_id,
+            store=body.store is not False,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             max_tool_calls=body.max_tool_calls,

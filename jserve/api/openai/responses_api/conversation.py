@@ -18,9 +18,13 @@ _ROLES = ("user", "assistant", "system", "developer")
 
 
 def messages_of(
-    items: str | Sequence[dict[str, Any]], instructions: str | None, offered: OfferedTools
+    items: str | Sequence[dict[str, Any]],
+    instructions: str | None,
+    offered: OfferedTools,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The messages of a chat. `instructions` come first, joined with system messages that the input begins with.
+    """The messages of a chat. `instructions` come first, joined with system messages that the input begins with, then
+    what was said `earlier`.
 
     Calls of functions stand under the names by which the model knows what is `offered`. Raises RequestError for an
     item that cannot be made into text.
@@ -28,6 +32,8 @@ def messages_of(
     conversation = _Conversation()
     if instructions:
         conversation.add_message("system", instructions)
+    for number, item in enumerate(earlier):
+        _add_item(conversation, item, f"previous_response_id: item {number}", offered, [])
     if isinstance(items, str):
         conversation.add_message("user", items)
         return conversation.messages

@@ -1,5 +1,6 @@
 """A body of the Responses API as a chat's: what is passed on, what is refused, and under which names."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jserve.api.generation.recent_items import RecentItems
@@ -24,10 +25,8 @@ NAMES = {
 """Fields of chat, by what they are called in the Responses API; see `names_of` for the places of tools."""
 
 _STATEFUL = {
-    "previous_response_id": "this server keeps no responses; send the whole conversation as `input` instead",
     "conversation": "this server keeps no conversations; send the whole conversation as `input` instead",
     "prompt": "this server keeps no prompt templates; send `instructions` and `input` instead",
-    "background": "this server keeps no responses to be fetched later; leave `background` out, and use `stream`",
     "context_management": "this server does not compact conversations; shorten `input`, or set truncation to 'auto'",
     "moderation": "this server has no moderation",
 }
@@ -64,15 +63,18 @@ def _referred(reference: dict[str, Any], where: str, recent: RecentItems, caller
     return item
 
 
-def chat_of(body: ResponsesBody) -> ChatBody:
-    """The chat request that `body` amounts to. Raises RequestError for what is not supported."""
+def chat_of(body: ResponsesBody, earlier: Sequence[dict[str, Any]] = ()) -> ChatBody:
+    """The chat request that `body` amounts to, behind the items of an `earlier` conversation.
+
+    Raises RequestError for what is not supported.
+    """
     check_supported(body)
     reasoning = body.reasoning
     offered = OfferedTools.of(body.tools)
     tools, choice = chat_tools(offered, body.tool_choice)
     fields = {
         **extra_chat_fields(body.model_extra or {}, ENDPOINT),
-        "messages": messages_of(body.input, body.instructions, offered),
+        "messages": messages_of(body.input, body.instructions, offered, earlier),
         "model": body.model,
         "stream": body.stream,
         "max_completion_tokens": body.max_output_tokens,
@@ -102,6 +104,10 @@ def check_supported(body: ResponsesBody) -> None:
     for name, reason in _STATEFUL.items():
         if getattr(body, name):
             raise RequestError(f"`{name}` is not supported: {reason}", param=name)
+    if body.background and (body.stream or body.store is False):
+        other = "stream" if body.stream else "store: false"
+        message = f"`background` cannot be combined with `{other}`: its answer is fetched with GET /v1/responses/ID"
+        raise RequestError(message, param="background")
     if body.stream_options is not None and not body.stream:
         raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
     for name in body.include or ():

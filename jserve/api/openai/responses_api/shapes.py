@@ -104,18 +104,18 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     output: list[Item] = []
     usage: ResponseUsage | UnsetType = UNSET
-    background: bool = False
+    background: bool
     instructions: str | None
     max_output_tokens: int | None
     max_tool_calls: int | None
     metadata: dict[str, str]
     parallel_tool_calls: bool
-    previous_response_id: None = None
+    previous_response_id: str | None
     prompt_cache_key: str | None
     reasoning: dict[str, str | None]
     safety_identifier: str | None
     service_tier: str = "default"
-    store: bool = False
+    store: bool
     temperature: float
     text: msgspec.Raw
     tool_choice: msgspec.Raw
