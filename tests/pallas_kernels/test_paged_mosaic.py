@@ -67,7 +67,8 @@ def test_compiles_for_hopper_without_spills(
     assert "for 'sm_90a'" in reported
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in reported
     assert "mosaic_gpu" in program
-    assert "__gpu$xla.gpu.triton" not in program
+    # Parts of decode are combined by the kernel that combines those of Triton's.
+    assert program.count("__gpu$xla.gpu.triton") == BY_NAME[name].decode
 
 
 @pytest.fixture

@@ -71,10 +71,10 @@ def test_tuned_tiles_and_splits_are_what_the_kernel_is_launched_with() -> None:
         run = functools.partial(triton_decode.paged_attention_decode, interpret=True, target=GPU, **static)
         return str(jax.make_jaxpr(run)(*case.shapes().args))
 
-    assert "grid=(128, 2, 1)" in (before := launch())
+    assert "grid=(128, 2)" in (before := launch())
     assert "num_warps=2" not in before
     write(f"[paged_decode.'{KEY}']\nnum_warps = 2\n[paged_decode_splits.'{KEY}']\nprograms_per_core = 1\n")
-    assert "grid=(66, 2, 1)" in (after := launch())  # two KV heads on 132 SMs
+    assert "grid=(66, 2)" in (after := launch())  # two KV heads on 132 SMs
     assert "num_warps=2" in after
     write(f"[paged_decode_splits.'{KEY}']\nprograms_per_core = 0\n")
     with pytest.raises(TuningError):
