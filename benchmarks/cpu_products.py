@@ -11,20 +11,25 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import gguf
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from jserve.layers import small_batch
+from jserve.quant.gguf_blocks import FORMS, take_apart
+from jserve.quant.packing import pack
 from pallas_kernels.dense_matmul import dense_matmul
+from pallas_kernels.packed_matmul import ACTIVATIONS, PackedWeight, packed_matmul
 
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
 LAYERS = 30
 SMALL_BATCH = 2
 """Up to so many rows engines without native code use `small_batch`."""
-Product = Callable[[jax.Array, jax.Array], jax.Array]
+Product = Callable[[jax.Array, Any], jax.Array]
 native = partial(dense_matmul, implementation="native")
 
 
@@ -45,7 +50,7 @@ def main() -> None:
             print(f"{rows:4d} rows  {name:18s} {seconds * 1e3:7.2f} ms  floor {floor * 1e3:6.2f} ms")
 
 
-def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]]:
+def kinds(rows: int) -> list[tuple[str, float, Callable[[np.ndarray], Any], Product]]:
     """Name, bytes of a weight, how [inputs, outputs] is stored, and the product."""
 
     def plain(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -57,22 +62,36 @@ def kinds(rows: int) -> list[tuple[str, int, Callable[[np.ndarray], np.ndarray],
     def outputs_first(w: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(w.T).astype(ml_dtypes.bfloat16)
 
-    listed: list[tuple[str, int, Callable[[np.ndarray], np.ndarray], Product]] = [
+    listed: list[tuple[str, float, Callable[[np.ndarray], Any], Product]] = [
         ("float32", 4, np.ascontiguousarray, plain),
         ("bfloat16", 2, outputs_first, narrow),
         ("native float32", 4, lambda w: np.ascontiguousarray(w.T), native),
         ("native bits", 2, lambda w: outputs_first(w).view(np.uint16), native),
     ]
+    for kind, width in (("Q8_0", 8.5 / 8), ("Q4_1", 5 / 8)):
+        for activations in ACTIVATIONS:
+            product = partial(packed_matmul, activations=activations, implementation="native")
+            listed.append((f"{kind}, x in {activations}", width, partial(packed, kind), product))
     if rows <= SMALL_BATCH:
         listed.append(("bits, XLA", 2, lambda w: outputs_first(w).view(np.uint16), small_batch.product))
     return listed
 
 
-def chain_time(rows: int, place: Callable[[np.ndarray], np.ndarray], product: Product, rounds: int) -> float:
+def packed(kind: str, weight: np.ndarray) -> PackedWeight:
+    """A weight [inputs, outputs] in a GGML type."""
+    form = FORMS[kind]
+    blocks = gguf.quantize(np.ascontiguousarray(weight.T), gguf.GGMLQuantizationType[kind])
+    arrays = pack(take_apart(blocks.reshape(len(blocks), -1, form.size), kind), form.coding)
+    absent = dict.fromkeys(("high", "scale_codes", "minimum", "minimum_codes"))
+    return PackedWeight(**{**absent, **arrays}, coding=form.coding)  # type: ignore[arg-type]
+
+
+def chain_time(rows: int, place: Callable[[np.ndarray], Any], product: Product, rounds: int) -> float:
     """Seconds of all products, each after the one before; the best of `rounds`."""
     rng = np.random.default_rng(0)
     weights = [
-        [jnp.asarray(place(rng.standard_normal(shape, np.float32) * 0.03)) for shape in SHAPES] for _ in range(LAYERS)
+        [jax.tree.map(jnp.asarray, place(rng.standard_normal(shape, np.float32) * 0.03)) for shape in SHAPES]
+        for _ in range(LAYERS)
     ]
 
     def run(x: jax.Array, weights: list[list[jax.Array]]) -> jax.Array:

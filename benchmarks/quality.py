@@ -4,9 +4,9 @@
 
 For every form, in a process of its own: the perplexity on a text in stretches, as `jserve perplexity` has it; its own
 greedy tokens after the first half of some stretches, and how many of these agree with float32's before the first that
-differs. Forms are float32 and bfloat16 weights, each `--quantization` and `--kv-cache-dtype`, and folders of
-`jserve quantize` given with `--also`. The text is Paradise Lost, Book I (Milton, 1667); `jserve quantize` learns on
-another by itself.
+differs. Forms are float32 and bfloat16 weights, those of a GGUF file in its bits, each `--quantization` and
+`--kv-cache-dtype`, and folders of `jserve quantize` given with `--also`. The text is Paradise Lost, Book I (Milton,
+1667); `jserve quantize` learns on another by itself.
 """
 
 import argparse
@@ -26,14 +26,16 @@ from benchmarks.report import machine
 TEXT = ROOT / "benchmarks" / "texts" / "paradise_lost.txt"
 REFERENCE = "float32"
 FORMS: dict[str, dict[str, Any]] = {
-    REFERENCE: {"dtype": "float32"},
-    "bfloat16": {"dtype": "bfloat16"},
+    REFERENCE: {"quantization": "none"},
+    "bfloat16": {"dtype": "bfloat16", "quantization": "none"},
+    "gguf": {"quantization": "gguf"},
+    "gguf-a8": {"quantization": "gguf-a8"},
     "int8": {"quantization": "int8"},
     "int8-w8a8": {"quantization": "int8-w8a8"},
     "fp8": {"quantization": "fp8"},
     "int4": {"quantization": "int4"},
-    "KV cache int8": {"kv_cache_dtype": "int8"},
-    "KV cache fp8": {"kv_cache_dtype": "fp8"},
+    "KV cache int8": {"kv_cache_dtype": "int8", "quantization": "none"},
+    "KV cache fp8": {"kv_cache_dtype": "fp8", "quantization": "none"},
 }
 COLUMNS = ("form", "perplexity", "nats a token more", "same greedy tokens")
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     forms |= {name: {"model": model} for name, _, model in (each.partition("=") for each in options.also)}
     results: dict[str, dict[str, Any]] = {}
     for name, fields in forms.items():
-        results[name] = _in_own_process({"dtype": "float32", **fields}, argv or sys.argv[1:])
+        results[name] = in_own_process({"dtype": "float32", **fields}, argv or sys.argv[1:])
         print(f"{name}: perplexity {results[name]['perplexity']:.3f}", file=sys.stderr, flush=True)
         write(options, results)
     print_table(rows_of(results))
@@ -133,7 +135,8 @@ def print_table(rows: list[tuple[str, str, str, str]]) -> None:
     Console().print(table)
 
 
-def _in_own_process(fields: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+def in_own_process(fields: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """What `measure` gives for a form, with the options of this module's command line."""
     command = [sys.executable, "-m", "benchmarks.quality", *arguments, "--one", json.dumps(fields)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])

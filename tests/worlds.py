@@ -78,7 +78,7 @@ def randomized(model: Any) -> Any:
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(value, mean=float("norm" in name), std=0.2)
     for name, value in model.named_buffers():
-        if name.endswith("correction_bias"):
+        if name.endswith(("correction_bias", "expert_bias")):
             torch.nn.init.normal_(value, std=0.2)
         if name.endswith("layer_scalar"):
             torch.nn.init.normal_(value, mean=1.0, std=0.2)

@@ -26,6 +26,8 @@ class TensorInfo:
     dtype: str
     file: Path
     stored: str
+    has_blocks: bool = False
+    """Whether `read_blocks` of a GGUF file gives the rows as they lie there."""
 
 
 class Checkpoint(Protocol):

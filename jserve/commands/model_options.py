@@ -4,7 +4,7 @@ import argparse
 
 from jserve.commands.hub_model import MODEL_HELP, add_hub_options
 from jserve.commands.sizes import parse_size
-from jserve.config import DTYPES, LOAD_FORMATS, QUANTIZATIONS, STORED_QUANTIZATIONS
+from jserve.config import DTYPES, FILE_QUANTIZATIONS, LOAD_FORMATS, QUANTIZATIONS, STORED_QUANTIZATIONS
 
 _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 
@@ -23,10 +23,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", type=_dtype, choices=DTYPES, default="auto", help="type of weights and activations")
     group.add_argument(
         "--quantization",
-        choices=(*QUANTIZATIONS, *(name for name in STORED_QUANTIZATIONS if name not in QUANTIZATIONS)),
+        choices=tuple(dict.fromkeys((*QUANTIZATIONS, *STORED_QUANTIZATIONS, *FILE_QUANTIZATIONS))),
         help="round the weights of linear layers while loading: `int8` and `int4` (groups of up to 128 inputs) keep "
-        "activations as they are, `int8-w8a8` and `fp8` round those too; the others say what the checkpoint is, which "
-        "is seen without (default: as the checkpoint has them)",
+        "activations as they are, `int8-w8a8` and `fp8` round those too; `gguf` keeps the bits of a GGUF file, "
+        "`gguf-a8` also rounds activations to int8 as llama.cpp does, `none` reads it in floating point; the others "
+        "say what the checkpoint is, which is seen without (default: as the checkpoint has them; of a GGUF file `gguf` "
+        "on a CPU, else `none`)",
     )
     group.add_argument(
         "--load-format",

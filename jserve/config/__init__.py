@@ -4,6 +4,7 @@ from jserve.config.deepseek import GroupRouting, LatentConfig
 from jserve.config.dense import DenseConfig
 from jserve.config.engine import (
     DTYPES,
+    FILE_QUANTIZATIONS,
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
     QUANTIZATIONS,
@@ -24,6 +25,7 @@ from jserve.config.rope import ROPE_KINDS, RopeConfig, read_rope
 
 __all__ = [
     "DTYPES",
+    "FILE_QUANTIZATIONS",
     "KV_CACHE_DTYPES",
     "LAYER_TYPES",
     "LOAD_FORMATS",

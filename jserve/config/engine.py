@@ -17,6 +17,12 @@ STORED_QUANTIZATIONS = ("compressed-tensors", "awq", "gptq", "fp8", "fbgemm_fp8"
 """What checkpoints can be quantized in; `--quantization` may say so."""
 
 
+FILE_QUANTIZATIONS = ("gguf", "gguf-a8", "none")
+"""How `--quantization` keeps a file's weights: those of a GGUF file in its own bits, the second time with activations
+rounded to int8, or all in floating point.
+"""
+
+
 KV_CACHE_DTYPES = ("auto", "fp8", "int8")
 """What keys and values are kept in; `auto` is the type of the activations."""
 

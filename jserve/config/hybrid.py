@@ -23,5 +23,32 @@ class GatedDeltaConfig:
     value_dim: int
     conv_width: int
 
+    @property
+    def groups(self) -> int:
+        """Value heads of a key head."""
+        return self.value_heads // self.key_heads
 
-Mixer = ShortConvConfig | GatedDeltaConfig
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """Numbers of a key head's query, key and values."""
+        return self.key_dim, self.key_dim, self.groups * self.value_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2Config:
+    """Mamba-2 (arXiv:2405.21060), behind a convolution over `conv_width` tokens."""
+
+    heads: int
+    groups: int
+    """Heads of a group share what they write under and read with."""
+    head_dim: int
+    state: int
+    """Numbers of a head's state for each of its numbers."""
+    conv_width: int
+    conv_bias: bool
+    bias: bool
+    step_limit: tuple[float, float] = (0.0, float("inf"))
+    """The least and the most that a state's step can be."""
+
+
+Mixer = ShortConvConfig | GatedDeltaConfig | Mamba2Config

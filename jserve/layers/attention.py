@@ -56,7 +56,7 @@ class Attention(nnx.Module):
     """Grouped-query attention with rotary embedding; query, key and value are one product.
 
     `K` is the number of KV heads in the cache: with more devices than KV heads, each KV head is kept
-    several times, so that every device has one.
+    several times, so that every device has one. With `output_gate` what a head attends to is weighted by a sigmoid.
     """
 
     def __init__(
@@ -73,11 +73,13 @@ class Attention(nnx.Module):
         projections: Projections = Projections(),
         sinks: bool = False,
         others: tuple[str, ...] = ("k", "v"),
+        output_gate: bool = False,
     ) -> None:
         hidden, dim = config.hidden_size, config.head_dim
         copies = kv_head_copies(config, build.tensor_parallel)
-        weight = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "weight", (hidden,), copies, others)
-        bias = GroupedHeads(config.num_heads, config.num_kv_heads, dim, "bias", (), copies, others)
+        rows = config.num_heads * (1 + output_gate)  # each query is followed by its gate
+        weight = GroupedHeads(rows, config.num_kv_heads, dim, "weight", (hidden,), copies, others)
+        bias = GroupedHeads(rows, config.num_kv_heads, dim, "bias", (), copies, others)
         kv_heads, self.groups = config.num_kv_heads * copies, weight.groups
         self.qkv_proj = Linear(
             build,
@@ -99,6 +101,7 @@ class Attention(nnx.Module):
         self.k_norm = norms("k", config.num_kv_heads, copies)
         self.sinks = build.param(Tensor("sinks", (config.num_heads,)), (config.num_heads,), 0) if sinks else None
         self.scale = config.attention_scale or dim**-0.5
+        self.output_gate = output_gate
         self.soft_cap = config.attention_soft_cap
         rope = config.layer_ropes[layer]
         self.rope = None if rope is None else config.ropes.index(rope)
@@ -115,7 +118,10 @@ class Attention(nnx.Module):
         """
         tokens = x.shape[0]
         qkv = self.qkv_proj(x)
-        q = qkv[:, :, : self.groups].reshape(tokens, -1, qkv.shape[-1])
+        q, gate = qkv[:, :, : self.groups], None
+        if self.output_gate:
+            q, gate = q[:, :, 0::2], q[:, :, 1::2]
+        q = q.reshape(tokens, -1, qkv.shape[-1])
         k, v = qkv[:, :, self.groups], qkv[:, :, self.groups + 1]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -124,6 +130,8 @@ class Attention(nnx.Module):
             out = self._attend_both_ways(q, k, v, context)
         else:
             out, kv = self.attend(q, k, v, kv, context)
+        if gate is not None:
+            out *= jax.nn.sigmoid(gate.reshape(out.shape))
         return self.o_proj(out.reshape(tokens, -1)), kv
 
     def place(self, q: jax.Array, k: jax.Array, context: StepContext | TextContext) -> tuple[jax.Array, jax.Array]:

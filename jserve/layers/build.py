@@ -39,6 +39,12 @@ class Build:
     """One of `config.KV_CACHE_DTYPES`."""
     products: str = "xla"
     """Implementation of `pallas_kernels.dense_matmul`, which multiplies float32 matrices and `bits`."""
+    packed: str = "xla"
+    """Implementation of `pallas_kernels.packed_matmul`, which multiplies weights in the bits of a GGUF file; "native"
+    multiplies all weights in integers of 4 and 8 bits.
+    """
+    gguf_activations: str = "float"
+    """What is multiplied with weights in the bits of a GGUF file: activations as they are, or rounded to "int8"."""
     small_batch: bool = False
     """Steps of a few tokens have a model of their own: see `bf16_as_uint16`. On one CPU device, where it is exact."""
     bf16_as_uint16: bool = False

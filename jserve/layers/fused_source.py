@@ -53,6 +53,39 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadParts:
+    """The rows of the tensor `name`, first those of one part of all heads and then of the next, as `[heads, sum(sizes),
+    *inner]`: `sizes` are the rows of a head in each part. Of the parts in `shared`, `copies` neighbouring heads have
+    the same rows, which are there once.
+    """
+
+    name: str
+    heads: int
+    sizes: tuple[int, ...]
+    inner: tuple[int, ...] = ()
+    shared: frozenset[int] = frozenset()
+    copies: int = 1
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        rows = sum(size * self.heads // self._copies(part) for part, size in enumerate(self.sizes))
+        return {self.name: (rows, *self.inner)}
+
+    def read(self, read: ReadTensor, index: Index) -> np.ndarray:
+        heads, rest, first, parts = range(index[0].start, index[0].stop), index[2:], 0, []
+        for part, size in enumerate(self.sizes):
+            copies = self._copies(part)
+            low, high = heads.start // copies, (heads.stop - 1) // copies + 1
+            data = read(self.name, (slice(first + low * size, first + high * size), *rest))
+            data = data.reshape(high - low, size, *data.shape[1:])
+            parts.append(data if copies == 1 else data[[head // copies - low for head in heads]])
+            first += self.heads // copies * size
+        return join(parts, axis=1)[:, index[1]]
+
+    def _copies(self, part: int) -> int:
+        return self.copies if part in self.shared else 1
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Some of another source along its second axis, from `start` on: of what a tensor holds of each head."""
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jserve.layers import small_batch
 from jserve.layers.build import TENSOR_AXIS, Build
 from jserve.layers.source import InputsFirst, Source
-from jserve.quant import QuantizedWeight
+from jserve.quant import PackedMatrix, QuantizedWeight
 from pallas_kernels.dense_matmul import dense_matmul, is_supported
 
 
@@ -44,12 +44,21 @@ class Linear(nnx.Module):
         bias_shard = shard - 1 if shard else None
         self.bias = None if bias is None else build.param(bias, shape[1:], bias_shard)
         self.build = build
+        self.apart: tuple[str, ...] = ()
+        """Attributes that hold the parts of the weight, in place of `weight`, where their types differ."""
+        self.apart_axis = 0
+        """The axis of outputs along which these parts follow one another."""
         self.sums_over_devices = shard == 0 and build.tensor_parallel > 1
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [T, inputs] to [T, *outputs], in x's dtype."""
-        weight = self.weight.get_value()
-        if isinstance(weight, QuantizedWeight):
+        weight = None if self.apart else self.weight.get_value()
+        if weight is None:
+            parts = [getattr(self, name).get_value().matmul(x) for name in self.apart]
+            y = jnp.concatenate(parts, axis=self.apart_axis + 1)
+        elif isinstance(weight, PackedMatrix):
+            y = weight.matmul(x)
+        elif isinstance(weight, QuantizedWeight):
             y = self._times_quantized(x, weight)
         elif self.sums_over_devices:
             split, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
@@ -110,7 +119,9 @@ class Embedding(nnx.Module):
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """i32[T] to [T, E]."""
-        weight = self.weight[...]
+        weight = self.weight.get_value()
+        if isinstance(weight, PackedMatrix):
+            return weight.rows(token_ids).astype(self.build.activations)
         if self.build.tensor_parallel == 1:
             return self._take(weight, token_ids)
         rows, whole = PartitionSpec(TENSOR_AXIS), PartitionSpec()
@@ -119,11 +130,15 @@ class Embedding(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[S, E] to f32[S, V], with the table as the output projection; split over V as the table is."""
-        product: Callable[..., jax.Array] = partial(_product, self.build, inputs=1)
-        if self.build.tensor_parallel > 1:
-            whole, columns = PartitionSpec(), PartitionSpec(None, TENSOR_AXIS)
-            product = self.build.spread(product, (whole, PartitionSpec(TENSOR_AXIS)), columns)
-        logits = product(x, self.weight[...])
+        weight = self.weight.get_value()
+        if isinstance(weight, PackedMatrix):
+            logits = weight.matmul(x)
+        else:
+            product: Callable[..., jax.Array] = partial(_product, self.build, inputs=1)
+            if self.build.tensor_parallel > 1:
+                whole, columns = PartitionSpec(), PartitionSpec(None, TENSOR_AXIS)
+                product = self.build.spread(product, (whole, PartitionSpec(TENSOR_AXIS)), columns)
+            logits = product(x, weight)
         return logits if self.bias is None else logits + self.bias[...].astype(logits.dtype)
 
     def _take(self, table: jax.Array, token_ids: jax.Array) -> jax.Array:

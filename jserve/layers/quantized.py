@@ -8,20 +8,26 @@ from flax import nnx
 
 from jserve.errors import CheckpointError
 from jserve.layers.expert_source import FirstFound, OutputsFirst
+from jserve.layers.fused_source import Split
 from jserve.layers.latent_attention import LatentHeads
-from jserve.layers.linear import Linear
+from jserve.layers.linear import Embedding, Linear
 from jserve.layers.moe import Experts
-from jserve.layers.source import InputsFirst, Source, absolute_name, spellings
+from jserve.layers.source import GroupedHeads, InputsFirst, Source, Stacked, absolute_name, spellings
 from jserve.quant import (
+    Gguf,
     OfExperts,
     OnLoad,
+    PackedScheme,
     Quantization,
+    Repacked,
     Scheme,
     abstract_experts,
+    abstract_packed,
     abstract_weight,
     expert_shardings,
     fit_devices,
     shardings,
+    whole_partitions,
 )
 
 
@@ -29,14 +35,14 @@ from jserve.quant import (
 class WeightPlan:
     """How the weights of a model are quantized. Hashable."""
 
-    quantization: Quantization
+    quantization: Quantization | Gguf
     floats: frozenset[str] = frozenset()
     """Modules that the checkpoint has in floating point, whatever its configuration says."""
 
     @classmethod
-    def of(cls, quantization: Quantization | None, tensors: Mapping[str, Any]) -> "WeightPlan | None":
+    def of(cls, quantization: Quantization | Gguf | None, tensors: Mapping[str, Any]) -> "WeightPlan | None":
         """`tensors` are those of the checkpoint, by name; empty where only its configuration is known."""
-        if quantization is None or isinstance(quantization, OnLoad):
+        if quantization is None or isinstance(quantization, OnLoad | Gguf):
             return None if quantization is None else cls(quantization)
         wide = ("float16", "bfloat16", "float32", "float64")
         names = (".weight", ".experts.gate_up_proj", ".experts.down_proj")
@@ -58,7 +64,7 @@ class WeightPlan:
         return kinds.pop()
 
     def _scheme(self, module: str) -> Scheme | None:
-        if not self.floats.isdisjoint(spellings(module)):
+        if isinstance(self.quantization, Gguf) or not self.floats.isdisjoint(spellings(module)):
             return None
         return self.quantization.scheme(module)
 
@@ -66,7 +72,10 @@ class WeightPlan:
 def quantize(model: nnx.Module, plan: WeightPlan) -> None:
     """Replace the weights of an abstract model's linear layers and experts by quantized ones, as the plan says."""
     for path, module in list(nnx.iter_modules(model)):
-        if isinstance(module, Linear):
+        if isinstance(plan.quantization, Gguf):
+            if isinstance(module, Linear | Embedding):
+                _keep_blocks(module, tuple(map(str, path)), plan.quantization)
+        elif isinstance(module, Linear):
             _quantize(module, tuple(map(str, path)), plan)
         elif isinstance(module, LatentHeads) and not isinstance(plan.quantization, OnLoad):
             module.key, module.value = (_read_quantized(part, path, plan) for part in (module.key, module.value))
@@ -93,12 +102,79 @@ def _quantize(linear: Linear, path: tuple[str, ...], plan: WeightPlan) -> None:
         source, shape, axes = source.source, (*shape[1:], shape[0]), (*axes[1:], axes[0])
     scheme = plan.scheme(_modules(path, source))
     inputs = shape[-1]
+    if scheme is not None and linear.build.packed == "native":
+        packed = _packed(linear, Repacked(scheme), source, shape, "float")
+        if packed is not None:
+            linear.weight = packed
+            return
     layout = scheme.layout(inputs) if scheme is not None else None
     if scheme is None or layout is None:
         return
     layout = fit_devices(layout, inputs, linear.build.tensor_parallel if axes[-1] is not None else 1)
     weight = abstract_weight(layout, shape[:-1], inputs)
     linear.weight = nnx.Param(weight, axes=shardings(layout, axes), source=source, scheme=scheme)  # type: ignore[arg-type]
+
+
+def _keep_blocks(module: Linear | Embedding, path: tuple[str, ...], quantization: Gguf) -> None:
+    """A weight in the blocks of the file; those of several types become parts, those without blocks stay."""
+    variable = module.weight
+    source, shape = variable.get_metadata()["source"], variable.get_value().shape
+    if isinstance(source, InputsFirst):
+        source, shape = source.source, (*shape[1:], shape[0])
+    schemes = [quantization.scheme(name) for name in _modules(path, source)]
+    activations = module.build.gguf_activations
+    if len(set(schemes)) == 1:
+        packed = None if schemes[0] is None else _packed(module, schemes[0], source, shape, activations)
+        module.weight = variable if packed is None else packed
+        return
+    apart = _apart(source)
+    if apart is None or not isinstance(module, Linear):
+        return
+    axis, parts = apart
+    made = [
+        None if scheme is None else _packed(module, scheme, part, (*outputs, shape[-1]), activations)
+        for scheme, (part, outputs) in zip(schemes, parts, strict=True)
+    ]
+    if all(packed is not None for packed in made):
+        del module.weight
+        module.apart, module.apart_axis = tuple(f"part{n}" for n in range(len(made))), axis
+        for name, packed in zip(module.apart, made, strict=True):
+            setattr(module, name, packed)
+
+
+def _packed(
+    module: Linear | Embedding,
+    scheme: PackedScheme,
+    source: Source,
+    shape: tuple[int, ...],
+    activations: str,
+) -> nnx.Param[Any] | None:
+    """A packed parameter `[*outputs, inputs]`; None where its sizes do not fit, or devices share it."""
+    *outputs, inputs = shape
+    layout = scheme.packed_layout(inputs)
+    if module.build.tensor_parallel > 1 or layout is None or not layout.fits((*outputs,), inputs):
+        return None
+    matrix = abstract_packed(layout, (*outputs,), inputs, activations=activations, implementation=module.build.packed)
+    return nnx.Param(matrix, axes=whole_partitions(matrix), source=source, scheme=scheme)
+
+
+Outputs = tuple[int, ...]
+
+
+def _apart(source: Source) -> tuple[int, list[tuple[Source, Outputs]]] | None:
+    """A source of several tensors as one of each, with the outputs that it gives, and the axis along which they follow
+    one another; None where they lie otherwise.
+    """
+    match source:
+        case GroupedHeads(copies=1):
+            count, dim = source.num_kv_heads, source.head_dim
+            names, sizes = source.names(), (source.groups, 1, 1)
+            each = [(count, size, dim) for size in sizes]
+            return 1, [(Split(name, axes, source.inner), axes) for name, axes in zip(names, each, strict=True)]
+        case Stacked():
+            outputs = (1, *source.shape[:-1])
+            return 0, [(Stacked((name,), source.shape), outputs) for name in source.tensors]
+    return None
 
 
 def _quantize_experts(experts: Experts, name: str, path: tuple[str, ...], plan: WeightPlan) -> None:

@@ -86,24 +86,6 @@ SMOLLM3 = LLAMA | {
     "no_rope_layer_interval": 4,
 }
 
-LFM2: Defaults = {
-    "vocab_size": 65536,
-    "hidden_size": 2560,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 128_000,
-    "norm_eps": 1e-5,
-    "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": True,
-    "conv_bias": False,
-    "conv_L_cache": 3,
-    "block_multiple_of": 256,
-    "block_ffn_dim_multiplier": 1.0,
-    "block_auto_adjust_ff_dim": True,
-}
-
 MISTRAL: Defaults = {key: value for key, value in LLAMA.items() if key != "use_sliding_window"} | {
     "intermediate_size": 14336,
     "num_key_value_heads": 8,

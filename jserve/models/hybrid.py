@@ -5,8 +5,19 @@ from typing import Any
 
 from jserve.config import MOST_LAYERS
 from jserve.config.fields import Fields
+from jserve.config.hybrid import Mamba2Config
 
 ATTENTION = "full_attention"
+MAMBA2: dict[str, Any] = {
+    "mamba_n_heads": 128,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 256,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+}
+"""What most families' classes take for a key of `read_mamba2` that is left out."""
 
 
 def read_layers(
@@ -26,3 +37,39 @@ def read_layers(
         raise fields.wrong("layer_types", f"has {unknown[0]!r}; supported are {ATTENTION}, {kind}")
     states = frozenset(layer for layer, name in enumerate(types) if name == kind)
     return {**raw, "layer_types": [ATTENTION] * layers}, states
+
+
+def read_mamba2(fields: Fields) -> Mamba2Config:
+    """Mamba-2 as most families' files say it. Raises CheckpointError where a field is missing or impossible."""
+    heads, groups = fields.integer("mamba_n_heads"), fields.integer("mamba_n_groups")
+    inner = fields.integer("mamba_expand") * fields.integer("hidden_size")
+    head_dim = inner // heads if fields.get("mamba_d_head") in (None, "auto") else fields.integer("mamba_d_head")
+    if heads % groups:
+        raise fields.unlike("mamba_n_heads", f"a multiple of mamba_n_groups, {groups}")
+    if head_dim * heads != inner:
+        raise fields.unlike("mamba_d_head", f"{inner // heads}, what mamba_expand leaves each of {heads} heads")
+    return Mamba2Config(
+        heads=heads,
+        groups=groups,
+        head_dim=head_dim,
+        state=fields.integer("mamba_d_state"),
+        conv_width=fields.integer("mamba_d_conv"),
+        conv_bias=fields.boolean("mamba_conv_bias", default=True),
+        bias=fields.boolean("mamba_proj_bias", default=False),
+        step_limit=_step_limit(fields),
+    )
+
+
+INFINITE = {"__float__": "Infinity"}
+"""How transformers writes what JSON has no number for."""
+
+
+def _step_limit(fields: Fields) -> tuple[float, float]:
+    limit = fields.get("time_step_limit")
+    if limit is None:
+        return 0.0, float("inf")
+    if isinstance(limit, list | tuple) and len(limit) == 2:
+        bounds = [float("inf") if bound == INFINITE else bound for bound in limit]
+        if all(type(bound) in (int, float) for bound in bounds) and 0 <= bounds[0] <= bounds[1]:
+            return float(bounds[0]), float(bounds[1])
+    raise fields.unlike("time_step_limit", "the least and the most that a step can be")

@@ -12,6 +12,7 @@ from jserve.config import DenseConfig, ModelConfig
 from jserve.errors import CheckpointError
 from jserve.models.apertus import ApertusForCausalLM
 from jserve.models.arcee import ArceeForCausalLM
+from jserve.models.bamba import BambaForCausalLM
 from jserve.models.bert import BertModel, RobertaModel, XLMRobertaModel
 from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere import CohereForCausalLM
@@ -32,9 +33,10 @@ from jserve.models.gpt2 import GPT2LMHeadModel
 from jserve.models.gpt_neox import GPTNeoXForCausalLM
 from jserve.models.gpt_oss import GptOssForCausalLM
 from jserve.models.granite import GraniteForCausalLM
+from jserve.models.granite_hybrid import GraniteMoeHybridForCausalLM
 from jserve.models.granite_moe import GraniteMoeForCausalLM, GraniteMoeSWAForCausalLM, GraniteSWAForCausalLM
 from jserve.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
-from jserve.models.lfm2 import Lfm2ForCausalLM
+from jserve.models.lfm2 import Lfm2ForCausalLM, Lfm2MoeForCausalLM
 from jserve.models.llama import LlamaForCausalLM
 from jserve.models.llama4 import Llama4ForCausalLM
 from jserve.models.minimax_m2 import MiniMaxM2ForCausalLM
@@ -52,6 +54,7 @@ from jserve.models.qwen2 import Qwen2ForCausalLM
 from jserve.models.qwen2_moe import Qwen2MoeForCausalLM
 from jserve.models.qwen3 import Qwen3ForCausalLM
 from jserve.models.qwen3_moe import Qwen3MoeForCausalLM
+from jserve.models.qwen3_next import Qwen3NextForCausalLM, Qwen35ForCausalLM, Qwen35MoeForCausalLM
 from jserve.models.qwen_vl import Qwen2VLForCausalLM, Qwen3VLForCausalLM, Qwen3VLMoeForCausalLM
 from jserve.models.rope_bert import GteModel, JinaEmbeddingsV3Model, NomicBertModel
 from jserve.models.seed_oss import SeedOssForCausalLM
@@ -61,6 +64,7 @@ from jserve.models.stablelm import StableLmForCausalLM
 from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
+    "BambaForCausalLM": BambaForCausalLM,
     "ApertusForCausalLM": ApertusForCausalLM,
     "ArceeForCausalLM": ArceeForCausalLM,
     "CohereForCausalLM": CohereForCausalLM,
@@ -88,6 +92,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "GlmForCausalLM": GlmForCausalLM,
     "GptOssForCausalLM": GptOssForCausalLM,
     "GraniteForCausalLM": GraniteForCausalLM,
+    "GraniteMoeHybridForCausalLM": GraniteMoeHybridForCausalLM,
     "GraniteMoeForCausalLM": GraniteMoeForCausalLM,
     "GraniteMoeSharedForCausalLM": GraniteMoeForCausalLM,
     "GraniteMoeSWAForCausalLM": GraniteMoeSWAForCausalLM,
@@ -97,6 +102,7 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "KimiK25ForConditionalGeneration": DeepseekV3ForCausalLM,
     "Kimi_K25ForConditionalGeneration": DeepseekV3ForCausalLM,
     "Lfm2ForCausalLM": Lfm2ForCausalLM,
+    "Lfm2MoeForCausalLM": Lfm2MoeForCausalLM,
     "Llama4ForCausalLM": Llama4ForCausalLM,
     "Llama4ForConditionalGeneration": Llama4ForCausalLM,
     "LlamaForCausalLM": LlamaForCausalLM,
@@ -122,6 +128,11 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
     "Qwen3Model": Qwen3ForCausalLM,
     "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
+    "Qwen3NextForCausalLM": Qwen3NextForCausalLM,
+    "Qwen3_5ForCausalLM": Qwen35ForCausalLM,
+    "Qwen3_5ForConditionalGeneration": Qwen35ForCausalLM,
+    "Qwen3_5MoeForCausalLM": Qwen35MoeForCausalLM,
+    "Qwen3_5MoeForConditionalGeneration": Qwen35MoeForCausalLM,
     "Qwen3VLForConditionalGeneration": Qwen3VLForCausalLM,
     "Qwen3VLMoeForConditionalGeneration": Qwen3VLMoeForCausalLM,
     "SeedOssForCausalLM": SeedOssForCausalLM,
@@ -135,6 +146,8 @@ ARCHITECTURES: dict[str, type[CausalLM]] = {
 TEXT_TYPES = {
     "Gemma3ForConditionalGeneration": ("gemma3_text",),
     "Llama4ForConditionalGeneration": ("llama4_text",),
+    "Qwen3_5ForConditionalGeneration": ("qwen3_5_text",),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe_text",),
     "Gemma4ForConditionalGeneration": ("gemma4_text",),
     "KimiK25ForConditionalGeneration": ("deepseek_v3", "kimi_k2"),
     "Kimi_K25ForConditionalGeneration": ("deepseek_v3", "kimi_k2"),

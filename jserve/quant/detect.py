@@ -9,6 +9,8 @@ from jserve.quant.awq import read_awq
 from jserve.quant.compressed_tensors import read_compressed_tensors
 from jserve.quant.converted import read_converted
 from jserve.quant.fp8 import read_fp8
+from jserve.quant.gguf import Gguf
+from jserve.quant.gguf_blocks import FORMS
 from jserve.quant.gptq import read_gptq
 from jserve.quant.mxfp4 import Mxfp4
 from jserve.quant.on_load import METHODS, OnLoad
@@ -31,8 +33,9 @@ HALVES = ("float16", "bfloat16")
 
 def detect(
     raw: Mapping[str, Any], requested: str | None, tensors: Mapping[str, Any], *, source: Path | str
-) -> Quantization | None:
-    """The format of a model whose `config.json` is `raw` where `--quantization` is `asked`; None: as it is.
+) -> Quantization | Gguf | None:
+    """The format of a model whose `config.json` is `raw` where `--quantization` is `requested`; None: as it is, and a
+    GGUF file in floating point.
 
     `tensors` are those of the checkpoint by name, with their `dtype`; empty where it has none.
 
@@ -40,8 +43,10 @@ def detect(
     """
     stored = _stored(raw)
     if not stored:
-        if requested is None:
+        if requested in (None, "none"):
             return None
+        if requested in ("gguf", "gguf-a8"):
+            return _blocks_of(tensors, requested, source)
         if requested not in METHODS:
             raise ConfigError(
                 f"--quantization is {requested!r} but {source} is not quantized; to quantize while loading, "
@@ -67,6 +72,15 @@ def detect(
         raise CheckpointError(f"{source}: {error}") from None
     except (TypeError, AttributeError, KeyError, ValueError) as error:  # a field of another type than it has
         raise CheckpointError(f"{source}: quantization_config of {method} does not hold together: {error}") from None
+
+
+def _blocks_of(tensors: Mapping[str, Any], requested: str, source: Path | str) -> Gguf:
+    kept = Gguf.of(tensors)
+    if kept is None:
+        raise ConfigError(
+            f"--quantization is {requested!r} but {source} has no weights in {', '.join(FORMS)}; leave the flag out"
+        )
+    return kept
 
 
 def _stored(raw: Mapping[str, Any]) -> Any:

@@ -19,10 +19,10 @@ from jserve.layers.quantized import WeightPlan
 from jserve.models.blueprint import Blueprint
 from jserve.models.encoder import TextModel
 from jserve.models.registry import resolve_encoder
-from jserve.quant import detect
 from jserve.runtime import memory, platform
 from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_step import plan_encoder
+from jserve.runtime.file_bits import quantization_of
 from jserve.runtime.load_model import check_weights
 from jserve.runtime.look_alike import resolve_decoder
 from jserve.runtime.prepare import check_encoder, check_parallel, with_trained_length
@@ -124,7 +124,7 @@ def estimate(checkpoint: Checkpoint, engine_config: EngineConfig, device: str) -
     check_parallel(config, parts, engine_config.expert_parallel_size)
     paper = _PaperMesh(kind, parts, engine_config.expert_parallel_size)
     plain = Build(jnp.dtype("float32"), jnp.dtype("float32"), paper)  # type: ignore[arg-type]
-    quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
+    quantization = quantization_of(engine_config, checkpoint, kind, parts)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     blueprint = Blueprint(family, config, plain, weights)
     model = blueprint.abstract_model()

@@ -24,7 +24,7 @@ from jserve.runtime.autotuning import Product, reserve
 from jserve.runtime.layout import CacheLayout, choose_windows
 from jserve.runtime.platform import free_host_memory
 from jserve.runtime.shapes import EngineShape
-from jserve.runtime.states import Cache, slot_arrays, state_bytes
+from jserve.runtime.states import Cache, slot_arrays, state_bytes, state_temporaries
 from jserve.schedule.groups import longest_sequence
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,9 @@ def plan_shape(
     plan = MemoryPlan(
         limit=limit,
         weights=weights,
-        temporaries=estimate_temporaries(config, build, shape) + dequantized,
+        temporaries=estimate_temporaries(config, build, shape)
+        + state_temporaries(cache, build.tensor_parallel, seqs, tokens)
+        + dequantized,
         sampling=seqs * config.vocab_size * 7,
         margin=0 if on_cpu else MARGIN,
         kv_pages=0,
@@ -164,10 +166,14 @@ def _with_states(
         )
     room = (min(left, CPU_KV_BYTES) if on_cpu else left) // 4
     snapshots = min(4 * shape.max_num_seqs, room // each) if engine_config.enable_prefix_caching else 0
+    if engine_config.enable_prefix_caching and not snapshots:
+        logger.warning("no memory is left for copies of states, so no prefix is shared; lower --max-num-seqs")
     return replace(shape, num_snapshots=snapshots), replace(plan, states=slots + snapshots * each)
 
 
 def _check_states(cache: Cache, parts: int) -> None:
+    if not any(isinstance(array, CacheArray) for layer in cache for array in layer):
+        raise ConfigError("no layer of this model keeps keys and values, which is not supported; take another model")
     uneven = {array.heads for array in slot_arrays(cache) if array.sharded and array.heads % parts}
     if uneven:
         raise ConfigError(

@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
+from flax import nnx
 
 from jserve.config import ModelConfig
 from jserve.layers.build import Build
+from jserve.quant import PackedMatrix
 from pallas_kernels.dense_matmul import KERNEL as PRODUCT
 from pallas_kernels.native.library import SUFFIX, load_kernel
+from pallas_kernels.packed_matmul import KERNEL as PACKED
 from pallas_kernels.paged_attention.native import KERNEL as ATTENTION
 from pallas_kernels.paged_attention.native import check_support, page_kind
 
@@ -87,6 +90,13 @@ def with_native_attention(build: Build, config: ModelConfig, folders: Folders) -
 def has_native_products(kind: str, folders: Folders) -> bool:
     """Whether products with weights of this type ("float32", or "uint16" for the bits of bfloat16) are native code."""
     return load_kernel(PRODUCT, kind, *folders)
+
+
+def has_native_packed(model: nnx.Module, folders: Folders) -> bool:
+    """Whether products with all packed weights of an abstract model are native code."""
+    values = [variable.get_value() for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    kinds = {value.kind for value in values if isinstance(value, PackedMatrix)}
+    return all(load_kernel(PACKED, kind, *folders) for kind in sorted(kinds))
 
 
 def multiplies_bfloat16() -> bool:

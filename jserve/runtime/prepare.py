@@ -27,11 +27,13 @@ from jserve.runtime.autotuning import products_of
 from jserve.runtime.encoder_runner import EncoderPrograms, EncoderRunner
 from jserve.runtime.encoder_step import plan_encoder
 from jserve.runtime.executables import ExecutableStore
+from jserve.runtime.file_bits import keeps_bits, quantization_of
 from jserve.runtime.look_alike import resolve_decoder
 from jserve.runtime.model_runner import ModelRunner
 from jserve.runtime.native import (
     Folders,
     attention_compiled_beside,
+    has_native_packed,
     has_native_products,
     multiplies_bfloat16,
     with_native_attention,
@@ -42,6 +44,7 @@ from jserve.runtime.runner import Runner
 from jserve.runtime.shapes import EngineShape
 from jserve.weights.load import parameters
 from jserve.weights.tied_head import with_trained_head
+from pallas_kernels.packed_matmul import has_native_code
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +84,14 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
     family, config = resolve_decoder(checkpoint)
     engine_config = with_trained_length(engine_config, checkpoint, config)
     check_parallel(config, engine_config.tensor_parallel_size, engine_config.expert_parallel_size)
-    quantization = detect(checkpoint.config(), engine_config.quantization, checkpoint.tensors(), source=checkpoint.path)
+    quantization = quantization_of(engine_config, checkpoint, device.platform, mesh.size)
     weights = WeightPlan.of(quantization, checkpoint.tensors())
     pools_only = any(kind.of(checkpoint.config(), source=checkpoint.path) for kind in (Embedder, Classifier))
     if not pools_only and engine_config.load_format != "dummy":
         config = with_trained_head(config, checkpoint)
     build = _build(engine_config, config, family, mesh, checkpoint, weights, folders, generates=not pools_only)
-    blueprint = Blueprint(family, config, build, weights)
-    model = blueprint.abstract_model()
+    blueprint = _with_native_packed(Blueprint(family, config, build, weights), engine_config, checkpoint, folders)
+    build, model = blueprint.build, blueprint.abstract_model()
     weights_bytes = _bytes_per_device(model, mesh)
     if build.small_batch and not build.outputs_first:
         small_batch = blueprint.abstract_model(bf16_as_uint16=True)
@@ -106,6 +109,19 @@ def prepare(engine_config: EngineConfig, checkpoint: Checkpoint, mesh: Mesh, fol
     memory.print_budget(plan, shape, device.device_kind)
     programs = Programs(blueprint, shape, pools_only)
     return Prepared(blueprint, model, shape, plan, configuration_key(programs, mesh), partial(Runner, programs))
+
+
+def _with_native_packed(
+    blueprint: Blueprint[CausalLM], engine_config: EngineConfig, checkpoint: Checkpoint, folders: Folders
+) -> Blueprint[CausalLM]:
+    """Itself, where native code multiplies its packed weights or it has none; else what is fastest without."""
+    build, mesh = blueprint.build, blueprint.build.mesh
+    if build.packed == "xla" or has_native_packed(blueprint.abstract_model(), folders):
+        return blueprint
+    build, weights = replace(build, packed="xla"), blueprint.weights
+    if keeps_bits(engine_config, checkpoint, mesh.devices.flat[0].platform, mesh.size):
+        weights = None
+    return replace(blueprint, build=build, weights=weights)
 
 
 def _prepare_encoder(
@@ -181,6 +197,10 @@ def _build(
         is_small_batch = dtype == jnp.bfloat16 or (is_exact and platform.fits_twice(6 * elements))
         # Steps of few tokens are for answers.
         build = replace(build, small_batch=generates and is_small_batch and not build.bf16_as_uint16)
+        if weights is not None and has_native_code() and checkpoint.format != "converted":
+            build = replace(build, packed="native")
+    if engine_config.quantization == "gguf-a8":
+        build = replace(build, gguf_activations="int8")
     build = with_native_attention(build, config, folders)
     rounded = f"quantized ({weights.quantization.name}), the others in " if weights is not None else "in "
     logger.info(
@@ -257,9 +277,10 @@ def _bytes_per_device(model: CausalLM, mesh: Mesh, of: jnp.dtype | None = None) 
 
 def _largest_dequantized(model: CausalLM, build: Build) -> int:
     """Bytes of the largest quantized weight on a device, of experts that of one, in the type of the activations."""
+    packed = [math.prod(p.packed) for p in parameters(model) if p.packed and build.packed != "native"]
     shares = [(p, p.sharding(build.mesh).shard_shape(p.shape)) for p in parameters(model) if p.part == "values"]
     sizes = [
         math.prod(shape[1:] if isinstance(p.scheme, OfExperts) else shape) * (2 if p.dtype == jnp.uint8 else 1)
         for p, shape in shares
     ]
-    return max(sizes, default=0) * build.activations.itemsize
+    return max([*sizes, *packed], default=0) * build.activations.itemsize

@@ -34,6 +34,17 @@ def state_bytes(cache: Cache, tensor_parallel: int) -> int:
     )
 
 
+def state_temporaries(cache: Cache, tensor_parallel: int, rows: int, tokens: int) -> int:
+    """Bytes on one device that a step of so many rows and tokens holds for the layer with the largest states: what they
+    were, become and are made of, and some float32 for each channel of each token.
+    """
+    most = 0
+    for layer in cache:
+        channels = sum(array.heads * array.size[0] for array in slot_arrays([layer])) // tensor_parallel
+        most = max(most, 3 * rows * state_bytes([layer], tensor_parallel) + 24 * tokens * channels)
+    return most
+
+
 def copy_states(states: tuple[jax.Array, ...], pairs: jax.Array) -> tuple[jax.Array, ...]:
     """States, `[R + M, ...]` each, in which the second of each pair, i32[C, 2], is what the first was.
 

@@ -44,9 +44,10 @@ def layouts_of(model: nnx.Module) -> dict[str, Layout]:
     """The layouts of all quantized weights, by each of the checkpoint's modules that they are made of."""
     layouts: dict[str, Layout] = {}
     for parameter in parameters(model):
-        if parameter.scheme is not None and parameter.part == "values":
+        scheme: Any = parameter.scheme
+        if scheme is not None and parameter.part == "values":
             inputs = parameter.shape[-1] * (2 if parameter.dtype == jnp.uint8 else 1)
-            layout = parameter.scheme.layout(inputs)
+            layout: Layout | None = scheme.layout(inputs)
             assert layout is not None
             names = (parameter.absolute(name).removesuffix(".weight") for name in parameter.source.names())
             layouts |= dict.fromkeys(names, fit_devices(layout, inputs, 1))

@@ -7,6 +7,7 @@ import numpy as np
 
 from jserve.checkpoint import Checkpoint
 from jserve.layers.source import Index
+from jserve.quant.gguf_blocks import halves_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,14 @@ class WatchedCheckpoint:
         if not is_finite(values):
             self._broken[name] = None
         return values
+
+    def read_blocks(self, name: str, rows: Index = ()) -> np.ndarray[Any, Any]:
+        """See `GgufCheckpoint.read_blocks`; blocks whose scales are finite are."""
+        checkpoint: Any = self._checkpoint
+        blocks: np.ndarray[Any, Any] = checkpoint.read_blocks(name, rows)
+        if not all(is_finite(half) for half in halves_of(blocks, checkpoint.tensors()[name].stored)):
+            self._broken[name] = None
+        return blocks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._checkpoint, name)

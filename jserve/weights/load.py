@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ from jserve.errors import CheckpointError
 from jserve.layers.expert_source import FirstFound
 from jserve.layers.fused_source import Part
 from jserve.layers.source import ALIGNMENT, Index, Source, absolute_name, aligned_empty, as_known, spellings
-from jserve.quant import QuantizedWeight, Scheme
+from jserve.quant import GgufBlocks, PackedMatrix, PackedScheme, QuantizedWeight, Scheme
+from jserve.weights.packed import dummy_packed, read_packed
 from jserve.weights.quantized import UNREAD, ArrayForm, dummy_quantized, read_dequantized, read_quantized
 from pallas_kernels.moe import PackedExperts
 
@@ -54,8 +56,10 @@ class Parameter:
     name: str = "weight"
     part: str = ""
     """Which array of a quantized weight it is; all arrays of one stand next to each other."""
-    scheme: Scheme | None = None
+    scheme: Scheme | PackedScheme | None = None
     """How the checkpoint quantizes it. Without a `part` it is dequantized while it is read."""
+    packed: tuple[int, ...] = ()
+    """The shape `[*outputs, inputs]` of a packed weight, which its arrays do not show."""
 
     def sharding(self, mesh: Mesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*self.axes))
@@ -107,11 +111,14 @@ def parameters(model: nnx.Module) -> list[Parameter]:
         meta, value = variable.get_metadata(), variable.get_value()
         *module, name = map(str, path)
         arrays, axes = {"": value}, {"": meta["axes"]}
-        if isinstance(value, QuantizedWeight | PackedExperts):
+        packed = (*value.outputs, value.packed.inputs) if isinstance(value, PackedMatrix) else ()
+        if isinstance(value, QuantizedWeight | PackedExperts | PackedMatrix):
             arrays, axes = value.arrays(), meta["axes"].arrays()
         for part, array in arrays.items():
             split, scheme = tuple(axes[part]), meta.get("scheme")
-            listed.append(Parameter((*module,), array.shape, array.dtype, split, meta["source"], name, part, scheme))
+            listed.append(
+                Parameter((*module,), array.shape, array.dtype, split, meta["source"], name, part, scheme, packed)
+            )
     return listed
 
 
@@ -129,15 +136,21 @@ def load(
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         first = group[0]
 
-        def read(name: str, index: Index) -> np.ndarray:
-            return checkpoint.read(names[first.absolute(name)], index)
+        has_blocks: Any = checkpoint  # a GGUF file, where a scheme says so
+        stored = has_blocks.read_blocks if isinstance(first.scheme, GgufBlocks) else checkpoint.read
 
-        if first.scheme is None:
+        def read(name: str, index: Index) -> np.ndarray:
+            return stored(names[first.absolute(name)], index)
+
+        scheme: Any = first.scheme  # a `PackedScheme` where the parameter is packed, else a `Scheme`
+        if scheme is None:
             return [place(first, mesh, partial(first.source.read, read))]
         if not first.part:
-            return [place(first, mesh, partial(read_dequantized, first.scheme, first.source, read))]
+            return [place(first, mesh, partial(read_dequantized, scheme, first.source, read))]
         forms = {parameter.part: parameter.form for parameter in group}
-        return _put(group, mesh, read_quantized(first.scheme, first.source, read, forms))
+        if first.packed:
+            return _put(group, mesh, read_packed(scheme, first.source, read, first.packed, forms))
+        return _put(group, mesh, read_quantized(scheme, first.source, read, forms))
 
     return in_parallel(wanted, fetch, progress)
 
@@ -182,9 +195,11 @@ def load_dummy(model: nnx.Module, mesh: Mesh, seed: int = 0, progress: Progress 
     def fetch(group: Sequence[Parameter]) -> list[jax.Array]:
         parameter = group[0]
         if parameter.part:
-            assert parameter.scheme is not None
+            scheme: Any = parameter.scheme
             forms = {each.part: each.form for each in group}
-            return _put(group, mesh, dummy_quantized(parameter.scheme, forms, pool))
+            if parameter.packed:
+                return _put(group, mesh, dummy_packed(forms, parameter.packed[-1], pool))
+            return _put(group, mesh, dummy_quantized(scheme, forms, pool))
 
         def fill(index: Index | None) -> np.ndarray:
             shape = tuple(part.stop - part.start for part in _bounded(index, parameter.shape))

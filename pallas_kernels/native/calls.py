@@ -16,12 +16,12 @@ from numba.extending import intrinsic
 from .memory import ZERO_I32, ZERO_I64, load_i32, load_i64, store
 
 __all__ = [
-    "address_of", "answer", "argument", "call", "dimension", "finish", "free", "hold", "is_question", "job_fields",
-    "leave", "make_job", "malloc", "num_threads", "result", "spread", "take", "wait",
+    "address_of", "answer", "argument", "call", "dimension", "element_type", "finish", "free", "hold", "is_question",
+    "job_fields", "leave", "make_job", "malloc", "num_threads", "result", "spread", "take", "wait",
 ]  # fmt: skip
 
 _EXTENSION, _API, _CONTEXT, _ARGUMENTS, _RESULTS = 8, 16, 24, 72, 112  # in XLA_FFI_CallFrame
-_DATA, _DIMENSIONS = 24, 40  # in XLA_FFI_Buffer
+_TYPE, _DATA, _DIMENSIONS = 16, 24, 40  # in XLA_FFI_Buffer
 _ERROR_DESTROY, _SCHEDULE, _NUM_THREADS = 64, 136, 144  # functions in XLA_FFI_Api
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _NEXT, _TOTAL, _DONE, _HOLDERS = 0, 8, 16, 24  # in a job
@@ -125,6 +125,12 @@ def argument(frame, i):
 def dimension(frame, i, axis):
     """The size of an argument along an axis."""
     return load_i64(load_i64(_buffer(frame, _ARGUMENTS, i) + _DIMENSIONS) + 8 * axis)
+
+
+@njit(error_model="numpy")
+def element_type(frame, i):
+    """The number that xla::PrimitiveType has for an argument's type."""
+    return np.int64(load_i32(_buffer(frame, _ARGUMENTS, i) + _TYPE))
 
 
 @njit(error_model="numpy")

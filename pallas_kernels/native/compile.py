@@ -20,5 +20,6 @@ def compile_kernel(code: ModuleType, kind: str, version: tuple[int, int]) -> tup
     participate = code.make_participate(code.KINDS[kind]).py_func
     helper = cfunc(signature, error_model="numpy")(participate)
     llvm.add_symbol(helper.native_name, helper.address)  # Numba links the handler at once
-    handler = cfunc(signature, error_model="numpy")(code.make_handler(helper.native_name, version).py_func)
+    made = code.make_handler(helper.native_name, version, code.KINDS[kind])
+    handler = cfunc(signature, error_model="numpy")(made.py_func)
     return [helper.inspect_llvm(), handler.inspect_llvm()], handler.native_name

@@ -137,7 +137,7 @@ def _key(kernel: str) -> str:
 
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for file in (*sorted(folder.glob("*.py")), folder.parent / kernel / "native_code.py"):
+    for file in (*sorted(folder.glob("*.py")), *sorted((folder.parent / kernel).glob("*.py"))):
         digest.update(file.read_bytes())
     try:
         numba = version("numba")

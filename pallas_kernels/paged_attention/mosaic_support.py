@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from .. import tuning
 from .target import Target
 
-__all__ = ["DECODE", "PREFILL", "Kind", "Pipeline", "check_support", "has_won", "measured"]
+__all__ = [
+    "CHOSEN_WITH_JAX",
+    "DECODE",
+    "NEEDS_JAX",
+    "PREFILL",
+    "Kind",
+    "Pipeline",
+    "check_support",
+    "has_won",
+    "measured",
+]
 
 NEEDS_JAX = (0, 11)  # the names that the kernels are written with: enough to measure them
 CHOSEN_WITH_JAX = (0, 12)  # with which they run inside CUDA graphs

@@ -248,8 +248,9 @@ def make_participate(kind: int) -> Any:
     return participate
 
 
-def make_handler(participate_name: str, version: tuple[int, int]) -> Any:
+def make_handler(participate_name: str, version: tuple[int, int], kind: Any) -> Any:
     """XLA's handler: makes a job of a call, and takes part in it beside the threads that it asks for help."""
+    del kind  # a call is the same for all
     major, minor = version
 
     @njit(error_model="numpy")

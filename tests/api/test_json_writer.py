@@ -14,6 +14,8 @@ NOT_BODIES = {
     "generation/recent_items.py",
     "model/served_model.py",
     "supervisor/process.py",
+    "store/batches.py",
+    "openai/responses_api/memory.py",
     "anthropic/conversation.py",
     "openai/responses_api/conversation.py",
     "ollama/models.py",

@@ -42,7 +42,11 @@ class World:
         return {name: deltas[name][0].num_cached_tokens for name in prompts}
 
 
-@pytest.fixture(scope="module", params=HYBRIDS)
+IN_DEFAULT_RUN = {"lfm2", "qwen3 next"}
+FAMILIES = [pytest.param(name, marks=() if name in IN_DEFAULT_RUN else pytest.mark.slow) for name in HYBRIDS]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, executables: str) -> World:
     architecture, fields = HYBRIDS[request.param]
     folder = make_model(tmp_path_factory.mktemp("model"), architecture, **fields)

@@ -7,7 +7,49 @@ LFM2: dict[str, Any] = {
     "layer_types": ["conv", "full_attention", "conv"],
     "block_multiple_of": 16,
 }
+DELTA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rms_norm_eps": 0.01,  # what a random tiny model reads of a state may be nearly 0, and is divided by its size
+}
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+}
+MAMBA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_expand": 2,
+}
+GRANITE: dict[str, Any] = {
+    **MAMBA,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 0.6,
+    "shared_intermediate_size": 24,
+}
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("Lfm2ForCausalLM", LFM2),
+    "lfm2 moe": (
+        "Lfm2MoeForCausalLM",
+        {**LFM2, "num_dense_layers": 1, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+        | {"routed_scaling_factor": 1.5},
+    ),
+    "bamba": ("BambaForCausalLM", {**MAMBA, "mamba_n_groups": 1, "attn_layer_indices": [1], "mamba_proj_bias": True}),
+    "granite 4": ("GraniteMoeHybridForCausalLM", {**GRANITE, "num_local_experts": 6, "num_experts_per_tok": 3}),
+    "qwen3 next": ("Qwen3NextForCausalLM", {**DELTA, **EXPERTS}),
+    "qwen3.5": ("Qwen3_5ForCausalLM", {**DELTA, "linear_conv_kernel_dim": 3}),
+    "qwen3.5 moe": ("Qwen3_5MoeForCausalLM", {**DELTA, **EXPERTS}),
 }
 """By the names of `test_parity.CASES`."""

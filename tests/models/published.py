@@ -33,6 +33,42 @@ LFM2 = {
     "block_multiple_of": 256,
     "tie_embedding": True,
 }
+GRANITE_4 = {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "num_hidden_layers": 40,
+    "layer_types": (["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4,
+    "vocab_size": 100352,
+    "position_embedding_type": "nope",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000,
+    "embedding_multiplier": 12,
+    "logits_scaling": 8,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.015625,
+    "mamba_d_state": 128,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "tie_word_embeddings": True,
+}
+QWEN_DELTA = {
+    "head_dim": 256,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+}
+QWEN3_5_ROPE = {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default"} | {
+    "rope_theta": 10000000,
+    "partial_rotary_factor": 0.25,
+}
 PUBLISHED = {
     "falcon3-7b": Published(
         {**LLAMA, "hidden_size": 3072, "intermediate_size": 23040, "num_hidden_layers": 28, "num_attention_heads": 12}
@@ -141,6 +177,74 @@ PUBLISHED = {
     "lfm2-1.2b": Published(
         {**LFM2, "hidden_size": 2048, "block_ff_dim": 12288, "num_attention_heads": 32},
         1_170_340_608,
+    ),
+    "lfm2-8b-a1b": Published(
+        {**LFM2, "architectures": ["Lfm2MoeForCausalLM"], "hidden_size": 2048, "intermediate_size": 7168}
+        | {"num_hidden_layers": 24, "full_attn_idxs": [2, 6, 10, 14, 18, 21], "num_attention_heads": 32}
+        | {"moe_intermediate_size": 1792, "num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4},
+        8_339_930_560,
+    ),
+    "granite-4.0-h-micro": Published(
+        {**GRANITE_4, "hidden_size": 2048, "intermediate_size": 8192, "shared_intermediate_size": 8192}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "mamba_n_heads": 64, "mamba_d_head": 64}
+        | {"num_local_experts": 0, "num_experts_per_tok": 0},
+        3_191_396_096,
+    ),
+    "granite-4.0-h-tiny": Published(
+        {**GRANITE_4, "hidden_size": 1536, "intermediate_size": 512, "shared_intermediate_size": 1024}
+        | {"num_attention_heads": 12, "num_key_value_heads": 4, "mamba_n_heads": 48, "mamba_d_head": 64}
+        | {"num_local_experts": 64, "num_experts_per_tok": 6},
+        6_939_037_248,
+    ),
+    "granite-4.0-h-small": Published(
+        {**GRANITE_4, "hidden_size": 4096, "intermediate_size": 768, "shared_intermediate_size": 1536}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "mamba_n_heads": 128, "mamba_d_head": 64}
+        | {"num_local_experts": 72, "num_experts_per_tok": 10},
+        32_207_337_984,
+    ),
+    "bamba-9b": Published(
+        {"architectures": ["BambaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+        | {"attn_layer_indices": [9, 18, 27], "mamba_n_heads": 128, "mamba_d_head": 64, "mamba_d_state": 128}
+        | {"mamba_n_groups": 1, "mamba_expand": 2, "mamba_d_conv": 4, "mamba_conv_bias": True}
+        | {"tie_word_embeddings": False, "max_position_embeddings": 262144, "rms_norm_eps": 1e-05},
+        9_780_235_392,
+    ),
+    "qwen3-next-80b": Published(
+        {**QWEN_DELTA, "architectures": ["Qwen3NextForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 48}
+        | {"num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 151936, "intermediate_size": 5120}
+        | {"num_experts": 512, "num_experts_per_tok": 10, "moe_intermediate_size": 512, "norm_topk_prob": True}
+        | {"shared_expert_intermediate_size": 512, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        | {"linear_num_value_heads": 32, "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_scaling": None},
+        79_674_391_296,  # without the layer that predicts a second token
+    ),
+    "qwen3.5-9b": Published(
+        {
+            "architectures": ["Qwen3_5ForConditionalGeneration"],
+            "text_config": {**QWEN_DELTA, "model_type": "qwen3_5_text", "hidden_size": 4096, "num_hidden_layers": 32}
+            | {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 248320, "intermediate_size": 12288}
+            | {"linear_num_value_heads": 32, "rope_parameters": QWEN3_5_ROPE},
+        },
+        8_953_803_264,  # of the text part
+    ),
+    "qwen3.5-27b": Published(
+        {
+            "architectures": ["Qwen3_5ForConditionalGeneration"],
+            "text_config": {**QWEN_DELTA, "model_type": "qwen3_5_text", "hidden_size": 5120, "num_hidden_layers": 64}
+            | {"num_attention_heads": 24, "num_key_value_heads": 4, "vocab_size": 248320, "intermediate_size": 17408}
+            | {"linear_num_value_heads": 48, "rope_parameters": QWEN3_5_ROPE},
+        },
+        26_895_998_464,  # of the text part
+    ),
+    "qwen3.5-35b-a3b": Published(
+        {
+            "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+            "text_config": {**QWEN_DELTA, "model_type": "qwen3_5_moe_text", "hidden_size": 2048}
+            | {"num_hidden_layers": 40, "num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 248320}
+            | {"num_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 512}
+            | {"shared_expert_intermediate_size": 512, "linear_num_value_heads": 32, "rope_parameters": QWEN3_5_ROPE},
+        },
+        34_660_610_688,  # of the text part
     ),
     "smollm3-3b": Published(
         {"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048, "intermediate_size": 11008}

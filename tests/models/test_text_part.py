@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.models.hybrid_cases import DELTA, EXPERTS
 from tests.models.test_parity import GEMMA, LLAMA4, LOGIT_TOLERANCE, MINISTRAL3, PROMPTS
 from tests.quant.prefill import prefill_logits
 from tests.worlds import make_model, reference, reference_logits
@@ -17,6 +18,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama 4": ("Llama4ForCausalLM", "Llama4ForConditionalGeneration", {**LLAMA4, "attention_chunk_size": 16}),
     "ministral 3": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration", MINISTRAL3),
     "mistral 3": ("MistralForCausalLM", "Mistral3ForConditionalGeneration", {"head_dim": 16, "sliding_window": None}),
+    "qwen3.5": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", DELTA),
+    "qwen3.5 moe": ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration", {**DELTA, **EXPERTS}),
 }
 
 

@@ -135,8 +135,8 @@ def test_questions_are_found_by_tracing_the_real_cases() -> None:
 )
 def test_every_kernel_asks_the_table_for_its_tiles(kernel: Kernel) -> None:
     case = next(case for case in kernel.cases if not case.quick)
-    asked = {name for name, _, _ in tune._lookups(kernel, case, "triton")}
-    assert asked & {"paged_decode", "latent_decode", "moe_gate_up", "quant_matmul", "kept_threshold"}
+    looked_up = {name for name, _, _ in tune._lookups(kernel, case, "triton")}
+    assert looked_up & {"paged_decode", "latent_decode", "moe_gate_up", "quant_matmul", "kept_threshold"}
 
 
 def test_search_follows_the_times_and_leaves_what_cannot_be_used() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jserve.quant import QuantizedWeight
+from jserve.quant import PackedMatrix, QuantizedWeight
 from tests.quant.prefill import prefill_logits, prepared_and_weights
 from tests.quant.worlds import EXACT, PROMPTS, float_logits, tensors_of, with_tensors
 from tests.quant.writers import Stored, awq, fp8_blocks, gptq
@@ -67,5 +67,5 @@ def test_logits_are_those_of_the_float_model(folder: Path, tmp_path: Path, name:
 def test_rounding_on_load_leaves_the_absorbed_product_in_floats(folder: Path) -> None:
     prepared, _ = prepared_and_weights(folder, "int8", 1)
     attention = prepared.model.layers[0].self_attn
-    assert isinstance(attention.q_b_proj.weight.get_value(), QuantizedWeight)
+    assert isinstance(attention.q_b_proj.weight.get_value(), QuantizedWeight | PackedMatrix)
     assert attention.kv_b_proj.key.get_value().dtype == jnp.float32

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from jserve.config import STORED_QUANTIZATIONS
 from jserve.errors import CheckpointError, ConfigError
 from jserve.layers.linear import Linear
-from jserve.quant import QuantizedWeight, detect
+from jserve.quant import PackedMatrix, QuantizedWeight, detect
 from jserve.quant.detect import STORED
 from tests.quant.prefill import prefill_logits, prepared_and_weights
 from tests.quant.worlds import EXACT, FLIPPED, PROMPTS, SHAPE, float_logits, is_linear, tensors_of, with_tensors
@@ -93,14 +93,14 @@ def write(
     return target, with_tensors(folder, to / "floats", floats)
 
 
-def quantized_weights(folder: Path, parts: int) -> dict[tuple[Any, ...], tuple[QuantizedWeight, Any]]:
+def quantized_weights(folder: Path, parts: int) -> dict[tuple[Any, ...], tuple[QuantizedWeight | PackedMatrix, Any]]:
     """The loaded weights by their module, with the sources of their values."""
     prepared, leaves = prepared_and_weights(folder, None, parts)
     graph, state = nnx.split(prepared.model, nnx.Param)
     model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
     actual = {}
     for path, module in nnx.iter_modules(model):
-        if isinstance(module, Linear) and isinstance(module.weight.get_value(), QuantizedWeight):
+        if isinstance(module, Linear) and isinstance(module.weight.get_value(), QuantizedWeight | PackedMatrix):
             actual[path] = (module.weight.get_value(), module.weight.get_metadata()["source"])
     return actual
 
@@ -208,7 +208,7 @@ def test_a_dynamic_rule_changes_the_bits_of_single_modules(folder: Path, tmp_pat
     raw = json.loads((packed / "config.json").read_text())
     raw["quantization_config"]["dynamic"] = {r"+:.*\.down_proj": {"bits": 8}}
     (packed / "config.json").write_text(json.dumps(raw))
-    actual = {str(path[-1]): weight.values.dtype.name for path, (weight, _) in quantized_weights(packed, 1).items()}
+    actual = {str(path[-1]): weight.values.dtype.name for path, (weight, _) in quantized_weights(packed, 2).items()}
     assert actual == {"qkv_proj": "uint8", "o_proj": "uint8", "gate_up_proj": "uint8", "down_proj": "int8"}
 
 

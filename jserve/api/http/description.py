@@ -37,6 +37,16 @@ def error_schema(dialect: Dialect) -> dict[str, Any]:
     return {"type": "object", "required": sorted(properties), "properties": properties}
 
 
+_FORMS: Mapping[str, dict[str, Any]] = {
+    "/v1/files": {
+        "type": "object",
+        "properties": {"file": {"type": "string", "format": "binary"}, "purpose": _TEXT},
+        "required": ["file", "purpose"],
+    }
+}
+"""Bodies that are forms, for their files; the others are JSON."""
+
+
 def describe_route(method: str, path: str, bodies: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     """The `openapi_extra` of a route. References point into the description itself."""
     described: dict[str, Any] = {"responses": _describe_errors(Dialect.of(path))}
@@ -47,6 +57,8 @@ def describe_route(method: str, path: str, bodies: Mapping[str, type[BaseModel]]
         place = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
         schema = bodies[path].model_json_schema(ref_template=place)
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if method == "POST" and path in _FORMS:
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORMS[path]}}}
     return described
 
 

@@ -22,7 +22,7 @@ from jserve.checkpoint.gguf.family import huggingface_tensors, is_beyond
 from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
 from jserve.checkpoint.gguf.joined import Readable
 from jserve.checkpoint.gguf.split import open_other_parts
-from jserve.checkpoint.gguf.stored import Stored
+from jserve.checkpoint.gguf.stored import Stored, has_blocks
 from jserve.checkpoint.gguf.views import AsStored, HeadsTogether, RotatedInPairs, SomeHeads, Transposed, View
 from jserve.errors import CheckpointError
 
@@ -60,7 +60,9 @@ class GgufCheckpoint:
             self.close()
             raise
         self._infos = {
-            name: TensorInfo(stored.shape, stored.dtype.name, stored.origin.file.path, stored.origin.kind.name)
+            name: TensorInfo(
+                stored.shape, stored.dtype.name, stored.origin.file.path, stored.origin.kind.name, has_blocks(stored)
+            )
             for name, stored in self._stored.items()
         }
 
@@ -77,6 +79,12 @@ class GgufCheckpoint:
         values = self._stored[name].read(index)
         values.flags.writeable = False
         return values
+
+    def read_blocks(self, name: str, rows: Index = ()) -> Array:
+        """Rows of a tensor whose `TensorInfo` has blocks, as they are: u8[rows, blocks in a row, bytes in a block]."""
+        stored = self._stored[name]
+        assert isinstance(stored, Stored)
+        return stored.read_blocks(rows)
 
     def close(self) -> None:
         for file in self._parts:

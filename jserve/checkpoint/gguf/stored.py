@@ -11,7 +11,7 @@ import numpy as np
 from jserve.checkpoint.base import Index
 from jserve.checkpoint.gguf.dequantize import BlockType, dequantize
 from jserve.checkpoint.gguf.file import GgufFile, GgufTensor
-from jserve.checkpoint.gguf.views import View
+from jserve.checkpoint.gguf.views import AsStored, HeadsTogether, RotatedInPairs, SomeHeads, View
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +41,10 @@ class Stored:
     def read(self, index: Index) -> Array:
         return self.view.read(self._read, self.tensor.shape, index)
 
+    def read_blocks(self, rows: Index) -> Array:
+        """u8[rows, blocks in a row, bytes in a block], in Hugging Face's order of rows; see `has_blocks`."""
+        return self.view.read(lambda index: self.blocks()[index], self.tensor.shape, rows)
+
     def blocks(self) -> Array:
         """The tensor as it lies there: its values, or u8[..., blocks in a row, bytes in a block]."""
         tensor, kind = self.tensor, self.kind
@@ -66,6 +70,12 @@ class Stored:
         blocks = raw[(*full[:-1], slice(first, stop))]
         values = dequantize(blocks.reshape(-1, kind.size), kind)
         return values.reshape(*blocks.shape[:-2], (stop - first) * kind.values)[..., cut]
+
+
+def has_blocks(stored: Any) -> bool:
+    """Whether a tensor of Hugging Face's form has the file's blocks, in rows of any order."""
+    by_rows = (AsStored, RotatedInPairs, HeadsTogether, SomeHeads)
+    return isinstance(stored, Stored) and stored.kind.dtype is None and isinstance(stored.view, by_rows)
 
 
 def _block_range(part: Any, length: int, kind: BlockType) -> tuple[int, int, slice]:

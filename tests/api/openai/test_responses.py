@@ -226,7 +226,7 @@ def test_oldest_turns_are_dropped_where_truncation_is_auto(server: LiveServer) -
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "'web_search'"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "name must be a string"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "tools[0].name is 'a b'"),
-        ({"tools": [{"type": "function", "name": "f", "parameters": "x"}]}, "tools.0.parameters", "dictionary"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": "x"}]}, "tools[0].parameters", "dictionary"),
         ({"tool_choice": "required"}, "tool_choice", "`tools` must be set"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", "'file_search'"),
         ({"include": ["everything"]}, "include", "'everything'"),

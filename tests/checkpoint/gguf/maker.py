@@ -46,13 +46,15 @@ def write_gguf(
     *,
     architecture: str = "llama",
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    others: dict[str, gguf.GGMLQuantizationType] | None = None,
     metadata: dict[str, Any] | None = None,
     rope_freqs: np.ndarray | None = None,
     split_max_tensors: int = 0,
 ) -> Path:
     """One file, or parts of so many tensors.
 
-    `config` has Hugging Face names; matrices are quantized, vectors stay float32.
+    `config` has Hugging Face names; matrices are quantized, those whose name has a key of `others` to that type,
+    vectors stay float32.
     """
     writer = gguf.GGUFWriter(str(path), architecture, split_max_tensors=split_max_tensors)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -73,7 +75,8 @@ def write_gguf(
     for name, values in state.items():
         if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             values = permute(values, heads if "q_proj" in name else kv_heads)
-        kind = quantization if values.ndim > 1 else gguf.GGMLQuantizationType.F32
+        own = next((kind for part, kind in (others or {}).items() if part in name), quantization)
+        kind = own if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(gguf_name(name), gguf.quantize(values, kind), raw_dtype=kind)
     if rope_freqs is not None:
         writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
