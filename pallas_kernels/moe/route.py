@@ -14,7 +14,7 @@ __all__ = ["Route", "num_tiles", "route"]
 COMPARED = 1024
 """Pairs up to which each is compared with each: two reductions that XLA fuses, where a sort takes many launches."""
 BLOCK = 256
-"""Pairs in a block. Where there are more than COMPARED, each is compared with those of its block; blocks are counted."""
+"""Pairs in a block. Of more than COMPARED, each is compared with those of its block only, and blocks are counted."""
 
 
 @jax.tree_util.register_dataclass
