@@ -42,7 +42,8 @@ slow: $(VENV)/test-installed model  ## the tests that take minutes, with further
 	$(BIN)/python -m pytest -m slow
 
 test-gpu-compile: $(VENV)/test-installed  ## compile the steps for H200s on this machine, without a GPU, in full size
-	$(BIN)/python -m pytest tests/gpu_compile -m "slow or not slow"
+	$(BIN)/python -m pytest tests/gpu_compile tests/pallas_kernels/test_ptx.py tests/pallas_kernels/test_offsets.py \
+	  -m "slow or not slow"
 
 # Without torch, and so without what compares with it.
 test-newest-jax: $(if $(NEWEST_PYTHON),$(NEWEST)/installed)  ## the kernels, and what compiles for GPUs, on Python 3.12 or newer

@@ -83,6 +83,16 @@ class Build:
         """The precision of matrix products: float32 models are computed in float32, never in TF32."""
         return jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
+    @property
+    def rounded_sums(self) -> jnp.dtype:
+        """The type in which a product leaves its float32 sums where the next thing is to round them.
+
+        On a GPU that of activations: a library writes half the bytes then, and no pass follows that only rounds. On a
+        CPU float32, as a 16-bit result is slow there.
+        """
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return jnp.dtype("float32") if on_cpu else self.activations
+
     def spread(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         """`function` run by each device on its own shares, as the partition specs cut them; left to itself the
         compiler gathers a whole table for one token, and splits by rows what one caller wants by rows.

@@ -141,5 +141,6 @@ def _whole(build: Build, shape: tuple[int, int], biased: bool) -> Linear:
 
 def _each_head(build: Build, axes: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """A product of each head with a weight of its own, in x's dtype; sums are float32."""
-    y = jnp.einsum(axes, x.astype(weight.dtype), weight, precision=build.precision, preferred_element_type=jnp.float32)
+    sums = build.rounded_sums
+    y = jnp.einsum(axes, x.astype(weight.dtype), weight, precision=build.precision, preferred_element_type=sums)
     return y.astype(x.dtype)

@@ -64,7 +64,8 @@ class Linear(nnx.Module):
             split, whole = PartitionSpec(None, TENSOR_AXIS), PartitionSpec()
             y = self.build.spread(self._sum_over_devices, (split, PartitionSpec(TENSOR_AXIS)), whole)(x, weight)
         else:
-            y = _product(self.build, x, weight, weight.ndim - 1 if self.build.outputs_first else 0)
+            inputs = weight.ndim - 1 if self.build.outputs_first else 0
+            y = _product(self.build, x, weight, inputs, rounds=self.bias is None)
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
     def _times_quantized(self, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
@@ -102,7 +103,7 @@ class Linear(nnx.Module):
     def _sum_over_devices(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         # What crosses is in x's dtype: in float32 an all-reduce has twice the bytes, and those of a long
         # prefill then cost as much as its products. Within a device sums stay float32.
-        return jax.lax.psum(_product(self.build, x, weight, 0).astype(x.dtype), TENSOR_AXIS)
+        return jax.lax.psum(_product(self.build, x, weight, 0, rounds=True).astype(x.dtype), TENSOR_AXIS)
 
 
 class Embedding(nnx.Module):
@@ -151,8 +152,10 @@ class Embedding(nnx.Module):
         return jax.lax.psum(jnp.where(mine[:, None], self._take(table, row), 0), TENSOR_AXIS)
 
 
-def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int) -> jax.Array:
-    """x times a weight over the weight's axis `inputs`, both sides in the weight's dtype; float32."""
+def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int, *, rounds: bool = False) -> jax.Array:
+    """x times a weight over the weight's axis `inputs`, both sides in the weight's dtype; float32, or where the
+    caller `rounds` it to x's dtype at once, perhaps that.
+    """
     outputs = weight.shape[:-1]
     if build.bf16_as_uint16 and build.dtype == jnp.bfloat16:
         # Not a conversion to bfloat16 and back, which the compiler may take for none.
@@ -171,6 +174,6 @@ def _product(build: Build, x: jax.Array, weight: jax.Array, inputs: int) -> jax.
         weight,
         (((1,), (inputs,)), ((), ())),
         precision=build.precision,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=build.rounded_sums if rounds else jnp.float32,
     )
     return y.reshape(-1, *outputs) if inputs else y

@@ -6,6 +6,7 @@ Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never execut
 """
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from ..paged_attention.decode_parts import Splitting, choose_splitting, find_part, part_ends
 from ..paged_attention.target import H200, Target
-from ..paged_attention.triton_decode import MIN_BLOCKS, choose_splits, combine, live_blocks
-from ..paged_attention.triton_tile import DEAD, Ref, Softmax, Tiling, normalize, output
+from ..paged_attention.triton_decode import combine
+from ..paged_attention.triton_tile import Ref, Softmax, Tiling, normalize, output
 from .triton_tile import Latent, Rows, attend, check_support, choose_tiling
 
 __all__ = ["latent_attention_decode"]
@@ -44,64 +46,76 @@ def latent_attention_decode(
     del query_start  # row s owns token s
     check_support(q, pages, rank)
     (S, H, D), B = q.shape, pages.shape[2]
-    tiling = choose_tiling(H, q.dtype, target)
     latent = Latent(rank, D - rank, B, scale)
+    tiling = choose_tiling("latent_decode", latent, H, q.dtype, target)
     tiles, keys = pl.cdiv(H, tiling.M), page_table.shape[1] * B
-    splits = num_splits or min(MAX_SPLITS, choose_splits(S * tiles, keys, tiling.C, target.num_cores))
+    splitting = choose_splitting(S, tiles, keys, tiling.C, None, target.num_cores, most=MAX_SPLITS)
+    if num_splits is not None:
+        splitting = replace(splitting, wanted=num_splits, most=num_splits)
     call = functools.partial(
         pl.pallas_call,
-        grid=(splits, tiles, S),
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
     )
     args = (q.reshape(S * H, D), pages, page_table, context_len)
-    if splits == 1:
-        kernel = functools.partial(_whole_kernel, H=H, latent=latent, tiling=tiling)
-        whole: jax.Array = call(kernel, out_shape=output((S * H, rank), q.dtype, q), name="latent_decode")(*args)
+    shape = functools.partial(functools.partial, H=H, latent=latent, tiling=tiling, splitting=splitting)
+    if splitting.most == 1:
+        whole: jax.Array = call(
+            shape(_whole_kernel), grid=(tiles, S), out_shape=output((S * H, rank), q.dtype, q), name="latent_decode"
+        )(*args)
         return whole.reshape(S, H, rank)
-    kernel = functools.partial(_split_kernel, H=H, latent=latent, tiling=tiling, splits=splits)
-    parts = (output((S * H, splits, rank), jnp.float32, q), output((S * H, splits), jnp.float32, q))
-    o, lse = call(kernel, out_shape=parts, name="latent_decode_split")(*args)
-    return combine(o.reshape(S, H, splits, rank), lse.reshape(S, H, splits), (), q.dtype, interpret)
+    parts_shape = (S, splitting.most, 1, H)
+    parts = output((*parts_shape, rank), jnp.float32, q), output(parts_shape, jnp.float32, q)
+    o, lse = call(shape(_split_kernel), grid=(splitting.programs, tiles), out_shape=parts, name="latent_decode_split")(
+        *args
+    )
+    return combine(o, lse, context_len, (), splitting, H, q.dtype, interpret)
 
 
-def _tile(H: int, M: int) -> Rows:
+def _tile(row: jax.Array, tile: jax.Array, H: int, M: int) -> Rows:
     """The heads of one row that this program serves; the last tile of a row may have fewer than M."""
-    tile, row = pl.program_id(1), pl.program_id(2)
     return Rows(row * H + tile * M, jnp.minimum(H - tile * M, M), M)
 
 
 def _attend(
-    refs: tuple[Ref, ...], rows: Rows, blocks: tuple[jax.Array, jax.Array], latent: Latent, tiling: Tiling
+    refs: tuple[Ref, ...],
+    row: jax.Array,
+    rows: Rows,
+    blocks: tuple[jax.Array, jax.Array],
+    latent: Latent,
+    tiling: Tiling,
 ) -> Softmax:
     q_ref, ref, table_ref, len_ref = refs
-    row = pl.program_id(2)
     length = len_ref[row]
     q, position = rows.queries(q_ref, latent), jnp.full((tiling.M,), length - 1, jnp.int32)
     empty = Softmax.empty(tiling.M, latent.rank)
     return attend(empty, q, position, (ref, table_ref), row, blocks, length, latent=latent, tiling=tiling)
 
 
-def _whole_kernel(*refs: Ref, H: int, latent: Latent, tiling: Tiling) -> None:
+def _whole_kernel(*refs: Ref, H: int, latent: Latent, tiling: Tiling, splitting: Splitting) -> None:
     *inputs, o_ref = refs
-    rows = _tile(H, tiling.M)
-    blocks = live_blocks(inputs[-1][pl.program_id(2)], None, tiling.C)
-    softmax = _attend(tuple(inputs), rows, blocks, latent, tiling)
+    row = pl.program_id(1)
+    rows = _tile(row, pl.program_id(0), H, tiling.M)
+    softmax = _attend(tuple(inputs), row, rows, splitting.live_blocks(inputs[-1][row]), latent, tiling)
     index, mask = rows.index(latent.value)
     plt.store(o_ref.at[index], normalize(softmax).astype(o_ref.dtype), mask=mask)
 
 
-def _split_kernel(*refs: Ref, H: int, latent: Latent, tiling: Tiling, splits: int) -> None:
+def _split_kernel(*refs: Ref, H: int, latent: Latent, tiling: Tiling, splitting: Splitting) -> None:
     *inputs, o_ref, lse_ref = refs
-    rows, split = _tile(H, tiling.M), pl.program_id(0)
-    first, end = live_blocks(inputs[-1][pl.program_id(2)], None, tiling.C)
-    share = jnp.maximum(lax.div(end - first + (splits - 1), splits), MIN_BLOCKS)
-    first = first + split * share
-    softmax = _attend(tuple(inputs), rows, (first, jnp.minimum(first + share, end)), latent, tiling)
-    (row, d), mask = rows.index(latent.value)
-    # A split past the live range leaves its part of o unwritten; DEAD tells the combining kernel not to look.
-    alive = softmax.l > 0
-    plt.store(o_ref.at[row, split, d], normalize(softmax), mask=mask & alive[:, None])
-    lse = jnp.where(alive, softmax.m + jnp.log2(jnp.where(alive, softmax.l, 1)), DEAD)
-    m = lax.iota(jnp.int32, tiling.M)
-    plt.store(lse_ref.at[rows.first + m, split], lse, mask=m < rows.count)
+    len_ref = inputs[-1]
+    ends = part_ends(len_ref, splitting)
+    first, step, tile = pl.program_id(0), pl.num_programs(0), pl.program_id(1)
+
+    def compute(turn: jax.Array, nothing: jax.Array) -> jax.Array:
+        row, part = find_part(ends, first + turn * step)
+        rows = _tile(row, tile, H, tiling.M)
+        softmax = _attend(tuple(inputs), row, rows, splitting.blocks(len_ref[row], part), latent, tiling)
+        (m, d), mask = rows.index(latent.value)
+        plt.store(o_ref.at[row, part, 0, m - row * H, d], normalize(softmax), mask=mask)
+        m = lax.iota(jnp.int32, tiling.M)
+        plt.store(lse_ref.at[row, part, 0, tile * tiling.M + m], softmax.m + jnp.log2(softmax.l), mask=m < rows.count)
+        return nothing
+
+    turns = lax.div(jnp.maximum(ends.max(0) - first, 0) + (step - 1), step)
+    lax.fori_loop(0, turns, compute, jnp.int32(0))

@@ -39,8 +39,8 @@ def latent_attention_prefill(
     """
     check_support(q, pages, rank)
     (T, H, D), B, S = q.shape, pages.shape[2], context_len.shape[0]
-    tiling = choose_tiling(T * H, q.dtype, target)
     latent = Latent(rank, D - rank, B, scale)
+    tiling = choose_tiling("latent_prefill", latent, T * H, q.dtype, target)
     # As in paged attention: room for every ragged end, and one more row for the padding tokens.
     tiles = T // max(1, tiling.M // H) + S + 1
     out: jax.Array = pl.pallas_call(

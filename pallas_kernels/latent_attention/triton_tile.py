@@ -5,7 +5,7 @@ Triton's blocks must be, so a score is two products, over the 512 that are also 
 Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from ..paged_attention.triton_tile import (
     power_of_two,
     visible,
 )
+from ..tuning import tuned
 
 __all__ = ["Latent", "Rows", "attend", "check_support", "choose_tiling"]
 
@@ -90,11 +91,18 @@ def check_support(q: jax.Array, pages: jax.Array, rank: int) -> None:
         )
 
 
-def choose_tiling(pairs: int, dtype: jnp.dtype, target: Target) -> Tiling:
+def choose_tiling(kernel: str, latent: Latent, pairs: int, dtype: jnp.dtype, target: Target) -> Tiling:
     """Tiles for so many pairs of a query and a head that share their keys. Sums of 64 x 512 fill half of the registers
     of a program, which leaves room where operands lie in shared memory (Hopper on); before, 32 do. No tile spills on
-    sm_80 and sm_90a, which a test asserts. float32 has no tensor cores here and holds its operands in registers.
+    sm_80 and sm_90a, which a test asserts. float32 has no tensor cores here and holds its operands in registers. Or
+    the tuned ones, of as many rows.
     """
+    wanted = _choose(pairs, dtype, target)
+    key = f"{jnp.dtype(dtype).name} R{latent.rank} B{latent.B} M{wanted.M}"
+    return replace(tuned(target.kind, kernel, key, wanted), M=wanted.M)
+
+
+def _choose(pairs: int, dtype: jnp.dtype, target: Target) -> Tiling:
     if jnp.dtype(dtype) == jnp.float32:
         return Tiling(16, 16, num_warps=4, num_stages=2)
     M = max(16, min(64 if target.has_wgmma else 32, power_of_two(pairs)))

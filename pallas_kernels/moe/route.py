@@ -13,6 +13,8 @@ __all__ = ["Route", "num_tiles", "route"]
 
 COMPARED = 1024
 """Pairs up to which each is compared with each: two reductions that XLA fuses, where a sort takes many launches."""
+BLOCK = 256
+"""Pairs in a block. Of more than COMPARED, each is compared with those of its block only, and blocks are counted."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,17 +42,31 @@ def route(expert_ids: jax.Array, X: int, M: int) -> Route:
     start = _count(ids[None, :] < expert[:, None])
     tiles = -(-jnp.diff(start) // M)
     last = jnp.where(expert[None, :X] <= expert[:X, None], tiles[None, :], 0).sum(1, dtype=jnp.int32)
-    return Route(_order(ids), start, last)
+    return Route(_order(ids) if ids.size <= COMPARED else _order_by_blocks(ids, start), start, last)
 
 
 def _order(ids: jax.Array) -> jax.Array:
     """The stable argsort of i32[pairs]."""
-    if ids.size > COMPARED:
-        return jnp.argsort(ids, stable=True).astype(jnp.int32)
     pair = jnp.arange(ids.size, dtype=jnp.int32)
     is_before = (ids[None, :] < ids[:, None]) | ((ids[None, :] == ids[:, None]) & (pair[None, :] < pair[:, None]))
     place = _count(is_before)
     return jnp.where(place[None, :] == pair[:, None], pair[None, :], 0).sum(1, dtype=jnp.int32)
+
+
+def _order_by_blocks(ids: jax.Array, start: jax.Array) -> jax.Array:
+    """Likewise; a pair's place is after the smaller experts, the blocks before, and those before it in its block."""
+    X, pairs = start.size - 1, ids.size
+    num_blocks = -(-pairs // BLOCK)
+    blocks = jnp.pad(ids, (0, num_blocks * BLOCK - pairs), constant_values=X).reshape(num_blocks, BLOCK)
+    block, place = jnp.arange(num_blocks, dtype=jnp.int32), jnp.arange(BLOCK, dtype=jnp.int32)
+    counts = (blocks[:, None, :] == jnp.arange(X + 1, dtype=jnp.int32)[:, None]).sum(2, dtype=jnp.int32)
+    is_before = block[None, :, None] < block[:, None, None]
+    first = start + jnp.where(is_before, counts[None], 0).sum(1, dtype=jnp.int32)
+    rank = ((blocks[:, None, :] == blocks[:, :, None]) & (place < place[:, None])).sum(2, dtype=jnp.int32)
+    row = jnp.take_along_axis(first, blocks, axis=1, mode="clip") + rank
+    pair = jnp.arange(blocks.size, dtype=jnp.int32)
+    # No two pairs have one row, and those that fill up the last block have rows past the end.
+    return jnp.zeros((pairs,), jnp.int32).at[row.reshape(-1)].set(pair, mode="drop", unique_indices=True)
 
 
 def _count(mask: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from jax.experimental.pallas import triton as plt
 
 from ..paged_attention.target import H200, Target
 from ..paged_attention.triton_tile import Ref, output, power_of_two
+from ..words import as_words
 from .packed import PackedExperts
 from .route import Route, num_tiles, route
 from .triton_tiling import Packing, Product, Tiling, choose_rows, choose_tiling
@@ -45,8 +46,9 @@ def moe_triton(
     M = choose_rows(T, J, X, x.dtype)
     routed = route(expert_ids, X, M)
     run = functools.partial(_launch, routed=routed, M=M, target=target, interpret=interpret)
-    second = Product(X, J, K=F, N=E, P=1, packing=_packing(down))
-    first = Product(X, J, K=E, N=F, P=2, packing=_packing(gate_up), activate=activate, out_planes=second.packing.planes)
+    product = functools.partial(Product, X, J, has_fp8=target.has_fp8)
+    second = product(K=F, N=E, P=1, packing=_packing(down))
+    first = product(K=E, N=F, P=2, packing=_packing(gate_up), activate=activate, out_planes=second.packing.planes)
     rows = x if first.packing.planes == 1 else x.reshape(T, -1, 2).swapaxes(1, 2)
     inner = run(first, rows, weights, gate_up, gate_up_bias)
     parts = run(second, inner, weights, down, down_bias)
@@ -73,7 +75,8 @@ def _launch(
     pairs, (X, P, N) = routed.order.size, (product.X, product.P, product.N)
     tiling = choose_tiling(product, M, pairs, rows.dtype, target)
     if isinstance(stack, PackedExperts):
-        arrays = [array.reshape(X, P, N, -1) for array in stack.arrays().values()]
+        values, *others = (array.reshape(X, P, N, -1) for array in stack.arrays().values())
+        arrays = [as_words(values), *others]
     else:
         arrays = [_as_float(stack).reshape(X, product.K, P, N)]
     biases = [] if bias is None else [_as_float(bias).reshape(X, P, N)]
@@ -159,6 +162,10 @@ def _check_support(
     for stack in stacks:
         if isinstance(stack, PackedExperts):
             each = stack.shape[-1] // stack.scale.shape[-1]
+            if stack.values.shape[-1] % 2:
+                raise NotImplementedError(
+                    f"the Triton kernels read two bytes of a weight at once; got {stack.shape[-1]} inputs"
+                )
             if stack.scale.shape[-1] > 1 and each & (each - 1):
                 raise NotImplementedError(f"the Triton kernels support groups of a power of two inputs; got {each}")
         elif _as_float(stack).dtype != x.dtype:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ..paged_attention.target import Target
 from ..paged_attention.triton_tile import power_of_two
+from ..tuning import tuned
 
 __all__ = ["Packing", "Product", "Tiling", "choose_rows", "choose_tiling"]
 
@@ -53,6 +54,13 @@ class Product:
     activate: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     out_planes: int = 1
     """2 where the next product has its inputs in two planes."""
+    has_fp8: bool = True
+    """Whether the device converts float8; else its bits are taken apart."""
+
+    def question(self, M: int, dtype: jnp.dtype) -> tuple[str, str]:
+        """What the tables of `pallas_kernels.tuning` are asked for its tiles: the kernel, and what they hang on."""
+        held = self.packing.kind or "float"
+        return "moe_gate_up" if self.activate else "moe_down", f"{held} {jnp.dtype(dtype).name} M{M}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +90,13 @@ def choose_tiling(product: Product, M: int, pairs: int, dtype: jnp.dtype, target
     Few rows are bound by the weights that are read: narrow tiles, more of them, and four stages, so that some 50 KiB
     are on the way to each SM. Many rows are bound by the tensor cores: as square as the sums allow.
     """
+    wanted = tuned(target.kind, *product.question(M, dtype), _choose(product, M, pairs, dtype, target))
+    return _fit_groups(product, replace(wanted, M=M))
+
+
+def _choose(product: Product, M: int, pairs: int, dtype: jnp.dtype, target: Target) -> Tiling:
     if jnp.dtype(dtype) == jnp.float32:
-        return _fit_groups(product, Tiling(M, 32 if product.P == 1 else 16, 16, 4, 2))
+        return Tiling(M, 32 if product.P == 1 else 16, 16, 4, 2)
     if M <= 32:
         tiles = min(pairs, product.X)
         N = 64
@@ -92,10 +105,10 @@ def choose_tiling(product: Product, M: int, pairs: int, dtype: jnp.dtype, target
         # Codes of 4 bits and their zero points spill on sm_100a with four warps.
         spills = product.packing.kind == "int4" and target.capability >= (10, 0)
         warps, stages = 8 if spills else 4, 4 if target.has_wgmma else 3
-        return _fit_groups(product, Tiling(M, N, 64 if N == 64 else 128, warps, stages))
+        return Tiling(M, N, 64 if N == 64 else 128, warps, stages)
     N = 128 // product.P
     K = 64 if target.has_wgmma else 32
-    return _fit_groups(product, Tiling(M, N, K, 8 if M == 128 else 4, 3))
+    return Tiling(M, N, K, 8 if M == 128 else 4, 3)
 
 
 def _fit_groups(product: Product, tiling: Tiling) -> Tiling:

@@ -1,7 +1,8 @@
 """The inner loop of a grouped product: rows of activations times outputs of one expert, in floating point or packed.
 
-Packed weights are widened in registers, a block at a time, and never written anywhere. Codes of 4 bits make two
-products a block, of the even inputs and of the odd ones, which rows therefore hold apart.
+Packed weights are widened in registers, a block at a time, and never written anywhere. They are read in words of two
+bytes (`words`). Codes of 4 bits make two products a block, of the even inputs and of the odd ones, which rows therefore
+hold apart.
 Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
@@ -15,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from ..paged_attention.triton_tile import Ref
+from ..quant_matmul.triton_weight import widen_int4
+from ..words import bytes_of
 from .packed import as_scale, float8_value, small_float
 from .triton_tiling import Product, Tiling
 
@@ -61,14 +64,16 @@ def multiply(
         k, is_k = block_of(block)
         rows = load_rows(k, is_k)
         totals = []
+        word = block * (tiling.K // 2) + lax.iota(jnp.int32, tiling.K // 2)
+        is_word = None if is_k is None else word < columns // 2
         for half, total in enumerate(sums):
-            raw = _load_block(weight_refs[0], (half, n, k), (is_n, is_k), (expert,))
+            raw = bytes_of(_load_block(weight_refs[0], (half, n, word), (is_n, is_word), (expert,)))
             load_group = functools.partial(_load_groups, place=(expert, half, n), is_n=is_n, block=block)
             scale = as_scale(load_group(weight_refs[1], product=product, tiling=tiling))
             zero = None
             if product.packing.has_zero:
-                zero = load_group(weight_refs[2], product=product, tiling=tiling).astype(jnp.float32)
-            totals.append(_add_packed(total, rows, _codes(raw, zero, product), scale))
+                zero = load_group(weight_refs[2], product=product, tiling=tiling)
+            totals.append(_add_packed(total, rows, _numbers(raw, zero, product, rows[0].dtype), scale))
         return tuple(totals)
 
     step = packed_step if product.packing.kind else float_step
@@ -78,30 +83,31 @@ def multiply(
     return sums
 
 
-def _add_packed(total: jax.Array, rows: list[jax.Array], codes: list[jax.Array], scale: jax.Array) -> jax.Array:
+def _add_packed(total: jax.Array, rows: list[jax.Array], numbers: list[jax.Array], scale: jax.Array) -> jax.Array:
     """scale: f32[N, 1] of a block inside one group, or [N, columns]."""
     if scale.shape[1] > 1:
-        parts = [_dot(a, (code * scale).astype(a.dtype), trans_b=True) for a, code in zip(rows, codes, strict=True)]
-        return total + sum(parts)
-    # The codes are exact in 16 bits, and scaled after they are multiplied: fewer than they are, and in float32.
-    parts = [_dot(a, code.astype(a.dtype), trans_b=True) for a, code in zip(rows, codes, strict=True)]
+        scaled = [(number.astype(jnp.float32) * scale).astype(number.dtype) for number in numbers]
+        return total + sum(_dot(a, weight, trans_b=True) for a, weight in zip(rows, scaled, strict=True))
+    # The numbers are exact in 16 bits, and scaled after they are multiplied: fewer than they are, and in float32.
+    parts = [_dot(a, number, trans_b=True) for a, number in zip(rows, numbers, strict=True)]
     return total + sum(parts) * scale.reshape(1, -1)
 
 
-def _codes(raw: jax.Array, zero: jax.Array | None, product: Product) -> list[jax.Array]:
-    """One array for each plane of inputs, f32[N, columns]."""
+def _numbers(raw: jax.Array, zero: jax.Array | None, product: Product, dtype: jnp.dtype) -> list[jax.Array]:
+    """What each plane's codes, less the zero point, stand for without the scale: exactly, in the type of the rows."""
+    shift = None if zero is None else zero.astype(dtype)
     match product.packing.kind:
         case "mxfp4":
-            return [small_float(raw & 15), small_float(raw >> 4)]
+            numbers = [small_float(raw & 15).astype(dtype), small_float(raw >> 4).astype(dtype)]
+        case "int4":
+            return [widen_int4(each, dtype, shift) for each in (raw & jnp.uint8(15), raw >> jnp.uint8(4))]
+        case "fp8" if product.has_fp8:
+            numbers = [lax.bitcast_convert_type(raw, jnp.float8_e4m3fn).astype(dtype)]
         case "fp8":
-            codes = [float8_value(raw)]
-        case "int8":
-            codes = [raw.astype(jnp.float32)]
+            numbers = [float8_value(raw).astype(dtype)]
         case _:
-            pair = raw.astype(jnp.int32)
-            codes = [(pair & 15).astype(jnp.float32), (pair >> 4).astype(jnp.float32)]
-            zero = 8.0 if zero is None else zero  # type: ignore[assignment]
-    return codes if zero is None else [code - zero for code in codes]
+            numbers = [raw.astype(dtype)]
+    return numbers if shift is None else [number - shift for number in numbers]
 
 
 def _load_groups(

@@ -2,7 +2,8 @@
 
 Owns the choice of an implementation and nothing else. `reference.py` is the definition, `xla.py` runs everywhere,
 `native.py` is code for the CPU of this machine, `triton_decode.py` and `triton_prefill.py` are the kernels for NVIDIA
-GPUs, and `mosaic_prefill.py` is one more for Hopper, which takes over only where it was measured to be faster.
+GPUs, and `mosaic_decode.py` and `mosaic_prefill.py` are more for Hopper, which take over only where they were measured
+to be faster.
 """
 
 import functools
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from .mosaic_support import check_support, has_won
+from .mosaic_support import DECODE, PREFILL, check_support, has_won
 from .native import paged_attention_native
 from .reference import reference
 from .target import Target
@@ -150,14 +151,15 @@ def _triton(*args: Any, decode: bool, **static: Any) -> jax.Array:
 
 
 def _mosaic(*args: Any, decode: bool, **static: Any) -> jax.Array:
-    target = Target.current()
-    if decode:
-        raise NotImplementedError("the Mosaic kernel is for prefill and mixed batches; decode is Triton's")
+    target, kind = Target.current(), DECODE if decode else PREFILL
     q, k_pages, v_pages = args[:3]
-    check_support(q, k_pages, v_pages, args[7] is not None, target)  # before an import that an older JAX cannot make
+    # Before an import that an older JAX cannot make.
+    check_support(q, k_pages, v_pages, args[7] is not None, target, kind)
+    from .mosaic_decode import paged_attention_decode
     from .mosaic_prefill import paged_attention_prefill
 
-    return paged_attention_prefill(*args, **static, target=target, interpret=target.platform != "gpu")
+    kernel = paged_attention_decode if decode else paged_attention_prefill
+    return kernel(*args, **static, target=target, interpret=target.platform != "gpu")
 
 
 def _mosaic_has_won(*args: Any, decode: bool, **static: Any) -> bool:
@@ -166,10 +168,11 @@ def _mosaic_has_won(*args: Any, decode: bool, **static: Any) -> bool:
     q, k_pages, v_pages = args[:3]
     target = Target.current()
     head = Head(q.shape[1] // k_pages.shape[1], q.shape[2], k_pages.shape[2], **static)
-    if decode or not has_won(head.key(q.dtype), target):
+    kind = DECODE if decode else PREFILL
+    if not has_won(head.key(q.dtype), target, kind):
         return False
     try:
-        check_support(q, k_pages, v_pages, args[7] is not None, target)
+        check_support(q, k_pages, v_pages, args[7] is not None, target, kind)
     except NotImplementedError:  # such as an older JAX than that of the table, or too few tokens
         return False
     return True

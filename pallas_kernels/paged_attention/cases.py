@@ -249,6 +249,17 @@ _FULL = (
     Case("llama3_8b_decode_8x1k", 32, 8, 128, 64, _decode(*[1024] * 8), quick=False),
     Case("llama3_8b_decode_32x1k", 32, 8, 128, 64, _decode(*[1024] * 32), quick=False),
     Case("llama3_8b_decode_128x1k", 32, 8, 128, 64, _decode(*[1024] * 128), quick=False),
+    # In an engine for contexts of 131,072 tokens.
+    Case(
+        "llama3_8b_decode_256x1k_of_128k",
+        32,
+        8,
+        128,
+        64,
+        _decode(*[1024] * 256),
+        spare_entries=2032,
+        quick=False,
+    ),
     Case("llama3_8b_decode_64x8k", 32, 8, 128, 64, _decode(*[8192] * 64), quick=False),
     Case(
         "llama3_8b_decode_ragged",

@@ -2,8 +2,8 @@
 
 A block is three warpgroups. One asks TMA for a page of keys and one of values a step, some steps ahead; two hold 64
 rows of (query head, token) pairs each, of one KV head, and run FlashAttention's online softmax (Dao 2023,
-arXiv:2307.08691, section 3.1) in base 2 over the pages, from the last to the first. Pallas Mosaic GPU, of JAX 0.12.
-Compiled for sm_90a, interpreted, never executed on a GPU.
+arXiv:2307.08691, section 3.1) in base 2 over the pages, from the last to the first. Pallas Mosaic GPU, of JAX 0.12, or
+of 0.11 outside CUDA graphs. Compiled for sm_90a, interpreted, never executed on a GPU.
 """
 
 import functools
@@ -287,7 +287,8 @@ def _clean(step: jax.Array, tile: Tile, launch: Launch, shared: Shared) -> None:
             values[...] = jnp.where(row < live, held, jnp.zeros_like(held))
             plgpu.commit_smem()
 
-        plgpu.barrier_arrive_and_wait(shared["cleaned"])
+        plgpu.barrier_arrive(shared["cleaned"])
+        plgpu.barrier_wait(shared["cleaned"])
 
 
 def _add_product(o: jax.Array, weights: jax.Array, shared: Shared, slot: jax.Array, launch: Launch) -> jax.Array:

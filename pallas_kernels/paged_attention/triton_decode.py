@@ -1,12 +1,12 @@
 """Paged attention for decode: one query a row, the row's KV range split across programs (flash-decoding).
 
 A program serves one KV head of one row with all G query heads in one tile, so each key is read once. A batch
-too small to fill the GPU is split along the KV range, and a second small kernel combines the parts.
+too small to fill the GPU, and a long row, are split along the KV range, and a second small kernel combines the parts.
 Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never executed on a GPU.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from ..tuning import tuned
+from .decode_parts import PROGRAMS_PER_CORE, Splitting, choose_splitting, find_part, part_ends
 from .target import H200, Target
 from .triton_tile import (
     DEAD,
@@ -32,12 +33,9 @@ from .triton_tile import (
     split_extras,
 )
 
-__all__ = ["MIN_BLOCKS", "choose_splits", "choose_tiling", "combine", "live_blocks", "paged_attention_decode"]
+__all__ = ["choose_tiling", "combine", "paged_attention_decode"]
 
 MAX_SPLITS = 128  # the combining kernel holds [splits, D] in registers
-PROGRAMS_PER_CORE = 3  # what shared memory lets run at once on one SM; fewer leave its loads waiting
-MIN_BLOCKS = 2  # below this a split's own start costs more than the keys it reads
-MAX_KEYS_A_SPLIT = 4096  # so that one long row among many short ones does not run alone at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +77,29 @@ def paged_attention_decode(
     tiling = choose_tiling(head, q.dtype, target)
     keys = page_table.shape[1] * B
     filling = tuned(target.kind, "paged_decode_splits", head.key(q.dtype), Filling())
-    splits = num_splits or choose_splits(
-        S * K, min(keys, sliding_window or keys), tiling.C, target.num_cores, filling.programs_per_core
+    splitting = choose_splitting(
+        S, K, keys, tiling.C, sliding_window, target.num_cores, most=MAX_SPLITS, per_core=filling.programs_per_core
     )
+    if num_splits is not None:
+        splitting = replace(splitting, wanted=num_splits, most=num_splits)
     call = functools.partial(
         pl.pallas_call,
-        grid=(splits, K, S),
         compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
         interpret=interpret,
     )
     args = (q, in_words(k_pages), in_words(v_pages), page_table, context_len, *scales)
     extras = () if sinks is None else (sinks,)
-    if splits == 1:
-        kernel = functools.partial(_whole_kernel, head=head, tiling=tiling)
-        whole: jax.Array = call(kernel, out_shape=output(q.shape, q.dtype, q), name="paged_decode")(*args, *extras)
+    if splitting.most == 1:
+        kernel = functools.partial(_whole_kernel, head=head, tiling=tiling, splitting=splitting)
+        whole: jax.Array = call(kernel, grid=(K, S), out_shape=output(q.shape, q.dtype, q), name="paged_decode")(
+            *args, *extras
+        )
         return whole
-    kernel = functools.partial(_split_kernel, head=head, tiling=tiling, splits=splits)
-    parts = (output((S, H, splits, D), jnp.float32, q), output((S, H, splits), jnp.float32, q))
-    o, lse = call(kernel, out_shape=parts, name="paged_decode_split")(*args)
-    return combine(o, lse, extras, q.dtype, interpret)
+    kernel = functools.partial(_split_kernel, head=head, tiling=tiling, splitting=splitting)
+    shape = (S, splitting.most, K, head.G)
+    parts = output((*shape, D), jnp.float32, q), output(shape, jnp.float32, q)
+    o, lse = call(kernel, grid=(splitting.programs, K), out_shape=parts, name="paged_decode_split")(*args)
+    return combine(o, lse, context_len, extras, splitting, head.G, q.dtype, interpret)
 
 
 def choose_tiling(head: Head, dtype: jnp.dtype, target: Target = H200) -> Tiling:
@@ -114,32 +116,22 @@ def choose_tiling(head: Head, dtype: jnp.dtype, target: Target = H200) -> Tiling
     return tuned(target.kind, "paged_decode", head.key(dtype), Tiling(M, C, num_warps=4, num_stages=3))
 
 
-def choose_splits(pairs: int, keys: int, C: int, num_cores: int, per_core: int = PROGRAMS_PER_CORE) -> int:
-    """How many programs share one (row, KV head) pair whose range is at most `keys` long.
-
-    Depends on shapes alone, so that a request's result does not change with its neighbours' lengths.
-    """
-    to_fill = per_core * num_cores // pairs
-    to_balance = pl.cdiv(keys, MAX_KEYS_A_SPLIT)
-    useful = pl.cdiv(keys, C * MIN_BLOCKS)
-    return max(1, min(max(to_fill, to_balance), useful, MAX_SPLITS))
-
-
-def live_blocks(length: jax.Array, window: int | None, C: int) -> tuple[jax.Array, jax.Array]:
-    """First and end block of C keys that the query at position length - 1 sees."""
-    first = 0 if window is None else lax.div(jnp.maximum(length - window, 0), C)
-    return jnp.asarray(first, jnp.int32), lax.div(length + (C - 1), C)
-
-
-def _attend(refs: tuple[Ref, ...], blocks: tuple[jax.Array, jax.Array], head: Head, tiling: Tiling) -> Softmax:
+def _attend(
+    refs: tuple[Ref, ...],
+    where: tuple[jax.Array, jax.Array],
+    blocks: tuple[jax.Array, jax.Array],
+    head: Head,
+    tiling: Tiling,
+) -> Softmax:
+    """where: (row, KV head)"""
     q_ref, k_ref, v_ref, table_ref, len_ref, *scales = refs
-    kv_head, row = pl.program_id(1), pl.program_id(2)
+    row, kv_head = where
     length = len_ref[row]
     index, mask = _query_index(row, kv_head, head, tiling.M)
     q = plt.load(q_ref.at[index], mask=mask, other=0)
     position = jnp.full((tiling.M,), length - 1, jnp.int32)
     empty = Softmax.empty(tiling.M, head.padded_D)
-    pages, where = (k_ref, v_ref, table_ref, *scales), (row, kv_head)
+    pages = (k_ref, v_ref, table_ref, *scales)
     low = None if head.sliding_window is None else length - head.sliding_window
     return attend(empty, q, position, pages, where, blocks, length, low=low, head=head, tiling=tiling)
 
@@ -151,64 +143,83 @@ def _query_index(row: jax.Array, kv_head: jax.Array, head: Head, M: int) -> tupl
     return (row, kv_head * head.G + g, d), (g < head.G) & exists
 
 
-def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling) -> None:
+def _whole_kernel(*refs: Ref, head: Head, tiling: Tiling, splitting: Splitting) -> None:
     q_ref, k_ref, v_ref, table_ref, len_ref, *extras, o_ref = refs
     scales, sinks = split_extras(k_ref, tuple(extras))
-    kv_head, row = pl.program_id(1), pl.program_id(2)
-    blocks = live_blocks(len_ref[row], head.sliding_window, tiling.C)
-    softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref, *scales), blocks, head, tiling)
+    kv_head, row = pl.program_id(0), pl.program_id(1)
+    blocks = splitting.live_blocks(len_ref[row])
+    softmax = _attend((q_ref, k_ref, v_ref, table_ref, len_ref, *scales), (row, kv_head), blocks, head, tiling)
     g = lax.iota(jnp.int32, tiling.M)
     sink = load_sink(sinks, kv_head * head.G + g, g < head.G)
     index, mask = _query_index(row, kv_head, head, tiling.M)
     plt.store(o_ref.at[index], normalize(softmax, sink).astype(o_ref.dtype), mask=mask)
 
 
-def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splits: int) -> None:
+def _split_kernel(*refs: Ref, head: Head, tiling: Tiling, splitting: Splitting) -> None:
     *inputs, o_ref, lse_ref = refs
-    split, kv_head, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    first, end = live_blocks(inputs[4][row], head.sliding_window, tiling.C)
-    share = jnp.maximum(lax.div(end - first + (splits - 1), splits), MIN_BLOCKS)
-    first = first + split * share
-    softmax = _attend(tuple(inputs), (first, jnp.minimum(first + share, end)), head, tiling)
-    (_, h, d), mask = _query_index(row, kv_head, head, tiling.M)
-    # A split past the live range leaves its part of o unwritten; DEAD tells the combining kernel not to look.
-    alive = softmax.l > 0
-    plt.store(o_ref.at[row, h, split, d], normalize(softmax), mask=mask & alive[:, None])
-    lse = jnp.where(alive, softmax.m + jnp.log2(jnp.where(alive, softmax.l, 1)), DEAD)
-    g = lax.iota(jnp.int32, tiling.M)
-    plt.store(lse_ref.at[row, kv_head * head.G + g, split], lse, mask=g < head.G)
+    len_ref, kv_head = inputs[4], pl.program_id(1)
+    ends = part_ends(len_ref, splitting)
+    first, step = pl.program_id(0), pl.num_programs(0)
+
+    def compute(turn: jax.Array, nothing: jax.Array) -> jax.Array:
+        row, part = find_part(ends, first + turn * step)
+        blocks = splitting.blocks(len_ref[row], part)
+        softmax = _attend(tuple(inputs), (row, kv_head), blocks, head, tiling)
+        (_, _, d), mask = _query_index(row, kv_head, head, tiling.M)
+        g = lax.broadcasted_iota(jnp.int32, d.shape, 0)
+        plt.store(o_ref.at[row, part, kv_head, g, d], normalize(softmax), mask=mask)
+        g = lax.iota(jnp.int32, tiling.M)
+        plt.store(lse_ref.at[row, part, kv_head, g], softmax.m + jnp.log2(softmax.l), mask=g < head.G)
+        return nothing
+
+    turns = lax.div(jnp.maximum(ends.max(0) - first, 0) + (step - 1), step)
+    lax.fori_loop(0, turns, compute, jnp.int32(0))
 
 
-def combine(o: jax.Array, lse: jax.Array, sinks: tuple[jax.Array, ...], dtype: jnp.dtype, interpret: bool) -> jax.Array:
-    """Weigh the parts o f32[S, H, splits, D] by 2^lse, f32[S, H, splits] -> [S, H, D]. sinks: ([H],) or ()."""
-    S, H, splits, D = o.shape
-    elements = power_of_two(splits) * power_of_two(D)
+def combine(
+    o: jax.Array,
+    lse: jax.Array,
+    context_len: jax.Array,
+    sinks: tuple[jax.Array, ...],
+    splitting: Splitting,
+    G: int,
+    dtype: jnp.dtype,
+    interpret: bool,
+) -> jax.Array:
+    """Weigh the parts o f32[S, parts, K, W, D] by 2^lse, f32[S, parts, K, W], to [S, K * G, D]. sinks: ([H],) or ().
+
+    Of W heads beside a KV head the first G exist. What a row has no part for is not read: nobody wrote it.
+    """
+    S, most, K, _, D = o.shape
+    H = K * G
+    elements = power_of_two(most) * power_of_two(D)
     out: jax.Array = pl.pallas_call(
-        functools.partial(_combine_kernel, splits=splits, D=D),
+        functools.partial(_combine_kernel, splitting=splitting, G=G),
         grid=(H, S),
         out_shape=output((S, H, D), dtype, o),
         compiler_params=plt.CompilerParams(num_warps=max(1, min(8, elements // 2048)), num_stages=1),
         interpret=interpret,
         name="paged_decode_combine",
-    )(o, lse, *sinks)
+    )(o, lse, context_len, *sinks)
     return out
 
 
-def _combine_kernel(o_ref: Ref, lse_ref: Ref, *refs: Ref, splits: int, D: int) -> None:
+def _combine_kernel(o_ref: Ref, lse_ref: Ref, len_ref: Ref, *refs: Ref, splitting: Splitting, G: int) -> None:
     *sinks, out_ref = refs
     h, row = pl.program_id(0), pl.program_id(1)
-    shape = (power_of_two(splits), power_of_two(D))
-    split = lax.iota(jnp.int32, shape[0])
-    lse = plt.load(lse_ref.at[row, h, split], mask=split < splits, other=DEAD)
-    alive = lse > DEAD
+    kv_head, g = lax.div(h, G), lax.rem(h, G)
+    _, most, _, _, D = o_ref.shape
+    shape = (power_of_two(most), power_of_two(D))
+    parts, part = splitting.parts(len_ref[row]) * splitting.pieces, lax.iota(jnp.int32, shape[0])
+    lse = plt.load(lse_ref.at[row, part, kv_head, g], mask=part < parts, other=DEAD)
     largest = lse.max(0)
-    weight = jnp.where(alive, jnp.exp2(lse - largest), 0)
+    weight = jnp.exp2(lse - largest)
     total = weight.sum(0)
     sink = load_sink(tuple(sinks), h)
     if sink is not None:
         total += jnp.exp2(sink - largest)
     rows, d = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-    o = plt.load(o_ref.at[row, h, rows, d], mask=alive[:, None] & (d < D), other=0)
+    o = plt.load(o_ref.at[row, rows, kv_head, g, d], mask=(rows < parts) & (d < D), other=0)
     combined = (o * weight[:, None]).sum(0) / jnp.where(total == 0, 1, total)
     depth = lax.iota(jnp.int32, shape[1])
     plt.store(out_ref.at[row, h, depth], combined.astype(out_ref.dtype), mask=depth < D)

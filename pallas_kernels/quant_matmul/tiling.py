@@ -1,6 +1,7 @@
 """How a product with a quantized weight is cut into programs: pure functions of its shape and the device.
 
-The numbers follow from bytes in flight, registers and shared memory, not from measurements: none was on a GPU.
+The numbers follow from bytes in flight, registers and shared memory, not from measurements: none was on a GPU. What a
+device's table (`pallas_kernels.tuning`) says replaces them.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from ..paged_attention.target import Target
 from ..paged_attention.triton_tile import power_of_two
+from ..tuning import tuned
 
 __all__ = ["MANY_ROWS", "Product", "Tiling", "choose_splits", "choose_tiling"]
 
@@ -40,6 +42,11 @@ class Product:
         """Inputs that share a scale, where groups are neighbours of one size."""
         return self.K // self.G
 
+    def key(self, rows: int) -> str:
+        """What its tiles hang on, as the tables of `pallas_kernels.tuning` write it; rows: of a tile."""
+        groups = "ordered" if self.ordered else "channels" if self.G == 1 else f"group{self.group}"
+        return f"{self.kind} {jnp.dtype(self.dtype).name} {groups} rows{rows}"
+
     @property
     def codes_per_byte(self) -> int:
         return 2 if self.kind == "int4" else 1
@@ -53,6 +60,13 @@ class Product:
     def largest_block(self) -> int:
         """The largest power of two of inputs that lie in one group wherever a block of them starts."""
         return self.group & -self.group if self.G > 1 else 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How many programs with few rows an SM has at least, if the inputs can be split so often."""
+
+    programs_per_core: int = PROGRAMS_PER_CORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,7 @@ def choose_tiling(product: Product, target: Target) -> Tiling:
         wanted = Tiling(rows, 64, 128, 4, 4 if rows < MANY_ROWS else 3)
     else:
         wanted = Tiling(rows, 128, 128 if target.has_wgmma else 64, 8, 3)
+    wanted = tuned(target.kind, "quant_matmul", product.key(rows), wanted)
     inputs = wanted.inputs if product.is_scaled_by_input else min(wanted.inputs, product.largest_block)
     return Tiling(wanted.rows, wanted.outputs, inputs, wanted.num_warps, wanted.num_stages)
 
@@ -97,7 +112,8 @@ def choose_splits(product: Product, tiling: Tiling, target: Target) -> int:
     """
     blocks = -(-product.K // tiling.inputs)
     tiles = -(-product.T // tiling.rows) * -(-product.N // tiling.outputs)
-    at_once = PROGRAMS_PER_CORE if tiling.rows <= MANY_ROWS else 1
+    filling = tuned(target.kind, "quant_matmul_splits", product.key(tiling.rows), Filling())
+    at_once = filling.programs_per_core if tiling.rows <= MANY_ROWS else 1
 
     # Sums of a part are written and read in float32, beside a block's bytes of the weight.
     bits = 4 if product.kind == "int4" else 8

@@ -14,7 +14,7 @@ from jax.experimental.pallas import triton as plt
 
 from .tiling import Product, Tiling
 
-__all__ = ["Group", "WeightTile", "load", "widen_fp8"]
+__all__ = ["Group", "WeightTile", "load", "widen_fp8", "widen_int4"]
 
 Ref = Any  # a Pallas reference: pallas exports no public name for it
 
@@ -121,12 +121,17 @@ class WeightTile:
 
     def _numbers(self, codes: jax.Array) -> jax.Array:
         if self.product.kind == "int4":
-            bits, base, value = BASES[self.dtype.name]
-            numbers = lax.bitcast_convert_type(codes.astype(bits) | bits(base), self.dtype)
-            return numbers - jnp.array(value + MIDDLE, self.dtype)
+            return widen_int4(codes, self.dtype)
         if codes.dtype == self.dtype or self.product.kind == "int8" or self.has_fp8:
             return codes.astype(self.dtype)
         return widen_fp8(codes, self.dtype)
+
+
+def widen_int4(codes: jax.Array, dtype: jnp.dtype, zero: jax.Array | None = None) -> jax.Array:
+    """u8 codes of 4 bits, less their zero points in `dtype` (None: less MIDDLE): exactly, in one subtraction."""
+    bits, base, value = BASES[jnp.dtype(dtype).name]
+    numbers = lax.bitcast_convert_type(codes.astype(bits) | bits(base), dtype)
+    return numbers - (jnp.array(value + MIDDLE, dtype) if zero is None else zero + jnp.array(value, dtype))
 
 
 def widen_fp8(codes: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -36,7 +36,7 @@ def quant_matmul_xla(
     on_cpu = Target.current().platform == "cpu"
     if activations != "float":
         rows, row_scale = round_rows(x, activations, input_scale)
-        return _product_of_rounded(rows, values, on_cpu) * row_scale * scale[:, 0].astype(jnp.float32)
+        return _product_of_rounded(rows, values, on_cpu, x.dtype) * row_scale * scale[:, 0].astype(jnp.float32)
     if on_cpu and x.shape[0] <= SMALL_BATCH_TOKENS and group_index is None:
         small = small_batch_matmul(x, values, scale, zero)
         if small is not None:
@@ -46,13 +46,16 @@ def quant_matmul_xla(
     return _product_of_groups(x, values, scale, zero, group_index)
 
 
-def _product_of_rounded(rows: jax.Array, values: jax.Array, on_cpu: bool) -> jax.Array:
-    """Both sides in 8 bits; integers are summed exactly."""
+def _product_of_rounded(rows: jax.Array, values: jax.Array, on_cpu: bool, dtype: jnp.dtype) -> jax.Array:
+    """Both sides in 8 bits; integers are summed exactly, into float32. On a GPU sums of float8 leave the library in
+    bfloat16 where that is `dtype`, the type of the activations: the pass that scales them reads half the bytes then.
+    """
     if rows.dtype == jnp.int8:
         return _dot(rows, values, jnp.int32).astype(jnp.float32)
     if on_cpu:
-        rows, values = rows.astype(jnp.float32), _widen(values, jnp.float32)
-    return _dot(rows, values)
+        return _dot(rows.astype(jnp.float32), _widen(values, jnp.float32))
+    # Before they are scaled, sums are too large for float16.
+    return _dot(rows, values, dtype if dtype == jnp.bfloat16 else jnp.float32).astype(jnp.float32)
 
 
 def _product_of_channels(x: jax.Array, values: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:

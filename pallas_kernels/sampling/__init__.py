@@ -53,7 +53,8 @@ def _triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     # Imported on use: a CPU server never pays for loading Pallas.
     from .triton_threshold import kept_threshold_triton
 
-    return kept_threshold_triton(mass, top_k, top_p, interpret=Target.current().platform != "gpu")
+    target = Target.current()
+    return kept_threshold_triton(mass, top_k, top_p, target=target, interpret=target.platform != "gpu")
 
 
 IMPLEMENTATIONS: dict[str, Any] = {

@@ -9,6 +9,7 @@ Pallas Triton. Compiled for sm_80, sm_90a and sm_100a, interpreted, never execut
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,52 +18,66 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from ..paged_attention.target import H200, Target
 from ..paged_attention.triton_tile import output
+from ..tuning import tuned
 
 __all__ = ["kept_threshold_triton"]
 
-BLOCK = 4096
-"""Elements that are compared at once: with 3 thresholds and 16 warps 24 comparisons a thread."""
 WAYS = 4
 PASSES = 16
 """WAYS ** PASSES is more than there are floats from 0 to the largest."""
-NUM_WARPS = 16
 
 Ref = Any
 Sum = Callable[[jax.Array, jax.Array], jax.Array]
-"""(elements f32[BLOCK], a threshold f32[]) to what is added up, [BLOCK]."""
+"""(a block of elements, f32[elements], a threshold f32[]) to what is added up, of the same shape."""
 
 
-def kept_threshold_triton(mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *, interpret: bool = False) -> jax.Array:
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Elements that are compared at once: with 3 thresholds 24 comparisons a thread."""
+
+    num_warps: int = 16
+    elements_a_thread: int = 8
+
+    @property
+    def block(self) -> int:
+        return 32 * self.num_warps * self.elements_a_thread
+
+
+def kept_threshold_triton(
+    mass: jax.Array, top_k: jax.Array, top_p: jax.Array, *, target: Target = H200, interpret: bool = False
+) -> jax.Array:
     """Arguments and result as in `kept_threshold`. Raises NotImplementedError where mass is not float32."""
     if mass.dtype != jnp.float32:
         raise NotImplementedError(f"the Triton kernel wants mass in float32; got {mass.dtype}")
     rows, vocab = mass.shape
+    tiling = tuned(target.kind, "kept_threshold", f"vocab{1 << (vocab - 1).bit_length()}", Tiling())
     threshold: jax.Array = pl.pallas_call(
-        functools.partial(_kernel, vocab=vocab),
+        functools.partial(_kernel, vocab=vocab, block_size=tiling.block),
         grid=(rows,),
         out_shape=output((rows,), jnp.float32, mass),
-        compiler_params=plt.CompilerParams(num_warps=NUM_WARPS, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=tiling.num_warps, num_stages=1),
         interpret=interpret,
         name="kept_threshold",
     )(mass, top_k.astype(jnp.int32), top_p.astype(jnp.float32))
     return threshold
 
 
-def _kernel(mass_ref: Ref, k_ref: Ref, p_ref: Ref, out_ref: Ref, *, vocab: int) -> None:
+def _kernel(mass_ref: Ref, k_ref: Ref, p_ref: Ref, out_ref: Ref, *, vocab: int, block_size: int) -> None:
     row = pl.program_id(0)
     k, p = plt.load(k_ref.at[row]), plt.load(p_ref.at[row])
-    blocks = -(-vocab // BLOCK)
+    blocks = -(-vocab // block_size)
 
     def load(block: jax.Array) -> jax.Array:
-        """f32[BLOCK]; -1, below every threshold, past the end."""
-        place = block * BLOCK + lax.iota(jnp.int32, BLOCK)
+        """f32[block_size]; -1, below every threshold, past the end."""
+        place = block * block_size + lax.iota(jnp.int32, block_size)
         return plt.load(mass_ref.at[row, place], mask=place < vocab, other=-1.0)
 
     def total(add: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return lax.fori_loop(0, blocks, lambda block, sums: sums + add(load(block)), nothing).sum(0)
 
-    nothing = jnp.zeros((BLOCK,), jnp.float32)
+    nothing = jnp.zeros((block_size,), jnp.float32)
     largest = lax.fori_loop(0, blocks, lambda block, so_far: jnp.maximum(so_far, load(block)), nothing).max(0)
 
     def search(active: jax.Array, add: Sum, needed: jax.Array) -> jax.Array:

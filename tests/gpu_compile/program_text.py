@@ -88,6 +88,12 @@ def custom_calls(program: str) -> dict[str, int]:
     return dict(Counter(re.findall(r'custom_call_target="([^"]+)"', program)))
 
 
+def atomic_kernels(ptx: str) -> list[str]:
+    """The kernels of some PTX that have an atomic instruction, or a reduction in memory."""
+    _, *kernels = re.split(r"\.entry ", ptx)
+    return [kernel.split("(", 1)[0] for kernel in kernels if re.search(r"^\s*(@\S+ )?(atom|red)\.", kernel, re.M)]
+
+
 def thunks(text: str) -> Thunks:
     """From XLA's dump `*.thunk_sequence*.txt`."""
     lines = text.splitlines()

@@ -41,6 +41,7 @@ from jserve.weights.load import parameters
 from pallas_kernels.gpu_target import abstract_gpus, gpu_topology
 from tests.gpu_compile import program_text as text
 from tests.models.published import PUBLISHED
+from tests.pallas_kernels.triton_ir import offsets
 
 GPU = "h200"
 DUMP = Path(tempfile.gettempdir()) / f"step-facts-{os.getpid()}"
@@ -68,6 +69,10 @@ class Facts:
     spilled: dict[str, int]
     """Bytes of each of our kernels, likewise."""
     page_writes: int
+    atomics: list[str]
+    """Kernels of XLA's and ours that write with atomic instructions, such as a compare-and-swap for each element."""
+    wrapping: list[str]
+    """Offsets of our kernels that are counted in fewer bits than their arrays need."""
     copies: list[str]
     graphs: int
     outside_graphs: dict[str, int]
@@ -128,10 +133,13 @@ def _compile(program: Program, made: Programs) -> Facts:
     # Not in the samplers, whose sort is XLA's and another one where there is a GPU to compile on.
     strict = {"xla_gpu_fail_ptx_compilation_on_register_spilling": isinstance(program.key, Step)}
     compiled = lowered.compile(compiler_options=strict)
-    return _read(program.name, compiled, made, middle - clock, time.perf_counter() - middle)
+    wrapping = [str(offset) for offset in offsets(lowered) if offset.may_wrap]
+    return _read(program.name, compiled, made, middle - clock, time.perf_counter() - middle, wrapping)
 
 
-def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: float, compile_s: float) -> Facts:
+def _read(
+    name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: float, compile_s: float, wrapping: list[str]
+) -> Facts:
     memory: Any = compiled.memory_analysis()
     program = compiled.as_text()
     # The file of the passes is missing where they changed nothing.
@@ -154,6 +162,8 @@ def _read(name: str, compiled: jax.stages.Compiled, made: Programs, lower_s: flo
         registers={kernel: taken.registers for kernel, taken in used.items()},
         spilled={kernel: taken.spilled for kernel, taken in used.items()},
         page_writes=text.page_writes(program, pages),
+        atomics=[kernel for path in DUMP.glob("*.ptx") for kernel in text.atomic_kernels(path.read_text())],
+        wrapping=wrapping,
         copies=text.copies(program, pages, weights, BIG),
         graphs=thunks.graphs,
         outside_graphs=thunks.outside,

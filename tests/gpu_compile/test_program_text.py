@@ -74,3 +74,9 @@ def test_thunks_in_and_beside_graphs_are_told_apart() -> None:
 """
     actual = program_text.thunks(dump)
     assert (actual.graphs, actual.outside, actual.launches) == (1, {"AllReduce": 1, "CustomKernel": 1}, 2)
+
+
+def test_atomic_instructions_are_found_by_kernel() -> None:
+    ptx = ".visible .entry plain(\n) {\n st.global.b16 [%r], %rs;\n ret;\n}\n.visible .entry swapped(\n) {\n"
+    ptx += "$L1:\n\t@%p1 atom.relaxed.sys.global.cas.b32 %r, [%rd], %r, %r;\n}"
+    assert program_text.atomic_kernels(ptx) == ["swapped"]

@@ -83,6 +83,14 @@ def test_pages_are_written_in_place_and_no_weight_is_copied(gpus: int, name: str
 
 @each_mesh
 @each_step
+def test_nothing_is_written_by_atomic_instructions_and_no_offset_wraps(gpus: int, name: str) -> None:
+    program = step(gpus, name)
+    assert program["atomics"] == []
+    assert program["wrapping"] == []
+
+
+@each_mesh
+@each_step
 def test_arguments_are_the_weights_and_the_state_and_little_else(gpus: int, name: str) -> None:
     program, whole = step(gpus, name), facts(gpus)
     large = whole["weight_bytes"] + whole["kv_bytes"] + whole["table_bytes"]

@@ -1,4 +1,4 @@
-"""Runs the Mosaic prefill kernel, or a copy of it with a bug, in Pallas' interpreter of GPUs; here or in a process.
+"""Runs a Mosaic attention kernel, or a copy of it with a bug, in Pallas' interpreter of GPUs; here or in a process.
 
 The interpreter has a thread for each warpgroup, so a bug in waiting can stop it for ever. A process of its own is ended
 when nothing was done in it for some seconds, and says where its threads stood.
@@ -31,6 +31,9 @@ INTERPRETED = {
         Case("window_sinks_g8", 8, 1, 64, 64, (Row(1, 130), Row(66, 70)), sliding_window=40, sinks=True),
         Case("soft_cap_f16_g3", 3, 1, 128, 64, (Row(65, 100),), "float16", soft_cap=5.0, padding_tokens=1),
         Case("one_head_b128", 1, 1, 64, 128, (Row(67, 200),), padding_rows=1),
+        Case("decode_reuses_places", 4, 1, 128, 64, (Row(1, 700), Row(1, 130), Row(1, 1)), padding_rows=1),
+        Case("decode_window_sinks_g8", 16, 2, 64, 64, (Row(1, 300), Row(1, 65)), sliding_window=100, sinks=True),
+        Case("decode_soft_cap_f16_g3_b128", 3, 1, 64, 128, (Row(1, 400),), "float16", soft_cap=5.0),
     )
 }
 STALLED = 30  # seconds without a step of any thread; compiling a thread's program takes two or three
@@ -59,8 +62,13 @@ def interpret(package: str, inputs: KernelInputs, case: Case) -> Outcome:
     """The kernel of a package against the definition in the real one."""
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 
-    kernel = module(package, "paged_attention.mosaic_prefill").paged_attention_prefill
     static = {name: value for name, value in inputs.static.items() if name != "decode"}
+    if case.decode:  # two parts a row, which one block takes one after the other
+        kernel = module(package, "paged_attention.mosaic_decode").paged_attention_decode
+        parts = module(package, "paged_attention.decode_parts")
+        static["splitting"] = parts.Splitting(case.B, case.sliding_window, wanted=2, most=2, programs=1)
+    else:
+        kernel = module(package, "paged_attention.mosaic_prefill").paged_attention_prefill
     expected = jax.jit(functools.partial(reference, **inputs.static))(*inputs.args)
     wanted = np.asarray(expected.astype("float32"))
     try:

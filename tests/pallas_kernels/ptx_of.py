@@ -50,8 +50,9 @@ def _compile(name: str) -> None:
     def struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=device)
 
-    def write(dtype: str) -> tuple[jax.stages.Wrapped, tuple[jax.ShapeDtypeStruct, ...]]:
-        pages, new = struct((1000, 8, 64, 128), dtype), struct((256, 8, 128), dtype)
+    def write(dtype: str, gib: int = 0) -> tuple[jax.stages.Wrapped, tuple[jax.ShapeDtypeStruct, ...]]:
+        number = gib * 2**30 // (8 * 64 * 128 * jnp.dtype(dtype).itemsize) or 1000
+        pages, new = struct((number, 8, 64, 128), dtype), struct((256, 8, 128), dtype)
         return jax.jit(write_pages, donate_argnums=0), (pages, new, struct((256,), "int32"))
 
     rows = struct((32, 128_256), "float32"), struct((32,), "int32"), struct((32,), "float32")
@@ -59,6 +60,8 @@ def _compile(name: str) -> None:
         "threshold": (jax.jit(kept_threshold), rows),
         "write bfloat16": write("bfloat16"),
         "write uint8": write("uint8"),
+        "write uint8 in 3 GiB": write("uint8", 3),
+        "write bfloat16 in 9 GiB": write("bfloat16", 9),
     }[name]
     with abstract_gpus("h200"):
         lowered = function.trace(*arguments).lower(lowering_platforms=("cuda",))

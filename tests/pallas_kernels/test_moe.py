@@ -13,6 +13,7 @@ import pytest
 from pallas_kernels.gpu_target import abstract_gpus, gpu_topology, why_unavailable
 from pallas_kernels.moe import moe
 from pallas_kernels.moe.cases import Case, silu_gate
+from pallas_kernels.moe.route import BLOCK, COMPARED, route
 from pallas_kernels.moe.triton_tiling import Packing, Product, choose_rows, choose_tiling
 from pallas_kernels.paged_attention.target import H200
 
@@ -104,3 +105,13 @@ def test_what_the_triton_kernels_do_not_support_is_named() -> None:
 def test_unknown_implementation_is_named() -> None:
     with pytest.raises(ValueError, match="'cutlass'; choose auto, reference, xla or triton"):
         run(*MANY.make(0).args, implementation="cutlass")
+
+
+@pytest.mark.parametrize("pairs", [8, COMPARED, COMPARED + 8, 9 * BLOCK, 4096 * 8])
+def test_rows_are_put_in_the_order_of_their_experts(pairs: int) -> None:
+    """Up to so many pairs by comparing all, above by blocks; ids of another device's experts come last."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    ids = np.random.default_rng(seed).integers(-3, 15, (pairs // 8, 8))
+    routed = jax.jit(lambda ids: route(ids, 12, 16))(ids)
+    wanted = np.argsort(np.where((ids >= 0) & (ids < 12), ids, 12).reshape(-1), kind="stable")
+    np.testing.assert_array_equal(routed.order, wanted, err_msg=f"seed {seed}")

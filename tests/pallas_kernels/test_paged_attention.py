@@ -11,15 +11,12 @@ import pytest
 import pallas_kernels.paged_attention as op
 from pallas_kernels import KernelInputs
 from pallas_kernels.gpu_target import abstract_gpus
+from pallas_kernels.paged_attention import triton_decode
 from pallas_kernels.paged_attention.cases import CASES, Case, Row
+from pallas_kernels.paged_attention.decode_parts import PROGRAMS_PER_CORE, Splitting, choose_splitting
 from pallas_kernels.paged_attention.reference import reference
 from pallas_kernels.paged_attention.target import H200, Target
-from pallas_kernels.paged_attention.triton_decode import (
-    MIN_BLOCKS,
-    PROGRAMS_PER_CORE,
-    choose_splits,
-    paged_attention_decode,
-)
+from pallas_kernels.paged_attention.triton_decode import MAX_SPLITS, paged_attention_decode
 from pallas_kernels.paged_attention.triton_prefill import paged_attention_prefill
 
 DECODE = Case("decode", 4, 2, 64, 16, (Row(1, 100), Row(1, 7), Row(1, 33)), "float32", padding_rows=1)
@@ -75,22 +72,59 @@ def test_a_row_is_bitwise_the_same_alone_and_in_a_batch_when_splits_are_pinned()
     assert np.array_equal(together[1:2], alone)
 
 
-def test_splits_fill_the_gpu_and_never_outnumber_the_keys():
-    assert choose_splits(pairs=8, keys=8192, C=64, num_cores=132) >= 32  # one sequence spreads over the chip
-    assert choose_splits(pairs=8, keys=100, C=64, num_cores=132) == 1  # nothing to share
-    assert choose_splits(pairs=2048, keys=1024, C=64, num_cores=132) == 1  # full without splitting
-    assert choose_splits(pairs=2048, keys=131072, C=64, num_cores=132) == 32  # one long row may not trail
+def splitting(rows: int, keys: int, heads: int = 8, window: int | None = None) -> Splitting:
+    """On an H200, in blocks of 64 keys; the heads of a Llama-3.1-8B."""
+    return choose_splitting(rows, heads, keys, 64, window, H200.num_cores, most=MAX_SPLITS)
+
+
+def parts(split: Splitting, *lengths: int) -> list[int]:
+    return np.asarray(split.parts(jnp.array(lengths, jnp.int32))).tolist()
+
+
+def test_parts_fill_the_gpu_and_never_outnumber_the_keys() -> None:
+    assert parts(splitting(1, 8192), 8192)[0] >= 32  # one sequence spreads over the chip
+    assert splitting(1, 100).most == 1  # nothing to share
+    assert splitting(256, 1024).most == 1  # full without splitting
+    assert parts(splitting(256, 131072), 131072, 1024, 0) == [32, 1, 0]  # one long row may not trail
+
+
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("rows", [1, 32, 256])
+def test_parts_cover_each_live_block_once(rows: int, window: int | None) -> None:
+    split = splitting(rows, 131072, window=window)
+    for length in (0, 1, 63, 64, 65, 1000, 4097, 131072):
+        at = jnp.int32(length)
+        covered = [int(b) for part in range(parts(split, length)[0]) for b in np.arange(*split.blocks(at, part))]
+        assert covered == list(range(*map(int, split.live_blocks(at))))
+        assert parts(split, length)[0] <= split.most
 
 
 @pytest.mark.parametrize("longest", [32768, 131072])
 @pytest.mark.parametrize(("batch", "context"), [(1, 32768), (256, 1024)])
-def test_every_sm_of_an_h200_has_work(batch: int, context: int, longest: int):
-    """A Llama-3.1-8B's 8 KV heads, in an engine for contexts of up to `longest` tokens."""
-    C, pairs = 64, 8 * batch
-    splits = choose_splits(pairs, longest, C, H200.num_cores)
-    blocks = -(-context // C)
-    share = max(-(-blocks // splits), MIN_BLOCKS)  # as `_split_kernel` cuts the live range
-    assert pairs * -(-blocks // share) >= PROGRAMS_PER_CORE * H200.num_cores * 0.9
+def test_every_sm_of_an_h200_has_work(batch: int, context: int, longest: int) -> None:
+    split = splitting(batch, longest)
+    busy = 8 * min(split.programs, sum(parts(split, *[context] * batch)))
+    assert busy >= PROGRAMS_PER_CORE * H200.num_cores * 0.9
+
+
+@pytest.mark.parametrize("contexts", [[1024] * 256, [*range(1, 1025, 4)], [131072] * 2 + [1024] * 254])
+def test_programs_without_work_are_few_however_long_contexts_may_be(contexts: list[int]) -> None:
+    split = splitting(256, 131072)
+    dead = split.programs - min(split.programs, sum(parts(split, *contexts)))
+    assert dead <= 0.05 * split.programs
+    turns = -(-sum(parts(split, *contexts)) // split.programs)
+    assert turns <= 2  # a long row's parts are dealt out to all
+
+
+def test_rows_of_any_length_share_few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program takes several parts, of several rows, one of which is empty."""
+    case = Case("turns", 4, 2, 64, 16, (Row(1, 200), Row(1, 1), Row(1, 90), Row(1, 33)), "float32", padding_rows=2)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    inputs = case.make(seed)
+    chosen = Splitting(16, None, wanted=4, most=4, programs=3)
+    monkeypatch.setattr(triton_decode, "choose_splitting", lambda *args, **static: chosen)
+    got = paged_attention_decode(*inputs.args, scale=0.125, interpret=True)
+    np.testing.assert_allclose(got, reference(*inputs.args, scale=0.125), atol=2e-6, err_msg=f"seed {seed}")
 
 
 def test_gpu_without_float8_takes_its_bits_apart():

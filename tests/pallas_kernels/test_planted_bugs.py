@@ -3,8 +3,11 @@
 Each mutant changes one expression in a copy of the kernel folder; some quick case must then disagree.
 """
 
+import contextlib
 import functools
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +20,7 @@ from tests.pallas_kernels.planted_bugs import Mutant, disagreement, module
 
 BY_NAME = {case.name: case for case in CASES}
 
-TILE, DECODE, PREFILL = "triton_tile.py", "triton_decode.py", "triton_prefill.py"
+TILE, DECODE, PREFILL, PARTS = "triton_tile.py", "triton_decode.py", "triton_prefill.py", "decode_parts.py"
 
 MUTANTS = (
     Mutant("query cannot see itself", TILE, "<= position[:, None])", "< position[:, None])", "mixed_window_f32"),
@@ -42,12 +45,12 @@ MUTANTS = (
         "key_position <= stop, shape",
         "decode_f32_d80",
     ),
-    Mutant("parts averaged, not weighed", DECODE, "jnp.exp2(lse - largest)", "1.0", "decode_split_f32"),
+    Mutant("parts averaged, not weighed", DECODE, "jnp.exp2(lse - largest)", "jnp.ones_like(lse)", "decode_split_f32"),
     Mutant(
         "part's weight forgets its sum",
         DECODE,
-        "softmax.m + jnp.log2(",
-        "softmax.m + 0 * jnp.log2(",
+        "softmax.m + jnp.log2(softmax.l)",
+        "softmax.m + 0 * jnp.log2(softmax.l)",
         "decode_split_f32",
     ),
     Mutant("sink not relative to the largest", DECODE, "exp2(sink - largest)", "exp2(sink)", "decode_sinks_f32"),
@@ -88,15 +91,25 @@ MUTANTS = (
         "mask = None",
         "decode_int8_f32",
     ),
-    Mutant("splits overlap", DECODE, "jnp.minimum(first + share, end)", "end", "decode_split_f32"),
-    Mutant("remainder of the split lost", DECODE, "end - first + (splits - 1)", "end - first", "decode_split_f32"),
+    Mutant("parts overlap", PARTS, "jnp.minimum(first + self.share(length), end)", "end", "decode_split_f32"),
+    Mutant("remainder of a row lost", PARTS, "first + (self._cap(parts) - 1)", "first", "decode_split_f32"),
     Mutant(
         "window starts a block late",
-        DECODE,
-        "jnp.maximum(length - window, 0)",
-        "length - window + C",
+        PARTS,
+        "jnp.maximum(length - self.window, 0)",
+        "length - self.window + self.C",
         "decode_window_f32",
     ),
+    Mutant(
+        "part of the row before", PARTS, "is_before = ends <= number", "is_before = ends < number", "decode_f32_d80"
+    ),
+    Mutant(
+        "rows before not taken off", PARTS, "number - jnp.where(is_before, ends, 0).max(0)", "number", "decode_f32_d80"
+    ),
+    Mutant("first part over and over", DECODE, "first + turn * step", "first + 0 * turn * step", "decode_f32_d80"),
+    Mutant("last turn lost", DECODE, "- first, 0) + (step - 1), step)", "- first, 0), step)", "decode_split_f32"),
+    Mutant("part that is not there weighed", DECODE, "mask=part < parts", "mask=part <= parts", "decode_f32_d80"),
+    Mutant("part that is not there read", DECODE, "mask=(rows < parts)", "mask=(rows <= parts)", "decode_f32_d80"),
     Mutant(
         "wrong query heads",
         DECODE,
@@ -137,11 +150,18 @@ def _disagreement(package: str, case_name: str) -> float:
     static = dict(inputs.static)
     if static.pop("decode"):
         # Three uneven parts; the choice for a real GPU would leave these small rows with even ones.
-        kernel = module(package, "paged_attention.triton_decode").paged_attention_decode
-        static["num_splits"] = 3
+        # Two programs, so that each takes several parts.
+        decode = module(package, "paged_attention.triton_decode")
+        choose = decode.choose_splitting
+        kernel = functools.partial(decode.paged_attention_decode, num_splits=3)
+        fewer = mock.patch.object(
+            decode, "choose_splitting", lambda *args, **static: replace(choose(*args, **static), programs=2)
+        )
     else:
         kernel = module(package, "paged_attention.triton_prefill").paged_attention_prefill
-    return disagreement(functools.partial(kernel, **static, interpret=True), inputs, expected, BY_NAME[case_name])
+        fewer = contextlib.nullcontext()
+    with fewer:
+        return disagreement(functools.partial(kernel, **static, interpret=True), inputs, expected, BY_NAME[case_name])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)

@@ -1,4 +1,4 @@
-"""Bugs planted in the Mosaic prefill kernel, of masks, slots, waits and pages: the interpreter must notice each.
+"""Bugs planted in the Mosaic kernels, of masks, slots, waits and pages: the interpreter must notice each.
 
 It copies when it is asked to and not later, so that a wait that is missing may give the right values. What it sees
 instead are clocks, of each thread at each access (a race), and the phases of each barrier, which must be waited for.
@@ -68,9 +68,36 @@ WAITS = (
     ("queries here after one head", "num_arrivals=self.head.G", "num_arrivals=1", PAGES),
     ("output copied before it is written", WRITTEN, WRITTEN.replace("    plgpu.commit_smem()\n", ""), PAGES),
     ("output not waited for", "    plgpu.wait_smem_to_gmem(0)\n", "", PAGES),
-    ("cleaned by one and not told", "barrier_arrive_and_wait(shared", "barrier_arrive(shared", RAGGED),
+    ("cleaned by one and not told", '        plgpu.barrier_wait(shared["cleaned"])\n', "", RAGGED),
 )
-MUTANTS = tuple(Mutant(bug, "mosaic_prefill.py", *rest) for bug, *rest in (*VALUES, *SLOTS, *WAITS))
+TURNS = "decode_reuses_places"  # parts of three pages in two places of each warpgroup, and of rows with one page
+DECODE_WINDOW = "decode_window_sinks_g8"
+SLOT = "lax.rem(used + step, launch.stages)"
+DECODE = (
+    ("dead keys seen", "seen = key < part.length", "seen = key <= part.length", TURNS),
+    ("window one too wide", "key >= part.length - head", "key >= part.length - 1 - head", DECODE_WINDOW),
+    ("dead values kept", "jnp.where(row < live,", "jnp.where(row <= live,", TURNS),
+    ("pages of the other group", "step * GROUPS + group) *", "step * GROUPS + 1 - group) *", TURNS),
+    ("pages of the part before", "part.begin + step]", "step]", TURNS),
+    ("page before", "part.begin + step]", "jnp.maximum(part.begin + step - 1, 0)]", TURNS),
+    ("places begin anew in each part", SLOT, "lax.rem(step, launch.stages)", TURNS),
+    ("places of the other group", "slot = group * launch.stages + lax.rem(used", "slot = lax.rem(used", TURNS),
+    ("queries of the other group", 'wgmma(sums, shared["q"].at[group]', 'wgmma(sums, shared["q"].at[1 - group]', TURNS),
+    ("one part over the other", "part.index * GROUPS + group", "part.index * GROUPS", TURNS),
+    ("empty part weighs", "m + jnp.log2(divisor), DEAD)", "m + jnp.log2(divisor), 0.0)", TURNS),
+    ("keys not waited for", '    plgpu.barrier_wait(shared["k_here"].at[slot])\n', "", TURNS),
+    ("values not waited for", '    plgpu.barrier_wait(shared["v_here"].at[slot])\n', "", TURNS),
+    ("queries not waited for", "            plgpu.barrier_wait(here)\n", "", TURNS),
+    ("place never given free", '    plgpu.barrier_arrive(shared["k_free"].at[slot])\n', "", TURNS),
+    ("place taken before it is free", "turn >= launch.stages", "turn > launch.stages", TURNS),
+    ("place waited for too early", "turn >= launch.stages", "turn >= launch.stages - 1", TURNS),
+    ("sums copied before they are written", ", DEAD)\n    plgpu.commit_smem()\n", ", DEAD)\n", TURNS),
+    ("sums not waited for", "    plgpu.wait_smem_to_gmem(0)\n", "", TURNS),
+)
+MUTANTS = (
+    *(Mutant(bug, "mosaic_prefill.py", *rest) for bug, *rest in (*VALUES, *SLOTS, *WAITS)),
+    *(Mutant(f"decode {bug}", "mosaic_decode.py", *rest) for bug, *rest in DECODE),
+)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
@@ -85,6 +112,6 @@ def test_planted_bug_is_caught(mutant: Mutant, tmp_path: Path, monkeypatch: pyte
         assert "in _wait" in outcome.stopped_in, outcome  # of a barrier, and nowhere else
 
 
-@pytest.mark.parametrize("name", [PAGES, RAGGED])
+@pytest.mark.parametrize("name", [PAGES, RAGGED, TURNS])
 def test_without_a_bug_the_same_process_catches_nothing(name: str, tmp_path: Path) -> None:
     assert not interpret_apart("pallas_kernels", tmp_path, INTERPRETED[name]).caught

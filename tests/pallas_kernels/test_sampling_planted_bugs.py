@@ -18,7 +18,9 @@ KERNEL = "triton_threshold.py"
 MUTANTS = (
     Mutant("two passes too few", KERNEL, "PASSES = 16", "PASSES = 12", "top_p_alone"),
     Mutant("elements past the end counted", KERNEL, "other=-1.0", "other=1.0", "both_odd_vocabulary"),
-    Mutant("last block left out", KERNEL, "blocks = -(-vocab // BLOCK)", "blocks = vocab // BLOCK", "top_k_alone"),
+    Mutant(
+        "last block left out", KERNEL, "blocks = -(-vocab // block_size)", "blocks = vocab // block_size", "top_k_alone"
+    ),
     Mutant(
         "top-p of everything",
         KERNEL,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import tune
-from pallas_kernels import discover, paged_attention, tuning
+from pallas_kernels import Kernel, discover, paged_attention, tuning
 from pallas_kernels.gpu_target import abstract_gpus
 from pallas_kernels.paged_attention import mosaic_support, triton_decode, triton_prefill
 from pallas_kernels.paged_attention.cases import Case, Row
-from pallas_kernels.paged_attention.mosaic_support import NEEDS_JAX, TABLE, Pipeline
+from pallas_kernels.paged_attention.mosaic_support import DECODE, NEEDS_JAX, PREFILL, Pipeline
 from pallas_kernels.paged_attention.target import H200, Target
 from pallas_kernels.paged_attention.triton_tile import Head, Tiling
 from pallas_kernels.tuning import TuningError, read_table, table_path, tuned
@@ -25,8 +25,9 @@ KEY = "bfloat16 G4 D128 B64"
 needs_mosaic = pytest.mark.skipif(jax.__version_info__[:2] < NEEDS_JAX, reason=f"needs JAX {NEEDS_JAX}")
 
 [ATTENTION] = [kernel for kernel in discover() if kernel.name == "paged_attention"]
-PREFILL = Case("prefill", 32, 8, 128, 64, (Row(2048, 2048),))
-ASKED = tune.Question(TABLE, KEY, Pipeline(4), ATTENTION, (PREFILL,), "mosaic")
+TABLE = PREFILL.table
+PROMPT = Case("prefill", 32, 8, 128, 64, (Row(2048, 2048),))
+ASKED = tune.Question(TABLE, KEY, Pipeline(4), ATTENTION, (PROMPT,), "mosaic")
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +71,10 @@ def test_tuned_tiles_and_splits_are_what_the_kernel_is_launched_with() -> None:
         run = functools.partial(triton_decode.paged_attention_decode, interpret=True, target=GPU, **static)
         return str(jax.make_jaxpr(run)(*case.shapes().args))
 
-    assert "grid=(128, 2, 1)" in (before := launch())
+    assert "grid=(128, 2)" in (before := launch())
     assert "num_warps=2" not in before
     write(f"[paged_decode.'{KEY}']\nnum_warps = 2\n[paged_decode_splits.'{KEY}']\nprograms_per_core = 1\n")
-    assert "grid=(66, 2, 1)" in (after := launch())  # two KV heads on 132 SMs
+    assert "grid=(66, 2)" in (after := launch())  # two KV heads on 132 SMs
     assert "num_warps=2" in after
     write(f"[paged_decode_splits.'{KEY}']\nprograms_per_core = 0\n")
     with pytest.raises(TuningError):
@@ -120,13 +121,22 @@ def test_tables_that_are_committed_can_be_read(monkeypatch: pytest.MonkeyPatch) 
 
 def test_questions_are_found_by_tracing_the_real_cases() -> None:
     actual = {(each.name, each.key): each for each in tune.questions("paged_attention/llama3_8b")}
-    assert [at for at in actual if at[0] != TABLE] == [
+    assert [at for at in actual if at[0] not in (TABLE, DECODE.table)] == [
         ("paged_decode", KEY),
         ("paged_decode_splits", KEY),
         ("paged_prefill", KEY),
     ]
     assert actual["paged_decode", KEY].default == Tiling(16, 64, 4, 3)
     assert len(actual["paged_decode", KEY].cases) == 3
+
+
+@pytest.mark.parametrize(
+    "kernel", [each for each in discover() if "triton" in each.implementations], ids=lambda k: k.name
+)
+def test_every_kernel_asks_the_table_for_its_tiles(kernel: Kernel) -> None:
+    case = next(case for case in kernel.cases if not case.quick)
+    looked_up = {name for name, _, _ in tune._lookups(kernel, case, "triton")}
+    assert looked_up & {"paged_decode", "latent_decode", "moe_gate_up", "quant_matmul", "kept_threshold"}
 
 
 def test_search_follows_the_times_and_leaves_what_cannot_be_used() -> None:
@@ -171,6 +181,7 @@ def test_candidates_that_give_other_values_or_do_not_run_do_not_count(monkeypatc
 def is_chosen(case: Case, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether "auto" takes the Mosaic kernel for a case on an H200 with a JAX that has it."""
     monkeypatch.setattr(mosaic_support, "NEEDS_JAX", (0, 10))
+    monkeypatch.setattr(mosaic_support, "CHOSEN_WITH_JAX", (0, 10))
     read_table.cache_clear()
     with abstract_gpus("h200"):
         inputs = case.shapes()
@@ -204,8 +215,8 @@ def test_mosaic_gets_an_entry_and_is_chosen_only_where_it_beats_triton_by_the_ma
     actual = tune.known("NVIDIA H200")
     assert actual.pop((TABLE, KEY), {}) == kept
     assert actual == {("paged_prefill", KEY): {"M": 64}}
-    assert is_chosen(PREFILL, monkeypatch) == bool(kept)
-    assert not is_chosen(dataclasses.replace(PREFILL, H=16), monkeypatch)
+    assert is_chosen(PROMPT, monkeypatch) == bool(kept)
+    assert not is_chosen(dataclasses.replace(PROMPT, H=16), monkeypatch)
 
 
 def test_a_contest_that_was_cut_off_leaves_what_the_table_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +224,7 @@ def test_a_contest_that_was_cut_off_leaves_what_the_table_has(folder: Path, monk
     clock = iter([0.0, 9.0])
     monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
     tune.fill("NVIDIA H200", [ASKED], lambda question, entries: lambda values: None, 5.0)
-    assert is_chosen(PREFILL, monkeypatch)
+    assert is_chosen(PROMPT, monkeypatch)
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> None:

@@ -32,6 +32,11 @@ def offsets(lowered: jax.stages.Lowered) -> list[Offset]:
     return [offset for call in _walk(lowered.compiler_ir().operation) for offset in _of_call(call)]
 
 
+def grids(lowered: jax.stages.Lowered) -> dict[str, tuple[int, ...]]:
+    """The programs of each Triton kernel of a program, by its name, along three axes."""
+    return {name: grid for call in _walk(lowered.compiler_ir().operation) for name, grid in _grid(call)}
+
+
 def _walk(operation: ir.Operation) -> Iterator[ir.Operation]:
     for region in operation.regions:
         for block in region:
@@ -40,8 +45,19 @@ def _walk(operation: ir.Operation) -> Iterator[ir.Operation]:
                 yield from _walk(inner.operation)
 
 
+def _is_kernel(call: ir.Operation) -> bool:
+    return call.name == "stablehlo.custom_call" and "triton" in str(call.attributes["call_target_name"])
+
+
+def _grid(call: ir.Operation) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if _is_kernel(call):
+        config = call.attributes["mhlo.backend_config"]
+        grid = tuple(ir.IntegerAttr(config[f"grid_{axis}"]).value for axis in "xyz")
+        yield ir.StringAttr(config["name"]).value, grid
+
+
 def _of_call(call: ir.Operation) -> Iterator[Offset]:
-    if call.name != "stablehlo.custom_call" or "triton" not in str(call.attributes["call_target_name"]):
+    if not _is_kernel(call):
         return
     config = call.attributes["mhlo.backend_config"]
     name = ir.StringAttr(config["name"]).value
