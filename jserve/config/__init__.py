@@ -13,10 +13,10 @@ from jserve.config.engine import (
     EngineConfig,
     QuantizeConfig,
 )
+from jserve.config.fields import MOST_LAYERS
 from jserve.config.model import (
     LAYER_TYPES,
     MOST_EXPERTS,
-    MOST_LAYERS,
     MixtureConfig,
     ModelConfig,
     read_model_config,
