@@ -200,13 +200,13 @@ def test_the_case_fails(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         np.testing.assert_allclose(prefill_logits(folder, PROMPTS["long"]), expected, atol=LOGIT_TOLERANCE)
     jax.clear_caches()  # layers traced as they should be, by this test or another
     bug.plant(monkeypatch)
-    resolve = prepare.resolve
+    resolve = prepare.resolve_decoder
 
     def broken(*args: Any, **named: Any) -> tuple[Any, ModelConfig]:
         family, config = resolve(*args, **named)
         return family, bug.change(config)
 
-    monkeypatch.setattr(prepare, "resolve", broken)
+    monkeypatch.setattr(prepare, "resolve_decoder", broken)
     actual = prefill_logits(folder, PROMPTS["long"])
     jax.clear_caches()  # that of the wrong one
     with pytest.raises(AssertionError):
