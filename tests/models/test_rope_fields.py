@@ -75,8 +75,8 @@ def test_queries_of_ministral_3_grow_with_the_position_by_the_files_own_numbers(
     for text in ({"model_type": "ministral3", "rope_parameters": rope}, {"model_type": "ministral3"}):
         assert resolve({**raw, "text_config": text}, source="m")[1].attention_temperature == (16384.0, 0.1)
     assert resolve({**raw, "text_config": {"model_type": "mistral"}}, source="m")[1].attention_temperature is None
-    with pytest.raises(CheckpointError, match="model_type 'mistral4', which Mistral3ForConditionalGeneration is not"):
-        resolve({**raw, "text_config": {"model_type": "mistral4"}}, source="m")
+    with pytest.raises(CheckpointError, match="model_type 'mistral5', which Mistral3ForConditionalGeneration is not"):
+        resolve({**raw, "text_config": {"model_type": "mistral5"}}, source="m")
 
 
 @pytest.mark.parametrize(
