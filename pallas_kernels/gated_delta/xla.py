@@ -105,7 +105,8 @@ def _take_rows(
         state = jax.lax.dynamic_index_in_dim(states, slots[row], keepdims=False)
         state = jnp.where(is_fresh[row] & (tile == 0), 0, state)
         result, state = _take_tile(jax.tree.map(part, padded), state, corrects)
-        # Behind the row these are zeros, which the rows there, taken later, write over.
+        # Behind the row zeros, whatever the state holds; the rows there, taken later, write over them.
+        result = jnp.where(real[:, None, None, None], result, 0)
         out = jax.lax.dynamic_update_slice_in_dim(out, result, first, axis=0)
         return out, jax.lax.dynamic_update_index_in_dim(states, state, slots[row], axis=0)
 

@@ -12,6 +12,8 @@ from pallas_kernels.paged_attention.cases import Case, Row
 from pallas_kernels.paged_attention.xla import paged_attention_xla
 
 ON_A_CPU = ("xla", "native")
+CHAINED = "gated_delta"
+"""The kernel whose tokens depend on those before them in their row; its rows are independent."""
 
 
 def _supports(kernel: Kernel, implementation: str, case: KernelCase) -> bool:
@@ -25,7 +27,7 @@ def _supports(kernel: Kernel, implementation: str, case: KernelCase) -> bool:
 
 def _parameters() -> list:
     chosen = []
-    for kernel in discover():
+    for kernel in (kernel for kernel in discover() if kernel.name != CHAINED):
         for implementation in (name for name in ON_A_CPU if name in kernel.implementations):
             cases = [case for case in kernel.cases if case.quick and _supports(kernel, implementation, case)]
             picked = {0, len(cases) - 1} if cases else set()
@@ -68,3 +70,27 @@ def test_keys_and_values_that_are_not_finite_stay_with_their_sequence(
     mine = np.arange(query_start[1], query_start[2])
     assert np.isnan(spoilt[mine]).all()
     np.testing.assert_array_equal(np.delete(spoilt, mine, 0), np.delete(clean, mine, 0))
+
+
+def _chained() -> list:
+    (kernel,) = (kernel for kernel in discover() if kernel.name == CHAINED)
+    cases = [case for case in kernel.cases if case.quick]
+    return [pytest.param(kernel, case, id=case.name) for case in (cases[0], cases[-1])]
+
+
+@pytest.mark.parametrize(("kernel", "case"), _chained())
+def test_a_row_with_a_state_that_is_not_finite_leaves_other_rows_as_they_are(kernel: Kernel, case: KernelCase) -> None:
+    inputs = case.make(0)
+    run = jax.jit(functools.partial(kernel.implementations["xla"], **inputs.static))
+    q, k, v, decay, beta, states, slots, is_fresh, query_start = map(jnp.asarray, inputs.args)
+    clean, kept = map(np.asarray, run(q, k, v, decay, beta, states, slots, is_fresh, query_start))
+    is_decode = inputs.static.get("decode", False)
+    starts = np.arange(len(slots) + 1) if is_decode else np.asarray(query_start)
+    row = int(np.argmax(np.diff(starts) * (np.asarray(slots) < len(states))))
+    mine = np.arange(starts[row], starts[row + 1])
+    spoilt, left = map(
+        np.asarray, run(q, k, v.at[mine[0]].set(jnp.nan), decay, beta, states, slots, is_fresh, query_start)
+    )
+    assert np.isnan(spoilt[mine]).any()
+    np.testing.assert_array_equal(np.delete(spoilt, mine, 0), np.delete(clean, mine, 0))
+    np.testing.assert_array_equal(np.delete(left, slots[row], 0), np.delete(kept, slots[row], 0))
