@@ -50,7 +50,7 @@ def _check(case: Case, kind: str) -> None:
     launches = len(re.findall(r" (?:fusion|sort|custom-call|copy|scatter|gather|while)\(", program))
     # Tokens are laid out first where two inputs share a byte; many pairs are ordered by counts of their blocks.
     laid_out, counted = case.packed in ("int4", "mxfp4"), case.T * case.J > COMPARED
-    assert launches <= 8 + laid_out + 3 * counted, program
+    assert launches <= 8 + laid_out + 4 * counted, program  # three with JAX 0.10, four with 0.12
     made = re.findall(r"= \(?\w+\[([\d,]+)\]\S* (?:fusion|copy|gather|transpose|convert|dynamic-slice)\(", program)
     largest = max(math.prod(map(int, shape.split(","))) for shape in made)
     pairs = case.T * case.J
