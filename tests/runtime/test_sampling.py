@@ -1,7 +1,6 @@
 """The sampler against a plain float64 definition: choice, filters, penalties, draws and log-probabilities."""
 
-from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,91 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jserve.batch import SamplingState
 from jserve.protocol import MAX_LOGPROBS
 from jserve.runtime import sampling
 from jserve.runtime.pack import FIELDS
-from jserve.runtime.sampling import INTEGER_FIELDS, SCORE_COLUMNS, VARIANTS, Variant, make_sampler
-
-V = 600
-"""Three blocks of a draw's search, the last one not full."""
-SLOTS = 8
-FEW = 16
-"""Rows of most batches here: every new shape costs a compile."""
-MANY = 2048
-"""Draws of one setting: enough to see each of 100 tokens that are about equally likely."""
-DRAWS = Variant(draws=True, filters=True)
-EDITS = Variant(draws=True, filters=True, edits=True)
-
-NEUTRAL: dict[str, Any] = {"slots": SLOTS, "top_k": V, "leaving": 1 << 30, "top_p": 1.0, "repetition_penalty": 1.0}
-
-
-def pack(rows: list[dict[str, Any]], vocab: int = V) -> np.ndarray:
-    """i32[11, S]; what a row leaves out is off."""
-    packed = np.zeros((len(FIELDS), len(rows)), np.int32)
-    floats = packed.view(np.float32)
-    for number, row in enumerate(rows):
-        for name, value in {**NEUTRAL, "top_k": vocab, **row}.items():
-            line = FIELDS[name]
-            (packed if line < INTEGER_FIELDS else floats)[line, number] = value
-    return packed
-
-
-def pack_masks(allowed: np.ndarray) -> np.ndarray:
-    """i32[S, ceil(V / 32)] of bool[S, V]."""
-    masks = np.zeros((len(allowed), -(-allowed.shape[1] // 32)), np.int64)
-    for row, token in zip(*np.nonzero(allowed), strict=True):
-        masks[row, token // 32] |= 1 << (token % 32)
-    return masks.astype(np.uint32).view(np.int32)
-
-
-@cache
-def compiled(variant: Variant) -> Any:
-    return jax.jit(make_sampler(variant))
-
-
-def sample(
-    variant: Variant,
-    logits: np.ndarray,
-    rows: list[dict[str, Any]],
-    state: SamplingState | None = None,
-    allowed: np.ndarray | None = None,
-) -> tuple[np.ndarray, SamplingState | None, np.ndarray]:
-    """The tokens i32[S], the state after, and last_token after. `allowed` is bool[S, V]."""
-    vocab = logits.shape[1]
-    if variant.edits and state is None:
-        state = sampling.empty_state(SLOTS, vocab)
-    last = np.full(SLOTS, -7, np.int32)
-    masks = None
-    if variant.edits:
-        masks = pack_masks(np.ones(logits.shape, bool) if allowed is None else allowed)
-    last, state, output = compiled(variant)(logits, last, state if variant.edits else None, pack(rows, vocab), masks)
-    return np.asarray(output), state, np.asarray(last)
-
-
-def draw_many(logits: np.ndarray, **row: Any) -> np.ndarray:
-    """MANY draws from f32[V], each with a seed of its own."""
-    rows = [{"temperature": 1.0, "seed": seed, **row} for seed in range(MANY)]
-    return sample(DRAWS, np.tile(logits, (MANY, 1)), rows)[0]
-
-
-def distribution(
-    logits: np.ndarray, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> np.ndarray:
-    """f64[V]: the definition. min-p, top-k and top-p in this order, each on what the one before it left."""
-    scaled = logits.astype(np.float64) / temperature
-    mass = np.exp(scaled - scaled.max())
-    mass[mass < min_p] = 0.0
-    order = np.argsort(-mass)
-    if top_k:
-        mass[order[top_k:]] = 0.0
-    share = np.cumsum(mass[order]) / mass.sum()
-    mass[order[np.searchsorted(share, top_p) + 1 :]] = 0.0  # the token that reaches top_p stays
-    return mass / mass.sum()
-
-
-def random_logits(*shape: int, seed: int = 0) -> np.ndarray:
-    return (np.random.default_rng(seed).standard_normal(shape) * 4).astype(np.float32)
+from jserve.runtime.sampling import SCORE_COLUMNS, VARIANTS, Variant
+from tests.runtime.sampling_definition import (
+    DRAWS,
+    EDITS,
+    FEW,
+    MANY,
+    SLOTS,
+    V,
+    distribution,
+    draw_many,
+    pack,
+    pack_masks,
+    random_logits,
+    random_state,
+    sample,
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -209,125 +142,6 @@ def test_padding_rows_of_zeros_are_harmless() -> None:
         output, _, last = sample(variant, logits, [{"slots": 4}] + [row] * (FEW - 1))
         assert output[0] == logits[0].argmax()
         assert last.tolist() == [-7, -7, -7, -7, output[0], -7, -7, -7]
-
-
-def edited_definition(logits: np.ndarray, row: dict[str, Any], state: SamplingState) -> np.ndarray:
-    """f64[V]: bias, repetition over prompt and output, frequency and presence over the output."""
-    slot = row["slots"]
-    counts = np.asarray(state.output_counts)[slot].astype(np.float64)
-    out = logits.astype(np.float64) + np.asarray(state.bias)[slot]
-    seen = np.asarray(state.in_prompt)[slot] | (counts > 0)
-    penalty = row.get("repetition_penalty", 1.0)
-    out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
-    return out - counts * row.get("frequency_penalty", 0.0) - (counts > 0) * row.get("presence_penalty", 0.0)
-
-
-def random_state(seed: int = 0) -> SamplingState:
-    rng = np.random.default_rng(seed)
-    bias = np.where(rng.random((SLOTS, V)) < 0.1, rng.choice([-100, -3, 2, 100], (SLOTS, V)), 0)
-    return SamplingState(
-        rng.poisson(0.5, (SLOTS, V)).astype(np.int16),  # type: ignore[arg-type]
-        rng.random((SLOTS, V)) < 0.3,  # type: ignore[arg-type]
-        bias.astype(np.float32),  # type: ignore[arg-type]
-    )
-
-
-EDIT_ROWS: list[dict[str, Any]] = [
-    {"slots": 0},
-    {"slots": 1, "repetition_penalty": 1.4},
-    {"slots": 2, "frequency_penalty": 1.5},
-    {"slots": 3, "presence_penalty": 2.0},
-    {"slots": 4, "repetition_penalty": 0.6, "frequency_penalty": -1.0, "presence_penalty": -2.0},
-    {"slots": 5, "repetition_penalty": 2.0, "frequency_penalty": 2.0, "presence_penalty": 2.0},
-    *[{}] * (FEW - 6),
-]
-
-
-def test_penalties_and_bias_edit_the_logits_as_defined() -> None:
-    logits, state = random_logits(FEW, V, seed=4), random_state()
-    edited = np.asarray(sampling.edit_logits(logits, state, sampling.split_sampling(pack(EDIT_ROWS))))
-    expected = [edited_definition(*pair, state) for pair in zip(logits, EDIT_ROWS, strict=True) if pair[1]]
-    np.testing.assert_allclose(edited[:6], expected, rtol=1e-6, atol=1e-5)  # a few float32 roundings of up to 200
-    tokens, after, _ = sample(EDITS, logits, EDIT_ROWS, state)
-    assert tokens[:6].tolist() == [row.argmax() for row in expected]
-    assert after is not None
-    gained = np.asarray(after.output_counts) - np.asarray(state.output_counts)
-    assert np.argwhere(gained).tolist() == [[row, token] for row, token in enumerate(tokens[:6])]
-
-
-def test_bias_of_a_hundred_forces_and_of_minus_a_hundred_forbids() -> None:
-    logits = random_logits(V, seed=5)
-    best = int(logits.argmax())
-    state = sampling.empty_state(SLOTS, V)
-    np.asarray(state.bias)[0, 17] = 100.0
-    np.asarray(state.bias)[1, best] = -100.0
-    rows = [{"slots": seed % 2, "temperature": 1.0, "seed": seed} for seed in range(MANY)]
-    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0]
-    assert set(tokens[::2]) == {17}
-    assert best not in tokens[1::2]
-
-
-def test_banned_tokens_are_never_drawn() -> None:
-    """A ban is a bias of minus infinity; penalties must not turn it into something that is not a number."""
-    logits = random_logits(V, seed=6)
-    banned = np.argsort(-logits)[:3]
-    state = replace(random_state(), bias=np.zeros((SLOTS, V), np.float32))  # type: ignore[arg-type]
-    np.asarray(state.bias)[:, banned] = -np.inf
-    penalties = {"repetition_penalty": 0.5, "frequency_penalty": -2.0, "presence_penalty": -2.0}
-    rows = [{"slots": 2, "temperature": seed % 2, "seed": seed, **penalties} for seed in range(MANY)]
-    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, state)[0]
-    assert not set(tokens) & set(banned)
-
-
-@pytest.mark.parametrize("vocab", [V, 64, 33, 7])
-def test_masks_unpack_to_the_tokens_that_they_allow(vocab: int) -> None:
-    allowed = np.random.default_rng(vocab).random((FEW, vocab)) < 0.5
-    np.testing.assert_array_equal(sampling.unpack_masks(pack_masks(allowed), vocab), allowed)
-
-
-def test_masked_rows_draw_from_what_is_allowed_as_the_definition_says_and_others_as_ever() -> None:
-    """Filters act on what the mask leaves: a top-k of 4 is the 4 best of the allowed tokens."""
-    logits = random_logits(V, seed=8)
-    allowed = np.ones((MANY, V), bool)
-    some = np.random.default_rng(1).random(V) < 0.1
-    allowed[::2] = some
-    settings = {"top_k": 4, "top_p": 0.999}
-    rows = [{"temperature": 3.0, "seed": seed, **settings} for seed in range(MANY)]
-    tokens = sample(EDITS, np.tile(logits, (MANY, 1)), rows, allowed=allowed)[0]
-    for part, kept in ((tokens[::2], some), (tokens[1::2], np.ones(V, bool))):
-        masked = np.where(kept, logits, -np.inf)
-        expected = distribution(masked, 3.0, **settings) * len(part)
-        assert set(part) == set(np.argsort(-masked)[:4])
-        actual = np.bincount(part, minlength=V)
-        chi_square = ((actual - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
-        assert chi_square < 3 + 6 * np.sqrt(6)
-
-
-@pytest.mark.parametrize("allowed_token", [0, 31, 32, V - 1])
-def test_single_allowed_token_is_chosen_whatever_its_logit_and_the_edits(allowed_token: int) -> None:
-    logits, state = random_logits(FEW, V, seed=4), random_state()
-    allowed = np.zeros((FEW, V), bool)
-    allowed[:, allowed_token] = True
-    rows = [{**row, "temperature": float(number % 2), "top_k": 3} for number, row in enumerate(EDIT_ROWS)]
-    output, _, _ = sample(EDITS, logits, rows, state, allowed)
-    assert set(output) == {allowed_token}
-    wide = logits.astype(np.float64)
-    wide -= np.log(np.exp(wide).sum(1, keepdims=True))
-    logprobs = np.asarray(jax.jit(sampling.logprobs_of)(logits, output)).view(np.float32)[:, 0]
-    np.testing.assert_allclose(logprobs, wide[:, allowed_token], atol=2e-6)
-
-
-def test_count_of_a_token_stays_at_its_largest() -> None:
-    state = sampling.empty_state(SLOTS, V)
-    np.asarray(state.output_counts)[0, 9] = 32766
-    logits = np.zeros((FEW, V), np.float32)
-    logits[0, 9] = 1e6
-    for _ in range(3):
-        tokens, after, _ = sample(EDITS, logits, [{"slots": 0}] + [{}] * (FEW - 1), state)
-        assert after is not None
-        assert tokens[0] == 9
-        state = after
-    assert np.asarray(state.output_counts)[0, 9] == 32767
 
 
 def test_draw_of_the_only_token_with_mass_takes_it() -> None:
