@@ -10,8 +10,8 @@ import pytest
 from jserve.batch import SamplingState
 from jserve.runtime.pack import SlotSampling, bias_row, history_rows
 from jserve.runtime.sampling import Variant, empty_state, install
-from tests.runtime.test_pack import SHAPE, chunk, pack_sampling, plan_of, sequence
 from tests.runtime.sampling_definition import compiled
+from tests.runtime.test_pack import SHAPE, chunk, pack_sampling, plan_of, sequence
 
 V = SHAPE.vocab_size
 EDITS = Variant(draws=True, filters=True, edits=True)
