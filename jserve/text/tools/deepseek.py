@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 
 from jserve.text.output.draft import Draft
-from jserve.text.output.feed import Malformed, Reading, TextEnded, TextFeed
+from jserve.text.output.feed import Malformed, Reading, TextFeed
 from jserve.text.tools.format import CallForm
-from jserve.text.tools.json_text import copy_json
+from jserve.text.tools.sections import Sections
 from jserve.text.tools.tool import Tool, check_name
 
 _BAR = "\uff5c"
@@ -41,41 +41,7 @@ class DeepSeek:
 
     def read(self, feed: TextFeed, draft: Draft, tools: Mapping[str, Tool]) -> Reading[None]:
         """Read a message."""
-        while opening := (yield from feed.copy_until((CALLS, CALL), draft.content)):
-            if opening == CALLS:
-                feed.record()
-                yield from feed.skip_space()
-                yield from feed.try_any((CALL,))
-                opening += feed.recorded()
-            if not opening.endswith(CALL):
-                draft.content(opening)
-                continue
-            yield from _read_call(feed, draft, opening)
-            yield from feed.skip_space()
-            yield from feed.try_any((CALLS_END,))
-
-
-def _read_call(feed: TextFeed, draft: Draft, opening: str) -> Reading[None]:
-    begun = draft.num_calls
-    feed.record()
-    try:
-        name = yield from _read_head(feed)
-        draft.begin_call(name)
-        feed.recorded()
-        yield from copy_json(feed, draft.arguments)
-        yield from feed.skip_space()
-        yield from feed.try_any(("```",))
-        yield from feed.skip_space()
-        yield from feed.try_any((CALL_END,))
-    except (Malformed, TextEnded) as error:
-        arguments = feed.recorded()
-        if draft.num_calls == begun:
-            draft.content(opening + arguments)
-        if isinstance(error, TextEnded):
-            raise
-        if draft.num_calls > begun:
-            draft.arguments(error.read)
-            yield from feed.copy_until((CALL_END,), draft.arguments)
+        yield from _SECTIONS.read(feed, draft)
 
 
 def _read_head(feed: TextFeed) -> Reading[str]:
@@ -95,3 +61,6 @@ def _read_head(feed: TextFeed) -> Reading[str]:
     if (yield from feed.peek()) != "{":
         raise Malformed
     return check_name("".join(name))
+
+
+_SECTIONS = Sections(CALLS, CALLS_END, CALL, CALL_END, _read_head, fence=("```",))
