@@ -6,17 +6,16 @@ from typing import Any
 
 import jax
 
-from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext
+from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.config.fields import Fields
-from jserve.layers.attention import Attention, kv_arrays
 from jserve.layers.build import Build
-from jserve.layers.mamba2 import Mamba2, mamba2_arrays
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.norm import RMSNorm
 from jserve.models import defaults
-from jserve.models.causal_lm import CausalLM, DecoderLayer
+from jserve.models.causal_lm import CausalLM
 from jserve.models.hybrid import MAMBA2, read_layers, read_mamba2
+from jserve.models.mamba2_layer import Mamba2DecoderLayer
 
 BAMBA: dict[str, Any] = {key: value for key, value in defaults.LLAMA.items() if key != "use_sliding_window"} | {
     **MAMBA2,
@@ -28,25 +27,14 @@ BAMBA: dict[str, Any] = {key: value for key, value in defaults.LLAMA.items() if 
 }
 
 
-class BambaDecoderLayer(DecoderLayer):
+class BambaDecoderLayer(Mamba2DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
-        bias = config.attention_bias
-        self.input_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
-        self.has_state = layer in config.state_layers
-        if self.has_state:
-            self.mamba = Mamba2(build, config)
-        else:
-            self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
+        super().__init__(build, config, layer)
         self.pre_ff_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
         self.feed_forward = GatedMLP(build, config)
 
-    @classmethod
-    def cache(cls, build: Build, config: ModelConfig, layer: int) -> tuple[CacheArray | SlotArray, ...]:
-        return mamba2_arrays(build, config) if layer in config.state_layers else kv_arrays(build, config)
-
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
-        mixer = self.mamba if self.has_state else self.self_attn
-        mixed, kv = mixer(self.input_layernorm(x), kv, context)
+        mixed, kv = self.mix(x, kv, context)
         x = x + mixed
         return x + self.feed_forward(self.pre_ff_layernorm(x), context), kv
 

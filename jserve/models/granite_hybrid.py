@@ -6,19 +6,18 @@ from typing import Any
 
 import jax
 
-from jserve.batch import CacheArray, LayerKV, SlotArray, StepContext
+from jserve.batch import LayerKV, StepContext
 from jserve.config import ModelConfig
 from jserve.config.fields import Fields
-from jserve.layers.attention import Attention, kv_arrays
 from jserve.layers.build import Build
 from jserve.layers.expert_source import AllExperts
-from jserve.layers.mamba2 import Mamba2, mamba2_arrays
 from jserve.layers.mlp import GatedMLP
 from jserve.layers.moe import ExpertNames, Experts, ExpertSource, MixtureOfExperts
 from jserve.layers.norm import RMSNorm
 from jserve.models import defaults
-from jserve.models.causal_lm import CausalLM, DecoderLayer
+from jserve.models.causal_lm import CausalLM
 from jserve.models.hybrid import ATTENTION, MAMBA2, read_layers, read_mamba2
+from jserve.models.mamba2_layer import Mamba2DecoderLayer
 
 GRANITE_HYBRID = (
     defaults.GRANITE
@@ -42,27 +41,16 @@ class GraniteMixture(MixtureOfExperts):
         self.experts = Experts(build, config, mixture, ExpertSource(gate_up, gate_up), ExpertSource(down, down))
 
 
-class GraniteHybridDecoderLayer(DecoderLayer):
+class GraniteHybridDecoderLayer(Mamba2DecoderLayer):
     def __init__(self, build: Build, config: ModelConfig, layer: int) -> None:
-        bias = config.attention_bias
-        self.input_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
-        self.has_state = layer in config.state_layers
-        if self.has_state:
-            self.mamba = Mamba2(build, config)
-        else:
-            self.self_attn = Attention(build, config, layer, qkv_bias=bias, output_bias=bias)
+        super().__init__(build, config, layer)
         self.post_attention_layernorm = RMSNorm(build, config.hidden_size, config.norm_eps)
         self.block_sparse_moe = None if config.mixture is None else GraniteMixture(build, config)
         self.shared_mlp = GatedMLP(build, config, fused="input_linear", names=("gate", "up", "output_linear"))
         self.multiplier = config.residual_multiplier
 
-    @classmethod
-    def cache(cls, build: Build, config: ModelConfig, layer: int) -> tuple[CacheArray | SlotArray, ...]:
-        return mamba2_arrays(build, config) if layer in config.state_layers else kv_arrays(build, config)
-
     def __call__(self, x: jax.Array, kv: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
-        mixer = self.mamba if self.has_state else self.self_attn
-        mixed, kv = mixer(self.input_layernorm(x), kv, context)
+        mixed, kv = self.mix(x, kv, context)
         x = x + mixed * self.multiplier
         normed = self.post_attention_layernorm(x)
         y = self.shared_mlp(normed, context)
