@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 
 from .decode_parts import Splitting, choose_splitting, part_table
 from .mosaic_support import DECODE, Pipeline, check_support, measured
+from .mosaic_tile import add_product
 from .target import H200, Target
 from .triton_decode import MAX_SPLITS, combine
 from .triton_tile import DEAD, LOG2_E, Head, Ref, output
@@ -257,7 +258,7 @@ def _step(
     total = total * shrink + weights.sum(axis=1)
     plgpu.barrier_wait(shared["v_here"].at[slot])
     _clean(part.length - first_key, slot, launch, shared)
-    o = _add_product(o, weights.astype(launch.dtype), shared, slot, launch)
+    o = add_product(o, weights.astype(launch.dtype), shared["v"].at[slot], shared.get("weights"))
     plgpu.barrier_arrive(shared["v_free"].at[slot])
     return o, largest, total
 
@@ -272,27 +273,6 @@ def _clean(live: jax.Array, slot: jax.Array, launch: Launch, shared: Shared) -> 
         row = plgpu.broadcasted_iota(jnp.int32, held.shape, 0, layout=plgpu.Layout.WGMMA)
         values[...] = jnp.where(row < live, held, jnp.zeros_like(held))
         plgpu.commit_smem()
-
-
-def _add_product(o: jax.Array, weights: jax.Array, shared: Shared, slot: jax.Array, launch: Launch) -> jax.Array:
-    """o + weights [ROWS, B] times a page of values."""
-    values = shared["v"].at[slot]
-    if launch.interpret:  # the interpreter has no products with an operand in registers, and none that go on
-        held = shared["weights"].at[lax.axis_index("group")]
-        held[...] = weights
-        plgpu.commit_smem()
-
-        def product(sums: Ref) -> jax.Array:
-            plgpu.wgmma(sums, held, values)
-            return sums[...]
-
-        return o + pl.run_scoped(product, plgpu.ACC(o.shape, jnp.float32))
-
-    def add(sums: Ref) -> None:
-        plgpu.wgmma(sums, weights, values)
-
-    summed: jax.Array = pl.run_state(add)(plgpu.ACC.init(o))
-    return summed
 
 
 def _write(

@@ -18,6 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from .mosaic_support import Pipeline, check_support, measured
+from .mosaic_tile import add_product
 from .target import H200, Target
 from .triton_tile import DEAD, LOG2_E, Head, Ref, output, power_of_two
 
@@ -256,7 +257,7 @@ def _step(
     plgpu.barrier_wait(shared["v_here"].at[slot])
     if masks:
         _clean(step, tile, launch, shared)
-    o = _add_product(o, weights.astype(launch.dtype), shared, slot, launch)
+    o = add_product(o, weights.astype(launch.dtype), shared["v"].at[slot], shared.get("weights"))
     plgpu.barrier_arrive(shared["v_free"].at[slot])
     return o, largest, total
 
@@ -289,27 +290,6 @@ def _clean(step: jax.Array, tile: Tile, launch: Launch, shared: Shared) -> None:
 
         plgpu.barrier_arrive(shared["cleaned"])
         plgpu.barrier_wait(shared["cleaned"])
-
-
-def _add_product(o: jax.Array, weights: jax.Array, shared: Shared, slot: jax.Array, launch: Launch) -> jax.Array:
-    """o + weights [ROWS, B] times a page of values."""
-    values = shared["v"].at[slot]
-    if launch.interpret:  # the interpreter has no products with an operand in registers, and none that go on
-        held = shared["weights"].at[lax.axis_index("group")]
-        held[...] = weights
-        plgpu.commit_smem()
-
-        def product(sums: Ref) -> jax.Array:
-            plgpu.wgmma(sums, held, values)
-            return sums[...]
-
-        return o + pl.run_scoped(product, plgpu.ACC(o.shape, jnp.float32))
-
-    def add(sums: Ref) -> None:
-        plgpu.wgmma(sums, weights, values)
-
-    summed: jax.Array = pl.run_state(add)(plgpu.ACC.init(o))
-    return summed
 
 
 def _sinks(sinks: Ref, launch: Launch) -> jax.Array:
