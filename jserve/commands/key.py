@@ -16,11 +16,10 @@ from pathlib import Path
 
 from jserve.api.access.key_file import NAME, KeyEntry, digest_of, entry_of_line
 from jserve.commands.parser import Formatter, Parser
+from jserve.commands.sizes import parse_duration
 from jserve.errors import ConfigError
 
 _KEY_BYTES = 32
-_LENGTH = re.compile(r"(\d+)([hdw])")
-_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _FLAGS = {
     "--requests-per-minute": "requests a minute",
     "--tokens-per-minute": "prompt and generated tokens a minute",
@@ -210,10 +209,12 @@ def _count(text: str) -> int:
 
 
 def _length(text: str) -> timedelta:
-    match = _LENGTH.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length of time; write it like 90d, 12h or 4w")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    seconds = parse_duration(text)
+    if seconds < 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time; write it like 90d, 12h or 4w, or leave it out for ever"
+        )
+    return timedelta(seconds=seconds)
 
 
 def _models(text: str) -> tuple[str, ...]:

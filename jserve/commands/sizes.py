@@ -7,8 +7,8 @@ import re
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
 _COUNT_UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
-_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w|)")
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -32,12 +32,12 @@ def parse_count(text: str) -> int | None:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "5m", "1.5h" or "90"; -1 for "-1"."""
+    """Seconds of "5m", "1.5h", "4w" or "90"; -1, which means for ever, for "-1"."""
     if text == "-1":
         return -1.0
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write it like 90s, 5m or 1h")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write it like 90s, 5m, 1h or 90d")
     return float(match[1]) * _SECONDS[match[2]]
 
 
