@@ -18,6 +18,7 @@ from jserve.commands.capacity_options import kv_cache_dtype
 from jserve.commands.hub_model import MODEL_HELP
 from jserve.commands.parser import Parser
 from jserve.commands.sizes import shown_size
+from jserve.commands.tables import print_table
 from jserve.config import DTYPES, KV_CACHE_DTYPES, EngineConfig
 from jserve.errors import StartupError
 
@@ -121,9 +122,8 @@ def to_json(inspection: Inspection) -> str:
     return msgspec.json.format(msgspec.json.encode(inspection), indent=2).decode()
 
 
-def print_table(inspection: Inspection) -> None:
+def print_inspection(inspection: Inspection) -> None:
     """The same for a person, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -131,7 +131,7 @@ def print_table(inspection: Inspection) -> None:
     table.add_column(overflow="fold")
     for name, value in _rows(inspection):
         table.add_row(name, value)
-    Console(soft_wrap=False, highlight=False, markup=False).print(table)
+    print_table(table)
 
 
 def _rows(inspection: Inspection) -> list[tuple[str, str]]:
@@ -263,6 +263,6 @@ def run(argv: Sequence[str]) -> None:
     if options.as_json:
         print(to_json(inspection))
     else:
-        print_table(inspection)
+        print_inspection(inspection)
     if not inspection.runs:
         sys.exit(1)

@@ -10,6 +10,7 @@ from jserve.checkpoint import is_model_folder, is_ollama_name, pulled_ollama_mod
 from jserve.checkpoint.gguf.split import without_later_parts
 from jserve.commands.inspect import inspect
 from jserve.commands.sizes import shown_size
+from jserve.commands.tables import print_table
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, StartupError
 
@@ -68,7 +69,6 @@ def to_json(listed: Sequence[Listed]) -> str:
 
 def print_list(listed: Sequence[Listed]) -> None:
     """The same for a person, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -77,6 +77,5 @@ def print_list(listed: Sequence[Listed]) -> None:
     for each in listed:
         size = shown_size(each.bytes) if each.bytes else ""
         table.add_row(each.model, each.architecture, size, "yes" if each.runs else f"no: {each.problem}")
-    console = Console(soft_wrap=False, highlight=False, markup=False)
-    console.print(table)
-    console.print(f"{sum(each.runs for each in listed):,} of {len(listed):,} models run")
+    print_table(table)
+    print(f"{sum(each.runs for each in listed):,} of {len(listed):,} models run")

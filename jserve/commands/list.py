@@ -1,11 +1,11 @@
 """`jserve list`: models on this machine that have a name, in the hub's cache and in Ollama's store."""
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from jserve.checkpoint.ollama_store import pulled_models
 from jserve.commands.parser import Parser
+from jserve.commands.tables import print_table
 
 
 def run(argv: Sequence[str]) -> None:
@@ -13,7 +13,6 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(prog="jserve list", description="List models that are on this machine.", allow_abbrev=False)
     parser.add_argument("--download-dir", metavar="DIR", help="where models of the hub are kept (default: HF_HOME's)")
     options = parser.parse_args(list(argv))
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -21,7 +20,7 @@ def run(argv: Sequence[str]) -> None:
         table.add_column(column, overflow="fold")
     for name, size, changed in [*_of_hub(options.download_dir), *_of_ollama()]:
         table.add_row(name, f"{size / 1e9:.2f} GB", time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)
+    print_table(table)
 
 
 def _of_hub(folder: str | None) -> Iterator[tuple[str, int, float]]:

@@ -13,7 +13,7 @@ from jserve.checkpoint import open_checkpoint
 from jserve.checkpoint.gguf.checkpoint import GgufCheckpoint
 from jserve.checkpoint.huggingface import HuggingFaceCheckpoint
 from jserve.cli import main, run
-from jserve.commands.inspect import Inspection, inspect, print_table
+from jserve.commands.inspect import Inspection, inspect, print_inspection
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError
 from jserve.runtime import capacity, memory, platform
@@ -100,7 +100,7 @@ def test_tokens_before_a_window_take_what_layers_without_one_keep(
     actual = look(make_model(tmp_path, "Gemma3ForCausalLM", **fields), "h100")
     layer = 2 * 2 * 16 * 2  # keys and values, heads, dimensions, bytes
     assert (actual.kv_bytes_per_token, actual.kv_bytes_before_windows) == (2 * layer, layer)
-    print_table(actual)
+    print_inspection(actual)
     assert "256 bytes per token, 128 where it lies before the window" in capsys.readouterr().out
 
 
@@ -223,5 +223,5 @@ def test_a_cross_encoder_is_said_to_be_one(tmp_path: Path, capsys: pytest.Captur
     folder = make_model(tmp_path, "BertForSequenceClassification", num_labels=1)
     actual = look(folder)
     assert (actual.runs, actual.labels, actual.pooling) == (True, 1, None)
-    print_table(actual)
+    print_inspection(actual)
     assert "texts of up to 256 tokens, labels: 1" in capsys.readouterr().out

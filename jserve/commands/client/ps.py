@@ -1,17 +1,16 @@
 """`jserve ps`: the servers that `jserve run` has started and that still run."""
 
-import sys
 import time
 from collections.abc import Sequence
 
 from jserve.commands.client.local_servers import local_servers
 from jserve.commands.parser import Parser
+from jserve.commands.tables import print_table
 
 
 def run(argv: Sequence[str]) -> None:
     """Print a line for each."""
     Parser(prog="jserve ps", description="List the servers that `jserve run` has started.").parse_args(list(argv))
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -20,4 +19,4 @@ def run(argv: Sequence[str]) -> None:
     for server in local_servers():
         minutes, seconds = divmod(int(time.time() - server.started), 60)
         table.add_row(server.model, server.url, str(server.pid), f"{minutes}:{seconds:02}", server.log)
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)
+    print_table(table)

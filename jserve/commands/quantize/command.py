@@ -15,6 +15,7 @@ from jserve.commands.corpus import OWN_TEXT, read_text
 from jserve.commands.hub_model import MODEL_HELP, add_hub_options, local_path
 from jserve.commands.parser import Parser
 from jserve.commands.sizes import parse_count
+from jserve.commands.tables import print_table
 from jserve.config import QUANTIZE_BITS, QuantizeConfig
 from jserve.errors import StartupError
 from jserve.log import set_up_logging
@@ -56,7 +57,7 @@ def quantize_into(config: QuantizeConfig, folder: Path, text: Path | None, evalu
     if evaluate is not None:
         before, after = (f"{_perplexity(model, evaluate):.4f}" for model in (config.model, str(folder)))
         rows.append((f"perplexity on {evaluate.name}", before, after))
-    _print_table(rows)
+    _print_sizes(rows)
 
 
 def _size(model: str) -> str:
@@ -73,8 +74,7 @@ def _perplexity(model: str, text: Path) -> float:
     return float(msgspec.json.decode(ran.stdout)["perplexity"])
 
 
-def _print_table(rows: list[tuple[str, str, str]]) -> None:
-    from rich.console import Console
+def _print_sizes(rows: list[tuple[str, str, str]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -82,7 +82,7 @@ def _print_table(rows: list[tuple[str, str, str]]) -> None:
         table.add_column(title, justify="right" if title else "left")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    print_table(table)
 
 
 def parse_quantize(argv: Sequence[str]) -> tuple[QuantizeConfig, Path, Path | None, Path | None]:
