@@ -1,6 +1,7 @@
 """What layers that keep a state in place of keys and values are like. Imports no jax, as `config.py`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,29 @@ class Mamba2Config:
     bias: bool
     step_limit: tuple[float, float] = (0.0, float("inf"))
     """The least and the most that a state's step can be."""
+    norm: Literal["behind_gate", "before_gate", "none"] = "behind_gate"
+    """Where the norm of each group stands."""
+    multipliers: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """What the gate, the values, what these are written under, what they are read with and the steps are times."""
+
+
+@dataclass(frozen=True, slots=True)
+class FalconH1Config(Mamba2Config):
+    """Mamba-2 beside attention in every layer, and what each part of a layer is times."""
+
+    mamba_input: float = 1.0
+    mamba_output: float = 1.0
+    attention_input: float = 1.0
+    attention_output: float = 1.0
+    mlp_gate: float = 1.0
+    mlp_output: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NemotronHConfig(Mamba2Config):
+    """Layers that are one block each: Mamba-2, attention or a feed-forward block."""
+
+    feed_forward_layers: frozenset[int] = frozenset()
 
 
 Mixer = ShortConvConfig | GatedDeltaConfig | Mamba2Config

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -50,7 +51,7 @@ class Mamba2(nnx.Module):
         self.dt_bias = build.param(Split("dt_bias", (groups, heads)), (groups, heads), 0)
         self.A_log = build.param(Split("A_log", (groups, heads)), (groups, heads), 0)
         self.D = build.param(Split("D", (groups, heads)), (groups, heads), 0)
-        self.norm = GateNorm(build, (groups, inner))
+        self.norm = None if mamba.norm == "none" else GateNorm(build, (groups, inner))
         self.out_proj = Linear(
             build,
             Tensor("weight", (hidden, groups * inner)),
@@ -63,17 +64,28 @@ class Mamba2(nnx.Module):
     def __call__(self, x: jax.Array, kept: LayerKV, context: StepContext) -> tuple[jax.Array, LayerKV]:
         """x: [T, E] to [T, E], and the layer's windows and states after the step's tokens."""
         bias = None if self.conv1d.bias is None else self.conv1d.bias[...]
-        args = (self.in_proj(x), kept, self.conv1d.weight[...], bias, self.dt_bias[...], self.A_log[...], self.D[...])
+        parts = self._parts(x)
+        args = (parts, kept, self.conv1d.weight[...], bias, self.dt_bias[...], self.A_log[...], self.D[...])
         if self.build.tensor_parallel == 1:
             y, kept = self._local(*args, context)
         else:
             groups, rows = PartitionSpec(None, TENSOR_AXIS), PartitionSpec(TENSOR_AXIS)
             specs = (groups, groups, rows, rows, rows, rows, rows, PartitionSpec())
             y, kept = self.build.spread(self._local, specs, (groups, groups))(*args, context)
-        # The norm is over all heads of a group, whichever devices have them.
-        normed = over_rms(y.reshape(x.shape[0], self.mamba.groups, -1), self.eps).reshape(y.shape)
-        normed = self.norm.weight[...] * normed.astype(x.dtype)
-        return self.out_proj(normed.reshape(x.shape[0], -1).astype(x.dtype)), kept
+        if self.norm is not None:
+            # The norm is over all heads of a group, whichever devices have them.
+            normed = over_rms(y.reshape(x.shape[0], self.mamba.groups, -1), self.eps).reshape(y.shape)
+            y = self.norm.weight[...] * normed.astype(x.dtype)
+        if self.mamba.norm == "before_gate":
+            y = y * jax.nn.silu(parts[:, :, : self.sizes[0]].astype(jnp.float32))
+        return self.out_proj(y.reshape(x.shape[0], -1).astype(x.dtype)), kept
+
+    def _parts(self, x: jax.Array) -> jax.Array:
+        """[T, E] to [T, G, gate + x + B + C + dt]."""
+        parts, multipliers = self.in_proj(x), self.mamba.multipliers
+        if set(multipliers) == {1.0}:
+            return parts
+        return parts * jnp.asarray(np.repeat(multipliers, self.sizes), parts.dtype)
 
     def _local(
         self,
@@ -86,7 +98,7 @@ class Mamba2(nnx.Module):
         skip: jax.Array,
         context: StepContext,
     ) -> tuple[jax.Array, LayerKV]:
-        """parts: [T, G, gate + x + B + C + dt]. Returns f32[T, G, heads * P], times the gate."""
+        """parts: [T, G, gate + x + B + C + dt]. Returns f32[T, G, heads * P], gated unless the norm is first."""
         window, states = kept
         rows, starts, mamba = context.states, context.rows.query_start, self.mamba
         assert rows is not None
@@ -114,7 +126,9 @@ class Mamba2(nnx.Module):
             decode=context.is_decode,
         )
         out += skip.astype(jnp.float32).reshape(-1, 1) * values
-        y = out.reshape(gate.shape) * jax.nn.silu(gate.astype(jnp.float32))
+        y = out.reshape(gate.shape)
+        if mamba.norm != "before_gate":
+            y *= jax.nn.silu(gate.astype(jnp.float32))
         return y, (flat.reshape(window.shape), states)
 
 

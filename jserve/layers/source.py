@@ -40,7 +40,9 @@ def absolute_name(module: tuple[str, ...], name: str) -> str:
 
 def spellings(name: str) -> Iterator[str]:
     """A name as it is, and with the prefixes that repositories drop or add."""
-    bare = name.removeprefix("model.").removeprefix("transformer.").removeprefix("gpt_neox.")
+    bare = name
+    for prefix in ("model.", "transformer.", "gpt_neox.", "backbone."):
+        bare = bare.removeprefix(prefix)
     yield from (name, bare, f"language_model.{name}", f"model.language_model.{bare}")
     yield from (f"{prefix}.{name}" for prefix in _ENCODER_PREFIXES)
 

@@ -39,15 +39,18 @@ def read_layers(
     return {**raw, "layer_types": [ATTENTION] * layers}, states
 
 
-def read_mamba2(fields: Fields) -> Mamba2Config:
-    """Mamba-2 as most families' files say it. Raises CheckpointError where a field is missing or impossible."""
+def read_mamba2(fields: Fields, *, inner: int | None = None) -> Mamba2Config:
+    """Mamba-2 as most families' files say it; `inner` is the numbers of all heads where the file says that apart.
+
+    Raises CheckpointError where a field is missing or impossible.
+    """
     heads, groups = fields.integer("mamba_n_heads"), fields.integer("mamba_n_groups")
-    inner = fields.integer("mamba_expand") * fields.integer("hidden_size")
+    inner = inner or fields.integer("mamba_expand") * fields.integer("hidden_size")
     head_dim = inner // heads if fields.get("mamba_d_head") in (None, "auto") else fields.integer("mamba_d_head")
     if heads % groups:
         raise fields.unlike("mamba_n_heads", f"a multiple of mamba_n_groups, {groups}")
     if head_dim * heads != inner:
-        raise fields.unlike("mamba_d_head", f"{inner // heads}, what mamba_expand leaves each of {heads} heads")
+        raise fields.unlike("mamba_d_head", f"{inner // heads}, what is left for each of {heads} heads")
     return Mamba2Config(
         heads=heads,
         groups=groups,
@@ -56,7 +59,7 @@ def read_mamba2(fields: Fields) -> Mamba2Config:
         conv_width=fields.integer("mamba_d_conv"),
         conv_bias=fields.boolean("mamba_conv_bias", default=True),
         bias=fields.boolean("mamba_proj_bias", default=False),
-        step_limit=_step_limit(fields),
+        step_limit=read_step_limit(fields),
     )
 
 
@@ -64,12 +67,13 @@ INFINITE = {"__float__": "Infinity"}
 """How transformers writes what JSON has no number for."""
 
 
-def _step_limit(fields: Fields) -> tuple[float, float]:
-    limit = fields.get("time_step_limit")
+def read_step_limit(fields: Fields) -> tuple[float, float]:
+    """The least and the most that a step can be. Raises CheckpointError where the field is something else."""
+    limit = fields.get("timeread_step_limit")
     if limit is None:
         return 0.0, float("inf")
     if isinstance(limit, list | tuple) and len(limit) == 2:
         bounds = [float("inf") if bound == INFINITE else bound for bound in limit]
         if all(type(bound) in (int, float) for bound in bounds) and 0 <= bounds[0] <= bounds[1]:
             return float(bounds[0]), float(bounds[1])
-    raise fields.unlike("time_step_limit", "the least and the most that a step can be")
+    raise fields.unlike("timeread_step_limit", "the least and the most that a step can be")

@@ -24,6 +24,7 @@ from jserve.models.encoder import Encoder, TextModel
 from jserve.models.ernie4_5 import Ernie4_5_MoeForCausalLM, Ernie4_5ForCausalLM
 from jserve.models.eurobert import EuroBertModel
 from jserve.models.exaone4 import Exaone4ForCausalLM, ExaoneMoeForCausalLM
+from jserve.models.falcon_h1 import FalconH1ForCausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
 from jserve.models.gemma4 import Gemma4ForCausalLM
@@ -45,6 +46,7 @@ from jserve.models.mistral4 import Mistral4ForCausalLM
 from jserve.models.mixtral import MixtralForCausalLM
 from jserve.models.modernbert import ModernBertModel
 from jserve.models.nemotron import NemotronForCausalLM
+from jserve.models.nemotron_h import NemotronHForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
 from jserve.models.olmo3 import Olmo3ForCausalLM
 from jserve.models.olmoe import OlmoeForCausalLM
@@ -65,6 +67,8 @@ from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
     "BambaForCausalLM": BambaForCausalLM,
+    "FalconH1ForCausalLM": FalconH1ForCausalLM,
+    "NemotronHForCausalLM": NemotronHForCausalLM,
     "ApertusForCausalLM": ApertusForCausalLM,
     "ArceeForCausalLM": ArceeForCausalLM,
     "CohereForCausalLM": CohereForCausalLM,

@@ -54,6 +54,16 @@ GRANITE_4 = {
     "mamba_proj_bias": False,
     "tie_word_embeddings": True,
 }
+NEMOTRON_H = {
+    "architectures": ["NemotronHForCausalLM"],
+    "vocab_size": 131072,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "mamba_num_heads": 128,
+    "n_groups": 8,
+    "ssm_state_size": 128,
+    "tie_word_embeddings": False,
+}
 QWEN_DELTA = {
     "head_dim": 256,
     "full_attention_interval": 4,
@@ -209,6 +219,28 @@ PUBLISHED = {
         | {"mamba_n_groups": 1, "mamba_expand": 2, "mamba_d_conv": 4, "mamba_conv_bias": True}
         | {"tie_word_embeddings": False, "max_position_embeddings": 262144, "rms_norm_eps": 1e-05},
         9_780_235_392,
+    ),
+    "falcon-h1-0.5b": Published(
+        {"architectures": ["FalconH1ForCausalLM"], "hidden_size": 1024, "intermediate_size": 2048}
+        | {"num_hidden_layers": 36, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
+        | {"mamba_d_ssm": 1536, "mamba_n_heads": 24, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1}
+        | {"vocab_size": 32784, "tie_word_embeddings": False, "max_position_embeddings": 16384},
+        521_411_104,
+    ),
+    "nemotron-nano-9b-v2": Published(
+        {**NEMOTRON_H, "hidden_size": 4480, "num_attention_heads": 40, "intermediate_size": 15680}
+        | {"mamba_head_dim": 80, "hybrid_override_pattern": "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"},
+        8_888_227_328,
+    ),
+    "nemotron-nano-12b-v2": Published(
+        {**NEMOTRON_H, "hidden_size": 5120, "num_attention_heads": 40, "intermediate_size": 20480}
+        | {"mamba_head_dim": 80, "hybrid_override_pattern": 6 * "M-M-M-M*-" + "M-M-M-M-"},
+        12_310_001_152,
+    ),
+    "nemotron-h-8b": Published(
+        {**NEMOTRON_H, "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 21504}
+        | {"mamba_head_dim": 64, "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"},
+        8_100_852_736,
     ),
     "qwen3-next-80b": Published(
         {**QWEN_DELTA, "architectures": ["Qwen3NextForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 48}

@@ -43,8 +43,9 @@ UNLIKE: dict[str, Any] = {
 NEEDED = {
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
     "Dots1ForCausalLM": {"num_experts_per_tok": 6, "n_routed_experts": 64},
+    "NemotronHForCausalLM": {"layers_block_type": ["linear_attention", "full_attention", "mlp"]},
 }
-"""What the class leaves open, and no model can."""
+"""What the class leaves open and no model can; of Nemotron-H its class has experts, which are not supported."""
 
 
 def config_class(name: str) -> type[Any]:
