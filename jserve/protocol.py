@@ -168,7 +168,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
 
     The token that ended the sequence (end of sequence, or one of `stop_token_ids`, which `stop_reason` then
     holds) is included in `token_ids`. `num_cached_tokens` is set on the first delta, else 0.
-    `error` explains finish_reason "error".
+    `error` explains finish_reason "error"; with `is_refusal` the request is to blame: it would fail anywhere.
     """
 
     request_id: str
@@ -187,6 +187,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     """
     embedding: bytes = b""
     """f32[E], little-endian; of a request with pooling, whose only delta this is. A classifier's E is its labels."""
+    is_refusal: bool = False
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

@@ -42,6 +42,7 @@ from jserve.protocol import (
     TokenDelta,
     TokenLogprobs,
 )
+from jserve.schedule.deltas import error_delta
 from tests.text.grammars.grammar_walk import Vocabulary, Walker
 
 PAGE_SIZE = 16
@@ -187,7 +188,7 @@ class FakeEngine:
         if reason is not None:
             del self.sequences[request.request_id]
         if self.options.error_token == token:
-            return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
+            return error_delta(request.request_id, "the page was torn", is_refusal=self.options.error_refuses)
         return TokenDelta(
             request.request_id,
             [token],
@@ -205,7 +206,7 @@ class FakeEngine:
         """
         del self.sequences[request.request_id]
         if self.options.error_token in request.token_ids:
-            return TokenDelta(request.request_id, [], finish_reason="error", error="the page was torn")
+            return error_delta(request.request_id, "the page was torn", is_refusal=self.options.error_refuses)
         first = float(request.token_ids[-1] if request.pooling == "last" else sum(request.token_ids))
         length = math.hypot(first, 100.0)
         numbers = (
@@ -284,6 +285,7 @@ def main() -> None:
     parser.add_argument("--fatal-may-pass", action="store_true", help="what --fatal says might go better next time")
     parser.add_argument("--exit-at-start", type=int)
     parser.add_argument("--error-token", type=int)
+    parser.add_argument("--error-refuses", action="store_true", help="the request is to blame for its error")
     parser.add_argument("--quote-token", type=int)
     parser.add_argument("--nan-token", type=int)
     parser.add_argument("--embedding-size", type=int, default=2)

@@ -32,6 +32,7 @@ from jserve.runtime.encoder_runner import EncoderRunner
 from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started
+from jserve.schedule.deltas import refusal
 from jserve.schedule.limits import NO_TEXT
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
@@ -93,10 +94,10 @@ class EngineCore:
     def add(self, request: Request) -> TokenDelta | None:
         """Queue a request; the final delta of one that can never run, else None."""
         if not self._generates and not request.pooling:
-            return TokenDelta(request.request_id, [], finish_reason="error", error=NO_TEXT)
+            return refusal(request.request_id, NO_TEXT)
         if request.request_id in self._deferred:
             error = f"request id {request.request_id!r} is in use; send another one"
-            return TokenDelta(request.request_id, [], finish_reason="error", error=error)
+            return refusal(request.request_id, error)
         if not request.sampling.grammar:
             return self._queue(request, None)
         refused = self.scheduler.refuse(request)
@@ -150,7 +151,7 @@ class EngineCore:
         refused: list[TokenDelta | None] = []
         for request, outcome in self._deferred.take_ready(_GRAMMAR_WAIT_S if is_alone else 0.0):
             if isinstance(outcome, str):
-                refused.append(TokenDelta(request.request_id, [], finish_reason="error", error=outcome))
+                refused.append(refusal(request.request_id, outcome))
             else:
                 refused.append(self._queue(request, outcome))
         return [delta for delta in refused if delta is not None]
@@ -159,7 +160,7 @@ class EngineCore:
         """End the sequences for which the model computed NaN or infinity."""
         sequences = [plan.chunks[row].sequence for row in dict.fromkeys(tokens.not_finite)]
         failed = [sequence for sequence in sequences if sequence.status is not Status.FINISHED]
-        return [self.scheduler.fail(sequence, self._not_finite) for sequence in failed]
+        return [self.scheduler.fail(sequence, self._not_finite, is_refusal=False) for sequence in failed]
 
     def _sample_masked(self, launched: Launched, deltas: list[TokenDelta]) -> Launched:
         """Compute the masks of a step while the device computes its logits, and start its sampler.
@@ -176,7 +177,9 @@ class EngineCore:
                 new_tokens = sequence.token_ids[sequence.num_prompt + constraint.num_seen :].tolist()
                 rows.append(MaskRow(place, constraint, new_tokens))
         masks, failed = self._masks.fill(rows, launched.unsampled.num_masks)
-        deltas += [self.scheduler.fail(of_mask[place].sequence, error) for place, error in failed.items()]
+        deltas += [
+            self.scheduler.fail(of_mask[place].sequence, error, is_refusal=True) for place, error in failed.items()
+        ]
         return self.runner.sample(launched, masks)
 
 

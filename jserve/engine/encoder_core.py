@@ -15,6 +15,7 @@ from jserve.protocol import EngineStats, Request, TokenDelta
 from jserve.runtime.compiles import CompileCounter
 from jserve.runtime.encoder_runner import EncoderRunner, LaunchedTexts
 from jserve.runtime.start import Started
+from jserve.schedule.deltas import error_delta
 from jserve.schedule.embedding import pooled_vector
 from jserve.schedule.texts import TextQueue
 
@@ -97,6 +98,6 @@ class EncoderCore:
 
     def _delta(self, request: Request, vector: bytes, started_at: float) -> TokenDelta:
         if not np.isfinite(np.frombuffer(vector, "<f4")).all():
-            return TokenDelta(request.request_id, [], finish_reason="error", error=self._not_finite)
+            return error_delta(request.request_id, self._not_finite, is_refusal=False)
         embedding = pooled_vector([vector], normalizes=request.normalizes)
         return TokenDelta(request.request_id, [], finish_reason="stop", scheduled_at=started_at, embedding=embedding)

@@ -6,9 +6,16 @@ from jserve.schedule.plan import ScheduledChunk
 from jserve.schedule.sequence import Sequence
 
 
-def error_delta(request_id: str, error: str, num_preemptions: int = 0) -> TokenDelta:
+def error_delta(request_id: str, error: str, *, is_refusal: bool, num_preemptions: int = 0) -> TokenDelta:
     """The last delta of a request that cannot go on, or could never run."""
-    return TokenDelta(request_id, [], finish_reason="error", num_preemptions=num_preemptions, error=error)
+    return TokenDelta(
+        request_id, [], finish_reason="error", num_preemptions=num_preemptions, error=error, is_refusal=is_refusal
+    )
+
+
+def refusal(request_id: str, error: str) -> TokenDelta:
+    """The only delta of a request that could never run."""
+    return error_delta(request_id, error, is_refusal=True)
 
 
 def token_delta(

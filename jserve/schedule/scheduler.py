@@ -17,7 +17,7 @@ from itertools import islice
 from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
 from jserve.schedule.cache import Cache
-from jserve.schedule.deltas import error_delta, prompt_delta, token_delta
+from jserve.schedule.deltas import error_delta, prompt_delta, refusal, token_delta
 from jserve.schedule.groups import Windows, longest_sequence
 from jserve.schedule.limits import LengthLimits
 from jserve.schedule.padding import Padding
@@ -98,7 +98,7 @@ class Scheduler:
         error = self._limits.refusal(request)
         if request.request_id in self._sequences:
             error = f"request id {request.request_id!r} is in use; send another one"
-        return error_delta(request.request_id, error) if error is not None else None
+        return refusal(request.request_id, error) if error is not None else None
 
     def add(self, request: Request, constraint: RowConstraint | None = None) -> TokenDelta | None:
         """Queue a request. Returns None, or the final "error" delta of one that could never run."""
@@ -126,10 +126,11 @@ class Scheduler:
             if sequence is not None:
                 self._retire(sequence)
 
-    def fail(self, sequence: Sequence, error: str) -> TokenDelta:
-        """End a sequence that cannot go on, and free what it holds. Returns its last delta."""
+    def fail(self, sequence: Sequence, error: str, *, is_refusal: bool) -> TokenDelta:
+        """End a sequence that cannot go on, and free what it holds. Returns its last delta; see `TokenDelta`."""
         self._retire(sequence)
-        return error_delta(sequence.request.request_id, error, sequence.num_preemptions)
+        count, name = sequence.num_preemptions, sequence.request.request_id
+        return error_delta(name, error, is_refusal=is_refusal, num_preemptions=count)
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed before an `update` (or at all)."""

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from jserve.protocol import Request, TokenDelta
+from jserve.schedule.deltas import refusal
 from jserve.schedule.limits import NO_TEXT, LengthLimits
 
 _Rank = tuple[int, int, int]
@@ -55,7 +56,7 @@ class TextQueue:
         if request.request_id in self._open:
             error = f"request id {request.request_id!r} is in use; send another one"
         if error is not None:
-            return TokenDelta(request.request_id, [], finish_reason="error", error=error)
+            return refusal(request.request_id, error)
         self._num_arrived += 1
         self._num_waiting += 1
         self._open[request.request_id] = request

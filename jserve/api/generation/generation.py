@@ -30,7 +30,7 @@ from jserve.api.model.served_model import ServedModel
 from jserve.api.supervisor.client import EngineClient
 from jserve.api.supervisor.inbox import Inbox
 from jserve.api.telemetry.metrics import Metrics
-from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError
+from jserve.errors import EngineFailedError, EngineUnavailableError, JserveError, RequestError
 from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.text.tokenizers.token_rows import check_named_tokens, check_prompt_tokens
 
@@ -147,7 +147,8 @@ class Generation:
         if entry is None:
             return None
         if delta.finish_reason == "error":
-            raise EngineFailedError(delta.error or "the engine could not finish this request")
+            message = delta.error or "the engine could not finish this request"
+            raise RequestError(message) if delta.is_refusal else EngineFailedError(message)
         if delta.logprobs or delta.prompt_logprobs or delta.embedding:
             _check_finite(delta)
         choice, life = entry

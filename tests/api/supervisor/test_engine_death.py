@@ -71,10 +71,14 @@ def test_server_gives_up_after_too_many_deaths(start_server: StartServer) -> Non
     assert "died 2 times" in str(live.error)
 
 
-def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) -> None:
-    live = start_server("--error-token", "9")
+@pytest.mark.parametrize(("options", "status"), [((), 500), (("--error-refuses",), 400)])
+def test_an_error_of_one_request_fails_only_that_one(
+    start_server: StartServer, options: tuple[str, ...], status: int
+) -> None:
+    """It is a 400 where the request is to blame: a grammar, say, that can go on with no token."""
+    live = start_server("--error-token", "9", *options)
     response = live.http.post("/v1/completions", json={"prompt": [8, 9]})
-    assert response.status_code == 500
+    assert response.status_code == status
     assert response.json()["error"]["message"] == "the page was torn"
     events = live.http.post("/v1/completions", json={"prompt": [8, 9], "stream": True}).text.split("\n\n")
     assert json.loads(events[-3].removeprefix("data: "))["error"]["message"] == "the page was torn"
@@ -82,7 +86,7 @@ def test_an_error_of_one_request_fails_only_that_one(start_server: StartServer) 
     with pytest.raises(openai.APIError, match="the page was torn"):
         list(live.openai.completions.create(model="tiny", prompt=[8, 9], stream=True))
     embedded = live.http.post("/v1/embeddings", json={"input": [8, 9]})
-    assert (embedded.status_code, embedded.json()["error"]["message"]) == (500, "the page was torn")
+    assert (embedded.status_code, embedded.json()["error"]["message"]) == (status, "the page was torn")
     assert live.http.post("/v1/completions", json={"prompt": [10, 11]}).status_code == 200
 
 

@@ -250,6 +250,7 @@ def test_request_whose_constraints_leave_no_token_ends_alone_with_their_names(wo
     deltas = run_all(core, requests)
     last = deltas["stuck"][-1]
     assert last.finish_reason == "error"
+    assert last.is_refusal
     assert "after 3 tokens no token is left" in (last.error or "")
     assert tokens_of(deltas["plain"]) == world.plain("hello", 10)
     check_empty(core)
