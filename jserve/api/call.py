@@ -6,7 +6,7 @@ no endpoint can forget to pass it on.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -37,7 +37,10 @@ class Call:
     """The smallest number that its requests may have as `priority`: lower is earlier."""
     arrived: float = field(default_factory=time.time)
     lives: list[RequestLife] = field(default_factory=list)
+    prompts: list[Sequence[int]] = field(default_factory=list)
+    """Their tokens."""
     num_prompt: int = 0
+    is_streamed: bool = False
     num_places: int = 0
     """Sequences that its account counts as open."""
 

@@ -21,6 +21,7 @@ from jserve.api.supervisor.client import EngineClient
 from jserve.api.telemetry.audit import AuditLog
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
+from jserve.api.telemetry.workload import ServedWorkload
 from jserve.errors import EngineUnavailableError, UnknownModelError
 from jserve.text.grammars.grammar_worker import GrammarSetup
 
@@ -40,6 +41,7 @@ class ServerContext:
     accounts: Accounts
     store: Store
     audit_log: AuditLog | None = None
+    workload: ServedWorkload | None = None
     tracer: Tracer | None = None
     loaded_model: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
@@ -58,9 +60,11 @@ class ServerContext:
         )
 
     def audit(self, call: Call, status: int) -> None:
-        """A request is over: write its line, where there is an audit log."""
+        """A request is over: write its lines, where there is an audit log or the workload is recorded."""
         if self.audit_log is not None:
             self.audit_log.write(call, status)
+        if self.workload is not None:
+            self.workload.write(call, status)
 
     def share_facts(self) -> None:
         """Tell the model what the engine has said of it, where both are there."""

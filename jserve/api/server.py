@@ -33,6 +33,7 @@ from jserve.api.telemetry.audit import AuditLog
 from jserve.api.telemetry.metrics import Metrics
 from jserve.api.telemetry.tracing import Tracer
 from jserve.api.telemetry.watchdog import watch_decode
+from jserve.api.telemetry.workload import ServedWorkload
 from jserve.config import EngineConfig
 from jserve.errors import ConfigError, EngineUnavailableError
 
@@ -65,7 +66,10 @@ class Server:
         endpoint = settings.otlp_traces_endpoint
         tracer = Tracer(endpoint, settings.model_names[0]) if endpoint else None
         audit_log = _audit_log(settings)
-        self.context = ServerContext(settings, client, generator, metrics, keys, accounts, store, audit_log, tracer)
+        workload = _workload(settings)
+        self.context = ServerContext(
+            settings, client, generator, metrics, keys, accounts, store, audit_log, workload, tracer
+        )
         self._batches: asyncio.Task[None] | None = None
         self._config = config
         self._on_loaded = on_loaded
@@ -112,6 +116,8 @@ class Server:
             await asyncio.to_thread(self.context.store.close)
             if self.context.audit_log is not None:
                 self.context.audit_log.close()
+            if self.context.workload is not None:
+                self.context.workload.close()
             if self.context.tracer is not None:
                 await asyncio.to_thread(self.context.tracer.close)
 
@@ -234,6 +240,10 @@ def _audit_log(settings: ServerSettings) -> AuditLog | None:
     if settings.audit_log is None:
         return None
     return AuditLog(settings.audit_log, settings.audit_log_max_bytes, settings.audit_log_files, settings.model_names[0])
+
+
+def _workload(settings: ServerSettings) -> ServedWorkload | None:
+    return ServedWorkload(settings.record_workload, settings.model_names[0]) if settings.record_workload else None
 
 
 def _settle() -> None:

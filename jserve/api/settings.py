@@ -85,6 +85,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     audit_log: Path | None = None
     audit_log_max_bytes: int = 100_000_000
     audit_log_files: int = 5
+    record_workload: Path | None = None
     log_level: str = "info"
     log_format: str = "text"
     enable_log_requests: bool = False

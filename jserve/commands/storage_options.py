@@ -56,3 +56,10 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--audit-log-files", type=int, default=5, metavar="N", help="how many of these are kept beside the newest"
     )
+    group.add_argument(
+        "--record-workload",
+        type=Path,
+        metavar="FILE",
+        help="one JSON line for each request as `jserve record` writes it: lengths, times and salted hashes, no text; "
+        "`jserve report FILE` reads it (default: none)",
+    )

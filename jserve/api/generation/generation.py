@@ -238,6 +238,7 @@ class Generator:
         num_prompt = sum(len(prompt.token_ids) for prompt in request.prompts)
         inbox = self._submit(requests, num_prompt, call.account)
         self._metrics.choices.observe(request.sampling.n)
+        call.prompts += [prompt.token_ids for prompt in request.prompts]
         call.num_prompt += num_prompt
         self._metrics.key_tokens[call.key.id, "prompt"] += num_prompt
         generation = Generation(request, self._client, self._metrics, inbox, choices, call.account)

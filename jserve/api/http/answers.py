@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from jserve.api.call import current_call
 from jserve.api.context import context_of
 from jserve.api.errors import ClientGoneError, ErrorAnswer, answer_for
 from jserve.api.generation.choice import ChoiceUpdate
@@ -50,6 +51,7 @@ async def send_answer(
 ) -> Response:
     """The response for a generation that has just started; it is finished in every case."""
     if stream:
+        current_call().is_streamed = True
         is_events = answer.stream_type.startswith("text/event-stream")  # NDJSON has no comments.
         keep_alive_s = context_of(request).settings.sse_keep_alive_interval_s if is_events else 0.0
         return EventStream(generator, generation, answer, keep_alive_s)

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
+from jserve.api.telemetry.workload import RecordedRequest
 from jserve.commands.workload.answer import AnswerFacts
 from jserve.commands.workload.prompt import PromptFacts, read_prompt
-from jserve.commands.workload.trace import RecordedRequest
 
 _MOST_BODY = 64 << 20
 """Bytes of a request's body that are looked at."""

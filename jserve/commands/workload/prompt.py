@@ -3,13 +3,11 @@
 No text outlives this file: `PromptFacts` holds nothing that a prompt could be read from.
 """
 
-import hmac
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
-from jserve.commands.workload.trace import BLOCK_TOKENS
+from jserve.api.telemetry.workload import BLOCK_TOKENS, ID_LIMIT, chained_ids
 
 _CHARACTERS = 4
 """A token's, in English: prompts are cut into blocks by it, and so it decides which count as alike."""
@@ -18,8 +16,6 @@ _TEXT_FIELDS = ("system", "prompt", "instructions", "suffix", "input", "messages
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _USERS = ("user", "safety_identifier")
 _IMAGE_TYPES = {"image_url", "image", "input_image"}
-_ID_BITS = 52
-"""An id's: as many as every reader of JSON keeps whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ class PromptFacts:
         wanted = -(-num_tokens // BLOCK_TOKENS)
         ids = list(self.blocks[:wanted])
         last = ids[-1] if ids else 0
-        return [*ids, *((last + 7919 * more) % (1 << _ID_BITS) for more in range(1, wanted - len(ids) + 1))]
+        return [*ids, *((last + 7919 * more) % ID_LIMIT for more in range(1, wanted - len(ids) + 1))]
 
 
 def read_prompt(body: Mapping[str, Any], salt: bytes) -> PromptFacts:
@@ -93,9 +89,7 @@ def _images(messages: Any) -> int:
 
 
 def _chain(text: str, salt: bytes) -> Iterator[int]:
-    """An id for each block, which depends on all before it: equal ids mean equal beginnings."""
+    """The ids of a text's blocks."""
     size = BLOCK_TOKENS * _CHARACTERS
-    digest = b""
-    for start in range(0, len(text), size):
-        digest = hmac.digest(salt, digest + text[start : start + size].encode("utf-8", "surrogatepass"), sha256)
-        yield int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)
+    pieces = (text[start : start + size] for start in range(0, len(text), size))
+    return chained_ids((piece.encode("utf-8", "surrogatepass") for piece in pieces), salt)

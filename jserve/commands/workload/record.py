@@ -30,7 +30,8 @@ def run(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(list(argv))
     set_up_logging("info", "text")
-    from jserve.commands.workload.recorder import Recorder, TraceFile, Upstream, record
+    from jserve.api.telemetry.workload import TraceFile
+    from jserve.commands.workload.recorder import Recorder, Upstream, record
 
     upstream = Upstream(options.upstream)
     trace = TraceFile(options.out)

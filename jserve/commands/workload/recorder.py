@@ -6,13 +6,12 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from jserve.api.telemetry.workload import RecordedRequest
 from jserve.commands.workload.exchange import Exchange
-from jserve.commands.workload.trace import RecordedRequest
 from jserve.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,36 +21,6 @@ _HIGH_WATER = 1 << 20
 _REFUSAL = (
     b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
 )
-
-
-class TraceFile:
-    """Writes a line a request. A disk that is full costs lines, which are counted and told, and nothing else."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError where the file cannot be opened."""
-        try:
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise ConfigError(f"--out {path} cannot be written: {error}") from error
-        self.num_written = 0
-        self.num_lost = 0
-
-    def write(self, request: RecordedRequest) -> None:
-        """Add a line."""
-        try:
-            self._file.write(msgspec.json.encode(request) + b"\n")
-        except OSError as error:
-            if not self.num_lost:
-                logger.warning("requests are not recorded now, and pass all the same: %s", error)
-            self.num_lost += 1
-            return
-        self.num_written += 1
-
-    def close(self) -> None:
-        """Say what became of it."""
-        self._file.close()
-        lost = f"; {self.num_lost} could not be written" if self.num_lost else ""
-        logger.info("%d requests recorded%s", self.num_written, lost)
 
 
 class Upstream:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from jserve.api.telemetry.workload import RecordedRequest, read_trace
 from jserve.commands.parser import Parser
 from jserve.commands.workload.decision import decide, moves
 from jserve.commands.workload.report_page import bars, histogram, page, steps
 from jserve.commands.workload.statistics import Spread, Statistics, measure
-from jserve.commands.workload.trace import RecordedRequest, read_trace
 from jserve.errors import ConfigError
 
 

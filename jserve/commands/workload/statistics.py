@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jserve.commands.workload.trace import RecordedRequest
+from jserve.api.telemetry.workload import RecordedRequest
 
 _MINUTE_MS = 60_000.0
 WAIT_S = 5.0

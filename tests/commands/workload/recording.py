@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jserve.commands.workload.recorder import Recorder, TraceFile, Upstream, record
-from jserve.commands.workload.trace import RecordedRequest, read_trace
+from jserve.api.telemetry.workload import RecordedRequest, TraceFile, read_trace
+from jserve.commands.workload.recorder import Recorder, Upstream, record
 from tests.patience import PATIENCE_S
 
 

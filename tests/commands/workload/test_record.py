@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jserve.api.telemetry.workload import RecordedRequest, TraceFile
 from jserve.commands.workload.prompt import read_prompt
-from jserve.commands.workload.recorder import TraceFile, Upstream
-from jserve.commands.workload.trace import RecordedRequest
+from jserve.commands.workload.recorder import Upstream
 from jserve.errors import ConfigError
 from tests.api.live_server import LiveServer
 from tests.commands.workload.recording import canned, exchange, recording

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from jserve.api.telemetry.workload import RecordedRequest
 from jserve.cli import main
 from jserve.commands.workload.decision import decide, moves
 from jserve.commands.workload.statistics import measure
-from jserve.commands.workload.trace import RecordedRequest
 
 
 def request(at_s: float, *, took_s: float = 1.0, first_s: float = 0.1, **fields) -> RecordedRequest:
