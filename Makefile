@@ -54,7 +54,7 @@ bench: $(VENV)/bench-installed model  ## the comparison with peers on a CPU: 29 
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 bench-load: $(VENV)/bench-installed  ## load generator against running servers: make bench-load ARGS="--url a=http://..."
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(BIN)/jserve bench serve $(ARGS)
 
 model: models/SmolLM2-135M-Instruct.Q4_1.gguf models/all-MiniLM-L6-v2  ## fetch the small real models (177 MB, Apache-2.0)
 

@@ -20,15 +20,15 @@ from typing import Any
 import psutil
 from tokenizers import Tokenizer
 
-from benchmarks.interference import CpuWatch
-from benchmarks.load import RequestStyle, Target
-from benchmarks.metrics import RunMetrics
-from benchmarks.options import Load, Plan
 from benchmarks.parts import Visit
-from benchmarks.prompts import PromptSpec, load_tokenizer, make_prompts
-from benchmarks.report import Ratio, Run, machine, ratios
 from benchmarks.servers import SERVERS, Field, Running
-from benchmarks.serving import run_once, warm_up
+from jserve.commands.bench.interference import CpuWatch
+from jserve.commands.bench.load import RequestStyle, Target
+from jserve.commands.bench.metrics import RunMetrics
+from jserve.commands.bench.options import Load, Plan
+from jserve.commands.bench.prompts import PromptSpec, load_tokenizer, make_prompts
+from jserve.commands.bench.report import Ratio, Run, machine, ratios
+from jserve.commands.bench.serve import run_once, warm_up
 
 IDLE_SHARE = 0.05  # of a core: below it a server counts as idle
 IDLE_S = 120.0
@@ -163,7 +163,7 @@ def measure_scenario(
     for target in targets:
         begin, limit = time.monotonic(), max(0.1, min(plan.style.timeout_s, visit.left()))
         limited = dataclasses.replace(plan, style=dataclasses.replace(plan.style, timeout_s=limit))
-        metrics = run_once(limited, scenario.load, target, prompts, seed, watch, tokenizer)
+        metrics = run_once(limited, scenario.load, target, prompts, seed, watch, tokenizer).metrics
         took[name, target.name] = time.monotonic() - begin
         if metrics.failed and visit.left() <= 0:
             left_out[f"{name} round {index + 1} {target.name}"] = f"cut off: {'; '.join(metrics.errors)}"

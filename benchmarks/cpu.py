@@ -40,9 +40,9 @@ from benchmarks.parts import (
     must,
     print_parts,
 )
-from benchmarks.report import machine
 from benchmarks.servers import SERVERS, Field, Forms, Running, Server, convert, fastest_dtype, install, with_cache
 from benchmarks.speed_table import print_table, write_pages
+from jserve.commands.bench.report import machine
 
 RESULTS = ROOT / "benchmarks" / "results"
 GOODPUT_S = 210.0

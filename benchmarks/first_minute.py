@@ -28,13 +28,14 @@ from rich.table import Table
 
 from benchmarks.first_token import first_text
 from benchmarks.parts import MODEL, MODULE, FailedError, Visit, leave_on_sigterm, stop
-from benchmarks.report import machine
 from benchmarks.servers import first_listed, free_port, last_lines
+from jserve.commands.bench.prompts import WORDS_FILE
+from jserve.commands.bench.report import machine
 
 READY_S = 300.0
 POLL_S = 0.1
 WINDOW_S = 10.0
-WORDS = Path(__file__).with_name("words.txt").read_text().split()
+WORDS = WORDS_FILE.read_text().split()
 
 
 @dataclass(frozen=True, slots=True)

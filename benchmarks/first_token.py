@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.parts import MODEL, MODULE, FailedError, Visit, leave_on_sigterm, must, stop
-from benchmarks.report import machine
 from benchmarks.servers import (
     READY_S,
     SERVERS,
@@ -41,6 +40,7 @@ from benchmarks.servers import (
     version_of,
     with_cache,
 )
+from jserve.commands.bench.report import machine
 
 NAMES = ("jserve", "llama", "vllm")
 KINDS = ("cold", "second", "image")

@@ -26,8 +26,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 
 from benchmarks.quality import TEXT, agreement, in_own_process
-from benchmarks.report import machine
 from jserve.checkpoint import open_checkpoint
+from jserve.commands.bench.report import machine
 from jserve.config import EngineConfig
 from jserve.runtime.capacity import estimate
 

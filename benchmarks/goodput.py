@@ -36,13 +36,13 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from benchmarks.interference import CpuWatch
-from benchmarks.load import LoadGenerator, Outcome, RequestStyle, Target
-from benchmarks.metrics import RunMetrics, distribution, measure, timing_of, within
-from benchmarks.options import add_servers, goodput_of, name_url, per_target, targets_of
-from benchmarks.prompts import Prompt, load_tokenizer, random_text
-from benchmarks.report import machine, number
 from benchmarks.trace import TracedRequest, TraceSpec, TraceText, describe, make_trace
+from jserve.commands.bench.interference import CpuWatch
+from jserve.commands.bench.load import LoadGenerator, Outcome, RequestStyle, Target
+from jserve.commands.bench.metrics import RunMetrics, distribution, measure, timing_of, within
+from jserve.commands.bench.options import add_servers, goodput_of, name_url, per_target, targets_of
+from jserve.commands.bench.prompts import Prompt, load_tokenizer, random_text
+from jserve.commands.bench.report import machine, number
 
 DEFAULT_SLO = ("ttft:2000", "tpot:150")
 """For a CPU: an answer that starts within two seconds and comes faster than it is read aloud."""
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line: the servers as in `benchmarks.serving`, the trace, and what is good."""
+    """The command line: the servers as in `jserve bench serve`, the trace, and what is good."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.goodput",
         description=__doc__,
@@ -150,7 +150,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--slo", nargs="+", default=list(DEFAULT_SLO), metavar="NAME:MS", help="default: ttft:2000 tpot:150")
     add("--chunk", action="append", default=[], metavar="[NAME=]N", help="token budget of a server's step")
     add("--rounds", type=int, default=1, help="runs of each server per rate (default 1)")
-    add("--server-pid", action="append", default=[], metavar="[NAME=]PID", help="see benchmarks.serving")
+    add("--server-pid", action="append", default=[], metavar="[NAME=]PID", help="see `jserve bench serve`")
     add("--out", type=Path, metavar="FILE", help="write everything as JSON")
     return parser
 

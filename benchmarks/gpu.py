@@ -48,8 +48,8 @@ from benchmarks.parts import (
     print_parts,
 )
 from benchmarks.predicted_tables import find
-from benchmarks.report import gpu_names, machine
 from benchmarks.xla_flags import GRAPHS_IN_PROFILES, KEPT_GRAPHS, known_flags
+from jserve.commands.bench.report import gpu_names, machine
 
 ARCHIVE = "gpu.tar.gz"
 TARGET = """

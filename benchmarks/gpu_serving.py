@@ -81,8 +81,8 @@ def load(visit: Visit, name: str, url: str, limit: float, *more: str) -> tuple[s
     sizes = "--input-len 256 --output-len 128 --concurrency 1,32,256"
     if visit.tiny:
         sizes = "--input-len 8 --output-len 4 --concurrency 1,2 --num-prompts 2"
-    command = [*MODULE, "benchmarks.serving", "--url", f"{name}={url}", *sizes.split(), *more, "--out", str(out)]
-    must(visit.run(f"{name}-load", command, limit), "benchmarks.serving")
+    command = [*MODULE, "jserve", "bench", "serve", "--url", f"{name}={url}", *sizes.split(), *more, "--out", str(out)]
+    must(visit.run(f"{name}-load", command, limit), "jserve bench serve")
     return tuple(
         f"{r['load']}: {r['metrics']['output_tokens_per_s']:,.0f} output tokens/s, "
         f"ttft p50 {r['metrics']['latency_ms']['ttft'].get('p50', 0):,.0f} ms, "

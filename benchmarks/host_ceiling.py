@@ -38,12 +38,12 @@ from rich.table import Table
 
 from benchmarks.parts import leave_on_sigterm
 from benchmarks.process_cpu import read_cpu
-from benchmarks.prompts import WORDS_FILE
 from benchmarks.raw_client import Load, LoadResult
-from benchmarks.report import machine
 from benchmarks.server_under_test import ROOT, ServerUnderTest, start_server
 from benchmarks.stack_samples import StackTable
 from benchmarks.tiny_model import write_tiny_model
+from jserve.commands.bench.prompts import WORDS_FILE
+from jserve.commands.bench.report import machine
 
 EXTRAS: Mapping[str, Mapping[str, Any]] = {
     "stream": {},

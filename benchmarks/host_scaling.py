@@ -36,8 +36,8 @@ from rich.table import Table
 
 from benchmarks.host_scaling_plot import scaling_chart
 from benchmarks.null_device import start_null_engine
-from benchmarks.report import machine
 from benchmarks.turn_clock import PHASES, TurnClock, Turns
+from jserve.commands.bench.report import machine
 from jserve.engine.core import EngineCore
 from jserve.engine.process import EngineProcess, settle
 from jserve.ipc import EngineSocket, encode_frame

@@ -34,7 +34,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import machine
+from jserve.commands.bench.report import machine
 from pallas_kernels import Kernel, KernelCase, KernelInputs, discover
 
 MAX_CALLS = 10  # in one program; the time of a program with one call, which has the launch in it, is taken off

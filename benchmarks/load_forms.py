@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.parts import ROOT, leave_on_sigterm
-from benchmarks.report import machine
 from benchmarks.weights import CACHES, prepare_cache, sync, write_checkpoint
+from jserve.commands.bench.report import machine
 
 QUANTIZED = {"bfloat16": None, "float32": None, "int4": "int4"}
 """What `--quantization` says, by case."""

@@ -21,8 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prompts import Prompt, PromptSpec, load_tokenizer, make_prompts
-from benchmarks.report import machine, number
+from jserve.commands.bench.prompts import Prompt, PromptSpec, load_tokenizer, make_prompts
+from jserve.commands.bench.report import machine, number
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.parts import ROOT
-from benchmarks.report import machine
+from jserve.commands.bench.report import machine
 
 TEXT = ROOT / "benchmarks" / "texts" / "paradise_lost.txt"
 REFERENCE = "float32"

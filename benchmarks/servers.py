@@ -21,9 +21,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.load import Target
 from benchmarks.parts import MODULE, FailedError, Visit, must, stop
 from benchmarks.process_cpu import read_cpu
+from jserve.commands.bench.load import Target
 
 PEERS = Path(__file__).with_name("peers")
 INSTALL_S = 3600.0

@@ -35,8 +35,8 @@ from rich.table import Table
 
 from benchmarks.device_trace import Trace, read_trace
 from benchmarks.presets import PRESETS, write_model
-from benchmarks.report import machine
 from benchmarks.step_loop import STAGES, Loop, packing_timed
+from jserve.commands.bench.report import machine
 from jserve.config import EngineConfig
 from jserve.engine.core import EngineCore
 from jserve.errors import JserveError

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from benchmarks.prompts import WORDS_FILE
+from jserve.commands.bench.prompts import WORDS_FILE
 
 SPECIAL_TOKENS = ("<|end|>", "<|start|>")
 VOCAB_SIZE = 1024

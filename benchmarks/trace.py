@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from benchmarks.prompts import WORDS_FILE, random_text
+from jserve.commands.bench.prompts import WORDS_FILE, random_text
 
 USER_MEDIAN, USER_SIGMA = 90.0, 1.0
 TAIL_SHARE, TAIL_START, TAIL_ALPHA = 0.06, 500.0, 1.5

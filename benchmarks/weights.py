@@ -39,7 +39,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from benchmarks.parts import ROOT, leave_on_sigterm
-from benchmarks.report import machine
+from jserve.commands.bench.report import machine
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4096, 14_336, 32, 8, 128, 32_768
 ITEM = 2  # bytes of a number

@@ -11,6 +11,7 @@ from jserve.errors import JserveError, StartupError
 from jserve.log import writes_json
 
 COMMANDS = {
+    "bench": "jserve.commands.bench.command",
     "chat": "jserve.commands.client.chat",
     "collect-env": "jserve.commands.collect_env",
     "compile": "jserve.commands.compile",
@@ -35,7 +36,7 @@ COMMANDS = {
 """Each module has a `run(argv)`. It is imported only when it is asked for: a start must not wait for the others."""
 
 FOREIGN_COMMANDS = {
-    "bench": "measure a server with `python -m benchmarks.serving` of the source tree",
+    "bench": "jserve.commands.bench.command",
     "cp": "give one model several names with --served-model-name",
     "create": "give a template, a folder of default sampling and a name with --chat-template, --generation-config and "
     "--served-model-name",

@@ -71,7 +71,7 @@ def test_what_is_imported_is_declared(metadata: Message) -> None:
     declared = {
         re.split(r"[\s<>=!;\[]", line)[0].lower().replace("_", "-")
         for line in metadata.get_all("Requires-Dist") or ()
-        if "extra ==" not in line or re.search(r"extra == .(cpu|otel|cuda12|cuda13)", line)
+        if "extra ==" not in line or re.search(r"extra == .(cpu|otel|bench|cuda12|cuda13)", line)
     }
     distributions = packages_distributions()
     undeclared = {

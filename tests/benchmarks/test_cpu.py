@@ -29,12 +29,12 @@ from benchmarks.compare import (
     with_others,
 )
 from benchmarks.cpu import add_second_start
-from benchmarks.load import Outcome, Target
-from benchmarks.metrics import RunMetrics, measure
 from benchmarks.parts import FailedError, SkippedError, Visit, do, stop
-from benchmarks.report import Run, machine, ratios
 from benchmarks.servers import Field, Forms, Running, Server
 from benchmarks.speed_table import find
+from jserve.commands.bench.load import Outcome, Target
+from jserve.commands.bench.metrics import RunMetrics, measure
+from jserve.commands.bench.report import Run, machine, ratios
 from tests.patience import PATIENCE_S, wait_until
 
 STUB = """

@@ -15,10 +15,10 @@ import pytest
 pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
 
 from benchmarks.goodput import GoodputRun, judge, main, served_rates
-from benchmarks.load import Outcome
-from benchmarks.metrics import measure
 from benchmarks.trace import TraceSpec, TraceText, describe, make_trace, shareable_share
-from tests.benchmarks.test_serving import StubServer
+from jserve.commands.bench.load import Outcome
+from jserve.commands.bench.metrics import measure
+from tests.commands.test_bench_serve import StubServer
 
 # The trace
 

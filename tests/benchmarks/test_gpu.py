@@ -150,10 +150,8 @@ VISIT_MODULES = (
     "gpu_serving",
     "gpu_targets",
     "parts",
-    "report",
     "visit_cases",
     "kernels",
-    "serving",
 )
 VISIT_MODULES += (
     "step_time",
@@ -163,7 +161,6 @@ VISIT_MODULES += (
     "xla_flags",
     "tiny_model",
     "presets",
-    "load",
     "tune",
 )
 

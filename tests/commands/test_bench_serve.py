@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
 
-from benchmarks.interference import CpuShares
-from benchmarks.load import Outcome, RequestStyle, Target, arrival_offsets, request_body, take_event
-from benchmarks.metrics import OTHERS_LIMIT, distribution, measure
-from benchmarks.options import name_url, per_target
-from benchmarks.prompts import Prompt, PromptSpec, make_prompts
-from benchmarks.report import Run, ratios
-from benchmarks.serving import main
+from jserve.commands.bench.interference import CpuShares
+from jserve.commands.bench.load import Outcome, RequestStyle, Target, arrival_offsets, request_body, take_event
+from jserve.commands.bench.metrics import OTHERS_LIMIT, distribution, measure
+from jserve.commands.bench.options import name_url, per_target
+from jserve.commands.bench.prompts import Prompt, PromptSpec, make_prompts
+from jserve.commands.bench.report import Run, ratios
+from jserve.commands.bench.serve import main
 
 
 @dataclass
@@ -163,7 +164,8 @@ def test_every_request_is_counted_with_the_servers_own_token_counts(tmp_path: Pa
 def test_latencies_follow_the_servers_pace(tmp_path: Path) -> None:
     """None is shorter than the server makes it, nor longer than the whole request, which the run holds twice."""
     with running(StubServer(gap_s=0.02)) as stub:
-        _, report = bench(tmp_path, "--url", stub.url, "--num-prompts", "2", "--output-len", "5")
+        load = ("--concurrency", "1", "--num-prompts", "2")
+        _, report = bench(tmp_path, "--url", stub.url, *load, "--output-len", "5")
     metrics = report["runs"][0]["metrics"]
     latency = {name: values["mean"] for name, values in metrics["latency_ms"].items()}
     for name, least in (("ttft", 20), ("e2el", 100)):
@@ -242,7 +244,7 @@ def test_servers_take_turns_with_the_same_prompts_and_each_round_has_fresh_ones(
 
 
 def test_connections_are_reused_unless_told_otherwise(tmp_path: Path) -> None:
-    words = ("--model", "m", "--num-prompts", "4", "--output-len", "1")
+    words = ("--model", "m", "--concurrency", "1", "--num-prompts", "4", "--output-len", "1")
     with running(StubServer()) as stub:
         bench(tmp_path, "--url", stub.url, *words)
         assert stub.connections == 1
@@ -370,7 +372,7 @@ def test_prompts_are_as_long_as_asked_share_their_prefix_and_repeat_with_their_s
 def test_prompts_of_files_bring_their_own_lengths(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.jsonl"
     lines.write_text('{"prompt": "a", "output_len": 3}\n{"prompt": "b"}\n')
-    read = make_prompts(PromptSpec("file", lines, output_len=9), 4, "s", None)
+    read = make_prompts(PromptSpec("custom", lines, output_len=9), 4, "s", None)
     assert sorted((prompt.text, prompt.output_len) for prompt in read) == [("a", 3)] * 2 + [("b", 9)] * 2
     talks = tmp_path / "talks.json"
     talks.write_text('[{"conversations": [{"value": "q"}, {"value": "long answer"}]}, {"conversations": []}]')
@@ -382,7 +384,7 @@ def test_prompts_of_files_bring_their_own_lengths(tmp_path: Path) -> None:
     ("words", "reason"),
     [
         (["--range-ratio", "1"], "below 1"),
-        (["--dataset", "file"], "--dataset-path"),
+        (["--dataset-name", "custom"], "--dataset-path"),
         (["--goodput", "itl:5"], "want NAME:MS"),
         (["--concurrency", "0"], "at least 1"),
         (["--percentile-metrics", "speed"], "no latency"),
@@ -394,3 +396,67 @@ def test_a_wrong_option_ends_with_a_reason(words: list[str], reason: str, capsys
         main(["--url", "http://127.0.0.1:1", "--model", "m", *words])
     assert ended.value.code == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_command_of_vllm_works_word_for_word(tmp_path: Path) -> None:
+    """And its result has vLLM's keys."""
+    with running(StubServer()) as stub:
+        host, port = stub.url.removeprefix("http://").split(":")
+        words = (
+            f"--backend openai-chat --model stub --host {host} --port {port} --endpoint /v1/chat/completions "
+            "--dataset-name random --random-input-len 6 --random-output-len 4 --random-range-ratio 0 --num-prompts 5 "
+            "--request-rate inf --burstiness 0.5 --max-concurrency 2 --seed 3 --ignore-eos --num-warmups 0 "
+            "--percentile-metrics ttft,tpot,itl --metric-percentiles 50,99 --goodput ttft:60000 tpot:60000 "
+            f"--save-result --save-detailed --result-dir {tmp_path} --result-filename result.json --disable-tqdm"
+        )
+        assert main(words.split()) == 0
+    assert stub.most_in_flight <= 2
+    assert all(body["ignore_eos"] and "messages" in body for body in stub.bodies)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["completed"], result["failed"], result["num_prompts"], result["max_concurrency"]) == (5, 0, 5, 2)
+    assert (result["total_input_tokens"], result["total_output_tokens"], result["request_rate"]) == (35, 20, "inf")
+    assert result["output_throughput"] == pytest.approx(20 / result["duration"])
+    assert result["request_goodput"] == pytest.approx(5 / result["duration"])
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        assert result[f"p50_{name}_ms"] == pytest.approx(result[f"median_{name}_ms"])
+        assert {f"mean_{name}_ms", f"std_{name}_ms", f"p99_{name}_ms"} < result.keys()
+    assert (result["output_lens"], result["errors"]) == ([4] * 5, [""] * 5)
+    assert result["mean_ttft_ms"] == pytest.approx(1e3 * statistics.mean(result["ttfts"]))
+
+
+def test_each_run_has_a_result_of_its_own(tmp_path: Path) -> None:
+    with running(StubServer()) as stub:
+        words = f"--url {stub.url} --max-concurrency 1,2 --rounds 2 --num-prompts 2 --output-len 2 --warmup 0"
+        main([*words.split(), "--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"])
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
+    assert sorted(result["max_concurrency"] for result in results) == [1, 1, 2, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r-2.json", "r-3.json", "r-4.json"}
+
+
+def test_a_recording_is_replayed_with_its_lengths_times_and_common_beginnings(tmp_path: Path) -> None:
+    trace = tmp_path / "workload.jsonl"
+    recorded = [(900, 600, 3, [7, 8]), (400, 520, 2, [7, 9]), (400, 5, 4, [1])]
+    lines = [
+        {"timestamp": at, "input_length": prompt, "output_length": answer, "hash_ids": ids}
+        for at, prompt, answer, ids in recorded
+    ]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spec = PromptSpec("timed_trace", trace)
+    second, short, first = make_prompts(spec, 0, "s", None)
+    assert [len(prompt.text.split()) for prompt in (first, second, short)] == [600, 520, 5]
+    assert [prompt.output_len for prompt in (first, second, short)] == [3, 2, 4]
+    assert [prompt.due_s for prompt in (second, short, first)] == [0, 0, 0.5]
+    assert first.text.split()[:512] == second.text.split()[:512]
+    assert first.text.split()[512:520] != second.text.split()[512:]
+    with running(StubServer()) as stub:
+        words = f"--url {stub.url} --dataset-name timed_trace --dataset-path {trace} --num-warmups 0"
+        assert main(words.split()) == 0
+    assert sorted(body["max_tokens"] for body in stub.bodies) == [2, 3, 4]
+
+
+def test_arrivals_have_the_rate_and_the_burstiness_that_are_wanted() -> None:
+    for burstiness in (0.25, 1.0, 4.0):
+        gaps = np.diff([0.0, *arrival_offsets(5.0, 20_000, "s", burstiness)])
+        assert np.mean(gaps) == pytest.approx(0.2, rel=0.05)
+        assert np.std(gaps) / np.mean(gaps) == pytest.approx(burstiness**-0.5, rel=0.1)
+    assert arrival_offsets(float("inf"), 3, "s") == [0.0, 0.0, 0.0]

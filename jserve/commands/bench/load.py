@@ -4,10 +4,11 @@ Every request ends as one `Outcome`, failed or not: nothing is dropped, nothing 
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import aiohttp
 import msgspec
 from tokenizers import Tokenizer
 
-from benchmarks.prompts import Prompt
+from jserve.commands.bench.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +126,24 @@ def request_body(prompt: Prompt, target: Target, style: RequestStyle) -> dict[st
     return {key: value for key, value in (body | dict(target.extra)).items() if value is not None}
 
 
-def arrival_offsets(rate: float, count: int, seed: str) -> list[float]:
-    """Seconds from the start at which requests of a Poisson process of `rate` a second arrive."""
+def arrival_offsets(rate: float, count: int, seed: str, burstiness: float = 1.0) -> list[float]:
+    """Seconds from the start at which requests arrive, `rate` a second. Gaps have a gamma distribution whose shape is
+    `burstiness`: 1 is a Poisson process.
+    """
+    if rate == float("inf"):
+        return [0.0] * count
     rng = random.Random(seed)
-    return list(itertools.accumulate(rng.expovariate(rate) for _ in range(count)))
+    return list(itertools.accumulate(rng.gammavariate(burstiness, 1 / (rate * burstiness)) for _ in range(count)))
 
 
 class LoadGenerator:
-    """One HTTP client with one style of request. Use as `async with`."""
+    """One HTTP client with one style of request; `on_answer` is called for each that is over. Use as `async with`."""
 
-    def __init__(self, style: RequestStyle, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, style: RequestStyle, tokenizer: Tokenizer | None = None, on_answer: Callable[[], object] = lambda: None
+    ) -> None:
         self._style = style
+        self._on_answer = on_answer
         self._tokenizer = tokenizer
         self._path = "/v1/chat/completions" if style.endpoint == "chat" else "/v1/completions"
 
@@ -165,13 +173,17 @@ class LoadGenerator:
         await asyncio.gather(*(worker() for _ in range(min(concurrency, len(prompts)))))
         return outcomes
 
-    async def open_loop(self, target: Target, prompts: Sequence[Prompt], offsets: Sequence[float]) -> list[Outcome]:
-        """Send each prompt at its time, whether or not earlier ones are answered."""
+    async def open_loop(
+        self, target: Target, prompts: Sequence[Prompt], offsets: Sequence[float], most: int | None = None
+    ) -> list[Outcome]:
+        """Send each prompt at its time, whether or not earlier ones are answered, and no more than `most` at once."""
         start = time.perf_counter()
+        places = contextlib.nullcontext() if most is None else asyncio.Semaphore(most)
 
         async def send_at(prompt: Prompt, due: float) -> Outcome:
             await asyncio.sleep(due - time.perf_counter())
-            return await self.send(target, prompt, due)
+            async with places:
+                return await self.send(target, prompt, due if most is None else time.perf_counter())
 
         due_times = (start + offset for offset in offsets)
         return await asyncio.gather(*map(send_at, prompts, due_times))
@@ -197,6 +209,7 @@ class LoadGenerator:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.ended = outcome.ended or time.perf_counter()
         self._count(outcome)
+        self._on_answer()
         return outcome
 
     def _count(self, outcome: Outcome) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.interference import CpuShares
-from benchmarks.load import Outcome
+from jserve.commands.bench.interference import CpuShares
+from jserve.commands.bench.load import Outcome
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 OTHERS_LIMIT = 0.10  # share of the machine's CPU; beyond it the figures of CPU servers are known to collapse

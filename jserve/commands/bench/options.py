@@ -1,37 +1,39 @@
-"""The command line of the serving benchmark, and the plan that follows from it."""
+"""The command line of `jserve bench serve`, with vLLM's names, and the plan that follows from it."""
 
 import argparse
 import json
 import os
 import random
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.load import RequestStyle, Target
-from benchmarks.metrics import LATENCIES
-from benchmarks.prompts import PromptSpec
-
-LOADING = 503  # what servers answer while the model is not there yet
+from jserve.commands.bench.load import RequestStyle, Target
+from jserve.commands.bench.metrics import LATENCIES
+from jserve.commands.bench.prompts import PromptSpec
+from jserve.commands.bench.readiness import first_model, wait_for_models, wait_for_token
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How requests come: `concurrency` at a time, or in Poisson arrivals, `rate` a second (inf: at once)."""
+    """How requests come: `concurrency` at a time, in random arrivals, `rate` a second (inf: at once), or, with neither,
+    when a trace says. With both no more than `concurrency` are open at once.
+    """
 
     concurrency: int | None
     rate: float | None
     num_prompts: int
+    burstiness: float = 1.0
+    """1: a Poisson process; less comes in bursts, more at even distances."""
 
     @property
     def label(self) -> str:
-        """`c=8` or `rate=2`."""
-        return f"c={self.concurrency}" if self.concurrency else f"rate={self.rate:g}"
+        """`c=8`, `rate=2`, `rate=2 c=8` or `trace`."""
+        rate = "" if self.rate is None else f"rate={self.rate:g}"
+        at_once = "" if self.concurrency is None else f"c={self.concurrency}"
+        return f"{rate} {at_once}".strip() or "trace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,23 @@ class Plan:
 def arguments(description: str) -> argparse.ArgumentParser:
     """The parser with all its options."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving",
+        prog="jserve bench serve",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     servers = parser.add_argument_group("servers")
     add_servers(servers)
     servers.add_argument(
-        "--endpoint", choices=("completions", "chat"), default="completions", help="default: completions"
+        "--endpoint",
+        type=_endpoint,
+        metavar="ROUTE",
+        help="completions or chat, or their routes (default: completions)",
+    )
+    servers.add_argument(
+        "--backend",
+        choices=("openai", "vllm", "openai-chat"),
+        default="openai",
+        help="openai-chat: like --endpoint chat (default: openai)",
     )
     servers.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="without it: no ttft, tpot or itl"
@@ -79,7 +90,16 @@ Group = Any  # argparse names the class of a group only with an underscore
 def add_servers(group: Group) -> None:
     """Who is asked, and how a request is put."""
     add, on_off = group.add_argument, argparse.BooleanOptionalAction
-    add("--url", action="append", required=True, metavar="[NAME=]URL", help="a server; repeat to compare")
+    add(
+        "--url",
+        "--base-url",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="a server; repeat to compare (default: http://HOST:PORT)",
+    )
+    add("--host", default="127.0.0.1", help="where there is no --url (default: 127.0.0.1)")
+    add("--port", type=int, default=8000, help="where there is no --url (default: 8000)")
     add("--model", action="append", default=[], metavar="[NAME=]ID", help="default: first of /v1/models")
     add(
         "--extra",
@@ -99,17 +119,55 @@ def add_servers(group: Group) -> None:
 def add_prompts(group: Group) -> None:
     """What is asked."""
     add = group.add_argument
-    add("--dataset", choices=("random", "file", "sharegpt"), default="random", help="default: random words")
+    add(
+        "--dataset-name",
+        "--dataset",
+        dest="dataset",
+        choices=("random", "custom", "sharegpt", "timed_trace"),
+        default="random",
+        help="random words (the default), a file of prompts, or a recorded workload with its times and lengths",
+    )
     add(
         "--dataset-path",
         type=Path,
         metavar="FILE",
-        help="file: a prompt a line, or .jsonl with `prompt` and perhaps `output_len`; sharegpt: .json[l]",
+        help="custom: a prompt a line, or .jsonl with `prompt` and perhaps `output_tokens`; sharegpt: .json[l]; "
+        "timed_trace: what `jserve record` writes, or any trace in Mooncake's format",
     )
-    add("--input-len", type=int, default=128, help="tokens of a random prompt (default 128)")
-    add("--output-len", type=int, default=128, help="tokens to ask for (default 128)")
-    add("--range-ratio", type=float, default=0.0, help="0.2 spreads both lengths over 0.8 to 1.2 of them")
-    add("--shared-prefix-len", type=int, default=0, help="tokens that all prompts of a round begin with")
+    add(
+        "--random-input-len",
+        "--input-len",
+        dest="input_len",
+        type=int,
+        default=128,
+        help="tokens of a random prompt (default 128)",
+    )
+    add(
+        "--random-output-len",
+        "--sharegpt-output-len",
+        "--custom-output-len",
+        "--output-len",
+        dest="output_len",
+        type=int,
+        default=128,
+        help="tokens to ask for (default 128)",
+    )
+    add(
+        "--random-range-ratio",
+        "--range-ratio",
+        dest="range_ratio",
+        type=float,
+        default=0.0,
+        help="0.2 spreads both lengths over 0.8 to 1.2 of them",
+    )
+    add(
+        "--random-prefix-len",
+        "--shared-prefix-len",
+        dest="prefix_len",
+        type=int,
+        default=0,
+        help="tokens that all prompts of a round begin with",
+    )
     add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, for exact lengths of prompts")
     add("--seed", type=int, help="of prompts and arrivals (default: a new one each time, written to --out)")
     add("--same-prompts", action="store_true", help="repeat the prompts each round (prefix caches will hit)")
@@ -118,26 +176,33 @@ def add_prompts(group: Group) -> None:
 def add_load(group: Group) -> None:
     """How much is asked at once, and how often it is measured."""
     add = group.add_argument
-    one = group.add_mutually_exclusive_group()
-    one.add_argument(
-        "--concurrency",
+    add(
         "--max-concurrency",
+        "--concurrency",
+        dest="concurrency",
         metavar="N[,N...]",
-        help="closed loop: N requests in flight; several are measured in turn (default 1)",
+        help="N requests in flight; several are measured in turn",
     )
-    one.add_argument(
+    add(
         "--request-rate",
         metavar="R[,R...]",
-        help="open loop: Poisson arrivals, R a second; inf: all at once",
+        help="random arrivals, R a second; inf: all at once, which is the default without --max-concurrency",
     )
-    add("--num-prompts", type=int, help="per run (default 4 x concurrency, at least 8; open loop: 64)")
+    add("--burstiness", type=float, default=1.0, help="of arrivals: 1 Poisson, less in bursts, more evenly (default 1)")
+    add("--num-prompts", type=int, help="per run (default 4 x concurrency, at least 8; with a rate 64; a trace: all)")
     add(
         "--rounds",
         type=int,
         default=1,
         help="runs of each server per load (default 1; compare with 3 or more)",
     )
-    add("--warmup", type=int, help="requests before each load, not measured (default: concurrency, at most 8)")
+    add(
+        "--num-warmups",
+        "--warmup",
+        dest="warmup",
+        type=int,
+        help="requests before each load, not measured (default: concurrency, at most 8)",
+    )
 
 
 def add_figures(group: Group) -> None:
@@ -149,7 +214,14 @@ def add_figures(group: Group) -> None:
         metavar="NAMES",
         help="latencies in the table (default ttft,tpot,itl,e2el; the JSON has all)",
     )
-    add("--percentiles", default="50,90,99", metavar="RANKS", help="besides the mean (default 50,90,99)")
+    add(
+        "--metric-percentiles",
+        "--percentiles",
+        dest="percentiles",
+        default="50,90,99",
+        metavar="RANKS",
+        help="besides the mean (default 50,90,99)",
+    )
     add(
         "--goodput",
         nargs="+",
@@ -165,14 +237,20 @@ def add_figures(group: Group) -> None:
         help="a server process besides those that listen on the port and their children (for CPU shares)",
     )
     add("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    add("--save-result", action="store_true", help="write each run as JSON with vLLM's names")
+    add("--save-detailed", action="store_true", help="with every request's times and lengths")
+    add("--result-dir", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    add("--result-filename", metavar="NAME", help="its name (default: from backend, load, model and time)")
+    add("--disable-tqdm", action="store_true", help="no progress bar")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """The plan that the arguments describe; asks servers for their model. ValueError if they do not fit."""
     if args.rounds < 1:
         raise ValueError(f"--rounds is {args.rounds} but must be at least 1")
-    urls = dict(name_url(text) for text in args.url)
-    if len(urls) < len(args.url):
+    servers = args.url or [f"http://{args.host}:{args.port}"]
+    urls = dict(name_url(text) for text in servers)
+    if len(urls) < len(servers):
         raise ValueError("two --url have the same name; name them apart: --url a=http://... --url b=http://...")
     return Plan(
         targets=targets_of(args, urls),
@@ -184,10 +262,10 @@ def plan_of(args: argparse.Namespace) -> Plan:
             args.input_len,
             args.output_len,
             args.range_ratio,
-            args.shared_prefix_len,
+            args.prefix_len,
         ),
         style=RequestStyle(
-            args.endpoint,
+            args.endpoint or ("chat" if args.backend == "openai-chat" else "completions"),
             args.stream,
             args.ignore_eos,
             args.temperature,
@@ -252,15 +330,24 @@ def per_target(texts: Sequence[str], names: Mapping[str, str]) -> dict[str, list
 
 def loads_of(args: argparse.Namespace) -> tuple[Load, ...]:
     """The loads to measure, in the order given."""
-    if args.request_rate:
-        rates = [float(text) for text in args.request_rate.split(",")]
-        if min(rates) <= 0:
-            raise ValueError("--request-rate must be above 0")
-        return tuple(Load(None, rate, args.num_prompts or 64) for rate in rates)
-    counts = [int(text) for text in (args.concurrency or "1").split(",")]
-    if min(counts) < 1 or (args.num_prompts is not None and args.num_prompts < 1):
-        raise ValueError("--concurrency and --num-prompts must be at least 1")
-    return tuple(Load(count, None, args.num_prompts or max(8, 4 * count)) for count in counts)
+    if args.num_prompts is not None and args.num_prompts < 1:
+        raise ValueError(f"--num-prompts is {args.num_prompts} but must be at least 1")
+    if args.dataset == "timed_trace":
+        if args.request_rate or args.concurrency:
+            raise ValueError(
+                "a timed_trace says itself when requests come; leave out --request-rate and --max-concurrency"
+            )
+        return (Load(None, None, args.num_prompts or 0),)
+    counts = [int(text) for text in args.concurrency.split(",")] if args.concurrency else []
+    if counts and min(counts) < 1:
+        raise ValueError(f"--max-concurrency is {min(counts)} but must be at least 1")
+    if counts and not args.request_rate:
+        return tuple(Load(count, None, args.num_prompts or max(8, 4 * count)) for count in counts)
+    rates = [float(text) for text in (args.request_rate or "inf").split(",")]
+    if min(rates) <= 0 or args.burstiness <= 0:
+        raise ValueError("--request-rate and --burstiness must be above 0")
+    limits: list[int | None] = [*counts] or [None]
+    return tuple(Load(limit, rate, args.num_prompts or 64, args.burstiness) for rate in rates for limit in limits)
 
 
 def known_latency(name: str) -> str:
@@ -281,49 +368,9 @@ def goodput_of(limits: Sequence[str]) -> dict[str, float]:
     return bounds
 
 
-def wait_for_models(url: str, api_key: str | None, wait_s: float) -> list[str]:
-    """The ids of /v1/models, asked until the server answers or `wait_s` seconds have passed."""
-    request = urllib.request.Request(f"{url}/v1/models")
-    if api_key:
-        request.add_header("Authorization", f"Bearer {api_key}")
-    give_up = time.monotonic() + wait_s
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                return [entry["id"] for entry in json.load(response).get("data", [])]
-        except urllib.error.HTTPError as error:
-            if error.code != LOADING:
-                return []  # it is up, but lists nothing
-            failure: OSError = error
-        except OSError as error:
-            failure = error
-        if time.monotonic() >= give_up:
-            hint = "" if wait_s else "; --wait S waits for it"
-            raise ConnectionError(f"{url} does not answer /v1/models: {failure}{hint}") from failure
-        time.sleep(0.5)
-
-
-def wait_for_token(url: str, api_key: str | None, model: str, wait_s: float) -> None:
-    """Ask for a token until the server no longer says that it is loading: some list their model before they can."""
-    body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 1}).encode()
-    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
-    if api_key:
-        request.add_header("Authorization", f"Bearer {api_key}")
-    give_up = time.monotonic() + wait_s
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=60):
-                return
-        except urllib.error.HTTPError as error:
-            if error.code != LOADING:
-                return  # it answers; the first request of the run will say what it does not like
-            if time.monotonic() >= give_up:
-                raise ConnectionError(f"{url} is still loading after {wait_s:.0f} s: {error}") from error
-        time.sleep(0.5)
-
-
-def first_model(name: str, url: str, listed: Sequence[str]) -> str:
-    """The model to ask for when none was given."""
-    if not listed:
-        raise ValueError(f"{url} lists no model; give it: --model {name}=ID")
-    return listed[0]
+def _endpoint(text: str) -> str:
+    routes = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
+    name = routes.get(text, text)
+    if name not in routes.values():
+        raise argparse.ArgumentTypeError(f"{text} is none of completions, chat and {', '.join(routes)}")
+    return name

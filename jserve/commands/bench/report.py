@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.metrics import RunMetrics
+from jserve.commands.bench.metrics import RunMetrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from jserve.api.telemetry.workload import BLOCK_TOKENS, read_trace
+
 WORDS_FILE = Path(__file__).with_name("words.txt")
 
 
@@ -24,6 +26,8 @@ class Prompt:
     output_len: int
     history: tuple[dict[str, str], ...] = ()
     """Chat messages that go before it; for the chat endpoint only."""
+    due_s: float | None = None
+    """When a trace says that it comes, from the trace's first request on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,13 @@ class PromptSpec:
 
     def __post_init__(self) -> None:
         if not 0 <= self.range_ratio < 1:
-            raise ValueError(f"--range-ratio is {self.range_ratio} but must be at least 0 and below 1")
+            raise ValueError(f"--random-range-ratio is {self.range_ratio} but must be at least 0 and below 1")
         if self.input_len < 1 or self.output_len < 1 or self.shared_prefix_len < 0:
-            raise ValueError("--input-len and --output-len must be at least 1, --shared-prefix-len at least 0")
+            raise ValueError(
+                "--random-input-len and --random-output-len must be at least 1, --random-prefix-len at least 0"
+            )
         if self.dataset != "random" and self.path is None:
-            raise ValueError(f"--dataset {self.dataset} needs --dataset-path FILE")
+            raise ValueError(f"--dataset-name {self.dataset} needs --dataset-path FILE")
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -56,12 +62,17 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 
 def make_prompts(spec: PromptSpec, count: int, seed: str, tokenizer: Tokenizer | None) -> list[Prompt]:
-    """`count` prompts; the same `seed` gives the same ones, another seed others."""
+    """`count` prompts, of a trace all where it is 0; the same `seed` gives the same ones, another seed others.
+
+    Raises ValueError for a file that holds none, ConfigError for a line of a trace that is none.
+    """
     rng = random.Random(seed)
     if spec.dataset == "random":
         return random_prompts(spec, count, rng, tokenizer)
     assert spec.path is not None
-    read = list(read_file(spec) if spec.dataset == "file" else read_sharegpt(spec, tokenizer))
+    if spec.dataset == "timed_trace":
+        return trace_prompts(spec.path, count, seed, tokenizer)
+    read = list(read_file(spec) if spec.dataset == "custom" else read_sharegpt(spec, tokenizer))
     if not read:
         raise ValueError(f"{spec.path} holds no prompt that a {spec.dataset} data set can use")
     rng.shuffle(read)
@@ -94,15 +105,42 @@ def spread(length: int, ratio: float, rng: random.Random) -> int:
     return max(1, rng.randint(round(length * (1 - ratio)), round(length * (1 + ratio))))
 
 
+def trace_prompts(path: Path, count: int, seed: str, tokenizer: Tokenizer | None) -> list[Prompt]:
+    """Prompts of a trace's lengths, which begin alike where its blocks say so, in the order in which they came."""
+    recorded = sorted(
+        (each for each in read_trace(path) if each.input_length > 0 and each.hash_ids), key=lambda each: each.timestamp
+    )
+    recorded = recorded[:count] if count else recorded
+    if not recorded:
+        raise ValueError(f"{path} holds no request with a prompt")
+    words = WORDS_FILE.read_text().split()
+
+    def block(number: int, length: int) -> str:
+        return random_text(length, words, random.Random(f"{seed} {number}"), tokenizer)
+
+    return [
+        Prompt(
+            " ".join(
+                block(number, min(BLOCK_TOKENS, each.input_length - place * BLOCK_TOKENS))
+                for place, number in enumerate(each.hash_ids)
+                if each.input_length > place * BLOCK_TOKENS
+            ),
+            max(1, each.output_length),
+            due_s=(each.timestamp - recorded[0].timestamp) / 1e3,
+        )
+        for each in recorded
+    ]
+
+
 def read_file(spec: PromptSpec) -> Iterator[Prompt]:
-    """Prompts of a text file, one a line, or of JSON lines with `prompt` and perhaps `output_len`."""
+    """Prompts of a text file, one a line, or of JSON lines with `prompt` and perhaps `output_tokens`."""
     assert spec.path is not None
     for line in spec.path.read_text().splitlines():
         if not line.strip():
             continue
         if spec.path.suffix == ".jsonl":
             record = json.loads(line)
-            yield Prompt(record["prompt"], int(record.get("output_len", spec.output_len)))
+            yield Prompt(record["prompt"], int(record.get("output_tokens", record.get("output_len", spec.output_len))))
         else:
             yield Prompt(line, spec.output_len)
 

@@ -1,36 +1,39 @@
 """Load one or several OpenAI-compatible servers with the same requests, and compare them.
 
-  one server     python -m benchmarks.serving --url http://127.0.0.1:8000 --concurrency 1,8,32
-  against peers  python -m benchmarks.serving --url jserve=http://127.0.0.1:8000 \\
-                     --url llama=http://127.0.0.1:8001 --rounds 3 --out result.json
+  one server     jserve bench serve --url http://127.0.0.1:8000 --max-concurrency 1,8,32
+  a recording    jserve bench serve --dataset-name timed_trace --dataset-path workload.jsonl
+  against peers  jserve bench serve --url jserve=http://127.0.0.1:8000 \\
+                     --url llama=http://127.0.0.1:8001 --max-concurrency 8 --rounds 3 --out result.json
+
+Flags have vLLM's names where it has them, and so has what --save-result writes.
 
 With several --url, each round sends the same prompts to each server in turn (A B A B ...), so that drift of
 the machine hits all of them, and the ratios are taken within a round. Every round has fresh prompts, because
 a prefix cache would answer repeated ones from memory; --same-prompts repeats them, and so does the --seed of
 an earlier run against a server that still remembers it. A failed request is
-counted and named, never sent again, and makes the exit status 1. benchmarks/README.md says how each figure is
-made.
+counted and named, never sent again, and makes the exit status 1.
 """
 
 import asyncio
 import dataclasses
 import json
-import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
-from benchmarks.interference import CpuWatch
-from benchmarks.load import LoadGenerator, Outcome, Target, arrival_offsets
-from benchmarks.metrics import RunMetrics, measure
-from benchmarks.options import Load, Plan, arguments, plan_of
-from benchmarks.prompts import Prompt, load_tokenizer, make_prompts
-from benchmarks.report import Ratio, Run, machine, print_ratios, print_runs, ratios
+from jserve.commands.bench.interference import CpuWatch
+from jserve.commands.bench.load import LoadGenerator, Outcome, Target, arrival_offsets
+from jserve.commands.bench.metrics import measure
+from jserve.commands.bench.options import Load, Plan, arguments, plan_of
+from jserve.commands.bench.prompts import Prompt, load_tokenizer, make_prompts
+from jserve.commands.bench.report import Ratio, Run, machine, print_ratios, print_runs, ratios
+from jserve.commands.bench.result_files import MeasuredRun, ResultFiles
 
 WARMUP_OUTPUT_LEN = 16
 
@@ -46,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     console = Console(width=None if sys.stdout.isatty() else 220)
-    runs = run_all(plan, tokenizer)
+    save = None
+    if args.save_result:
+        save = ResultFiles(args.result_dir, args.result_filename, args.backend, detailed=args.save_detailed).write
+    runs = run_all(plan, tokenizer, show=not args.disable_tqdm and sys.stderr.isatty(), save=save)
     run_ratios = ratios(runs)
     print_runs(console, runs, plan.table)
     print_ratios(console, run_ratios)
@@ -56,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(run.metrics.failed for run in runs) else 0
 
 
-def run_all(plan: Plan, tokenizer: Tokenizer | None) -> list[Run]:
-    """Every load, round and target in turn, with a line on stderr after each run."""
+def run_all(
+    plan: Plan, tokenizer: Tokenizer | None, *, show: bool = False, save: Callable[[MeasuredRun], None] | None = None
+) -> list[Run]:
+    """Every load, round and target in turn, with a line on stderr after each run; `show` draws a bar meanwhile."""
     watch = CpuWatch({target.name: target.url for target in plan.targets}, plan.server_pids)
     for target in plan.targets:
         if not watch.can_watch(target.name):
@@ -69,7 +77,10 @@ def run_all(plan: Plan, tokenizer: Tokenizer | None) -> list[Run]:
             seed = f"{plan.seed} {load.label} {0 if plan.same_prompts else index}"
             prompts = make_prompts(plan.spec, load.num_prompts, seed, tokenizer)
             for target in plan.targets:
-                metrics = run_once(plan, load, target, prompts, seed, watch, tokenizer)
+                measured = run_once(plan, load, target, prompts, seed, watch, tokenizer, show=show)
+                if save is not None:
+                    save(measured)
+                metrics = measured.metrics
                 runs.append(Run(target.name, load.label, index, metrics))
                 flags = f"  ({'; '.join(metrics.flags)})" if metrics.flags else ""
                 rate = f"{metrics.output_tokens_per_s:.1f} output tokens/s"
@@ -81,6 +92,8 @@ def warm_up(plan: Plan, load: Load, tokenizer: Tokenizer | None) -> None:
     """Some short requests to each target at the load's width, of which only a failure is reported."""
     concurrency = load.concurrency or 8
     count = min(concurrency, 8) if plan.warmup is None else plan.warmup
+    if not count:
+        return
     spec = dataclasses.replace(plan.spec, output_len=min(plan.spec.output_len, WARMUP_OUTPUT_LEN))
     prompts = make_prompts(spec, count, f"{plan.seed} {load.label} warm-up", tokenizer)
     for target in plan.targets:
@@ -97,12 +110,16 @@ def run_once(
     seed: str,
     watch: CpuWatch,
     tokenizer: Tokenizer | None,
-) -> RunMetrics:
+    *,
+    show: bool = False,
+) -> MeasuredRun:
     """One run of one target, with the CPU watched around it."""
     before = watch.read(target.name)
-    outcomes = asyncio.run(send_all(plan, load, target, prompts, seed, tokenizer))
+    label = f"{load.label} {target.name}"
+    with tqdm(total=len(prompts), desc=label, unit="request", disable=not show, leave=False) as bar:
+        outcomes = asyncio.run(send_all(plan, load, target, prompts, seed, tokenizer, bar.update))
     cpu = watch.shares(before, watch.read(target.name))
-    return measure(
+    metrics = measure(
         outcomes,
         streamed=plan.style.stream,
         percentiles=plan.percentiles,
@@ -110,6 +127,7 @@ def run_once(
         cpu=cpu,
         cores=os.cpu_count() or 1,
     )
+    return MeasuredRun(plan, load, target, outcomes, metrics)
 
 
 async def send_all(
@@ -119,13 +137,16 @@ async def send_all(
     prompts: Sequence[Prompt],
     seed: str,
     tokenizer: Tokenizer | None,
+    on_answer: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
     """The load's requests to one target, over connections that are closed at the end."""
-    async with LoadGenerator(plan.style, tokenizer) as generator:
+    async with LoadGenerator(plan.style, tokenizer, on_answer) as generator:
+        if load.rate is not None:
+            offsets = arrival_offsets(load.rate, len(prompts), seed, load.burstiness)
+            return await generator.open_loop(target, prompts, offsets, load.concurrency)
         if load.concurrency is not None:
             return await generator.closed_loop(target, prompts, load.concurrency)
-        rate = load.rate or math.inf
-        return await generator.open_loop(target, prompts, arrival_offsets(rate, len(prompts), seed))
+        return await generator.open_loop(target, prompts, [prompt.due_s or 0.0 for prompt in prompts])
 
 
 def report_of(plan: Plan, runs: Sequence[Run], run_ratios: Sequence[Ratio], argv: Sequence[str]) -> dict[str, Any]:
@@ -137,14 +158,10 @@ def report_of(plan: Plan, runs: Sequence[Run], run_ratios: Sequence[Ratio], argv
         words[words.index("--api-key") + 1] = "..."
     words = ["--api-key=..." if word.startswith("--api-key=") else word for word in words]
     return {
-        "command": ["python", "-m", "benchmarks.serving", *words],
+        "command": ["jserve", "bench", "serve", *words],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
         "settings": settings,
         "runs": [dataclasses.asdict(run) for run in runs],
         "ratios": [dataclasses.asdict(ratio) for ratio in run_ratios],
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
