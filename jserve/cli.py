@@ -36,7 +36,6 @@ COMMANDS = {
 """Each module has a `run(argv)`. It is imported only when it is asked for: a start must not wait for the others."""
 
 FOREIGN_COMMANDS = {
-    "bench": "jserve.commands.bench.command",
     "cp": "give one model several names with --served-model-name",
     "create": "give a template, a folder of default sampling and a name with --chat-template, --generation-config and "
     "--served-model-name",

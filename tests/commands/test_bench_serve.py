@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="the load generator needs the `bench` extra")
 
+from jserve import cli
 from jserve.commands.bench.interference import CpuShares
 from jserve.commands.bench.load import Outcome, RequestStyle, Target, arrival_offsets, request_body, take_event
 from jserve.commands.bench.metrics import OTHERS_LIMIT, distribution, measure
@@ -460,3 +461,14 @@ def test_arrivals_have_the_rate_and_the_burstiness_that_are_wanted() -> None:
         assert np.mean(gaps) == pytest.approx(0.2, rel=0.05)
         assert np.std(gaps) / np.mean(gaps) == pytest.approx(burstiness**-0.5, rel=0.1)
     assert arrival_offsets(float("inf"), 3, "s") == [0.0, 0.0, 0.0]
+
+
+def test_the_command_finds_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with running(StubServer()) as stub, pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "serve", "--url", stub.url, "--num-prompts", "2", "--output-len", "2"])
+    assert ended.value.code == 0
+    assert "out tok/s" in capsys.readouterr().out
+    for words, said in ((["bench"], "which benchmark?"), (["bench", "latency"], "latency is none")):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert said in capsys.readouterr().err
