@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": "jserve.commands.bench.command",
     "chat": "jserve.commands.client.chat",
     "collect-env": "jserve.commands.collect_env",
+    "completion": "jserve.commands.completion",
     "compile": "jserve.commands.compile",
     "complete": "jserve.commands.client.complete",
     "convert": "jserve.commands.convert",
