@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from jserve.commands.names import COMMANDS
 from jserve.commands.parser import Parser, parser_of
 
 SHELLS = ("bash", "zsh", "fish")
@@ -52,7 +53,6 @@ def run(argv: Sequence[str]) -> None:
 
 def _commands() -> Iterator[tuple[str, tuple[Flag, ...]]]:
     """Each command with its flags."""
-    from jserve.cli import COMMANDS
     from jserve.commands.options import build_parser
 
     server = tuple(_flags(build_parser()))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jserve.cli import COMMANDS
 from jserve.commands import completion
+from jserve.commands.names import COMMANDS
 
 ASK_BASH = """
 source "$1"; shift
