@@ -80,6 +80,30 @@ class DeepseekV3ForCausalLM(DeepseekForCausalLM):
         return sigmoid_routing(fields)
 
 
+class Glm4MoeLiteForCausalLM(DeepseekV3ForCausalLM):
+    """GLM-4.7-Flash."""
+
+    config_defaults = defaults.DEEPSEEK_V3 | {
+        "vocab_size": 154880,
+        "hidden_size": 2048,
+        "intermediate_size": 10240,
+        "moe_intermediate_size": 1536,
+        "num_hidden_layers": 47,
+        "num_attention_heads": 20,
+        "n_routed_experts": 64,
+        "routed_scaling_factor": 1.8,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 4,
+        "first_k_dense_replace": 1,
+        "max_position_embeddings": 202752,
+        "rms_norm_eps": 1e-5,
+    }
+
+
 def _yarn_scale(rope: RopeConfig, source: Path | str) -> float:
     """What YaRN does to the scores beyond its factor on cos and sin: DeepSeek's mscale_all_dim."""
     if rope.kind != "yarn" or not rope.get("mscale_all_dim"):

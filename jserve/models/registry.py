@@ -18,13 +18,14 @@ from jserve.models.causal_lm import CausalLM
 from jserve.models.cohere import CohereForCausalLM
 from jserve.models.cohere2 import Cohere2ForCausalLM
 from jserve.models.cohere2_moe import Cohere2MoeForCausalLM
-from jserve.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
+from jserve.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Glm4MoeLiteForCausalLM
 from jserve.models.dots1 import Dots1ForCausalLM
 from jserve.models.encoder import Encoder, TextModel
 from jserve.models.ernie4_5 import Ernie4_5_MoeForCausalLM, Ernie4_5ForCausalLM
 from jserve.models.eurobert import EuroBertModel
 from jserve.models.exaone4 import Exaone4ForCausalLM, ExaoneMoeForCausalLM
 from jserve.models.falcon_h1 import FalconH1ForCausalLM
+from jserve.models.gemma import GemmaForCausalLM
 from jserve.models.gemma2 import Gemma2ForCausalLM
 from jserve.models.gemma3 import Gemma3ForCausalLM
 from jserve.models.gemma4 import Gemma4ForCausalLM
@@ -50,6 +51,7 @@ from jserve.models.nemotron_h import NemotronHForCausalLM
 from jserve.models.olmo2 import Olmo2ForCausalLM
 from jserve.models.olmo3 import Olmo3ForCausalLM
 from jserve.models.olmoe import OlmoeForCausalLM
+from jserve.models.phi import PhiForCausalLM
 from jserve.models.phi3 import Phi3ForCausalLM
 from jserve.models.phimoe import PhimoeForCausalLM
 from jserve.models.qwen2 import Qwen2ForCausalLM
@@ -67,6 +69,9 @@ from jserve.models.starcoder2 import Starcoder2ForCausalLM
 
 ARCHITECTURES: dict[str, type[CausalLM]] = {
     "BambaForCausalLM": BambaForCausalLM,
+    "GemmaForCausalLM": GemmaForCausalLM,
+    "Glm4MoeLiteForCausalLM": Glm4MoeLiteForCausalLM,
+    "PhiForCausalLM": PhiForCausalLM,
     "FalconH1ForCausalLM": FalconH1ForCausalLM,
     "NemotronHForCausalLM": NemotronHForCausalLM,
     "ApertusForCausalLM": ApertusForCausalLM,

@@ -83,6 +83,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm": ("GlmForCausalLM", {**GLM, "attention_bias": True}),
     "glm 4": ("Glm4ForCausalLM", {**GLM, "attention_bias": True}),
+    "gemma": ("GemmaForCausalLM", {"head_dim": 16, "num_key_value_heads": 1}),
+    "glm 4.7 flash": ("Glm4MoeLiteForCausalLM", {**LATENT, **GROUPED, "n_shared_experts": 2}),
+    "phi 2": ("PhiForCausalLM", {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-4}),
     "glm 4 moe": ("Glm4MoeForCausalLM", {**GLM, **GROUPED, "use_qk_norm": True, "n_shared_experts": 2}),
     "glm 4 moe, biases, one group": (
         "Glm4MoeForCausalLM",

@@ -125,6 +125,30 @@ PUBLISHED = {
         },
         107_769_861_120,  # without the vision part
     ),
+    "gemma-2b": Published(
+        {"architectures": ["GemmaForCausalLM"], "hidden_size": 2048, "intermediate_size": 16384, "head_dim": 256}
+        | {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 256000}
+        | {"hidden_act": "gelu", "max_position_embeddings": 8192, "rope_theta": 10000.0},
+        2_506_172_416,
+    ),
+    "gemma-7b": Published(
+        {"architectures": ["GemmaForCausalLM"], "hidden_size": 3072, "intermediate_size": 24576, "head_dim": 256}
+        | {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 256000}
+        | {"hidden_act": "gelu", "max_position_embeddings": 8192, "rope_theta": 10000.0},
+        8_537_680_896,
+    ),
+    "phi-2": Published(
+        {"architectures": ["PhiForCausalLM"], "hidden_size": 2560, "intermediate_size": 10240, "vocab_size": 51200}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "partial_rotary_factor": 0.4, "layer_norm_eps": 1e-5}
+        | {"hidden_act": "gelu_new", "max_position_embeddings": 2048, "tie_word_embeddings": False},
+        2_779_683_840,
+    ),
+    "phi-1.5": Published(
+        {"architectures": ["PhiForCausalLM"], "hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 51200}
+        | {"num_hidden_layers": 24, "num_attention_heads": 32, "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5}
+        | {"hidden_act": "gelu_new", "max_position_embeddings": 2048, "tie_word_embeddings": False},
+        1_418_270_720,
+    ),
     "gemma-2-2b": Published(
         {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256}
         | {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 256000}

@@ -61,6 +61,7 @@ FAMILIES = {
     "qwen3moe": Family("Qwen3MoeForCausalLM", {**LLAMA, **HEAD_NORMS, **EXPERTS}),
     "olmoe": Family("OlmoeForCausalLM", {**LLAMA, **HEAD_NORMS, **EXPERTS}),
     "olmo2": Family("Olmo2ForCausalLM", {**ATTENTION, **GATED, **HEAD_NORMS, **NORMS_AROUND}),
+    "gemma": Family("GemmaForCausalLM", LLAMA, offset_norms=True),
     "gemma2": Family("Gemma2ForCausalLM", {**ATTENTION, **GATED, **NORMS_AROUND}, offset_norms=True),
     "gemma3": Family(
         "Gemma3ForCausalLM",

@@ -57,6 +57,10 @@ def _qwen2_moe(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     }
 
 
+def _gemma1(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
+    return {"hidden_act": "gelu_pytorch_tanh"}
+
+
 def _gemma2(keys: Keys, common: Fields, shapes: Shapes) -> Fields:
     return {
         **_gemma(keys, common, _GEMMA2_27B_LAYERS),
@@ -249,6 +253,7 @@ _FURTHER: Mapping[str, Further] = {
     "EuroBertModel": encoders.eurobert,
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _gpt_neox,
+    "GemmaForCausalLM": _gemma1,
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
     "Gemma3TextModel": _gemma3,

@@ -44,6 +44,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3 moe": ("qwen3moe", "Qwen3MoeForCausalLM", {**MOE, "head_dim": 16, "norm_topk_prob": True}),
     "olmoe": ("olmoe", "OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2}),
     "olmo 2": ("olmo2", "Olmo2ForCausalLM", {}),
+    "gemma": ("gemma", "GemmaForCausalLM", {"head_dim": 16}),
     "gemma 2": ("gemma2", "Gemma2ForCausalLM", GEMMA),
     "gemma 3": (
         "gemma3",
