@@ -316,7 +316,7 @@ def _changed(architecture: str, config: dict[str, Any], name: str, values: np.nd
     if architecture in ROTATED and (".q_proj." in name or ".k_proj." in name):
         heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         return permute(values, heads)
-    if architecture.startswith(("gemma2", "gemma3", "nemotron")) and name.endswith("norm.weight"):
+    if architecture in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
         return values + 1
     if architecture == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         return values.T
