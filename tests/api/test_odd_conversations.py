@@ -26,6 +26,17 @@ ODD_BLOCKS = {
     "a result that is a number": {"content": [{"type": "tool_result", "tool_use_id": "1", "content": 1}]},
     "a result of numbers": {"content": [{"type": "tool_result", "tool_use_id": "1", "content": [1]}]},
 }  # fmt: skip
+ODD_CALLS = {
+    "calls that are an object": {"id": "1"},
+    "calls that are a number": 1,
+    "a call that is a text": ["f"],
+    "a call that is null": [None],
+    "a function that is null": [{"id": "1", "type": "function", "function": None}],
+    "a function that is a text": [{"id": "1", "type": "function", "function": "f"}],
+    "a function without a name": [{"id": "1", "type": "function", "function": {"arguments": "{}"}}],
+    "a name that is a list": [{"id": "1", "type": "function", "function": {"name": ["f"], "arguments": "{}"}}],
+    "a custom tool without a name": [{"id": "1", "type": "custom", "custom": {"input": "x"}}],
+}
 ODD_TOOLS = [{"type": ["function"]}, {"type": "function", "name": ["f"]}, {"name": {}, "input_schema": {}}]
 
 
@@ -41,6 +52,15 @@ def test_an_odd_block_of_a_message_is_refused(server: LiveServer, name: str) -> 
     body = {"max_tokens": 5, "messages": [{"role": "user", **ODD_BLOCKS[name]}]}
     assert server.http.post("/v1/messages", json=body).status_code == 400
     assert server.http.post("/v1/messages/count_tokens", json=body).status_code == 400
+
+
+@pytest.mark.parametrize("name", ODD_CALLS)
+def test_an_odd_call_in_the_history_of_a_chat_is_refused(server: LiveServer, name: str) -> None:
+    """Whether the template shows calls or they are written as text."""
+    messages = [*MESSAGES, {"role": "assistant", "content": "x", "tool_calls": ODD_CALLS[name]}]
+    response = server.http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
+    assert response.status_code == 400, response.text
+    assert "messages[1].tool_calls" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("tool", ODD_TOOLS)

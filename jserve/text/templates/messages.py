@@ -58,12 +58,26 @@ def normalize_messages(messages: Sequence[Message], form: MessageForm) -> list[d
             fresh["role"] = "system"
         fresh["content"] = _content(message, where, form.takes_lists, form.takes_strings)
         if "tool_calls" in fresh:
-            as_text = form.arguments_as_text
-            fresh["tool_calls"] = [_tool_call(call, f"{where}.tool_calls", as_text) for call in fresh["tool_calls"]]
+            calls = message_calls(message, where)
+            fresh["tool_calls"] = [_with_arguments(call, form.arguments_as_text) for call in calls]
             if form.takes_none and not message.get("content"):
                 fresh["content"] = None
         normalized.append(_with_reasoning(fresh))
     return normalized
+
+
+def message_calls(message: Message, where: str) -> list[dict[str, Any]]:
+    """The calls of a message of the history. Both {"function": {...}} and the bare function are in use.
+
+    A call of a custom tool, whose input is text, becomes that of a function with one parameter.
+    Raises RequestError, naming the call, where one says no tool.
+    """
+    calls = message.get("tool_calls")
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise RequestError(f"{where}.tool_calls must be a list of calls", param=f"{where}.tool_calls")
+    return [_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(calls)]
 
 
 def left_out_note(kind: str) -> str:
@@ -119,18 +133,24 @@ def part_text(part: Any, role: str, where: str) -> str | None:
     )
 
 
-def _tool_call(call: Any, where: str, as_text: bool) -> Any:
-    """A copy with its arguments parsed, or as JSON. Both {"function": {...}} and the bare function are in use.
-
-    A call of a custom tool, whose input is text, becomes that of a function with one parameter.
-    """
+def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(call, dict):
-        raise RequestError(f"{where} must hold objects", param=where)
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _tool_call(call["function"], f"{where}.function", as_text)}
-    if isinstance(custom := call.get("custom"), dict):
+        raise RequestError(f"{where} must be an object", param=where)
+    call = {key: value for key, value in call.items() if value is not None}
+    if "function" not in call and isinstance(custom := call.get("custom"), dict):
         function = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
-        return {"id": call.get("id"), "type": "function", "function": _tool_call(function, where, as_text)}
+        call = {**call, "type": "function", "function": function}
+        del call["custom"]
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{where} must have a `function` with the name of the tool that was called", param=where)
+    return call
+
+
+def _with_arguments(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
+    """A copy with its arguments parsed, or as JSON."""
+    if "function" in call:
+        return {**call, "function": _with_arguments(call["function"], as_text)}
     arguments = call.get("arguments")
     if not isinstance(arguments, str):
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)} if as_text and arguments else dict(call)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve.text.templates.messages import part_text
+from jserve.text.templates.messages import message_calls, part_text
 from jserve.text.tools.format import CallForm
 
 Message = Mapping[str, Any]
@@ -51,7 +51,8 @@ def plain_history(messages: Sequence[Message], form: CallForm) -> list[Message]:
     plain: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         fresh = dict(message)
-        calls = fresh.pop("tool_calls", None)
+        fresh.pop("tool_calls", None)
+        calls = message_calls(message, f"messages[{number}]")
         is_result = fresh.get("role") in ("tool", "function")
         if calls:
             written = form.write([_name_and_arguments(call) for call in calls])
@@ -70,11 +71,11 @@ def plain_history(messages: Sequence[Message], form: CallForm) -> list[Message]:
     return list(plain)
 
 
-def _name_and_arguments(call: Any) -> tuple[str, str]:
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
+def _name_and_arguments(call: Mapping[str, Any]) -> tuple[str, str]:
+    function = call.get("function", call)
     arguments = function.get("arguments") or {}
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return str(function.get("name", "")), written
+    return function["name"], written
 
 
 def _joined(content: Any, text: Any, *, after: bool) -> Any:
