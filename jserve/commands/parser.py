@@ -1,7 +1,9 @@
 """How every command reads its arguments: help with defaults, and mistakes told in one line."""
 
 import argparse
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, NoReturn
 
 from jserve.commands.foreign_flags import hint_for
 
@@ -17,8 +19,25 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class ParserBuilt(Exception):
+    """What `parser_of` ends a command with, once it has built its parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__(parser.prog)
+        self.parser = parser
+
+
+_is_wanted: ContextVar[bool] = ContextVar("parser is wanted", default=False)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is a `--help` away."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which the other ways of parsing go through."""
+        if _is_wanted.get():
+            raise ParserBuilt(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
@@ -27,3 +46,18 @@ class Parser(argparse.ArgumentParser):
             hint = hint_for(flag, self._option_string_actions)
             message = f"unknown flag {flag}" + (f": {hint}" if hint else "")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser_of(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser that a command builds for a line that begins with `words`, before it does anything.
+
+    Raises TypeError where it builds none.
+    """
+    token = _is_wanted.set(True)
+    try:
+        run(words)
+    except ParserBuilt as built:
+        return built.parser
+    finally:
+        _is_wanted.reset(token)
+    raise TypeError(f"{run.__module__} reads its arguments without a Parser")

@@ -460,7 +460,6 @@ def test_arrivals_have_the_rate_and_the_burstiness_that_are_wanted() -> None:
         gaps = np.diff([0.0, *arrival_offsets(5.0, 20_000, "s", burstiness)])
         assert np.mean(gaps) == pytest.approx(0.2, rel=0.05)
         assert np.std(gaps) / np.mean(gaps) == pytest.approx(burstiness**-0.5, rel=0.1)
-    assert arrival_offsets(float("inf"), 3, "s") == [0.0, 0.0, 0.0]
 
 
 def test_the_command_finds_it(capsys: pytest.CaptureFixture[str]) -> None:

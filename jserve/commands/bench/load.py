@@ -130,8 +130,6 @@ def arrival_offsets(rate: float, count: int, seed: str, burstiness: float = 1.0)
     """Seconds from the start at which requests arrive, `rate` a second. Gaps have a gamma distribution whose shape is
     `burstiness`: 1 is a Poisson process.
     """
-    if rate == float("inf"):
-        return [0.0] * count
     rng = random.Random(seed)
     return list(itertools.accumulate(rng.gammavariate(burstiness, 1 / (rate * burstiness)) for _ in range(count)))
 

@@ -14,6 +14,7 @@ from jserve.commands.bench.load import RequestStyle, Target
 from jserve.commands.bench.metrics import LATENCIES
 from jserve.commands.bench.prompts import PromptSpec
 from jserve.commands.bench.readiness import first_model, wait_for_models, wait_for_token
+from jserve.commands.parser import Parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Plan:
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """The parser with all its options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="jserve bench serve",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

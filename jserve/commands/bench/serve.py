@@ -141,6 +141,8 @@ async def send_all(
 ) -> list[Outcome]:
     """The load's requests to one target, over connections that are closed at the end."""
     async with LoadGenerator(plan.style, tokenizer, on_answer) as generator:
+        if load.rate == float("inf"):
+            return await generator.closed_loop(target, prompts, load.concurrency or len(prompts))
         if load.rate is not None:
             offsets = arrival_offsets(load.rate, len(prompts), seed, load.burstiness)
             return await generator.open_loop(target, prompts, offsets, load.concurrency)

@@ -112,7 +112,7 @@ def test_a_model_that_is_not_served_is_told_with_those_that_are(server: LiveServ
     assert "serves tiny, other, not gpt-5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["bench", "cp", "create", "push", "signin"])
+@pytest.mark.parametrize("word", ["cp", "create", "push", "signin"])
 def test_words_of_other_programs_are_no_models(word: str, capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
