@@ -144,7 +144,11 @@ class LLM:
                 bars.show("background-compile", done, len(programs), program.name)
         bars.close()
         self.started = started
-        self.core = make_core(started, enable_prefix_caching=self._config.enable_prefix_caching)
+        self.core = make_core(
+            started,
+            enable_prefix_caching=self._config.enable_prefix_caching,
+            speculation=self._config.speculative_config,
+        )
         self.tokenizer = load_tokenizer(model)
         self.chat_template = ChatTemplate.load(self.tokenizer, override=chat_template)
         self._numbers = itertools.count()

@@ -211,6 +211,12 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """`time.time()` of the newest step; 0 before the first."""
     num_deferred: int = 0
     """Requests whose grammar is being compiled; not among `num_waiting`."""
+    num_drafts: int = 0
+    """Steps of a sequence with drafted tokens."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_per_position: list[int] = []
+    """Accepted drafted tokens, by their place in the draft; empty where nothing is ever drafted."""
 
 
 class StepFrame(msgspec.Struct, frozen=True, array_like=True, tag="step"):

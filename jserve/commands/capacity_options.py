@@ -4,6 +4,8 @@ import argparse
 
 from jserve.commands.sizes import parse_count, parse_size
 from jserve.config import KV_CACHE_DTYPES
+from jserve.config.speculation import SpeculativeConfig, read_speculative_config
+from jserve.errors import ConfigError
 
 _KV_CACHE_ALIASES = {"fp8_e4m3": "fp8", "fp8_per_token_head": "fp8", "int8_per_token_head": "int8"}
 
@@ -51,6 +53,13 @@ def add_capacity_options(parser: argparse.ArgumentParser) -> None:
         "--no-prefix-caching", dest="enable_prefix_caching", action="store_false", help=argparse.SUPPRESS
     )
     group.add_argument(
+        "--speculative-config",
+        type=_speculative_config,
+        metavar="JSON",
+        help="draft tokens and check several in a step, which changes no answer: "
+        '`{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 5}`',
+    )
+    group.add_argument(
         "--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="GPUs that share each layer"
     )
     group.add_argument(
@@ -60,6 +69,13 @@ def add_capacity_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="parts of these GPUs that experts are dealt out over (default: each GPU has a slice of all experts)",
     )
+
+
+def _speculative_config(text: str) -> SpeculativeConfig:
+    try:
+        return read_speculative_config(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def kv_cache_dtype(text: str) -> str:

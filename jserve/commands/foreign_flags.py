@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 _NOT_NEEDED = "leave it out: "
 _ADAPTERS = "adapters are not supported; merge them into the weights"
-_SPECULATION = "speculative decoding is not supported"
+_SPECULATION = 'use --speculative-config \'{"method": "ngram"}\''
 _REPLICAS = "run one server per replica, behind a load balancer"
 _ONE_MACHINE = "a model is served by the GPUs of one machine; use --tensor-parallel-size"
 _TEXT_ONLY = _NOT_NEEDED + "messages are text; parts with images, audio or video are refused"
@@ -37,7 +37,6 @@ _FLAGS = {
     "--uvicorn-log-level": "use --log-level",
     "--enable-lora": _ADAPTERS,
     "--lora-modules": _ADAPTERS,
-    "--speculative-config": _SPECULATION,
     "--speculative-model": _SPECULATION,
     "--task": _NOT_NEEDED + "one server generates, embeds and scores",
     "--runner": _NOT_NEEDED + "one server generates, embeds and scores",

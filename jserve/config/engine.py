@@ -4,6 +4,7 @@ model are known. Imports no jax: both processes read it.
 
 import msgspec
 
+from jserve.config.speculation import SpeculativeConfig
 from jserve.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -49,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_size: int = 1
     expert_parallel_size: int = 1
     enable_prefix_caching: bool = True
+    speculative_config: SpeculativeConfig | None = None
     compile_cache_dir: str | None = None
     executables: str | None = None
     seed: int = 0

@@ -16,12 +16,14 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from jserve.config.speculation import SpeculativeConfig
 from jserve.constrain.compiler import GrammarCompiler, GrammarTokenizer
 from jserve.constrain.deferred import DeferredRequests
 from jserve.constrain.masks import MaskMaker, MaskRow
 from jserve.constrain.row import RowConstraint
 from jserve.engine.encoder_core import EncoderCore
 from jserve.engine.interface import Core
+from jserve.errors import ConfigError
 from jserve.protocol import (
     EngineStats,
     Request,
@@ -33,6 +35,7 @@ from jserve.runtime.runner import Launched, Runner
 from jserve.runtime.shapes import CPU_STEP_OVERHEAD, GPU_STEP_OVERHEAD, EngineShape
 from jserve.runtime.start import Started
 from jserve.schedule.deltas import refusal
+from jserve.schedule.drafts import Drafter
 from jserve.schedule.limits import NO_TEXT
 from jserve.schedule.plan import StepPlan, StepTokens
 from jserve.schedule.scheduler import Scheduler
@@ -46,7 +49,13 @@ _GRAMMAR_WAIT_S = 0.005
 class EngineCore:
     """Scheduler and runner, one step ahead of each other. Driven from one thread."""
 
-    def __init__(self, started: Started[Runner], *, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        started: Started[Runner],
+        *,
+        enable_prefix_caching: bool = True,
+        speculation: SpeculativeConfig | None = None,
+    ) -> None:
         shape = started.shape
         self.runner = started.runner
         self.shape: EngineShape = shape
@@ -61,6 +70,7 @@ class EngineCore:
             windows=shape.windows,
             step_sizes=self.runner.mixed_sizes,
             num_snapshots=shape.num_snapshots,
+            drafter=_make_drafter(speculation, shape),
             step_overhead=CPU_STEP_OVERHEAD if started.device == "cpu" else GPU_STEP_OVERHEAD,
         )
         self.compiles = CompileCounter()
@@ -158,7 +168,8 @@ class EngineCore:
 
     def _fail_not_finite(self, plan: StepPlan, tokens: StepTokens) -> list[TokenDelta]:
         """End the sequences for which the model computed NaN or infinity."""
-        sequences = [plan.chunks[row].sequence for row in dict.fromkeys(tokens.not_finite)]
+        chunks = [plan.chunks[row] for row in dict.fromkeys(tokens.not_finite)]
+        sequences = [chunk.sequence for chunk in chunks if chunk.draft_token < 0]
         failed = [sequence for sequence in sequences if sequence.status is not Status.FINISHED]
         return [self.scheduler.fail(sequence, self._not_finite, is_refusal=False) for sequence in failed]
 
@@ -188,8 +199,21 @@ def _grammar_tokenizer(model: Path) -> GrammarTokenizer:
     return GrammarTokenizer(tokenizer.backend.to_str(), tokenizer.num_ids)
 
 
-def make_core(started: Started[Any], *, enable_prefix_caching: bool = True) -> Core:
+def _make_drafter(speculation: SpeculativeConfig | None, shape: EngineShape) -> Drafter | None:
+    if speculation is None:
+        return None
+    if shape.num_snapshots is not None:
+        raise ConfigError(
+            "--speculative-config is not supported for this model: its layers keep states, which cannot be taken back "
+            "to before a rejected token; leave the option away"
+        )
+    return Drafter(speculation)
+
+
+def make_core(
+    started: Started[Any], *, enable_prefix_caching: bool = True, speculation: SpeculativeConfig | None = None
+) -> Core:
     """What drives the model that was started."""
     if isinstance(started.runner, EncoderRunner):
         return EncoderCore(started)
-    return EngineCore(started, enable_prefix_caching=enable_prefix_caching)
+    return EngineCore(started, enable_prefix_caching=enable_prefix_caching, speculation=speculation)

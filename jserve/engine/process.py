@@ -139,7 +139,7 @@ def serve(config: EngineConfig, connection: EngineSocket) -> None:
     choose_platform(config.gpu_memory_utilization, stored_programs(config))
     report = ProgressReport(connection)
     started = start_runner(config, report, early=True)
-    core = make_core(started, enable_prefix_caching=config.enable_prefix_caching)
+    core = make_core(started, enable_prefix_caching=config.enable_prefix_caching, speculation=config.speculative_config)
     core.prepare()
     report.ready()
     settle()

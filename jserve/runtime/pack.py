@@ -113,6 +113,8 @@ def _fill_tokens(token_ids: np.ndarray, plan: StepPlan) -> None:
         known = chunks[row].sequence.token_ids
         if chunks[row].start < len(known):
             token_ids[row] = known[chunks[row].start]
+        elif chunks[row].draft_token >= 0:
+            token_ids[row] = chunks[row].draft_token
     place = num_decodes
     for chunk in chunks[num_decodes:]:
         part = chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]

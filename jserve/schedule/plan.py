@@ -41,11 +41,15 @@ class ScheduledChunk(msgspec.Struct, frozen=True, gc=False, eq=False):
     """Pages appended to the sequence's tables since its last chunk, including shared ones when `is_first`."""
     prompt_reads: tuple[int, int] | None = None
     """Positions [first, end) of the chunk whose hidden states the request is about, beyond the next token."""
+    draft_token: int = -1
+    """The token at `start` where it is a guess; the chunk counts only if the one before it chose that token."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: the chunks of running decodes first, then of prompts. Each sequence has at most one chunk."""
+    """One step: the chunks of running decodes first, then of prompts. Each sequence has at most one chunk, and
+    after it one for each token that is drafted for it, all in the slot of the sequence.
+    """
 
     chunks: tuple[ScheduledChunk, ...]
     num_tokens: int

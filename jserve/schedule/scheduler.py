@@ -18,6 +18,7 @@ from jserve.constrain.row import RowConstraint
 from jserve.protocol import EngineStats, Request, TokenDelta, TokenLogprobs
 from jserve.schedule.cache import Cache
 from jserve.schedule.deltas import error_delta, prompt_delta, refusal, token_delta
+from jserve.schedule.drafts import Drafter
 from jserve.schedule.groups import Windows, longest_sequence
 from jserve.schedule.limits import LengthLimits
 from jserve.schedule.padding import Padding
@@ -36,6 +37,7 @@ class Scheduler:
     pages of `page_size` tokens serve cache groups of these `windows`; at most `max_num_seqs` sequences run, in slots
     0 to max_num_seqs - 1; a step computes at most `max_num_batched_tokens` tokens. `step_sizes` and `step_overhead`
     are those of `Padding`. `num_snapshots` copies of states are kept; None where layers keep no states.
+    A `drafter` needs layers without states, which cannot be rolled back.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Scheduler:
         step_sizes: Callable[[int], tuple[int, ...]] = lambda rows: (),
         step_overhead: int = 0,
         num_snapshots: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(
@@ -79,6 +82,8 @@ class Scheduler:
         self._shares = Shares(2 * max_num_batched_tokens)
         # No more than a step has tokens for, with one to spare for a prompt.
         self._running = RunningSequences(self._cache, max_num_seqs, self._mixed_budget)
+        self._max_num_seqs = max_num_seqs
+        self._drafter = drafter
         self._num_arrived = 0
         self._num_preemptions = 0
         self._prompt_tokens_computed = 0
@@ -115,6 +120,8 @@ class Scheduler:
             eos_token_ids=self._eos_token_ids,
             constraint=constraint,
         )
+        if self._drafter is not None:
+            self._drafter.watch(sequence)
         self._sequences[request.request_id] = sequence
         self._wait(sequence)
         return None
@@ -142,6 +149,8 @@ class Scheduler:
         others: list[Sequence] = []
         while self._schedule_decodes(chunks, with_updates, others):
             pass
+        if self._drafter is not None and chunks:
+            self._drafter.schedule(chunks, with_updates, self._count_free_rows(), self._cache.page_size)
         num_tokens = num_decodes = len(chunks)
         num_tokens += self._schedule_prompts(chunks, others)
         while not chunks and self._is_stuck:
@@ -166,6 +175,8 @@ class Scheduler:
         logprobs = [None] * len(plan.chunks) if tokens.logprobs is None else tokens.logprobs
         for chunk, token, logprob in zip(plan.chunks, tokens.token_ids, logprobs, strict=True):
             sequence = chunk.sequence
+            if chunk.draft_token >= 0 and self._drafter is not None and not self._drafter.accepts(chunk, token):
+                continue
             if not chunk.samples or sequence.status is finished:
                 if sequence.request.ends_with_prompt and chunk.output_index == 0 and sequence.status is not finished:
                     self._retire(sequence)
@@ -183,6 +194,8 @@ class Scheduler:
                 deltas.append(self._delta_with_updates(chunk, token, logprob))
             else:
                 deltas.append(TokenDelta(sequence.request.request_id, [token]))
+        if self._drafter is not None:
+            self._drafter.settle(plan)
         return deltas
 
     def stats(
@@ -210,6 +223,7 @@ class Scheduler:
             compiles_after_ready=compiles_after_ready,
             last_step_at=last_step_at,
             num_deferred=num_deferred,
+            **({} if self._drafter is None else self._drafter.stats()),
         )
 
     def check(self) -> None:
@@ -230,12 +244,13 @@ class Scheduler:
         They fit the budget: no more sequences run than that. A preemption takes one behind the sequence at hand, which
         has no chunk yet, or that one itself. Then this returns True, and goes on where it was when called again.
         """
-        cache = self._cache
+        cache, drafter = self._cache, self._drafter
         page_size = cache.page_size
+        rows = self._count_free_rows() if drafter is not None and self._running.by_rank else 0
         for sequence in islice(self._running.by_rank, len(chunks) + len(others), None):
             start, num_pending = sequence.num_computed, sequence.num_pending
             end = len(sequence.token_ids) + num_pending
-            if end - start != 1 or end >= sequence.max_total:
+            if end - start != 1 or end >= sequence.max_total or (drafter is not None and drafter.waits(sequence, rows)):
                 others.append(sequence)
                 continue
             page_updates: tuple[PageRun, ...] = ()
@@ -257,6 +272,15 @@ class Scheduler:
                 self._prompt_tokens_computed += 1
             chunks.append(ScheduledChunk(sequence, sequence.slot, start, 1, True, output_index, False, page_updates))
         return False
+
+    def _count_free_rows(self) -> int:
+        """Rows of a step for each running sequence that nobody needs; none while prompts wait or are computed, which
+        would take longer.
+        """
+        running = self._running.by_rank
+        if len(self._sequences) > len(running) or any(sequence.num_owed for sequence in running):
+            return 0
+        return (self._max_num_seqs - len(running)) // len(running)
 
     def _schedule_prompts(self, chunks: list[ScheduledChunk], others: list[Sequence]) -> int:
         """Give what the decodes leave of the budget to prompts. Returns the tokens planned."""

@@ -13,6 +13,7 @@ from jserve.schedule.groups import PageTable
 from jserve.schedule.prefix import DigestChain
 
 if TYPE_CHECKING:
+    from jserve.schedule.drafts import Drafted
     from jserve.schedule.share import Share
 
 
@@ -86,6 +87,8 @@ class Sequence:
     """`time.time()` of the first admission."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Those that have been read back so far."""
+    drafted: "Drafted | None" = None
+    """Its drafts, where tokens are drafted for it."""
     hidden_sums: list[bytes] = field(default_factory=list)
     """Sums for an embedding that have been read back so far: one f32[E] for each chunk."""
 

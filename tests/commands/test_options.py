@@ -167,7 +167,7 @@ def test_absent_file() -> None:
         (["--enforce-eager"], "unknown flag --enforce-eager: leave it out: nothing is captured"),
         (["--max-logprobs=5"], "the most that a request may ask for is 20"),
         (["--max-num-queued-reqs", "5"], "use --max-queued-requests"),
-        (["--spec-method=ngram"], "speculative decoding is not supported"),
+        (["--spec-method=ngram"], "use --speculative-config"),
         (["-pp", "2"], "layers are not spread over GPUs; use --tensor-parallel-size"),
         (["--data-parallel-size-local", "2"], "run one server per replica"),
         (["--limit-mm-per-prompt", "{}"], "messages are text"),

@@ -41,6 +41,9 @@ _ENGINE_COUNTERS = {
     "vllm:prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
     "vllm:prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
     "vllm:num_preemptions": ("num_preemptions", "Sequences that lost their pages and were computed again."),
+    "vllm:spec_decode_num_drafts": ("num_drafts", "Drafts that were checked."),
+    "vllm:spec_decode_num_draft_tokens": ("num_draft_tokens", "Tokens that were drafted."),
+    "vllm:spec_decode_num_accepted_tokens": ("num_accepted_tokens", "Drafted tokens that were accepted."),
     "jserve:steps": ("num_steps", "Steps that the engine has run."),
     "jserve:prompt_tokens_computed": ("prompt_tokens_computed", "Prompt tokens that were computed."),
     "jserve:recompiles_after_ready": ("compiles_after_ready", "Compiles after ready; above 0 is a defect."),
@@ -55,6 +58,8 @@ class Metrics(Collector):
         self._labels = {"model_name": model_name, "engine": "0"}
         self._base: dict[str, int] = {}
         self._newest = EngineStats()
+        self._accepted_base: Counter[str] = Counter()
+        """Accepted drafted tokens of engines that are no more, by their place in the draft."""
         self.finished: Counter[str] = Counter()
         self.rejected = client.admission.rejected
         self.aborted: Counter[str] = Counter()
@@ -166,6 +171,7 @@ class Metrics(Collector):
         if stats.num_steps < self._newest.num_steps:  # A new engine counts from zero.
             for field, _ in _ENGINE_COUNTERS.values():
                 self._base[field] = self._base.get(field, 0) + getattr(self._newest, field)
+            self._accepted_base += _by_place(self._newest)
         if stats.num_steps != self._newest.num_steps and stats.step_tokens:
             self.step_size.observe(stats.step_tokens)
         self._newest = stats
@@ -224,6 +230,10 @@ class Metrics(Collector):
     def _counters(self) -> Iterator[Metric]:
         for name, (field, help_text) in _ENGINE_COUNTERS.items():
             yield self._counter(name, help_text, self._base.get(field, 0) + getattr(self._newest, field))
+        if accepted := self._accepted_base + _by_place(self._newest):
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+            help_text = "Drafted tokens that were accepted, by their place in the draft."
+            yield self._family(CounterMetricFamily, name, help_text, "position", accepted)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens taken in.", self.prompt_tokens)
         yield self._counter(
             "vllm:prompt_tokens_cached", "Prompt tokens taken from the prefix cache.", self.cached_tokens
@@ -293,3 +303,7 @@ class Metrics(Collector):
         for key, value in values.items():
             family.add_metric([*self._labels.values(), key], value)
         return family
+
+
+def _by_place(stats: EngineStats) -> Counter[str]:
+    return Counter({str(place): count for place, count in enumerate(stats.accepted_per_position)})

@@ -7,6 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jserve.api.access.limits import Limit, Limits
 from jserve.api.telemetry.histogram import Histogram, one_two_five
+from jserve.api.telemetry.metrics import Metrics
+from jserve.protocol import EngineStats
 from tests.api.live_server import LiveServer, StartServer
 
 NAMES = [
@@ -87,6 +89,24 @@ def test_engine_counters_survive_a_restart(start_server: StartServer) -> None:
     assert live.metric("jserve:compile_total", fn="step", bucket="8", source="cold") == 2, "each engine compiles"
     live.complete("abcdef", max_tokens=10)
     assert live.metric("jserve:steps_total") >= before + 10
+
+
+def test_accepted_drafts_are_counted_by_place_and_go_on_after_a_restart(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = server.server.context.client
+    for name in ("on_step", "on_compiled"):
+        monkeypatch.setattr(client, name, getattr(client, name))
+    metrics = Metrics(client, "m")
+    for stats in (
+        EngineStats(num_steps=9, num_accepted_tokens=3, accepted_per_position=[2, 1]),
+        EngineStats(num_steps=1, num_accepted_tokens=1, accepted_per_position=[1, 0]),
+    ):
+        metrics._observe_step(stats)
+    families = {family.name: family for family in metrics.collect()}
+    samples = families["vllm:spec_decode_num_accepted_tokens_per_pos"].samples
+    assert {sample.labels["position"]: sample.value for sample in samples} == {"0": 3, "1": 1}
+    assert families["vllm:spec_decode_num_accepted_tokens"].samples[0].value == 4
 
 
 def test_histogram_counts_each_value_in_its_bucket() -> None:
