@@ -136,15 +136,15 @@ def part_text(part: Any, role: str, where: str) -> str | None:
 def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(call, dict):
         raise RequestError(f"{where} must be an object", param=where)
-    call = {key: value for key, value in call.items() if value is not None}
-    if "function" not in call and isinstance(custom := call.get("custom"), dict):
-        function = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
-        call = {**call, "type": "function", "function": function}
-        del call["custom"]
-    function = call.get("function", call)
+    kept: dict[str, Any] = {key: value for key, value in call.items() if value is not None}
+    if "function" not in kept and isinstance(custom := kept.get("custom"), dict):
+        del kept["custom"]
+        kept["type"] = "function"
+        kept["function"] = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
+    function = kept.get("function", kept)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RequestError(f"{where} must have a `function` with the name of the tool that was called", param=where)
-    return call
+    return kept
 
 
 def _with_arguments(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
