@@ -161,6 +161,7 @@ class Server:
         await self._app.load()
         load: Callable[[], ServedModel] = lambda: ServedModel.load(self.context.settings, self._config)  # noqa: E731
         self.context.loaded_model = await asyncio.to_thread(load)
+        self.context.share_facts()  # From here on requests are admitted, where the engine was ready first.
         await self._go_on()
         self._on_loaded()
         self._announce()

@@ -1,11 +1,16 @@
 """Loading, readiness, and a stop that lets open requests finish."""
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
 
+from jserve.api.model.served_model import ServedModel
+from jserve.api.server import Server
+from jserve.api.settings import ServerSettings
+from jserve.config import EngineConfig
 from tests.api.live_server import LiveServer, StartServer
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, wait_until
 
 _BODY = {"prompt": "hello ", "max_tokens": 50}
 
@@ -25,6 +30,30 @@ def test_while_loading_requests_are_refused_with_how_far_it_is(start_server: Sta
     hold.unlink()
     live.wait_until_ready()
     assert live.http.post("/v1/completions", json=_BODY).status_code == 200
+
+
+def test_the_first_request_after_ready_knows_the_model(start_server: StartServer, monkeypatch: Any) -> None:
+    """Here the engine is ready before the tokenizer is, and there is more to do before the start is over."""
+    started: list[LiveServer] = []
+    goes_on = threading.Event()
+    load, go_on = ServedModel.load, Server._go_on
+
+    def load_late(settings: ServerSettings, config: EngineConfig) -> ServedModel:
+        wait_until(lambda: bool(started) and started[0].server.context.client.ready is not None)
+        return load(settings, config)
+
+    async def held(server: Server) -> None:
+        await asyncio.to_thread(goes_on.wait, PATIENCE_S)
+        await go_on(server)
+
+    monkeypatch.setattr(ServedModel, "load", load_late)
+    monkeypatch.setattr(Server, "_go_on", held)
+    live = start_server(wait=False)
+    started.append(live)
+    wait_until(lambda: live.status("/ready") == 200)
+    answer = live.http.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3})
+    goes_on.set()
+    assert answer.status_code == 200, answer.text
 
 
 def test_ready_tells_how_many_programs_follow_behind(start_server: StartServer) -> None:
