@@ -22,6 +22,7 @@ from jserve.protocol import (
 )
 from jserve.runtime.compile_ahead import compile_ahead
 from jserve.runtime.platform import choose_platform
+from jserve.runtime.program_folder import forgive_loading
 
 logger = logging.getLogger("jserve.engine")
 
@@ -38,6 +39,7 @@ def main() -> int:
     if options.compile_into is not None:
         return _compile_ahead(options.compile_into)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _leave(0))
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     set_up_logging(config.log_level, config.log_format)
     connection = EngineSocket(socket.socket(fileno=options.fd))
@@ -76,8 +78,15 @@ def _last_words(connection: EngineSocket, message: FromEngine) -> int:
     return 1
 
 
-if __name__ == "__main__":
-    code = main()
+def _leave(code: int) -> None:
+    """End this process at once. The thread that compiles behind may be deep inside XLA, which does not survive the
+    interpreter's end.
+    """
+    if code == 0:
+        forgive_loading()
     sys.stderr.flush()
-    # The thread that compiles behind may be deep inside XLA, which does not survive the interpreter's end.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main())

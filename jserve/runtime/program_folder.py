@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 from pallas_kernels.owned_files import check_folder, read_owned
 
@@ -146,10 +148,19 @@ class ProgramFolder:
         return self._read_key()
 
 
+def forgive_loading() -> None:
+    """This process is about to leave because it was told to: what it is loading is not to blame for its end."""
+    for journal in list(_Journal.all):
+        journal.drop()
+
+
 class _Journal:
     """The names of what is being loaded, in a file that is locked as long as this process lives."""
 
+    all: ClassVar["WeakSet[_Journal]"] = WeakSet()
+
     def __init__(self, folder: Path) -> None:
+        self.all.add(self)
         self._folder = folder
         self._lock = threading.Lock()
         self._path: Path | None = None
@@ -181,6 +192,12 @@ class _Journal:
             if not self._names:
                 os.close(self._descriptor)
                 self._path = None
+
+    def drop(self) -> None:
+        """Delete the file. Takes no lock: the thread that has it may be the one that is interrupted for this."""
+        if (path := self._path) is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _lost_names(folder: Path) -> list[str]:

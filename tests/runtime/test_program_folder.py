@@ -190,6 +190,30 @@ def test_a_precompiled_program_that_ends_the_process_is_left_there_and_not_loade
     assert one.exists()
 
 
+LEAVES = """
+import os, sys, threading
+from pathlib import Path
+from jserve.runtime.program_folder import ProgramFolder, forgive_loading
+folder, name = sys.argv[1:]
+loads = threading.Event()
+def load():
+    with ProgramFolder(Path(folder)).loading(name):
+        loads.set()
+        threading.Event().wait()
+threading.Thread(target=load, daemon=True).start()
+loads.wait()
+forgive_loading()
+os._exit(0)
+"""
+
+
+def test_a_process_that_leaves_because_it_is_told_to_blames_no_program(tmp_path: Path) -> None:
+    one = stored(tmp_path, 1)
+    subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path), one.name], check=True, timeout=120)
+    assert not list(tmp_path.glob(f"{JOURNAL_PREFIX}*"))
+    assert is_loaded(ExecutableStore(tmp_path, "key"), 1)
+
+
 def test_what_a_living_process_loads_is_not_set_aside(tmp_path: Path) -> None:
     one = stored(tmp_path, 1)
     with ProgramFolder(tmp_path).loading(one.name):

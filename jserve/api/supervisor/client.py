@@ -45,6 +45,10 @@ _EXIT_GRACE_S = 2.0
 """How long an engine whose socket has ended may take to exit before it is killed."""
 
 
+_LOADING_LEAVE_S = 1.0
+"""How long one that still loads may take to leave."""
+
+
 class EngineStatus(enum.Enum):
     """What the engine is doing. DOWN: no process, between a death and the next start, or for good."""
 
@@ -171,20 +175,22 @@ class EngineClient:
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Tell the engine to leave and wait for it; kill it when it takes longer than `timeout_s`.
 
-        One that is still loading reads nothing, and has nothing to lose: it is killed.
+        One that is still loading reads nothing, and has nothing to lose: it gets a second to leave in good order.
         """
         self._stopping = True
         process = self._process
         if process is None:
             return
-        if self.state is EngineStatus.LOADING:
-            process.kill()
-            return
-        process.send([Shutdown()])
+        is_loading = self.state is EngineStatus.LOADING
+        if is_loading:
+            process.terminate()
+        else:
+            process.send([Shutdown()])
         try:
-            await asyncio.wait_for(process.wait_for_exit(), timeout_s)
+            await asyncio.wait_for(process.wait_for_exit(), _LOADING_LEAVE_S if is_loading else timeout_s)
         except TimeoutError:
-            logger.warning("the engine did not leave within %g s; killing it", timeout_s)
+            if not is_loading:
+                logger.warning("the engine did not leave within %g s; killing it", timeout_s)
             process.kill()
 
     def kill(self) -> None:

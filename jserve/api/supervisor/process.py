@@ -82,6 +82,11 @@ class EngineHandle:
         self._exited.set()
         return code
 
+    def terminate(self) -> None:
+        """SIGTERM to the engine alone, which leaves once its interpreter runs again."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(self._popen.pid, signal.SIGTERM)
+
     def kill(self) -> None:
         """SIGKILL to the engine and whatever it started."""
         with suppress(ProcessLookupError, PermissionError):
