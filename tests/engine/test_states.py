@@ -105,12 +105,13 @@ def test_a_cached_prefix_gives_the_tokens_of_a_computed_one(world: World) -> Non
     core = world.core()
     assert world.check(core, {"first": LONG[:30]}) == {"first": 0}
     assert world.check(core, {"again": LONG[:30]}) == {"again": 28}
-    answer = reference_greedy(world.model, LONG[:30], COUNT)
+    # Its own: where two tokens are as good as equal, transformers may choose the other one.
+    answer = tokens_of(run(core, {"once more": LONG[:30]}, greedy(COUNT))["once more"])
     assert world.check(core, {"next turn": LONG[:30] + answer + [5, 6]}) == {"next turn": 40}
     assert world.check(core, {"branch": [*LONG[:18], 1, 2, 3]}) == {"branch": 0}
     assert world.check(core, {"second branch": [*LONG[:18], 4, 4]}) == {"second branch": 16}
     stats = core.stats()
-    assert stats.prefix_hits == 28 + 40 + 16
+    assert stats.prefix_hits == 28 + 28 + 40 + 16
 
 
 def no_restores(monkeypatch: pytest.MonkeyPatch) -> None:
