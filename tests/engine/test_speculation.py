@@ -6,9 +6,9 @@ import pytest
 
 from jserve.config.speculation import SpeculativeConfig
 from jserve.engine.core import EngineCore
-from jserve.protocol import SamplingParams, TokenDelta
+from jserve.protocol import Request, SamplingParams, TokenDelta
 from jserve.schedule.drafts import Drafter
-from tests.engine.world import COUNT, PROMPTS, World
+from tests.engine.world import COUNT, PAGE, PROMPTS, World
 from tests.worlds import run
 
 NGRAM = SpeculativeConfig(method="ngram", num_speculative_tokens=4, prompt_lookup_min=1, prompt_lookup_max=3)
@@ -56,6 +56,52 @@ def test_drafts_are_accepted_and_save_steps(world: World) -> None:
     assert sum(stats.accepted_per_position) == stats.num_accepted_tokens
     assert stats.num_steps == plain.stats().num_steps - stats.num_accepted_tokens
     assert plain.stats().num_drafts == 0
+
+
+def test_rows_with_masks_and_edits_beside_drafts_are_as_without(world: World) -> None:
+    names = list(PROMPTS)[:8]
+    plain = {"max_tokens": COUNT, "ignore_eos": True, "temperature": 0.0}
+    odd = [{}, {"allowed_token_ids": [3, 4, 5, 9]}, {}, {"logit_bias": {5: 4.0}}, {"min_tokens": 4}]
+    params = {name: SamplingParams(**plain | odd[place % len(odd)]) for place, name in enumerate(names)}
+
+    def all_of(core: EngineCore) -> dict[str, Any]:
+        for name in names:
+            assert core.add(Request(name, PROMPTS[name], params[name])) is None
+        deltas = run(core, {}, params[names[0]], lambda step: core.scheduler.check())
+        return {name: summary(parts) for name, parts in deltas.items()}
+
+    core = drafting(world)
+    assert all_of(core) == all_of(world.core())
+    assert core.stats().num_accepted_tokens > 0
+
+
+def test_what_drafts_leave_in_the_prefix_cache_is_what_was_said(world: World) -> None:
+    """Prompts that go on from answers of which many tokens were drafted, and drafts that were rejected in between."""
+    params = SamplingParams(max_tokens=COUNT, ignore_eos=True, temperature=0.0)
+    core, plain = drafting(world), world.core()
+    for name in ("r1", "r2", "r4"):
+        first = answers(plain, [name], params)[name][0]
+        assert answers(core, [name], params)[name][0] == first
+        longer = {"longer": PROMPTS[name] + first + [5, 6]}
+        deltas = run(core, longer, params, lambda step: core.scheduler.check())["longer"]
+        assert summary(deltas) == summary(run(world.core(), longer, params)["longer"])
+        assert deltas[0].num_cached_tokens >= (len(PROMPTS[name]) + COUNT - 1) // PAGE * PAGE
+    assert core.stats().num_accepted_tokens > 0
+
+
+def test_preemption_meets_drafts(world: World) -> None:
+    params = SamplingParams(max_tokens=COUNT, ignore_eos=True, temperature=0.0)
+    core, met = drafting(world), []
+    preempt = core.scheduler._preempt
+
+    def watched(sequence: Any, *args: Any, **kwargs: Any) -> Any:
+        met.append(sequence.drafted is not None and sequence.drafted.num_in_flight > 0)
+        return preempt(sequence, *args, **kwargs)
+
+    core.scheduler._preempt = watched  # type: ignore[method-assign]
+    names = list(PROMPTS)
+    assert answers(core, names, params) == answers(world.core(), names, params)
+    assert met
 
 
 def test_a_stop_token_within_a_draft_ends_the_answer_there(world: World) -> None:

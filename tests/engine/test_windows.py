@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jserve.config import EngineConfig
+from jserve.config.speculation import SpeculativeConfig
 from jserve.engine.core import EngineCore
 from jserve.runtime.start import Started, start_runner
 from jserve.schedule.groups import pages_held
@@ -94,3 +95,13 @@ def test_pages_that_are_given_back_go_to_others(world: World) -> None:
     prompts = {"a": LONG[:100], "b": list(np.roll(LONG[:100], 5))}
     world.check(core, prompts, 10)
     assert core.stats().num_preemptions == 0
+
+
+def test_drafts_change_nothing_where_windows_give_pages_back(world: World) -> None:
+    """Their rows stand at the edge of a window, and their pages may go with the step that rejects them."""
+    world.started.runner.reset()
+    ngram = SpeculativeConfig(method="ngram", num_speculative_tokens=4, prompt_lookup_min=1, prompt_lookup_max=3)
+    core = EngineCore(world.started, speculation=ngram)
+    for prompt in ([5, 6, 7, 8, 9] * 6, [3, 4] * 9, LONG[:30], OTHER):
+        world.check(core, {"one": prompt}, 60)
+    assert core.stats().num_draft_tokens > core.stats().num_accepted_tokens > 0
