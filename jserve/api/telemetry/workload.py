@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from jserve.api.call import Call
+from jserve.api.json_writer import encode
 from jserve.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class TraceFile:
     def write(self, request: RecordedRequest) -> None:
         """Add a line."""
         try:
-            self._file.write(msgspec.json.encode(request) + b"\n")
+            self._file.write(encode(request) + b"\n")
         except OSError as error:
             if not self.num_lost:
                 logger.warning("requests are not recorded now, and pass all the same: %s", error)
