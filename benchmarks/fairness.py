@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     port = free_port()
     command = [*MODULE, "jserve", "--model", str(options.model), "--port", str(port), "--api-key", LIGHT, HEAVY]
     with tempfile.NamedTemporaryFile(prefix="fairness-", suffix=".log") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             result = asyncio.run(_measure(f"http://127.0.0.1:{port}", options))
         finally:
