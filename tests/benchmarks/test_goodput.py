@@ -18,7 +18,7 @@ from benchmarks.goodput import GoodputRun, judge, main, served_rates
 from benchmarks.trace import TraceSpec, TraceText, describe, make_trace, shareable_share
 from jserve.commands.bench.load import Outcome
 from jserve.commands.bench.metrics import measure
-from tests.commands.test_bench_serve import StubServer
+from tests.commands.bench.stub_server import StubServer
 
 # The trace
 
